@@ -1,0 +1,1 @@
+"""Rollout and scoring of GUI agents on recorded trajectories."""

@@ -1,0 +1,61 @@
+"""Bootstrap over tasks: percentile intervals of ratios of sums. Knows nothing of steps, actions or files."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+_MAX_CELLS = 2_000_000  # drawn tasks held at once: three arrays of 16 MB
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made; the same three values give the same intervals, digit by digit."""
+
+    seed: int = 0
+    n_resamples: int = 10_000
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed: found {self.seed}; expected 0 or more")
+        if self.n_resamples < 1:
+            raise ValueError(f"n_resamples: found {self.n_resamples}; expected 1 or more")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence: found {self.confidence}; expected a number between 0 and 1")
+
+
+def resample_sums(per_task: FloatArray, bootstrap: Bootstrap) -> FloatArray:
+    """Sum the columns over tasks drawn with replacement, again and again.
+
+    `per_task`: (n_tasks, n_columns), one row a task. All columns see the same draws, so that what is computed from two
+    of them is paired. Sums of whole numbers are exact, hence independent of the machine.
+
+    Returns:
+        (n_resamples, n_columns): row i sums `n_tasks` drawn tasks.
+    """
+    n_tasks = len(per_task)
+    rng = np.random.default_rng(bootstrap.seed)
+    sums = np.empty((bootstrap.n_resamples, per_task.shape[1]))
+    chunk = max(1, _MAX_CELLS // n_tasks)
+    for start in range(0, bootstrap.n_resamples, chunk):
+        size = min(chunk, bootstrap.n_resamples - start)
+        drawn = rng.integers(n_tasks, size=(size, n_tasks)) + np.arange(size)[:, None] * n_tasks
+        times_drawn = np.bincount(drawn.ravel(), minlength=size * n_tasks).reshape(size, n_tasks)
+        sums[start : start + size] = times_drawn.astype(np.float64) @ per_task
+    return sums
+
+
+def compute_interval(value: float, draws: FloatArray, confidence: float) -> dict[str, Any]:
+    """Return `{"value", "low", "high"}`: the estimate and the percentile interval of its resamples."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def compute_unseen_bound(n_tasks: int, confidence: float) -> float:
+    """Return the largest rate that `n_tasks` tasks without one success still allow (Clopper and Pearson, 1934)."""
+    return float(1 - ((1 - confidence) / 2) ** (1 / n_tasks))

@@ -1,0 +1,108 @@
+"""A fine-tuned model as an object: load it once, ask it for one step at a time."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from eval.policy import ModelPolicy, StepRequest
+from sft.actions import format_action
+from sft.config import ModelSettings, load_agent_config, load_model_settings
+from sft.encoding import StepEncoder
+from sft.memory import Memory, update
+from sft.model import find_family, load_model, read_base_model_name
+from sft.processors import load_processor
+from sft.prompts import AgentConfig, parse_answer
+from sft.screenshots import find_image_problem
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One step answered: the action (None where the answer could not be read) and the memory for the next step."""
+
+    action: dict[str, Any] | None
+    short_term_memory: dict[str, Any]
+    long_term_memory: dict[str, Any]
+    raw_text: str
+    parse_status: str
+
+
+class Predictor:
+    """A model with its agent configuration; holds no task state: the caller passes the memory back in."""
+
+    def __init__(self, policy: ModelPolicy, agent: AgentConfig):
+        self.policy, self.agent = policy, agent
+
+    def predict_step(
+        self,
+        image_path: str | Path,
+        user_goal: str,
+        short_term_memory: Mapping[str, Any] | None = None,
+        long_term_memory: Mapping[str, Any] | None = None,
+        detected_elements: Sequence[Mapping[str, Any]] = (),
+    ) -> Prediction:
+        """Answer one step. Pass the memories of the last `Prediction`, or none at the first step of a task.
+
+        Raises:
+            ValueError: the screenshot is missing or damaged.
+        """
+        path = Path(image_path)
+        if problem := find_image_problem(path):
+            raise ValueError(problem)
+        memory = Memory(dict(short_term_memory or {}), dict(long_term_memory or {}))
+        raw = self.policy.answer([StepRequest("", 0, user_goal, memory, path, detected_elements)])[0]
+        parsed = parse_answer(raw.text, self.agent, is_truncated=raw.finish_reason == "length")
+        memory = update(memory, parsed.answer, self.agent.memory_writer, self.agent.memory_budget_chars)
+        return Prediction(
+            action=format_action(parsed.answer.action) if parsed.answer else None,
+            short_term_memory=dict(memory.short_term),
+            long_term_memory=dict(memory.long_term),
+            raw_text=raw.text,
+            parse_status=parsed.status,
+        )
+
+
+def load_model_for_inference(
+    model_path: str | Path, base_model_name: str | None = None, agent_config: str | Path | None = None
+) -> Predictor:
+    """Load a fine-tuned model folder: an adapter on its base, quantised as in training, or a full model.
+
+    `base_model_name` overrides where the adapter's base model is; `agent_config` overrides the folder's own
+    `agent_config.json`, which an untuned base model does not have.
+
+    Raises:
+        ValueError: what is missing in the folder, or where the base model cannot be found.
+    """
+
+    folder = Path(model_path)
+    agent = load_agent_config(folder, agent_config)
+    is_adapter = (folder / "adapter_config.json").is_file()
+    settings = _find_model_settings(folder, is_adapter, base_model_name)
+    model: torch.nn.Module = load_model(settings, find_family(settings.model_name_or_path, settings.model_revision))
+    if is_adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(cast(PreTrainedModel, model), str(folder))
+    model.eval()
+    if torch.cuda.is_available() and not settings.load_in_4bit:
+        model.to("cuda")
+    processor = load_processor(
+        folder if _has_processor(folder) else settings.model_name_or_path, agent.min_pixels, agent.max_pixels
+    )
+    return Predictor(ModelPolicy(model, StepEncoder(processor, agent)), agent)
+
+
+def _find_model_settings(folder: Path, is_adapter: bool, base_model_name: str | None) -> ModelSettings:
+    if not is_adapter:
+        dtype = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("dtype", "float32")
+        return ModelSettings(str(folder), dtype=dtype, load_in_4bit=False)
+    settings = load_model_settings(folder)
+    return replace(settings, model_name_or_path=base_model_name or read_base_model_name(folder))
+
+
+def _has_processor(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))

@@ -1,0 +1,202 @@
+"use strict";
+// The task list of the report. Text from models and data becomes text nodes only: nothing here parses HTML.
+const data = JSON.parse(document.getElementById("data").textContent);
+const SYMBOLS = { right: "✓", partial: "~", wrong: "✗", unreadable: "?" };
+const byId = (id) => document.getElementById(id);
+
+function make(tag, className, ...children) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  node.append(...children);
+  return node;
+}
+
+// A step is "partial" where the headline matcher says right and a stricter one says wrong.
+function gradeOf(step) {
+  const outcomes = data.matchers.map((name) => step.outcomes[name]);
+  if (step.outcomes[data.headline] === "wrong") return "wrong";
+  if (step.outcomes[data.headline] !== "right") return "unreadable";
+  return outcomes.every((outcome) => outcome === "right") ? "right" : "partial";
+}
+
+function symbolOf(grade, label) {
+  const cell = make("span", `cell ${grade}`, SYMBOLS[grade]);
+  cell.title = label;
+  return cell;
+}
+
+const imageUrls = new Map();
+function urlOfImage(index) {
+  if (!imageUrls.has(index)) {
+    const bytes = Uint8Array.from(atob(byId(`image-${index}`).textContent), (char) => char.charCodeAt(0));
+    imageUrls.set(index, URL.createObjectURL(new Blob([bytes], { type: "image/webp" })));
+  }
+  return imageUrls.get(index);
+}
+
+function fillShot(shot, step) {
+  shot.replaceChildren();
+  if (step.image === null) {
+    shot.append(make("span", "absent", `Screenshot not found: ${step.image_id}`));
+    return;
+  }
+  const image = make("img");
+  image.alt = `Screenshot of step ${step.index + 1}`;
+  image.src = urlOfImage(step.image);
+  shot.append(image);
+  if (step.box) {
+    const box = make("span", "gold-box");
+    ["left", "top", "width", "height"].forEach((edge, i) => (box.style[edge] = `${step.box[i]}%`));
+    box.title = "Target of the gold action";
+    shot.append(box);
+  }
+}
+
+const viewer = byId("viewer");
+let viewed = null;
+function view(task, position) {
+  const step = task.steps[position];
+  if (!step) return;
+  viewed = { task, position };
+  const say = (action) => (action ? `${action.action} ${action.target}`.trim() : "no readable answer");
+  const caption = `Step ${step.index + 1} of ${task.steps.length}. Gold: ${say(step.gold)}. Predicted: ${say(step.predicted)}`;
+  byId("viewer-caption").replaceChildren(symbolOf(gradeOf(step), ""), ` ${caption}`);
+  fillShot(byId("viewer-shot"), step);
+  if (!viewer.open) viewer.showModal();
+}
+function turn(by) {
+  if (by === 0) viewer.close();
+  else view(viewed.task, viewed.position + by);
+}
+viewer.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-go]");
+  if (button) turn(Number(button.dataset.go));
+  else if (event.target === viewer) viewer.close();
+});
+viewer.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") turn(-1);
+  if (event.key === "ArrowRight") turn(1);
+});
+
+function makeAction(label, action, grade) {
+  const node = make("div", grade ? `action judged ${grade}` : "action", make("span", "label", label));
+  if (!action) {
+    node.append("no readable answer");
+    return node;
+  }
+  const { action: kind, target, ...others } = action;
+  node.append(make("strong", "", kind), " ", make("bdi", "", target ?? ""));
+  for (const [name, value] of Object.entries(others)) {
+    node.append(make("span", "argument", `${name}: `, make("bdi", "", String(value))));
+  }
+  return node;
+}
+
+const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value) ?? "");
+
+function makeValue(value, other, markOfNew) {
+  if (value === undefined) return "";
+  if (!Array.isArray(value)) return asText(value);
+  const others = new Set((Array.isArray(other) ? other : []).map(asText));
+  const items = value.map((item) => make("li", others.has(asText(item)) ? "" : markOfNew, asText(item)));
+  return make("ul", "", ...items);
+}
+
+function makeMemory(before, after) {
+  const table = make("table", "memory");
+  table.append(make("thead", "", make("tr", "", ...["Memory", "before", "after"].map((text) => make("th", "", text)))));
+  const body = table.appendChild(make("tbody"));
+  for (const part of ["short_term", "long_term"]) {
+    const [old, now] = [before[part] ?? {}, after[part] ?? {}];
+    const keys = [...new Set([...Object.keys(old), ...Object.keys(now)])];
+    const head = make("th", "", `${part.replace("_", "-")} memory${keys.length ? "" : ": empty"}`);
+    head.colSpan = 3;
+    body.append(make("tr", "part", head));
+    for (const key of keys) {
+      const isSame = asText(old[key]) === asText(now[key]);
+      const row = make("tr", isSame ? "same" : "changed", make("th", "", key));
+      const cell = make("td", "", makeValue(old[key], isSame ? old[key] : now[key], "removed"));
+      row.append(cell);
+      if (isSame) cell.colSpan = 2;
+      else row.append(make("td", "", makeValue(now[key], old[key], "added")));
+      body.append(row);
+    }
+  }
+  return table;
+}
+
+function makeStep(task, position) {
+  const step = task.steps[position];
+  const grade = gradeOf(step);
+  const shot = make(step.image === null ? "div" : "button", "shot");
+  fillShot(shot, step);
+  if (step.image !== null) {
+    shot.type = "button";
+    shot.setAttribute("aria-label", `Enlarge the screenshot of step ${step.index + 1}`);
+    shot.addEventListener("click", () => view(task, position));
+  }
+  const verdict = data.matchers.map((name) => `${name}: ${step.outcomes[name]}`).join(" · ");
+  const heading = make("h4", "", symbolOf(grade, ""), `Step ${step.index + 1}`, make("span", "verdict", verdict));
+  const gold = makeAction("Gold", step.gold, "");
+  const predicted = makeAction(`Predicted ${SYMBOLS[grade]}`, step.predicted, grade);
+  const body = make("div", "", heading, make("div", "actions", gold, predicted));
+  const problem = step.error ?? step.parse_problem;
+  if (problem) body.append(make("p", "note", `${step.error ? "error" : step.parse_status}: ${problem}`));
+  body.append(makeMemory(step.memory_before, step.memory_after));
+  const raw = make("pre", "", step.raw_text || "(empty)");
+  const reason = step.finish_reason ? `Raw answer (stopped by: ${step.finish_reason})` : "Raw answer";
+  body.append(make("details", "fold", make("summary", "", reason), raw));
+  return make("article", "step", shot, body);
+}
+
+function makeTask(task) {
+  const right = data.matchers.map((name) => `${name} ${task.n_right[name]} of ${task.n_steps}`).join(", ");
+  const about = [task.task_id, task.application, task.group, right].filter(Boolean).join(" · ");
+  const cells = task.steps.map((step) => {
+    const grade = gradeOf(step);
+    return symbolOf(grade, `Step ${step.index + 1}: gold ${step.gold.action}, ${grade}`);
+  });
+  const text = make("div", "", make("div", "goal", task.goal), make("div", "about", about));
+  const node = make("details", "task", make("summary", "", text, make("div", "strip", ...cells)));
+  node.addEventListener("toggle", () => {
+    if (node.open && node.children.length === 1) node.append(...task.steps.map((_, i) => makeStep(task, i)));
+  });
+  return node;
+}
+
+const entries = data.tasks.map((task) => ({
+  task,
+  node: makeTask(task),
+  words: [task.task_id, task.goal, ...task.steps.flatMap((step) => [step.gold, step.predicted].filter(Boolean).map(asText))]
+    .join("\n")
+    .toLowerCase(),
+}));
+byId("task-list").append(...entries.map((entry) => entry.node));
+
+const form = byId("filters");
+function addOptions(name, values) {
+  form.elements[name].append(...[...new Set(values)].filter(Boolean).sort().map((value) => new Option(value, value)));
+}
+addOptions("application", data.tasks.map((task) => task.application));
+addOptions("group", data.tasks.map((task) => task.group));
+form.elements.matcher.append(...data.matchers.map((name) => new Option(name, name)));
+
+function filter() {
+  const chosen = Object.fromEntries(new FormData(form));
+  const text = chosen.text.trim().toLowerCase();
+  let shown = 0;
+  for (const { task, node, words } of entries) {
+    const isRight = task.n_right[chosen.matcher] === task.n_steps;
+    node.hidden = !(
+      (chosen.verdict === "all" || isRight === (chosen.verdict === "right")) &&
+      (!chosen.application || task.application === chosen.application) &&
+      (!chosen.group || task.group === chosen.group) &&
+      words.includes(text)
+    );
+    shown += !node.hidden;
+  }
+  byId("shown").textContent = `${shown} of ${entries.length} tasks`;
+}
+form.addEventListener("input", filter);
+form.addEventListener("submit", (event) => event.preventDefault());
+filter();

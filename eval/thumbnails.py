@@ -1,0 +1,78 @@
+"""Screenshots to small WebP data for the report, each distinct file once. Knows nothing of steps or HTML."""
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from sft.screenshots import find_image_problem, hash_screenshot, open_screenshot
+
+# 960 px keeps labels of a 1280 or 1920 px screen legible at about 13 KB each; past 600 files that would be over 10 MB.
+WIDTH_PX, WIDTH_OF_MANY_PX, MANY = 960, 640, 600
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A screenshot made small: `data` is base64 WebP, `screen` the (width, height) of the original in pixels."""
+
+    data: str
+    screen: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """All screenshots of a report; `index_of` maps an image id to its place in `images`; unreadable ones lack."""
+
+    images: Sequence[Thumbnail]
+    index_of: Mapping[str, int]
+    problems: Sequence[str]
+
+
+def load_thumbnails(image_ids: Sequence[str], image_root: Path) -> Thumbnails:
+    """Read and shrink every distinct screenshot; files with the same bytes share one thumbnail.
+
+    A screenshot that is missing, damaged or outside `image_root` becomes one line of `problems`: a report of a run
+    whose screenshots have been moved is still a report.
+    """
+    root = image_root.resolve()
+    files: dict[str, Path] = {}  # content hash -> one file that has it
+    hash_of: dict[str, str] = {}
+    problems = []
+    for image_id in dict.fromkeys(image_ids):
+        path = (root / image_id).resolve()
+        if not path.is_relative_to(root):
+            problems.append(f"{image_id} leaves {root}")
+        elif not path.is_file():
+            problems.append(f"{path} is not there")
+        else:
+            hash_of[image_id] = hash_screenshot(path)
+            files.setdefault(hash_of[image_id], path)
+    width = WIDTH_PX if len(files) <= MANY else WIDTH_OF_MANY_PX
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while it decodes, shrinks and encodes
+        made = pool.map(lambda path: _make_thumbnail(path, width), files.values())
+        bar = tqdm(made, total=len(files), desc="Embedding screenshots", unit="file", leave=False)
+        by_hash = dict(zip(files, bar))
+    problems += [entry for entry in by_hash.values() if isinstance(entry, str)]
+    images = {digest: entry for digest, entry in by_hash.items() if isinstance(entry, Thumbnail)}
+    place = {digest: i for i, digest in enumerate(images)}
+    index_of = {image_id: place[digest] for image_id, digest in hash_of.items() if digest in place}
+    return Thumbnails(list(images.values()), index_of, problems)
+
+
+def _make_thumbnail(path: Path, width: int) -> Thumbnail | str:
+    if problem := find_image_problem(path):
+        return problem
+    image = open_screenshot(path)
+    screen = image.size
+    if image.width > width:
+        height = max(1, round(image.height * width / image.width))
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=60, method=2)
+    return Thumbnail(base64.b64encode(file.getvalue()).decode("ascii"), screen)

@@ -1,0 +1,36 @@
+"""Packages `sft` and `eval`. The versions that were tested together are in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="clinical-gui-agents",
+    version="0.1.0",
+    description="Supervised fine-tuning and rollout of vision-language models as GUI agents for clinical software",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["sft", "sft.*", "eval", "eval.*"]),
+    package_data={"eval": ["*.j2"]},
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "transformers>=5.23,<6",
+        "trl>=1.16,<2",
+        "peft>=0.21",
+        "bitsandbytes>=0.50",
+        "accelerate>=1.15",
+        "datasets>=5.2",
+        "pillow>=13",
+        "pydantic>=2.14",
+        "pyyaml>=6",
+        "numpy>=2",
+        "jinja2>=3.1",
+        "matplotlib>=3.10",
+        "rich>=15",
+        "tqdm>=4.67",
+        "tensorboard>=2.20",
+    ],
+    extras_require={
+        "dev": ["pytest>=9", "hypothesis>=6.150", "ruff>=0.15", "mypy>=2", "playwright>=1.60", "types-PyYAML"],
+        "gpu": ["torchvision", "flash-attn"],
+        "vllm": ["vllm"],
+    },
+)

@@ -1,0 +1,101 @@
+"""Action grammar: which actions exist and what one may carry. Knows nothing of models, prompts or files."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_TARGET_CHARS = 2_000
+
+
+@dataclass(frozen=True)
+class ActionType:
+    """One kind of action an agent can take.
+
+    `arguments` maps an optional argument's name to the values it may take; an empty tuple allows any text or number.
+    `is_final` marks the action that ends a task and may stand on its last step only.
+    """
+
+    name: str
+    description: str
+    arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    is_final: bool = False
+
+
+DEFAULT_ACTIONS: tuple[ActionType, ...] = (
+    ActionType("CLICK", "press the element"),
+    ActionType("SCROLL", "scroll it", {"direction": ("up", "down", "left", "right")}),
+    ActionType("ZOOM", "zoom it", {"direction": ("in", "out"), "scale": ()}),
+    ActionType("TEXT", "type text into it", {"text": ()}),
+    ActionType("SEGMENT", "draw a region or measurement with it"),
+    ActionType("COMPLETE", "the goal is reached", is_final=True),
+)
+
+
+@dataclass(frozen=True)
+class Action:
+    """One action: `kind` is an `ActionType.name`, `target` the element's label ("" only where the action is final)."""
+
+    kind: str
+    target: str
+    arguments: Mapping[str, str | float] = field(default_factory=dict)
+
+
+def find_action_type(kind: str, actions: Sequence[ActionType]) -> ActionType | None:
+    """Return the action type of that name, letter case ignored, or None."""
+    return next((a for a in actions if a.name == kind.strip().upper()), None)
+
+
+def parse_action(fields: Mapping[str, Any], actions: Sequence[ActionType] = DEFAULT_ACTIONS) -> Action:
+    """Read an action from a JSON object `{"action", "target", ...arguments}`.
+
+    Fields that the action type does not name are left out.
+
+    Raises:
+        ValueError: the object names no known action, lacks its target, or an argument has a value it may not have.
+    """
+    kind = fields.get("action")
+    known = ", ".join(a.name for a in actions)
+    if not isinstance(kind, str) or not kind.strip():
+        raise ValueError(f'found no action name (got {_brief(kind)}); expected "action" to be one of {known}')
+    action_type = find_action_type(kind, actions)
+    if action_type is None:
+        raise ValueError(f"found action {_brief(kind)}; expected one of {known}")
+    target = fields.get("target", "")
+    if target is None:
+        target = ""
+    if not isinstance(target, str):
+        raise ValueError(f"found target {_brief(target)}; expected text")
+    if not target.strip() and not action_type.is_final:
+        raise ValueError(f"found no target for {action_type.name}; expected the label of the element")
+    if len(target) > MAX_TARGET_CHARS:
+        raise ValueError(f"found a target of {len(target)} characters; expected at most {MAX_TARGET_CHARS}")
+    arguments = {
+        name: _parse_argument(name, fields[name], allowed)
+        for name, allowed in action_type.arguments.items()
+        if fields.get(name) is not None
+    }
+    return Action(action_type.name, target.strip(), arguments)
+
+
+def format_action(action: Action) -> dict[str, str | float]:
+    """Return the JSON object that `parse_action` reads, action first."""
+    return {"action": action.kind, "target": action.target, **action.arguments}
+
+
+def _parse_argument(name: str, value: Any, allowed: tuple[str, ...]) -> str | float:
+    if allowed:
+        if not isinstance(value, str) or value.strip().lower() not in allowed:
+            raise ValueError(f"found {name} {_brief(value)}; expected one of {', '.join(allowed)}")
+        return value.strip().lower()
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and not math.isfinite(value):
+        raise ValueError(f"found {name} {value}; expected a finite number")
+    if not is_number and not isinstance(value, str):
+        raise ValueError(f"found {name} {_brief(value)}; expected text or a number")
+    return value
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,163 @@
+"""Trajectories to training rows, and which tasks train and which validate. Knows nothing of models or collation."""
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from sft.config import DataSettings
+from sft.encoding import StepEncoder
+from sft.prompts import AgentConfig, format_answer
+from sft.trajectory import Problem, Trajectory, TrajectoryError, gold_memories, load_trajectories
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class TaskSplit:
+    """The tasks of one run. No task is in both parts."""
+
+    train: list[Trajectory]
+    val: list[Trajectory]
+
+
+def load_task_split(settings: DataSettings, agent: AgentConfig, seed: int, show_progress: bool = True) -> TaskSplit:
+    """Read the training tasks and, by `val_csv` or `val_split`, the validation tasks.
+
+    Raises:
+        TrajectoryError: every problem of the files, or a task id that stands in both.
+    """
+
+    def load(path: str, **task_range: Any) -> list[Trajectory]:
+        return load_trajectories(
+            path,
+            settings.image_root,
+            actions=agent.actions,
+            needs_elements=agent.use_grounding,
+            show_progress=show_progress,
+            **task_range,
+        )
+
+    train = load(settings.train_csv, task_start=settings.task_start, task_end=settings.task_end)
+    if settings.val_csv is None:
+        return TaskSplit(*split_by_task(train, settings.val_split, seed))
+    val = load(settings.val_csv)
+    if shared := {t.task_id for t in train} & {t.task_id for t in val}:
+        raise TrajectoryError(
+            [
+                Problem(
+                    Path(settings.val_csv), None, "Task_id", f"found task {task_id} in train_csv too; expected it once"
+                )
+                for task_id in sorted(shared)
+            ]
+        )
+    return TaskSplit(train, val)
+
+
+def split_by_task(
+    trajectories: Sequence[Trajectory], val_share: float, seed: int
+) -> tuple[list[Trajectory], list[Trajectory]]:
+    """Hold out a share of the tasks, the same share of every application, at least one task of each where it can."""
+    by_application: dict[str, list[Trajectory]] = defaultdict(list)
+    for trajectory in trajectories:
+        by_application[trajectory.application].append(trajectory)
+    held_out: set[str] = set()
+    for application, tasks in sorted(by_application.items()):
+        count = round(len(tasks) * val_share)
+        if val_share and len(tasks) > 1:
+            count = min(max(count, 1), len(tasks) - 1)
+        ids = [t.task_id for t in tasks]
+        held_out.update(random.Random(f"{seed}/{application}").sample(ids, count))
+    train = [t for t in trajectories if t.task_id not in held_out]
+    return train, [t for t in trajectories if t.task_id in held_out]
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """Training rows and what was noticed while they were made."""
+
+    dataset: "Dataset"
+    n_shortened: int
+
+
+def build_step_rows(
+    trajectories: Sequence[Trajectory], csv_path: str, encoder: StepEncoder, show_progress: bool = True
+) -> StepRows:
+    """Build one row a step: prompt text under gold memory, the answer, the screenshot's path. Decodes no image.
+
+    Returns:
+        A dataset with the columns `task_id, step, image, prompt, completion, n_prompt_tokens, n_answer_tokens`.
+
+    Raises:
+        TrajectoryError: a step that cannot be trained on within the token limits, or whose answer lacks the memory
+            that `memory_writer: model` is to learn.
+    """
+    from datasets import Dataset
+
+    agent, rows, problems, n_shortened = encoder.agent, [], [], 0
+    bar = tqdm(trajectories, desc="Building training rows", unit="task", disable=not show_progress)
+    for trajectory in bar:
+        memories = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
+        for step, memory in zip(trajectory.steps, memories):
+
+            def report(column: str, message: str, row: int = step.row) -> None:
+                problems.append(Problem(Path(csv_path), row, column, message))
+
+            if message := _find_missing_memory(step.gold, agent):
+                report("Output", message)
+            try:
+                prompt = encoder.build_prompt(trajectory.instruction, memory, step.image_path, step.elements)
+            except ValueError as error:
+                report("Instruction", str(error))
+                continue
+            answer = format_answer(step.gold, agent)
+            n_answer = len(encoder.encode_completion(answer))
+            if n_answer > agent.max_answer_tokens:
+                limit = f"max_answer_tokens={agent.max_answer_tokens}"
+                report("Output", f"found an answer of {n_answer} tokens; expected at most {limit}")
+            n_shortened += prompt.is_shortened
+            rows.append(
+                {
+                    "task_id": trajectory.task_id,
+                    "step": step.index,
+                    "image": str(step.image_path),
+                    "prompt": prompt.text,
+                    "completion": answer,
+                    "n_prompt_tokens": prompt.n_tokens,
+                    "n_answer_tokens": n_answer,
+                }
+            )
+    if problems:
+        raise TrajectoryError(problems)
+    return StepRows(Dataset.from_list(rows), n_shortened)
+
+
+def describe_tasks(trajectories: Sequence[Trajectory], csv_path: str) -> dict[str, Any]:
+    """Say which data a run saw: file, hash, counts, and every task with the hash of its goal."""
+    return {
+        "csv": csv_path,
+        "sha256": hashlib.sha256(Path(csv_path).read_bytes()).hexdigest(),
+        "n_tasks": len(trajectories),
+        "n_steps": sum(len(t.steps) for t in trajectories),
+        "n_screenshots": len({s.image_path for t in trajectories for s in t.steps}),
+        "tasks": {t.task_id: hashlib.sha256(t.instruction.encode()).hexdigest()[:16] for t in trajectories},
+    }
+
+
+def _find_missing_memory(answer: Any, agent: AgentConfig) -> str | None:
+    if agent.memory_writer == "rule":
+        return None
+    wanted = [("short_term", agent.use_short_term), ("long_term", agent.use_long_term)]
+    missing = [name for name, used in wanted if used and getattr(answer, name) is None]
+    if not missing:
+        return None
+    return (
+        f"found no {' and no '.join(missing)} in the answer; expected the memory the model is to write: "
+        "add it, or set memory_writer: rule"
+    )

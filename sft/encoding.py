@@ -1,0 +1,100 @@
+"""Messages and screenshots to prompt text and token ids: one path for training and rollout. Knows no datasets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sft.memory import Memory, fit_memory, memory_chars
+from sft.prompts import AgentConfig, build_prompt
+from sft.screenshots import open_screenshot
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One step's model input as text. `n_tokens` counts image tokens in; `is_shortened` says that memory was cut."""
+
+    text: str
+    n_tokens: int
+    is_shortened: bool
+
+
+class StepEncoder:
+    """Turns steps into token ids with a processor; holds no state that changes."""
+
+    def __init__(self, processor: Any, agent: AgentConfig):
+        self.processor, self.tokenizer, self.agent = processor, processor.tokenizer, agent
+
+    def build_prompt(
+        self,
+        instruction: str,
+        memory: Memory,
+        image_path: Path,
+        elements: Sequence[Mapping[str, Any]] = (),
+    ) -> Prompt:
+        """Render a prompt of at most `agent.max_prompt_tokens`; the memory is shortened where it would be longer.
+
+        Raises:
+            ValueError: the prompt is too long even without memory.
+        """
+        limit, budget = self.agent.max_prompt_tokens, memory_chars(memory)
+        prompt = self._render(instruction, memory, image_path, elements, is_shortened=False)
+        while prompt.n_tokens > limit and budget > 4:  # two empty objects are four characters
+            budget = max(4, int(budget * 0.8))
+            memory = fit_memory(memory, budget)
+            prompt = self._render(instruction, memory, image_path, elements, is_shortened=True)
+        if prompt.n_tokens > limit:
+            raise ValueError(
+                f"found a prompt of {prompt.n_tokens} tokens without any memory, "
+                f"{self.count_image_tokens(image_path)} of them the screenshot; expected at most {limit}: "
+                "raise max_prompt_tokens or lower max_pixels"
+            )
+        return prompt
+
+    def encode_prompts(self, texts: Sequence[str], image_paths: Sequence[Path]) -> dict[str, Any]:
+        """Tokenise prompts and prepare their screenshots, one image a prompt.
+
+        Returns:
+            `input_ids` and `mm_token_type_ids`: one list of ints a prompt, unpadded; `pixel_values`: (sum of patches,
+            patch dim) float32; `image_grid_thw`: (n prompts, 3) int64.
+        """
+        images = [open_screenshot(path) for path in image_paths]
+        return dict(
+            self.processor(
+                text=list(texts), images=images, return_mm_token_type_ids=True, images_kwargs={"return_tensors": "pt"}
+            )
+        )
+
+    def encode_completion(self, answer_text: str) -> list[int]:
+        """Return the ids the loss is computed on: the answer and the end of the turn, nothing else."""
+        return [*self.tokenizer(answer_text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def count_image_tokens(self, image_path: Path) -> int:
+        """Return how many tokens a screenshot takes at the agent's pixel budget, from its size alone."""
+        return self._count_tokens_of_size(*_read_size(image_path))
+
+    def _count_tokens_of_size(self, width: int, height: int) -> int:
+        return int(self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens[0])
+
+    def _render(
+        self,
+        instruction: str,
+        memory: Memory,
+        image_path: Path,
+        elements: Sequence[Mapping[str, Any]],
+        is_shortened: bool,
+    ) -> Prompt:
+        messages = build_prompt(instruction, memory, self.agent, elements)
+        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        n_text_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        # the template holds one placeholder that the processor repeats once an image token
+        return Prompt(text, n_text_tokens - 1 + self.count_image_tokens(image_path), is_shortened)
+
+
+@lru_cache(maxsize=65_536)
+def _read_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size

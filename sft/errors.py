@@ -1,0 +1,17 @@
+"""What a user wrote and can mend: one error type, and how a command ends with it."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """Something wrong in what a user wrote or pointed to; its text says what was found, expected and the way out."""
+
+
+def run_command(main: Callable[[list[str]], None]) -> None:
+    """Run a command's `main` on the command line's arguments; a `UserError` ends it with exit code 2, no traceback."""
+    try:
+        main(sys.argv[1:])
+    except UserError as problem:
+        print(problem, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,111 @@
+"""Short- and long-term memory of an agent: pure functions from memory and answer to memory. Knows no files."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sft.actions import Action
+
+MemoryWriter = Literal["model", "rule"]
+
+SHORT_TERM_KEYS = ("last_action", "last_target", "last_observation", "last_lesson")
+LONG_TERM_KEYS = (
+    "overall_progress",
+    "completed_subtasks",
+    "remaining_subtasks",
+    "known_pitfalls",
+    "recurring_issues",
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the agent carries from one step to the next. Keys beyond the published ones are kept."""
+
+    short_term: Mapping[str, Any] = field(default_factory=dict)
+    long_term: Mapping[str, Any] = field(default_factory=dict)
+
+
+EMPTY_MEMORY = Memory()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one step answers: an action and, where the model writes its memory, the memory after the action.
+
+    `short_term` or `long_term` is None where the answer does not carry it.
+    """
+
+    action: Action
+    short_term: Mapping[str, Any] | None = None
+    long_term: Mapping[str, Any] | None = None
+
+
+def update(memory: Memory, answer: Answer | None, writer: MemoryWriter, budget_chars: int) -> Memory:
+    """Return the memory for the next step.
+
+    `writer` "model" takes what the answer carries; a part the answer lacks stays as it was. `writer` "rule" derives it
+    from the action alone. `answer` None (unparsable) keeps the memory. The result has at most `budget_chars` of JSON.
+    """
+    if answer is None:
+        return memory
+    if writer == "rule":
+        return fit_memory(_memory_by_rule(memory, answer.action), budget_chars)
+    short_term = memory.short_term if answer.short_term is None else answer.short_term
+    long_term = memory.long_term if answer.long_term is None else answer.long_term
+    return fit_memory(Memory(short_term, long_term), budget_chars)
+
+
+def fit_memory(memory: Memory, budget_chars: int) -> Memory:
+    """Shorten a memory to at most `budget_chars` characters of JSON; the oldest entries go first.
+
+    Lists lose their first items, longest list first; then texts lose their beginning, longest text first; then whole
+    keys go, long-term first. Short-term memory and long-term memory share the budget.
+    """
+    short_term, long_term = dict(memory.short_term), dict(memory.long_term)
+    while (excess := memory_chars(Memory(short_term, long_term)) - budget_chars) > 0:
+        if not (_drop_oldest_item(long_term, short_term) or _cut_longest_text(excess, long_term, short_term)):
+            part = long_term or short_term
+            if not part:
+                break
+            part.pop(next(iter(part)))
+    return Memory(short_term, long_term)
+
+
+def memory_chars(memory: Memory) -> int:
+    """Return the length of the memory as JSON, in characters."""
+    return len(dump_json(memory.short_term)) + len(dump_json(memory.long_term))
+
+
+def dump_json(value: Any) -> str:
+    """Write JSON on one line without spaces, the only form in which prompts and answers hold it.
+
+    Half characters (lone surrogates), which JSON can name but UTF-8 cannot hold, become "?".
+    """
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode("utf-8")
+
+
+def _memory_by_rule(memory: Memory, action: Action) -> Memory:
+    done = memory.long_term.get("completed_subtasks")
+    done = list(done) if isinstance(done, (list, tuple)) else []
+    short_term = {"last_action": action.kind, "last_target": action.target}
+    return Memory(short_term, {"completed_subtasks": [*done, f"{action.kind} {action.target}".strip()]})
+
+
+def _drop_oldest_item(*parts: dict[str, Any]) -> bool:
+    lists = [(len(dump_json(v)), part, k) for part in parts for k, v in part.items() if isinstance(v, list) and v]
+    if not lists:
+        return False
+    _, part, key = max(lists, key=lambda entry: entry[0])
+    part[key] = part[key][1:]
+    return True
+
+
+def _cut_longest_text(excess: int, *parts: dict[str, Any]) -> bool:
+    texts = [(len(v), part, k) for part in parts for k, v in part.items() if isinstance(v, str) and v]
+    if not texts:
+        return False
+    _, part, key = max(texts, key=lambda entry: entry[0])
+    part[key] = part[key][max(excess, 1) :]
+    return True

@@ -1,0 +1,179 @@
+"""Base model, quantisation and LoRA: what is loaded, what is trained, and whether a saved adapter is whole."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import LoraConfig
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+
+from sft.config import ModelSettings
+from sft.errors import UserError
+from sft.hub import find_base_model
+
+PARTS = ("language", "merger", "vision")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a model family keeps its parts. Each value is a regex that matches whole module names of linear layers."""
+
+    linears: Mapping[str, str]
+    not_quantised: tuple[str, ...] = ("model.visual", "lm_head")
+
+
+_LANGUAGE_LINEARS = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+
+# Suffix lists such as "q_proj, up_proj" hit different parts in different families (Qwen2.5-VL's vision MLP, for one):
+# one anchored regex a part instead. Names are those of transformers 5.
+FAMILIES: Mapping[str, Family] = {
+    "qwen3_vl": Family(
+        {
+            "language": _LANGUAGE_LINEARS,
+            "merger": r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]",
+            "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])",
+        }
+    ),
+    "qwen2_5_vl": Family(
+        {
+            "language": _LANGUAGE_LINEARS,
+            "merger": r"model\.visual\.merger\.mlp\.[02]",
+            "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)",
+        }
+    ),
+}
+
+
+def find_family(model_name_or_path: str, revision: str = "main") -> Family:
+    """Read the base model's config and return its family, within seconds and without loading weights.
+
+    Raises:
+        UserError: no such folder, the hub cannot be reached, or a family that is not supported.
+    """
+    find_base_model(model_name_or_path, revision)
+    model_type = AutoConfig.from_pretrained(model_name_or_path, revision=revision).model_type
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"{model_name_or_path}: found model type {model_type!r}; expected one of {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
+    """Load the base model, its language linears in nf4 where `load_in_4bit` is set, everything else in `dtype`.
+
+    Weights are read from safetensors only. Vision tower, merger and `lm_head` are not quantised.
+    """
+    dtype = getattr(torch, settings.dtype)
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype if dtype == torch.bfloat16 else torch.uint8,  # ZeRO-3 shards bf16 storage only
+        llm_int8_skip_modules=list(family.not_quantised),
+    )
+    has_gpu = torch.cuda.is_available()
+    model = AutoModelForImageTextToText.from_pretrained(
+        settings.model_name_or_path,
+        revision=settings.model_revision,
+        dtype=dtype,
+        attn_implementation=settings.attn_implementation,
+        quantization_config=quantisation if settings.load_in_4bit else None,
+        device_map={"": PartialState().local_process_index} if settings.load_in_4bit and has_gpu else None,
+        use_safetensors=True,
+    )
+    model.config.use_cache = False
+    return model
+
+
+def build_lora_config(settings: ModelSettings, family: Family) -> LoraConfig | None:
+    """Return the adapter's configuration, or None where every parameter is trained."""
+    if not settings.use_peft:
+        return None
+    pattern = "|".join(f"(?:{family.linears[part]})" for part in settings.lora_parts)
+    return LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        bias="none",
+        target_modules=rf"^(?:{pattern})$",
+        modules_to_save=list(settings.lora_modules_to_save) or None,
+        task_type="CAUSAL_LM",
+    )
+
+
+def part_of(parameter_name: str) -> str:
+    """Return the part of the model a parameter belongs to: language, merger or vision."""
+    if "visual." not in parameter_name:
+        return "language"
+    return "merger" if "merger" in parameter_name else "vision"
+
+
+def count_parameters(model: torch.nn.Module) -> dict[str, dict[str, int]]:
+    """Count parameters by part: `{part: {"trainable": n, "total": n}}`. A packed 4-bit byte counts as two."""
+    trainable, total = Counter[str](), Counter[str]()
+    for name, parameter in model.named_parameters():
+        shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+        n = shape.numel() if shape is not None else getattr(parameter, "ds_numel", parameter.numel())
+        total[part_of(name)] += n
+        trainable[part_of(name)] += n if parameter.requires_grad else 0
+    return {part: {"trainable": trainable[part], "total": total[part]} for part in PARTS}
+
+
+def trained_parts(model: torch.nn.Module) -> set[str]:
+    """Return the parts that have at least one trainable parameter."""
+    return {part_of(name) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def parts_with_gradient(named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> set[str]:
+    """Return the parts in which some trainable parameter has a gradient other than zero."""
+    return {part_of(n) for n, p in named_parameters if p.grad is not None and bool(p.grad.any())}
+
+
+def check_adapter(folder: Path, model: torch.nn.Module) -> int:
+    """Reopen a saved adapter and compare it with the one in memory: keys, shapes, finite numbers, some `lora_B` set.
+
+    Returns:
+        The number of tensors in the file.
+
+    Raises:
+        UserError: the file on disk is not the adapter that was trained.
+    """
+    from peft import get_peft_model_state_dict
+
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path}: found no such file after saving; is the disk full?")
+    json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model).items()}
+    has_update = False
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+        if names != set(expected):
+            difference = sorted(names ^ set(expected))[:3]
+            raise UserError(
+                f"{path}: found {len(names)} tensors; expected {len(expected)}; they differ in {difference}"
+            )
+        for name in sorted(names):
+            tensor = file.get_tensor(name)
+            if tuple(tensor.shape) != expected[name]:
+                raise UserError(f"{path}: {name}: found shape {tuple(tensor.shape)}; expected {expected[name]}")
+            if not bool(torch.isfinite(tensor).all()):
+                raise UserError(f"{path}: {name}: found numbers that are not finite; training has diverged")
+            has_update = has_update or ("lora_A" not in name and bool(tensor.any()))
+    if not has_update:
+        raise UserError(f"{path}: found every lora_B zero; expected a trained adapter: nothing was learned")
+    return len(names)
+
+
+def read_base_model_name(adapter_folder: Path) -> str:
+    """Return the base model an adapter was trained on, as its `adapter_config.json` names it."""
+    fields: dict[str, Any] = json.loads((adapter_folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return fields["base_model_name_or_path"]

@@ -1,0 +1,179 @@
+"""Prompt and answer text: the one place either is made, for training and rollout alike. Knows no files or models."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from sft.actions import DEFAULT_ACTIONS, ActionType, format_action, parse_action
+from sft.memory import Answer, Memory, MemoryWriter, dump_json
+
+PROMPT_VERSION = "1"
+
+ParseStatus = Literal["ok", "no_json", "not_object", "no_action", "truncated"]
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Everything that shapes prompt and answer; saved beside the adapter as `agent_config.json`.
+
+    `min_pixels` and `max_pixels` bound a screenshot's area in pixels before it becomes image tokens. A prompt longer
+    than `max_prompt_tokens` (image tokens counted in) has its memory shortened; nothing else is ever cut.
+    """
+
+    actions: tuple[ActionType, ...] = DEFAULT_ACTIONS
+    memory_writer: MemoryWriter = "model"
+    use_short_term: bool = True
+    use_long_term: bool = True
+    use_grounding: bool = False
+    memory_budget_chars: int = 1200
+    min_pixels: int = 65_536
+    max_pixels: int = 1_310_720
+    max_prompt_tokens: int = 8192
+    max_answer_tokens: int = 512
+    prompt_version: str = PROMPT_VERSION
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    """A model's answer read: `answer` is None unless `status` is "ok"; `problem` says in words what was wrong."""
+
+    status: ParseStatus
+    answer: Answer | None
+    problem: str = ""
+
+
+def build_prompt(
+    instruction: str, memory: Memory, agent: AgentConfig, elements: Sequence[Mapping[str, Any]] | None = None
+) -> list[Message]:
+    """Render one step's model input.
+
+    The screenshot comes first so that steps on one screenshot share their prefix. `elements` are *detected* screen
+    elements (`{"name", "bbox"}`), used where `agent.use_grounding` is set. No task id, no step number: neither exists
+    when the agent is used.
+
+    Returns:
+        Chat messages ending with the user turn, ready for `add_generation_prompt=True`; the image part has no pixels.
+    """
+    lines = [f"Goal: {instruction}"]
+    if agent.use_short_term:
+        lines.append(f"Short-term memory: {dump_json(memory.short_term)}")
+    if agent.use_long_term:
+        lines.append(f"Long-term memory: {dump_json(memory.long_term)}")
+    if agent.use_grounding:
+        lines.append(f"Detected elements: {dump_json(list(elements or []))}")
+    return [
+        {"role": "system", "content": [{"type": "text", "text": build_system_text(agent)}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _as_plain_text("\n".join(lines))}]},
+    ]
+
+
+def build_system_text(agent: AgentConfig) -> str:
+    """Render the static system message: role, action schema, answer schema."""
+    actions = "\n".join(f"{a.name}: {a.description}{_describe_arguments(a)}" for a in agent.actions)
+    parts = ["action", "target", "arguments"]
+    if _writes_memory(agent):
+        parts += [p for p, used in (("short_term", agent.use_short_term), ("long_term", agent.use_long_term)) if used]
+    return (
+        "You operate clinical software. Look at the screenshot and choose the next action toward the goal.\n"
+        f"Actions:\n{actions}\n"
+        f"Answer with one line of JSON: {', '.join(parts)}."
+    )
+
+
+def format_answer(answer: Answer, agent: AgentConfig) -> str:
+    """Render an answer as the model is taught to write it: one line of JSON, action first."""
+    fields: dict[str, Any] = format_action(answer.action)
+    if _writes_memory(agent):
+        if agent.use_short_term:
+            fields["short_term"] = answer.short_term or {}
+        if agent.use_long_term:
+            fields["long_term"] = answer.long_term or {}
+    return _as_plain_text(dump_json(fields))
+
+
+def parse_answer(text: str, agent: AgentConfig, is_truncated: bool = False) -> ParsedAnswer:
+    """Read a model's answer: the first JSON object in the text.
+
+    `is_truncated` says that generation stopped at its token limit. Never raises: an unreadable answer is data.
+    """
+    start = text.find("{")
+    if start < 0:
+        return ParsedAnswer("truncated" if is_truncated else "no_json", None, "no JSON object in the answer")
+    try:
+        fields, _ = _DECODER.raw_decode(text[start:])
+    except (ValueError, RecursionError) as error:
+        return ParsedAnswer("truncated" if is_truncated else "no_json", None, f"broken JSON: {error}")
+    try:
+        return ParsedAnswer("ok", read_answer(fields, agent.actions))
+    except ValueError as error:
+        return ParsedAnswer("no_action", None, str(error))
+
+
+def read_answer(fields: Mapping[str, Any], actions: Sequence[ActionType]) -> Answer:
+    """Build an `Answer` from a compact JSON object; memory that is not an object is refused.
+
+    Raises:
+        ValueError: what was found and what was expected.
+    """
+    return Answer(
+        parse_action(fields, actions),
+        _read_memory_part(fields, "short_term"),
+        _read_memory_part(fields, "long_term"),
+    )
+
+
+def agent_to_json(agent: AgentConfig) -> dict[str, Any]:
+    """Return the content of `agent_config.json`."""
+    return asdict(agent)
+
+
+def agent_from_json(fields: Mapping[str, Any]) -> AgentConfig:
+    """Rebuild the agent that `agent_to_json` wrote.
+
+    Raises:
+        ValueError: the file was written for another prompt version, or holds keys this version does not know.
+    """
+    if fields.get("prompt_version") != PROMPT_VERSION:
+        raise ValueError(
+            f"found prompt_version {fields.get('prompt_version')!r}; expected {PROMPT_VERSION!r}: "
+            "roll out with the version of this package that trained the adapter"
+        )
+    try:
+        actions = tuple(
+            ActionType(a["name"], a["description"], {k: tuple(v) for k, v in a["arguments"].items()}, a["is_final"])
+            for a in fields["actions"]
+        )
+        return AgentConfig(**{**fields, "actions": actions})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"found something unreadable ({error}); train again or restore the file") from error
+
+
+def _as_plain_text(text: str) -> str:
+    """Break up control tokens such as `<|image_pad|>` that data or a model's own memory may spell out."""
+    return text.replace("<|", "< |")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _writes_memory(agent: AgentConfig) -> bool:
+    return agent.memory_writer == "model"
+
+
+def _describe_arguments(action: ActionType) -> str:
+    if not action.arguments:
+        return ""
+    return "; " + ", ".join(f"{name} {'/'.join(values)}".strip() for name, values in action.arguments.items())
+
+
+def _read_memory_part(fields: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+    part = fields.get(key)
+    if part is not None and not isinstance(part, Mapping):
+        raise ValueError(f"found {key} of type {type(part).__name__}; expected a JSON object")
+    return part

@@ -1,0 +1,169 @@
+"""Fine-tune a vision-language model on recorded trajectories.
+
+accelerate launch sft/run.py RECIPE.yaml [--key value ...]
+
+Every key of a recipe can be given on the command line too. `--resume_from_checkpoint true` goes on from the newest
+checkpoint in the output folder.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from sft.config import Recipe, build_training_arguments, parse_recipe
+from sft.data import TaskSplit, build_step_rows, describe_tasks, load_task_split
+from sft.errors import UserError, run_command
+from sft.hub import find_base_model
+from sft.trajectory import Trajectory
+from sft.versions import read_versions
+
+if TYPE_CHECKING:
+    from sft.encoding import StepEncoder
+    from sft.trainer import TrajectoryTrainer
+
+log = logging.getLogger("sft")
+
+
+def main(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    recipe = parse_recipe(argv)
+    split = check_inputs(recipe)
+    training = build_training_arguments(recipe)
+    logging.basicConfig(
+        level=logging.INFO if training.process_index == 0 else logging.WARNING, format="%(levelname)s %(message)s"
+    )
+
+    from sft.collator import StepCollator, check_answer_only_labels
+    from sft.encoding import StepEncoder
+    from sft.model import build_lora_config, count_parameters, find_family, load_model
+    from sft.processors import load_processor
+    from sft.trainer import TrajectoryTrainer
+
+    family = find_family(recipe.model.model_name_or_path, recipe.model.model_revision)
+    processor = load_processor(recipe.model.model_name_or_path, recipe.agent.min_pixels, recipe.agent.max_pixels)
+    encoder = StepEncoder(processor, recipe.agent)
+    train = build_step_rows(split.train, recipe.data.train_csv, encoder)
+    val = build_step_rows(split.val, recipe.data.val_csv or recipe.data.train_csv, encoder) if split.val else None
+    collator = StepCollator(encoder)
+    sample = [train.dataset[i] for i in range(min(2, len(train.dataset)))]
+    supervised = check_answer_only_labels(collator(sample), sample, processor.tokenizer)
+    log.info("train: %d tasks, %d steps; val: %d tasks", len(split.train), len(train.dataset), len(split.val))
+    log.info("prompts whose memory was shortened: %d; first supervised text: %s", train.n_shortened, supervised)
+
+    trainer = TrajectoryTrainer(
+        model=load_model(recipe.model, family),
+        args=training,
+        train_dataset=train.dataset,
+        eval_dataset=val.dataset if val else None,
+        processing_class=processor,
+        data_collator=collator,
+        peft_config=build_lora_config(recipe.model, family),
+        validation_rollout=build_validation_rollout(recipe, split.val, encoder),
+    )
+    add_early_stopping(trainer, recipe)
+    log_parameters(count_parameters(trainer.model))
+    folder = Path(cast(str, training.output_dir))
+    save_run_files(recipe, split, folder, processor)
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    save(trainer, folder)
+
+
+def check_inputs(recipe: Recipe) -> TaskSplit:
+    """Check data and base model together, before torch is imported; all problems are told at once."""
+    problems: list[str] = []
+    try:
+        find_base_model(recipe.model.model_name_or_path, recipe.model.model_revision)
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        split = load_task_split(recipe.data, recipe.agent, seed=recipe.training.get("seed", 42))
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return split
+
+
+def build_validation_rollout(
+    recipe: Recipe, tasks: list[Trajectory], encoder: "StepEncoder"
+) -> Callable[[Any], dict[str, float]] | None:
+    """Return what rolls the model out on validation tasks with its own memory and scores it, or None."""
+    from eval.matching import MATCHERS, judge_step
+    from eval.policy import ModelPolicy
+    from eval.walk import walk_tasks
+
+    chosen = tasks[: recipe.validation.val_rollout_tasks]
+    if not chosen:
+        return None
+
+    def roll_out(model: Any) -> dict[str, float]:
+        policy = ModelPolicy(model, encoder)
+        results = list(walk_tasks(chosen, policy, recipe.agent, "own", recipe.validation.val_rollout_batch_size))
+        share = {
+            name: sum(judge_step(r, MATCHERS[name]) == "right" for r in results) / len(results)
+            for name in ("action", "action_target")
+        }
+        return {"swa": share["action"], "swa_target": share["action_target"]}
+
+    return roll_out
+
+
+def add_early_stopping(trainer: "TrajectoryTrainer", recipe: Recipe) -> None:
+    from transformers import EarlyStoppingCallback
+
+    if recipe.validation.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.validation.early_stopping_patience))
+
+
+def log_parameters(counts: dict[str, dict[str, int]]) -> None:
+    """Log trainable and total parameters by part."""
+    for part, count in counts.items():
+        share = 100 * count["trainable"] / max(count["total"], 1)
+        log.info("%-8s %13d parameters, %12d trainable (%.2f %%)", part, count["total"], count["trainable"], share)
+
+
+def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: Any) -> None:
+    """Save what the rollout and a reader need beside the weights: agent, recipe, versions, data, processor."""
+    from accelerate import PartialState
+
+    from sft.processors import save_processor
+
+    if not PartialState().is_main_process:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {"train": describe_tasks(split.train, recipe.data.train_csv)}
+    if split.val:
+        data["val"] = describe_tasks(split.val, recipe.data.val_csv or recipe.data.train_csv)
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    for name, content in (
+        ("agent_config.json", asdict(recipe.agent)),
+        ("training_data.json", data),
+        ("versions.json", read_versions()),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    save_processor(processor, folder)
+
+
+def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
+    """Save the weights, reopen and check them, and draw the curves."""
+    from sft.curves import plot_curves
+    from sft.model import check_adapter
+
+    trainer.save_model()
+    trainer.save_state()
+    if not trainer.is_world_process_zero():
+        return
+    if (folder / "adapter_config.json").is_file():
+        n_tensors = check_adapter(folder, trainer.accelerator.unwrap_model(trainer.model))
+        log.info("adapter reopened: %d tensors, as trained", n_tensors)
+    plot_curves(trainer.state.log_history, folder / "training_curves.png")
+    log.info("saved to %s", folder)
+
+
+if __name__ == "__main__":
+    run_command(main)
