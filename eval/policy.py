@@ -77,10 +77,11 @@ class ModelPolicy:
         return results
 
     def _build_batch(self, prompts: list[str], image_paths: list[Path]) -> tuple[dict[str, Any], list[int]]:
-        batch = self.encoder.encode_prompts(prompts, image_paths)
-        ids = batch.pop("input_ids")
+        batch = self.encoder.encode_screenshots(image_paths)
+        encoded = [self.encoder.encode_prompt(p, g) for p, g in zip(prompts, batch["image_grid_thw"].tolist())]
+        ids, types = [e[0] for e in encoded], [e[1] for e in encoded]
         batch["attention_mask"] = pad([[1] * len(i) for i in ids], 0, side="left")
-        batch["mm_token_type_ids"] = pad(batch["mm_token_type_ids"], 0, side="left")
+        batch["mm_token_type_ids"] = pad(types, 0, side="left")
         batch["input_ids"] = pad(ids, self.encoder.tokenizer.pad_token_id, side="left")
         device, dtype = self.model.device, self.model.dtype
         moved = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in batch.items()}

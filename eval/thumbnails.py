@@ -27,7 +27,10 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """All screenshots of a report; `index_of` maps an image id to its place in `images`; unreadable ones lack."""
+    """All screenshots of a report; `index_of` maps an image id to its place in `images`.
+
+    `problems` names what could not be read; those image ids are not in `index_of`.
+    """
 
     images: Sequence[Thumbnail]
     index_of: Mapping[str, int]
@@ -72,7 +75,7 @@ def _make_thumbnail(path: Path, width: int) -> Thumbnail | str:
     screen = image.size
     if image.width > width:
         height = max(1, round(image.height * width / image.width))
-        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     image.save(file, "WEBP", quality=60, method=2)
     return Thumbnail(base64.b64encode(file.getvalue()).decode("ascii"), screen)

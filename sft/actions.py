@@ -1,11 +1,11 @@
 """Action grammar: which actions exist and what one may carry. Knows nothing of models, prompts or files."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 MAX_TARGET_CHARS = 2_000
+MAX_NUMBER = 1e15
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Action:
 
 def find_action_type(kind: str, actions: Sequence[ActionType]) -> ActionType | None:
     """Return the action type of that name, letter case ignored, or None."""
-    return next((a for a in actions if a.name == kind.strip().upper()), None)
+    return next((a for a in actions if a.name.upper() == kind.strip().upper()), None)
 
 
 def parse_action(fields: Mapping[str, Any], actions: Sequence[ActionType] = DEFAULT_ACTIONS) -> Action:
@@ -83,14 +83,23 @@ def format_action(action: Action) -> dict[str, str | float]:
     return {"action": action.kind, "target": action.target, **action.arguments}
 
 
+def as_plain_text(text: str) -> str:
+    """Return a text as prompts, answers and results hold it.
+
+    Half characters (lone surrogates), which JSON can name but UTF-8 cannot hold, become "?". Control tokens such as
+    `<|image_pad|>`, which data or a model's own memory may spell out, are broken up.
+    """
+    return text.encode("utf-8", "replace").decode("utf-8").replace("<|", "< |")
+
+
 def _parse_argument(name: str, value: Any, allowed: tuple[str, ...]) -> str | float:
     if allowed:
         if not isinstance(value, str) or value.strip().lower() not in allowed:
             raise ValueError(f"found {name} {_brief(value)}; expected one of {', '.join(allowed)}")
         return value.strip().lower()
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and not math.isfinite(value):
-        raise ValueError(f"found {name} {value}; expected a finite number")
+    if is_number and not abs(value) <= MAX_NUMBER:  # NaN is neither above nor below
+        raise ValueError(f"found {name} {_brief(value)}; expected a number of at most {MAX_NUMBER:.0e}")
     if not is_number and not isinstance(value, str):
         raise ValueError(f"found {name} {_brief(value)}; expected text or a number")
     return value

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.actions import ActionType
-from sft.memory import Answer
+from sft.memory import Answer, clean_json
 from sft.prompts import read_answer
 
 
@@ -112,7 +112,7 @@ def _load_json(cell: str) -> Any:
     if not cell.strip():
         raise ValueError("found an empty cell; expected JSON")
     try:
-        return json.loads(cell)
+        return clean_json(json.loads(cell))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"found broken JSON ({error}) in {cell.strip()[:60]!r}; expected a JSON object") from error
 

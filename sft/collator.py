@@ -1,62 +1,125 @@
-"""Training rows to padded batches with answer-only labels. The trainer knows nothing of how a batch is made."""
+"""Training rows to batches with answer-only labels, padded or packed. The trainer knows nothing of how one is made."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sft.encoding import StepEncoder
+from sft.packing import IGNORED_LABEL, TokenSequence, mrope_positions, pack_sequences
 
-IGNORED_LABEL = -100
+Row = Mapping[str, Any]
 
 
-class StepCollator:
-    """Collates rows of `sft.data.build_step_rows` into one right-padded batch.
-
-    The prompt is encoded exactly as in a rollout and the answer's ids are appended: no token crosses the border.
-    """
+class PaddingCollator:
+    """Collates rows of `sft.data.build_step_rows` into one right-padded batch, each row with its own screenshot."""
 
     def __init__(self, encoder: StepEncoder):
         self.encoder = encoder
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Build a batch of B rows, T tokens the longest.
 
         Returns:
             `input_ids`, `attention_mask`, `labels`, `mm_token_type_ids`: (B, T) int64, labels -100 outside the answer
             and its end-of-turn token; `pixel_values`: (sum of patches, patch dim); `image_grid_thw`: (B, 3).
         """
-        batch = self.encoder.encode_prompts([r["prompt"] for r in rows], [Path(r["image"]) for r in rows])
-        prompts, types = batch.pop("input_ids"), batch.pop("mm_token_type_ids")
-        answers = [self.encoder.encode_completion(r["completion"]) for r in rows]
-        batch.pop("attention_mask", None)
-        batch["input_ids"] = pad([p + a for p, a in zip(prompts, answers)], self.encoder.tokenizer.pad_token_id)
-        batch["attention_mask"] = pad([[1] * (len(p) + len(a)) for p, a in zip(prompts, answers)], 0)
-        batch["labels"] = pad([[IGNORED_LABEL] * len(p) + a for p, a in zip(prompts, answers)], IGNORED_LABEL)
-        batch["mm_token_type_ids"] = pad([t + [0] * len(a) for t, a in zip(types, answers)], 0)
-        return batch
+        images = self.encoder.encode_screenshots([Path(row["image"]) for row in rows])
+        encoded = [encode_row(self.encoder, row, grid) for row, grid in zip(rows, images["image_grid_thw"].tolist())]
+        return {
+            "input_ids": pad([e.ids for e in encoded], self.encoder.tokenizer.pad_token_id),
+            "attention_mask": pad([np.ones_like(e.ids) for e in encoded], 0),
+            "labels": pad([e.labels for e in encoded], IGNORED_LABEL),
+            "mm_token_type_ids": pad([e.types for e in encoded], 0),
+            **images,
+        }
 
 
-def pad(sequences: Sequence[Sequence[int]], value: int, side: str = "right") -> torch.Tensor:
+class PackingCollator:
+    """Collates rows into one packed sequence: a screenshot that several rows share is in it once.
+
+    The batch carries `subtree_end` instead of a mask (see `sft.packing`); the trainer spreads it out on the device.
+    """
+
+    def __init__(self, encoder: StepEncoder):
+        self.encoder = encoder
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Build one sequence of T tokens.
+
+        Returns:
+            `input_ids`, `labels`, `mm_token_type_ids`, `subtree_end`: (1, T) int64; `position_ids`: (3, 1, T);
+            `pixel_values`: (sum of patches, patch dim); `image_grid_thw`: (n distinct screenshots, 3).
+        """
+        paths = {row["image_sha256"]: Path(row["image"]) for row in rows}
+        image_keys = {key: i for i, key in enumerate(paths)}
+        images = self.encoder.encode_screenshots(list(paths.values()))
+        grids = images["image_grid_thw"].tolist()
+        keys = [image_keys[row["image_sha256"]] for row in rows]
+        packed = pack_sequences([encode_row(self.encoder, row, grids[k], k) for row, k in zip(rows, keys)])
+        order = [keys[i] for i in packed.image_sources]
+        patches = torch.split(images["pixel_values"], images["image_grid_thw"].prod(dim=1).tolist())
+        return {
+            "input_ids": torch.from_numpy(packed.ids)[None],
+            "labels": torch.from_numpy(packed.labels)[None],
+            "mm_token_type_ids": torch.from_numpy(packed.types)[None],
+            "subtree_end": torch.from_numpy(packed.subtree_end)[None],
+            "position_ids": torch.from_numpy(packed.positions)[:, None],
+            "pixel_values": torch.cat([patches[k] for k in order]),
+            "image_grid_thw": images["image_grid_thw"][order],
+        }
+
+
+def encode_row(encoder: StepEncoder, row: Row, grid_thw: Sequence[int], image_key: int = 0) -> TokenSequence:
+    """Encode one step: the prompt exactly as in a rollout, the answer's ids appended; no token crosses the border."""
+    prompt, types = encoder.encode_prompt(row["prompt"], grid_thw)
+    answer = encoder.encode_completion(row["completion"])
+    types_array = np.array(types + [0] * len(answer), dtype=np.int64)
+    return TokenSequence(
+        ids=np.array(prompt + answer, dtype=np.int64),
+        labels=np.array([IGNORED_LABEL] * len(prompt) + answer, dtype=np.int64),
+        types=types_array,
+        positions=mrope_positions(types_array, grid_thw, encoder.processor.image_processor.merge_size),
+        n_prompt=len(prompt),
+        image_key=image_key,
+    )
+
+
+def pad(sequences: Sequence[Any], value: int, side: str = "right") -> torch.Tensor:
     """Stack sequences of ints into (B, longest) int64, filled with `value` on the given side."""
-    tensors = [torch.tensor(s, dtype=torch.long) for s in sequences]
+    tensors = [torch.as_tensor(s, dtype=torch.long) for s in sequences]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
 
-def check_answer_only_labels(
-    batch: Mapping[str, torch.Tensor], rows: Sequence[Mapping[str, Any]], tokenizer: Any
-) -> str:
-    """Assert that what is trained on decodes to exactly the answer and the end of the turn.
+def build_tree_mask(subtree_end: torch.Tensor, attn_implementation: str, dtype: torch.dtype) -> torch.Tensor:
+    """Spread `subtree_end` (1, T) out into the (1, 1, T, T) mask of a packed sequence.
+
+    Boolean for SDPA (True may be seen), additive in `dtype` for eager attention.
+    """
+    end = subtree_end[0]
+    index = torch.arange(len(end), device=end.device)
+    may_see = (index[None, :] <= index[:, None]) & (index[:, None] < end[None, :])
+    if attn_implementation == "sdpa":
+        return may_see[None, None]
+    return torch.zeros_like(may_see, dtype=dtype).masked_fill(~may_see, torch.finfo(dtype).min)[None, None]
+
+
+def check_answer_only_labels(encoder: StepEncoder, rows: Sequence[Row]) -> str:
+    """Assert that what is trained on decodes to exactly the answers and their ends of turn, padded and packed.
 
     Returns:
         The first row's supervised text, for the log.
 
     Raises:
-        AssertionError: the labels of a row are anything else.
+        AssertionError: the labels are anything else.
     """
-    texts = [tokenizer.decode(labels[labels != IGNORED_LABEL]) for labels in batch["labels"]]
-    for text, row in zip(texts, rows):
-        expected = row["completion"] + tokenizer.eos_token
-        assert text == expected, f"supervised text {text!r} is not the answer {expected!r}"
-    return texts[0]
+    tokenizer = encoder.tokenizer
+    expected = [row["completion"] + tokenizer.eos_token for row in rows]
+    padded = [tokenizer.decode(labels[labels != IGNORED_LABEL]) for labels in PaddingCollator(encoder)(rows)["labels"]]
+    assert padded == expected, f"supervised texts {padded!r} are not the answers {expected!r}"
+    labels = PackingCollator(encoder)(rows)["labels"][0]
+    packed = tokenizer.decode(labels[labels != IGNORED_LABEL]).split(tokenizer.eos_token)[:-1]
+    assert sorted(packed) == sorted(row["completion"] for row in rows), f"packed answers are {packed!r}"
+    return padded[0]

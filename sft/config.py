@@ -3,7 +3,8 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -59,6 +60,19 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class BatchSettings:
+    """How steps become batches."""
+
+    packing: Literal["shared_screenshot", "none"] = field(
+        default="shared_screenshot",
+        metadata={"help": "Hold what several steps share once in one sequence, or pad each step on its own."},
+    )
+    tokens_per_batch: int = field(
+        default=4096, metadata={"help": "Most tokens of a packed sequence, images included."}
+    )
+
+
+@dataclass(frozen=True)
 class ValidationSettings:
     """The own-memory rollout on validation tasks that runs at each evaluation."""
 
@@ -79,13 +93,14 @@ class Recipe:
     data: DataSettings
     model: ModelSettings
     agent: AgentConfig
+    batch: BatchSettings
     validation: ValidationSettings
     training: Mapping[str, Any]
 
     def to_yaml(self) -> str:
         """Render the resolved recipe, every setting of ours spelled out, as YAML that `parse_recipe` reads."""
         resolved: dict[str, Any] = {}
-        for settings in (self.data, self.model, self.agent, self.validation):
+        for settings in (self.data, self.model, self.agent, self.batch, self.validation):
             resolved.update(dataclasses.asdict(settings))
         resolved.pop("prompt_version")
         return yaml.safe_dump(_plain({**resolved, **self.training}), sort_keys=False, allow_unicode=True)
@@ -111,8 +126,20 @@ _REFUSED_KEYS = {
     "eos_token": "the answer ends with the model's own end-of-turn token",
     "chat_template_path": "the model's own chat template is used",
     "model_init_kwargs": "use dtype, attn_implementation, model_revision",
-    "packing": "TRL refuses packing for vision data",
     "padding_free": "TRL refuses padding-free batches for vision data",
+}
+
+_LEAST = {
+    "lora_r": 1,
+    "lora_alpha": 1,
+    "memory_budget_chars": 4,  # two empty objects
+    "min_pixels": 1,
+    "max_prompt_tokens": 1,
+    "max_answer_tokens": 1,
+    "tokens_per_batch": 1,
+    "val_rollout_tasks": 0,
+    "val_rollout_batch_size": 1,
+    "early_stopping_patience": 1,
 }
 
 
@@ -133,6 +160,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         "data": DataSettings,
         "model": ModelSettings,
         "agent": AgentConfig,
+        "batch": BatchSettings,
         "validation": ValidationSettings,
     }
     own_keys = {name for cls in sections.values() for name in _field_types(cls)} - {"prompt_version"}
@@ -143,7 +171,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     }
     checked_training = _check_training_keys(training, own_keys, problems)
     if not problems:
-        problems += _find_contradictions(built["data"], built["model"], built["validation"], checked_training)
+        problems += _find_contradictions(built, checked_training)
     if problems:
         raise RecipeError(path, problems)
     return Recipe(path=path, training=checked_training, **built)
@@ -190,31 +218,50 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
     """Build TRL's configuration from the recipe; what TRL itself refuses becomes a `RecipeError`."""
     from trl import SFTConfig  # torch takes seconds to import: only where a run is about to start
 
-    fixed = {"max_length": None, "remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    fixed: dict[str, Any] = {
+        "max_length": None,
+        "remove_unused_columns": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }
+    if recipe.batch.packing != "none":
+        fixed["per_device_train_batch_size"] = 1
     try:
         return SFTConfig(**{**recipe.training, **fixed})
     except (ValueError, TypeError) as error:
         raise RecipeError(recipe.path, [str(error)]) from error
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice; plain YAML silently keeps the last one."""
+_YAML_BOOL = "tag:yaml.org,2002:bool"
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice and reads `no` as text, as YAML 1.2 does (`eval_strategy: no`)."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _YAML_BOOL]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                raise ValueError(f"line {line}: found {key!r} as a key; expected text: quote braces and brackets")
             if key in seen:
                 raise ValueError(f"line {line}: found key {key!r} again (first in line {seen[key]}); expected it once")
             seen[key] = line
         return super().construct_mapping(node, deep)
 
 
+_RecipeLoader.add_implicit_resolver(_YAML_BOOL, re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+
+
 def _load_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(path, ["found no such file; expected a recipe in YAML, e.g. recipes/demo.yaml"])
     try:
-        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_UniqueKeyLoader)  # a SafeLoader
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_RecipeLoader)  # a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(path, [" ".join(str(error).split())]) from error
     if not isinstance(values, dict):
@@ -235,8 +282,8 @@ def _parse_overrides(path: Path, arguments: Sequence[str]) -> dict[str, Any]:
                 raise RecipeError(path, [f"found --{key} without a value; expected --{key} VALUE"])
             text = rest.pop(0)
         try:
-            overrides[key.replace("-", "_")] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            overrides[key.replace("-", "_")] = yaml.load(text, Loader=_RecipeLoader)  # a SafeLoader
+        except (yaml.YAMLError, ValueError) as error:
             raise RecipeError(path, [f"--{key}: found {text!r}; expected a YAML value"]) from error
     return overrides
 
@@ -254,7 +301,8 @@ def _check_training_keys(values: Mapping[str, Any], own_keys: set[str], problems
         return {}
     from trl import SFTConfig
 
-    types = {f.name: f.type for f in dataclasses.fields(SFTConfig) if f.init}
+    types: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(SFTConfig) if f.init}
+    types["resume_from_checkpoint"] = bool | str | None  # the trainer takes true for "the newest one"
     checked = {}
     for key, value in values.items():
         if key in _REFUSED_KEYS:
@@ -283,10 +331,29 @@ def _check_value(key: str, expected: Any, value: Any, problems: list[str]) -> An
     return checked
 
 
-def _find_contradictions(
-    data: DataSettings, model: ModelSettings, validation: ValidationSettings, training: Mapping[str, Any]
-) -> list[str]:
-    problems = []
+def _find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
+    data, model, agent, validation = (settings[name] for name in ("data", "model", "agent", "validation"))
+    values = {name: value for part in settings.values() for name, value in vars(part).items()}
+    problems = [
+        f"{name}: found {values[name]}; expected at least {least}"
+        for name, least in _LEAST.items()
+        if values[name] is not None and values[name] < least
+    ]
+    if agent.min_pixels > agent.max_pixels:
+        problems.append(f"max_pixels: found {agent.max_pixels}; expected at least min_pixels={agent.min_pixels}")
+    if not 0 <= model.lora_dropout < 1:
+        problems.append(f"lora_dropout: found {model.lora_dropout}; expected a share from 0 to below 1")
+    if settings["batch"].packing != "none":
+        if model.attn_implementation not in ("sdpa", "eager"):
+            problems.append(
+                f"packing: {model.attn_implementation} cannot take the mask of a packed sequence; "
+                "expected attn_implementation sdpa or eager, or packing: none"
+            )
+        if training.get("per_device_train_batch_size", 1) != 1:
+            problems.append(
+                "per_device_train_batch_size: found together with packing; expected tokens_per_batch, which says how "
+                "much goes into one sequence"
+            )
     if not 0 <= data.val_split < 1:
         problems.append(f"val_split: found {data.val_split}; expected a share from 0 to below 1")
     if data.val_csv and data.val_split:

@@ -5,6 +5,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from sft.config import DataSettings
 from sft.encoding import StepEncoder
 from sft.prompts import AgentConfig, format_answer
+from sft.screenshots import hash_screenshot
 from sft.trajectory import Problem, Trajectory, TrajectoryError, gold_memories, load_trajectories
 
 if TYPE_CHECKING:
@@ -92,7 +94,8 @@ def build_step_rows(
     """Build one row a step: prompt text under gold memory, the answer, the screenshot's path. Decodes no image.
 
     Returns:
-        A dataset with the columns `task_id, step, image, prompt, completion, n_prompt_tokens, n_answer_tokens`.
+        A dataset with the columns `task_id, step, image, image_sha256, prompt, completion` and the token counts
+        `n_prefix_tokens` (what steps on one screenshot share), `n_prompt_tokens`, `n_answer_tokens`.
 
     Raises:
         TrajectoryError: a step that cannot be trained on within the token limits, or whose answer lacks the memory
@@ -101,6 +104,7 @@ def build_step_rows(
     from datasets import Dataset
 
     agent, rows, problems, n_shortened = encoder.agent, [], [], 0
+    image_hash = lru_cache(maxsize=None)(hash_screenshot)
     bar = tqdm(trajectories, desc="Building training rows", unit="task", disable=not show_progress)
     for trajectory in bar:
         memories = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
@@ -127,8 +131,10 @@ def build_step_rows(
                     "task_id": trajectory.task_id,
                     "step": step.index,
                     "image": str(step.image_path),
+                    "image_sha256": image_hash(step.image_path),
                     "prompt": prompt.text,
                     "completion": answer,
+                    "n_prefix_tokens": encoder.count_prefix_tokens(step.image_path),
                     "n_prompt_tokens": prompt.n_tokens,
                     "n_answer_tokens": n_answer,
                 }

@@ -1,5 +1,6 @@
 """Messages and screenshots to prompt text and token ids: one path for training and rollout. Knows no datasets."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from sft.memory import Memory, fit_memory, memory_chars
+from sft.memory import EMPTY_MEMORY, Memory, fit_memory, memory_chars
 from sft.prompts import AgentConfig, build_prompt
 from sft.screenshots import open_screenshot
 
@@ -54,19 +55,30 @@ class StepEncoder:
             )
         return prompt
 
-    def encode_prompts(self, texts: Sequence[str], image_paths: Sequence[Path]) -> dict[str, Any]:
-        """Tokenise prompts and prepare their screenshots, one image a prompt.
+    def encode_prompt(self, text: str, grid_thw: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Tokenise a prompt, its one image placeholder repeated once an image token.
+
+        `grid_thw` is the screenshot's row of `image_grid_thw`. The result is what the family's processor gives for
+        text and image together, so that a screenshot many prompts share is prepared once.
 
         Returns:
-            `input_ids` and `mm_token_type_ids`: one list of ints a prompt, unpadded; `pixel_values`: (sum of patches,
-            patch dim) float32; `image_grid_thw`: (n prompts, 3) int64.
+            The ids and, for each, its modality: 1 for an image token, 0 for text.
+        """
+        placeholder = self.processor.image_token_id
+        n_image_tokens = int(math.prod(int(n) for n in grid_thw)) // self.processor.image_processor.merge_size**2
+        ids: list[int] = []
+        for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
+            ids += [token] * (n_image_tokens if token == placeholder else 1)
+        return ids, [int(token == placeholder) for token in ids]
+
+    def encode_screenshots(self, image_paths: Sequence[Path]) -> dict[str, Any]:
+        """Prepare screenshots for the vision tower.
+
+        Returns:
+            `pixel_values`: (sum of patches, patch dim) float32; `image_grid_thw`: (n_images, 3) int64.
         """
         images = [open_screenshot(path) for path in image_paths]
-        return dict(
-            self.processor(
-                text=list(texts), images=images, return_mm_token_type_ids=True, images_kwargs={"return_tensors": "pt"}
-            )
-        )
+        return dict(self.processor.image_processor(images=images, return_tensors="pt"))
 
     def encode_completion(self, answer_text: str) -> list[int]:
         """Return the ids the loss is computed on: the answer and the end of the turn, nothing else."""
@@ -75,6 +87,12 @@ class StepEncoder:
     def count_image_tokens(self, image_path: Path) -> int:
         """Return how many tokens a screenshot takes at the agent's pixel budget, from its size alone."""
         return self._count_tokens_of_size(*_read_size(image_path))
+
+    def count_prefix_tokens(self, image_path: Path) -> int:
+        """Return how many tokens every prompt on a screenshot begins with: system message and image."""
+        text = self._render("", EMPTY_MEMORY, image_path, (), is_shortened=False).text
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids.index(self.processor.image_token_id) + self.count_image_tokens(image_path)
 
     def _count_tokens_of_size(self, width: int, height: int) -> int:
         return int(self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens[0])

@@ -1,11 +1,14 @@
 """Short- and long-term memory of an agent: pure functions from memory and answer to memory. Knows no files."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sft.actions import Action
+from sft.actions import Action, as_plain_text
+
+MAX_JSON_DEPTH = 16
 
 MemoryWriter = Literal["model", "rule"]
 
@@ -84,6 +87,25 @@ def dump_json(value: Any) -> str:
     Half characters (lone surrogates), which JSON can name but UTF-8 cannot hold, become "?".
     """
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode("utf-8")
+
+
+def clean_json(value: Any, depth: int = 0) -> Any:
+    """Return a JSON value whose texts are plain (`as_plain_text`), so that prompt, result and gold hold the same.
+
+    Raises:
+        ValueError: a number that JSON lacks (NaN, 1e999), or more than `MAX_JSON_DEPTH` levels.
+    """
+    if isinstance(value, str):
+        return as_plain_text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"found the number {value}; expected a finite one")
+    if not isinstance(value, (dict, list)):
+        return value
+    if depth == MAX_JSON_DEPTH:
+        raise ValueError(f"found more than {MAX_JSON_DEPTH} levels of JSON; expected fewer")
+    if isinstance(value, list):
+        return [clean_json(item, depth + 1) for item in value]
+    return {as_plain_text(key): clean_json(item, depth + 1) for key, item in value.items()}
 
 
 def _memory_by_rule(memory: Memory, action: Action) -> Memory:

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sft.actions import DEFAULT_ACTIONS, ActionType, format_action, parse_action
-from sft.memory import Answer, Memory, MemoryWriter, dump_json
+from sft.actions import DEFAULT_ACTIONS, ActionType, as_plain_text, format_action, parse_action
+from sft.memory import Answer, Memory, MemoryWriter, clean_json, dump_json
 
 PROMPT_VERSION = "1"
 
-ParseStatus = Literal["ok", "no_json", "not_object", "no_action", "truncated"]
+ParseStatus = Literal["ok", "no_json", "no_action", "truncated"]
 Message = dict[str, Any]
 
 
@@ -65,7 +65,7 @@ def build_prompt(
         lines.append(f"Detected elements: {dump_json(list(elements or []))}")
     return [
         {"role": "system", "content": [{"type": "text", "text": build_system_text(agent)}]},
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _as_plain_text("\n".join(lines))}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": as_plain_text("\n".join(lines))}]},
     ]
 
 
@@ -90,7 +90,7 @@ def format_answer(answer: Answer, agent: AgentConfig) -> str:
             fields["short_term"] = answer.short_term or {}
         if agent.use_long_term:
             fields["long_term"] = answer.long_term or {}
-    return _as_plain_text(dump_json(fields))
+    return as_plain_text(dump_json(fields))
 
 
 def parse_answer(text: str, agent: AgentConfig, is_truncated: bool = False) -> ParsedAnswer:
@@ -102,7 +102,7 @@ def parse_answer(text: str, agent: AgentConfig, is_truncated: bool = False) -> P
     if start < 0:
         return ParsedAnswer("truncated" if is_truncated else "no_json", None, "no JSON object in the answer")
     try:
-        fields, _ = _DECODER.raw_decode(text[start:])
+        fields = clean_json(_DECODER.raw_decode(text[start:])[0])
     except (ValueError, RecursionError) as error:
         return ParsedAnswer("truncated" if is_truncated else "no_json", None, f"broken JSON: {error}")
     try:
@@ -135,6 +135,8 @@ def agent_from_json(fields: Mapping[str, Any]) -> AgentConfig:
     Raises:
         ValueError: the file was written for another prompt version, or holds keys this version does not know.
     """
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"found {type(fields).__name__}; expected a JSON object")
     if fields.get("prompt_version") != PROMPT_VERSION:
         raise ValueError(
             f"found prompt_version {fields.get('prompt_version')!r}; expected {PROMPT_VERSION!r}: "
@@ -146,13 +148,8 @@ def agent_from_json(fields: Mapping[str, Any]) -> AgentConfig:
             for a in fields["actions"]
         )
         return AgentConfig(**{**fields, "actions": actions})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"found something unreadable ({error}); train again or restore the file") from error
-
-
-def _as_plain_text(text: str) -> str:
-    """Break up control tokens such as `<|image_pad|>` that data or a model's own memory may spell out."""
-    return text.replace("<|", "< |")
 
 
 def _refuse_constant(name: str) -> Any:

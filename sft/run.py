@@ -17,10 +17,14 @@ from sft.config import Recipe, build_training_arguments, parse_recipe
 from sft.data import TaskSplit, build_step_rows, describe_tasks, load_task_split
 from sft.errors import UserError, run_command
 from sft.hub import find_base_model
+from sft.sampler import PackSampler, StepSize
 from sft.trajectory import Trajectory
 from sft.versions import read_versions
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import SFTConfig
+
     from sft.encoding import StepEncoder
     from sft.trainer import TrajectoryTrainer
 
@@ -38,7 +42,7 @@ def main(argv: list[str]) -> None:
         level=logging.INFO if training.process_index == 0 else logging.WARNING, format="%(levelname)s %(message)s"
     )
 
-    from sft.collator import StepCollator, check_answer_only_labels
+    from sft.collator import PackingCollator, PaddingCollator, check_answer_only_labels
     from sft.encoding import StepEncoder
     from sft.model import build_lora_config, count_parameters, find_family, load_model
     from sft.processors import load_processor
@@ -49,9 +53,8 @@ def main(argv: list[str]) -> None:
     encoder = StepEncoder(processor, recipe.agent)
     train = build_step_rows(split.train, recipe.data.train_csv, encoder)
     val = build_step_rows(split.val, recipe.data.val_csv or recipe.data.train_csv, encoder) if split.val else None
-    collator = StepCollator(encoder)
     sample = [train.dataset[i] for i in range(min(2, len(train.dataset)))]
-    supervised = check_answer_only_labels(collator(sample), sample, processor.tokenizer)
+    supervised = check_answer_only_labels(encoder, sample)
     log.info("train: %d tasks, %d steps; val: %d tasks", len(split.train), len(train.dataset), len(split.val))
     log.info("prompts whose memory was shortened: %d; first supervised text: %s", train.n_shortened, supervised)
 
@@ -61,7 +64,8 @@ def main(argv: list[str]) -> None:
         train_dataset=train.dataset,
         eval_dataset=val.dataset if val else None,
         processing_class=processor,
-        data_collator=collator,
+        data_collator=PaddingCollator(encoder) if recipe.batch.packing == "none" else PackingCollator(encoder),
+        pack_sampler=build_pack_sampler(recipe, train.dataset, training),
         peft_config=build_lora_config(recipe.model, family),
         validation_rollout=build_validation_rollout(recipe, split.val, encoder),
     )
@@ -87,6 +91,25 @@ def check_inputs(recipe: Recipe) -> TaskSplit:
     if problems:
         raise UserError("\n".join(problems))
     return split
+
+
+def build_pack_sampler(recipe: Recipe, rows: "Dataset", training: "SFTConfig") -> PackSampler | None:
+    """Return what decides which steps are packed together, or None where nothing is packed."""
+    if recipe.batch.packing == "none":
+        return None
+    columns = ("image_sha256", "n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
+    sizes = [
+        StepSize(image, n_prefix, n_prompt + n_answer - n_prefix)
+        for image, n_prefix, n_prompt, n_answer in zip(*(rows[c] for c in columns))
+    ]
+    sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, training.seed, training.world_size)
+    n_alone = sum(s.n_prefix + s.n_own for s in sizes)
+    n_packed = sum(sampler.count_tokens(pack) for pack in sampler.plan(0))
+    log.info(
+        "packing: %d steps in %d sequences an epoch; %d tokens instead of %d (%.2f times fewer)",
+        *(len(sizes), len(sampler), n_packed, n_alone, n_alone / n_packed),
+    )
+    return sampler
 
 
 def build_validation_rollout(

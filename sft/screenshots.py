@@ -1,40 +1,154 @@
-"""Screenshot files: checking, opening, hashing. Knows nothing of trajectories, tokens or models."""
+"""Screenshot files: checking, opening, hashing, storing. Knows nothing of trajectories, tokens or models.
+
+What becomes of an odd image: palette, grey, CMYK, transparent (on white), 16-bit (high byte) and EXIF-rotated ones are
+opened as upright RGB; an animation, an image beyond the limits below, a damaged file and a format that is not listed
+are refused.
+"""
 
 import hashlib
+import io
+import os
+import struct
+import tempfile
+import warnings
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sft.errors import UserError
+
 MAX_IMAGE_PIXELS = 40_000_000
+MAX_IMAGE_SIDE = 16_384
+MAX_ASPECT_RATIO = 100
+FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
+_EXIF_ORIENTATION, _TURNED_BY_90 = 0x0112, (5, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class ScreenshotFacts:
+    """What a check found: `problem` is None where the screenshot can be used; `width_height` is upright, in pixels."""
+
+    sha256: str = ""
+    format: str = ""
+    width_height: tuple[int, int] = (0, 0)
+    problem: str | None = None
 
 
 def find_image_problem(path: Path) -> str | None:
     """Decode a screenshot fully; return what is wrong with it, or None."""
+    return read_facts(path, decode=True).problem
+
+
+def read_facts(path: Path, decode: bool) -> ScreenshotFacts:
+    """Check one file: format, size, completeness (PNG checksums, WebP and JPEG length); `decode` reads every pixel."""
     if not path.is_file():
-        return f"found no file {path}; expected a screenshot there (paths are relative to image_root)"
+        return ScreenshotFacts(
+            problem=f"found no file {path}; expected a screenshot there (paths are relative to image_root)"
+        )
     try:
-        with Image.open(path) as image:
+        data = path.read_bytes()
+    except OSError as error:
+        return ScreenshotFacts(problem=f"found a file that cannot be read: {path} ({error.strerror})")
+    return inspect_bytes(data, str(path), decode)
+
+
+def inspect_bytes(data: bytes, name: str, decode: bool) -> ScreenshotFacts:
+    """Check an image in memory, as `read_facts` does; `name` stands in the problem's text."""
+    sha256 = hashlib.sha256(data).hexdigest()
+
+    def refuse(message: str) -> ScreenshotFacts:
+        return ScreenshotFacts(sha256, problem=message)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower and is checked next
+            image = Image.open(io.BytesIO(data), formats=list(FORMATS))
+        with image:
             width, height = image.size
-            if width * height > MAX_IMAGE_PIXELS:
-                return f"found {width}x{height} pixels in {path}; expected at most {MAX_IMAGE_PIXELS}"
-            image.load()
+            if width * height > MAX_IMAGE_PIXELS or max(width, height) > MAX_IMAGE_SIDE:
+                return refuse(
+                    f"found {width}x{height} pixels in {name}; expected at most {MAX_IMAGE_PIXELS} pixels and "
+                    f"{MAX_IMAGE_SIDE} a side"
+                )
+            if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+                return refuse(f"found {width}x{height} pixels in {name}; expected a side ratio of at most 100")
+            if getattr(image, "is_animated", False):
+                return refuse(f"found an animation of {image.n_frames} frames: {name}; expected one still image")  # type: ignore[attr-defined]
+            if message := _find_damage(data, image.format or ""):
+                return refuse(f"found a damaged image: {name} ({message}); restore the file")
+            turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED_BY_90
+            if decode:
+                image.load()
     except UnidentifiedImageError:
-        return f"found a file that is no image: {path}; expected PNG, JPEG or WebP"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"found a damaged image: {path} ({error}); restore the file"
-    return None
+        return refuse(f"found a file that is no image: {name}; expected PNG, JPEG or WebP")
+    except Image.DecompressionBombError as error:
+        return refuse(f"found too many pixels in {name} ({error}); expected at most {MAX_IMAGE_PIXELS}")
+    except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error, zlib.error) as error:
+        return refuse(f"found a damaged image: {name} ({error}); restore the file")
+    return ScreenshotFacts(sha256, image.format or "", (height, width) if turned else (width, height))
 
 
 def open_screenshot(path: Path) -> Image.Image:
-    """Open a screenshot as the model sees it: upright (EXIF) and RGB; transparent parts become white."""
-    with Image.open(path) as file:
-        image: Image.Image = ImageOps.exif_transpose(file)
-        if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return image.convert("RGB")
+    """Open a screenshot as the model sees it: upright (EXIF) and RGB; transparent parts become white.
+
+    Raises:
+        UserError: the file is missing or damaged; only a file that changed after the data was checked gets here.
+    """
+    try:
+        with Image.open(path, formats=list(FORMATS)) as file:
+            image: Image.Image = ImageOps.exif_transpose(file)
+            if image.mode.startswith(("I;16", "I")):  # 16-bit grey: Pillow would clip it, a viewer shows the high byte
+                image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+            if image.has_transparency_data:
+                rgba = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: found a screenshot that cannot be opened ({error}); restore the file") from error
 
 
 def hash_screenshot(path: Path) -> str:
     """Return the SHA-256 of the file's bytes, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def store_screenshot(data: bytes, facts: ScreenshotFacts, folder: Path) -> str:
+    """Write an image under the hash of its content, whole or not at all; return its file name."""
+    name = f"{facts.sha256[:16]}.{FORMATS[facts.format]}"
+    path = folder / name
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    return name
+
+
+def _find_damage(data: bytes, image_format: str) -> str | None:
+    """Return what the file's own lengths and checksums say is wrong; far cheaper than to decode it."""
+    if image_format == "PNG":
+        return _find_png_damage(data)
+    if image_format == "WEBP" and len(data) < struct.unpack("<I", data[4:8])[0] + 8:
+        return "the file is cut short"
+    if image_format == "JPEG" and b"\xff\xd9" not in data[-1024:]:
+        return "the file is cut short"
+    return None
+
+
+def _find_png_damage(data: bytes) -> str | None:
+    position = 8
+    while position + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
+        end = position + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(data[position + 4 : end]) != struct.unpack(">I", data[end : end + 4])[0]:
+            return f"wrong checksum of its {kind.decode('latin-1')!r} part"
+        if kind == b"IEND":
+            return None
+        position = end + 4
+    return "the file is cut short"

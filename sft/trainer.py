@@ -1,15 +1,18 @@
-"""TRL's SFTTrainer with the three things it lacks here: fp32 adapters, a validation rollout, a gradient check."""
+"""TRL's SFTTrainer with what it lacks: packed batches, fp32 adapters, a validation rollout, a gradient check."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
+from sft.collator import build_tree_mask
 from sft.errors import UserError
 from sft.model import parts_with_gradient, trained_parts
+from sft.sampler import PackSampler
 
 ValidationRollout = Callable[[torch.nn.Module], dict[str, float]]
 
@@ -19,9 +22,19 @@ class TrajectoryTrainer(SFTTrainer):
 
     model: PreTrainedModel | PeftModel
 
-    def __init__(self, *args: Any, validation_rollout: ValidationRollout | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        pack_sampler: PackSampler | None = None,
+        validation_rollout: ValidationRollout | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
+        self.pack_sampler = pack_sampler
         self.validation_rollout = validation_rollout
+        # Qwen-VL says it takes no `num_items_in_batch`, whereupon the loss would be averaged per micro-batch. TRL's
+        # loss never asks the model: with this it is normalised over all answer tokens of the global batch.
+        self.model_accepts_loss_kwargs = True
         self.add_callback(GradientCheck())
         if self.model.dtype == torch.float32:
             # TRL casts a QLoRA adapter to bf16 whatever the base computes in; with an fp32 base that costs precision,
@@ -29,6 +42,45 @@ class TrajectoryTrainer(SFTTrainer):
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader whose batches are packs, or the stock one where nothing is packed."""
+        if self.pack_sampler is None:
+            return super().get_train_dataloader()
+        loader = self.accelerator.prepare(
+            DataLoader(
+                cast(Dataset[Any], self.train_dataset),
+                batch_sampler=self.pack_sampler,
+                collate_fn=self.data_collator,
+                num_workers=self.args.dataloader_num_workers,
+                pin_memory=self.args.dataloader_pin_memory,
+                persistent_workers=self.args.dataloader_persistent_workers,
+                prefetch_factor=self.args.dataloader_prefetch_factor,
+            )
+        )
+        if loader.batch_sampler is not self.pack_sampler:
+            loader.batch_sampler.set_epoch = self.pack_sampler.set_epoch  # accelerate's shard does not pass it on
+        return loader
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Compute TRL's loss; a packed batch gets its mask here, on the device, where it costs no transfer."""
+        if (subtree_end := inputs.pop("subtree_end", None)) is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        n_tokens_before = self._total_train_tokens
+        implementation = self.model.config._attn_implementation
+        inputs["attention_mask"] = build_tree_mask(subtree_end, implementation, self.model.dtype)
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.model.training:  # TRL takes the mask's sum for the number of tokens
+            n_tokens = self.accelerator.gather(torch.tensor(subtree_end.numel(), device=subtree_end.device)).sum()
+            self._total_train_tokens = n_tokens_before + int(n_tokens)
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -1,6 +1,7 @@
 """Recorded trajectories: CSV rows to validated tasks and steps. Knows nothing of prompts, models or training."""
 
 import csv
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -129,8 +130,9 @@ def gold_memories(trajectory: Trajectory, writer: MemoryWriter, budget_chars: in
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Sort key under which numbers inside a text count as numbers."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
+    """Sort key under which numbers inside a text count as numbers, however long they are."""
+    parts = [(part, part.lstrip("0")) for part in re.split(r"([0-9]+)", text) if part]
+    return [(0, len(number), number) if part[0] in "0123456789" else (1, 0, part) for part, number in parts]
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -151,7 +153,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise fail("found a NUL character; expected text: is this a CSV file?")
     csv.field_size_limit(max(131_072, len(text)))
     try:
-        records = list(csv.reader(text.splitlines(keepends=True), strict=True))
+        records = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise fail(f"found broken CSV ({error}); expected comma-separated cells, quoted with double quotes") from error
     header = [name.strip() for name in records[0]]
@@ -262,12 +264,9 @@ class _RowReader:
                 )
 
     def _read_step(self, task_id: str, index: int, row: int, cells: dict[str, str]) -> Step | None:
-        try:
-            gold = read_gold(cells["Output"], cells["Grounding"], self.actions)
-        except ValueError as error:
-            self._report(row, "Output", str(error))
-            gold = None
         grounding = self._try(row, "Grounding", read_grounding, cells["Grounding"])
+        evidence = "" if grounding is None else cells["Grounding"]  # a broken one is reported once, as what it is
+        gold = self._try(row, "Output", lambda cell: read_gold(cell, evidence, self.actions), cells["Output"])
         elements = self._try(row, "Detected_Elements", read_elements, cells.get("Detected_Elements", ""))
         if self.needs_elements and "Detected_Elements" not in cells:
             self._report(row, "Detected_Elements", "found no such column; use_grounding needs it")

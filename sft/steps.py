@@ -1,0 +1,34 @@
+"""Tasks and steps as the rest of the package sees them. Knows nothing of files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sft.cells import Grounding
+from sft.memory import Answer
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recorded step; `index` is 0-based in its task. `gold` and `grounding` are labels and reach no prompt."""
+
+    task_id: str
+    index: int
+    row: int
+    image_path: Path
+    image_id: str
+    gold: Answer
+    grounding: Grounding
+    elements: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One task: a goal and its steps in order. `group` is a free label by which results are also scored apart."""
+
+    task_id: str
+    instruction: str
+    application: str
+    group: str
+    steps: tuple[Step, ...] = field(repr=False)
