@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["sft", "sft.*", "eval", "eval.*"]),
-    package_data={"eval": ["*.j2"]},
+    package_data={"eval": ["*.j2", "*.css", "*.js"]},
     install_requires=[
         "torch>=2.11,<2.14",
         "transformers>=5.23,<6",

@@ -1,10 +1,13 @@
 """Bootstrap over tasks: percentile intervals of ratios of sums. Knows nothing of steps, actions or files."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sft.errors import UserError
 
 FloatArray = NDArray[np.float64]
 
@@ -21,11 +24,11 @@ class Bootstrap:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise ValueError(f"seed: found {self.seed}; expected 0 or more")
+            raise UserError(f"seed: found {self.seed}; expected 0 or more")
         if self.n_resamples < 1:
-            raise ValueError(f"n_resamples: found {self.n_resamples}; expected 1 or more")
+            raise UserError(f"n_resamples: found {self.n_resamples}; expected 1 or more")
         if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence: found {self.confidence}; expected a number between 0 and 1")
+            raise UserError(f"confidence: found {self.confidence}; expected a number between 0 and 1")
 
 
 def resample_sums(per_task: FloatArray, bootstrap: Bootstrap) -> FloatArray:
@@ -47,6 +50,30 @@ def resample_sums(per_task: FloatArray, bootstrap: Bootstrap) -> FloatArray:
         times_drawn = np.bincount(drawn.ravel(), minlength=size * n_tasks).reshape(size, n_tasks)
         sums[start : start + size] = times_drawn.astype(np.float64) @ per_task
     return sums
+
+
+class Rates:
+    """Ratios of sums of named columns, one row a task; all come from one set of draws, so differences are paired."""
+
+    def __init__(self, columns: Mapping[str, Sequence[float]], bootstrap: Bootstrap):
+        per_task = np.array(list(columns.values()), dtype=np.float64).T
+        self._totals = dict(zip(columns, per_task.sum(axis=0)))
+        self._draws = dict(zip(columns, resample_sums(per_task, bootstrap).T))
+        self._confidence = bootstrap.confidence
+
+    def compute(self, right: str, of: str, minus: str | None = None) -> Any:
+        """Return `compute_interval` of right / of, or of (right - minus) / of; None where there is nothing to count.
+
+        A draw in which nothing is to be counted says nothing and is left out of the percentiles.
+        """
+        if not self._totals[of]:
+            return None
+        above, drawn_above = self._totals[right], self._draws[right]
+        if minus is not None:
+            above, drawn_above = above - self._totals[minus], drawn_above - self._draws[minus]
+        is_defined = self._draws[of] > 0
+        draws = drawn_above[is_defined] / self._draws[of][is_defined]
+        return compute_interval(above / self._totals[of], draws, self._confidence)
 
 
 def compute_interval(value: float, draws: FloatArray, confidence: float) -> dict[str, Any]:

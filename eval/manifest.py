@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,8 @@ from sft.errors import UserError
 from sft.prompts import AgentConfig
 from sft.trajectory import Trajectory
 from sft.versions import hash_files, read_versions
+
+_WHERE = ("model_path", "base_model", "test_csv", "image_root")
 
 
 def build_run_info(
@@ -30,19 +33,65 @@ def build_run_info(
         "policy": policy,
         "model_path": model_path,
         "model_sha256": _hash_model(model_path),
-        "base_model": base_model,
-        "base_model_sha256": _hash_model(base_model),
+        "base_model": base_model or _read_base_model(model_path),
+        "base_model_sha256": _hash_model(base_model or _read_base_model(model_path)),
         "test_csv": test_csv,
         "test_csv_sha256": hash_files([Path(test_csv)]),
         "image_root": image_root,
+        "screenshots_sha256": hash_files(sorted({step.image_path for t in trajectories for step in t.steps})),
         "n_tasks": len(trajectories),
         "n_steps": sum(len(t.steps) for t in trajectories),
         "agent": asdict(agent),
         "versions": read_versions(),
     }
-    covered = {k: v for k, v in info.items() if k not in ("model_path", "base_model", "test_csv", "image_root")}
-    info["fingerprint"] = hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()[:16]
-    return {**info, "started": _now(), "finished": None}
+    return _seal({**info, "shard": None, "started": _now(), "finished": None})
+
+
+def for_mode(info: dict[str, Any], mode: str) -> dict[str, Any]:
+    """Describe the same rollout in another mode."""
+    return _seal({**info, "mode": mode})
+
+
+def for_shard(info: dict[str, Any], shard: int, num_shards: int, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """Describe the part of a rollout that one of several machines does; the hashes stay those of the whole data."""
+    n_steps = sum(len(t.steps) for t in trajectories)
+    return _seal({**info, "shard": [shard, num_shards], "n_tasks": len(trajectories), "n_steps": n_steps})
+
+
+def merge_run_infos(infos: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
+    """Return what the unsharded rollout would say of itself.
+
+    Raises:
+        UserError: the folders are not exactly the shards of one finished rollout.
+    """
+    paths, shards = list(infos), [info["shard"] for info in infos.values()]
+    own = ("shard", "n_tasks", "n_steps", "fingerprint", "started", "finished", *_WHERE)
+    first = {k: v for k, v in infos[paths[0]].items() if k not in own}
+    for path, info in infos.items():
+        if info["shard"] is None or info["finished"] is None:
+            raise UserError(f"{path}: found no finished shard; expected one that --num_shards wrote")
+        if different := [k for k, v in first.items() if info.get(k) != v]:
+            raise UserError(f"{path}: found another rollout than in {paths[0]} (different: {', '.join(different)})")
+    expected = [[i, shards[0][1]] for i in range(shards[0][1])]
+    if sorted(shards) != expected:
+        raise UserError(f"found the shards {sorted(shards)}; expected each of {expected} once")
+    return _seal(
+        {
+            **infos[paths[0]],
+            "shard": None,
+            "n_tasks": sum(info["n_tasks"] for info in infos.values()),
+            "n_steps": sum(info["n_steps"] for info in infos.values()),
+            "started": min(info["started"] for info in infos.values()),
+            "finished": max(info["finished"] for info in infos.values()),
+        }
+    )
+
+
+def _seal(info: dict[str, Any]) -> dict[str, Any]:
+    """Set the fingerprint: what can change an answer, not where it lies on this machine or when it ran."""
+    covered = {k: v for k, v in info.items() if k not in ("fingerprint", "started", "finished", *_WHERE)}
+    fingerprint = hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()[:16]
+    return {**info, "fingerprint": fingerprint}
 
 
 def open_run(output_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
@@ -51,14 +100,14 @@ def open_run(output_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: the folder holds a rollout of something else.
     """
-    path = output_dir / "run.json"
+    path, steps = output_dir / "run.json", output_dir / "steps.jsonl"
     output_dir.mkdir(parents=True, exist_ok=True)
-    if path.is_file():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+    if steps.is_file() and steps.stat().st_size:  # before its first answer a run binds nobody
+        earlier = _read_run(path)
         if earlier.get("fingerprint") != info["fingerprint"]:
-            different = [
-                k for k in info if k not in ("started", "finished", "fingerprint") and earlier.get(k) != info[k]
-            ]
+            described: dict[str, Any] = json.loads(json.dumps(info))  # tuples as the file has them
+            keys = [k for k in described if k not in ("started", "finished", "fingerprint", *_WHERE)]
+            different = [k for k in keys if earlier.get(k) != described[k]]
             raise UserError(
                 f"{output_dir}: found a rollout of something else (different: {', '.join(different)}); "
                 "expected the same run or an empty folder: choose another --output_dir"
@@ -83,11 +132,35 @@ def write_run(output_dir: Path, info: dict[str, Any]) -> None:
     temporary.replace(output_dir / "run.json")
 
 
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: found steps.jsonl beside it, but the file cannot be read ({error}); choose another --output_dir"
+        ) from error
+    if not isinstance(run, dict):
+        raise UserError(f"{path}: found {type(run).__name__}; expected a JSON object: choose another --output_dir")
+    return run
+
+
 def _hash_model(model_path: str | None) -> str | None:
-    """Hash the weights of a local folder; a Hub id is named by itself."""
+    """Hash the weights, configuration and tokenizer of a local folder; a Hub id is named by itself."""
     if model_path is None or not Path(model_path).is_dir():
+        return model_path
+    unrelated = ("training_data.json", "versions.json", "trainer_state.json")
+    suffixes = (".safetensors", ".json", ".jinja", ".txt", ".yaml")
+    files = [p for p in Path(model_path).iterdir() if p.is_file() and p.suffix in suffixes]
+    return hash_files(sorted(p for p in files if p.name not in unrelated))
+
+
+def _read_base_model(model_path: str | None) -> str | None:
+    """Return the base model that an adapter's folder names, or None where the folder holds no adapter."""
+    path = Path(model_path or ".") / "adapter_config.json"
+    if model_path is None or not path.is_file():
         return None
-    return hash_files(sorted(Path(model_path).glob("*.safetensors")))
+    name = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return str(name) if name else None
 
 
 def _now() -> str:

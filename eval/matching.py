@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from eval.results import StepResult
+from eval.results import NOT_RUN, StepResult
 from sft.actions import DEFAULT_ACTIONS, find_action_type
 
-Outcome = Literal["right", "wrong", "unparsable", "truncated", "error"]
+Outcome = Literal["right", "wrong", "unparsable", "truncated", "error", "not_run"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
+_JUDGED_APART = ("action", "target", "point")
 # What may stand around a label without being part of it. Signs (+ - < > * # %) stay: on a button they are the label.
 _SURROUNDINGS = " \"'`´‘’‚“”„«»‹›()[]{}.,;:!?…。、，：；！？「」『』（）【】"
 
@@ -37,13 +38,14 @@ def is_same_action(gold: Mapping[str, Any], predicted: Mapping[str, Any]) -> boo
 def is_same_action_and_target(gold: Mapping[str, Any], predicted: Mapping[str, Any]) -> bool:
     """Say whether action type, normalised target and every argument that the gold action has are the same.
 
-    An argument that only the prediction has is ignored: the data does not say whether it is wrong.
+    An argument that only the prediction has is ignored: the data does not say whether it is wrong. A `point` is judged
+    by rules of its own (`eval/variants.py`): no two people click the same pixel.
     """
     if not is_same_action(gold, predicted):
         return False
     if not is_same_target(gold, predicted):
         return False
-    arguments = {name: value for name, value in gold.items() if name not in ("action", "target") and value is not None}
+    arguments = {name: value for name, value in gold.items() if name not in _JUDGED_APART and value is not None}
     return all(_is_same_argument(value, predicted.get(name)) for name, value in arguments.items())
 
 
@@ -73,7 +75,9 @@ def normalize_text(text: str) -> str:
 
 
 def judge_step(result: StepResult, matcher: Matcher) -> Outcome:
-    """Return the one outcome of a step under a matcher: a step that was run has exactly one, whatever went wrong."""
+    """Return the one outcome of a step under a matcher: every step has exactly one, whatever went wrong."""
+    if result.parse_status == NOT_RUN:
+        return "not_run"
     if result.error is not None:
         return "error"
     if result.parse_status == "truncated":

@@ -6,18 +6,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
+import numpy as np
 
-from sft.collator import pad
+from eval.decoding import AnswerEnd, EncodedPrompt, Screenshot, generate_greedy
+from eval.prefetch import ScreenshotLoader
 from sft.encoding import StepEncoder
 from sft.memory import Memory
+from sft.packing import mrope_positions
 from sft.prompts import AgentConfig, format_answer
 from sft.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
 class StepRequest:
-    """One step to answer. `task_id` and `index` name it for the replay policy; they never reach a prompt."""
+    """One step to answer. `task_id` and `index` name it for the replay policy; they never reach a prompt.
+
+    `next_image_path` is the screenshot the task shows after this one, so that a policy may prepare it meanwhile.
+    """
 
     task_id: str
     index: int
@@ -25,11 +30,15 @@ class StepRequest:
     memory: Memory
     image_path: Path
     elements: Sequence[Mapping[str, Any]] = ()
+    next_image_path: Path | None = None
 
 
 @dataclass(frozen=True)
 class RawAnswer:
-    """What a policy said. `finish_reason` is "stop", or "length" where the token limit cut the answer."""
+    """What a policy said. `finish_reason` is "stop", or "length" where the token limit cut the answer.
+
+    `error` says why a step could not be answered at all; the text is then empty.
+    """
 
     text: str
     finish_reason: str = "stop"
@@ -37,6 +46,7 @@ class RawAnswer:
     n_answer_tokens: int = 0
     latency_s: float = 0.0
     prompt_text: str = field(default="", repr=False)
+    error: str | None = None
 
 
 class Policy(Protocol):
@@ -46,46 +56,53 @@ class Policy(Protocol):
 
 
 class ModelPolicy:
-    """Greedy answers of a vision-language model; one `generate` call a batch, padded on the left."""
+    """Greedy answers of a vision-language model, a whole batch at a time."""
 
     def __init__(self, model: Any, encoder: StepEncoder):
         self.model, self.encoder = model, encoder
+        self.screenshots = ScreenshotLoader(encoder)
+        self._end = AnswerEnd(encoder.tokenizer)
 
-    @torch.inference_mode()
     def answer(self, requests: Sequence[StepRequest]) -> list[RawAnswer]:
-        started = time.perf_counter()
-        prompts = [self.encoder.build_prompt(r.instruction, r.memory, r.image_path, r.elements).text for r in requests]
-        batch, lengths = self._build_batch(prompts, [r.image_path for r in requests])
-        limit, tokenizer = self.encoder.agent.max_answer_tokens, self.encoder.tokenizer
-        output = self.model.generate(
-            **batch,
-            max_new_tokens=limit,
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        answers = output[:, batch["input_ids"].shape[1] :].tolist()
-        latency_s = (time.perf_counter() - started) / len(requests)
-        results = []
-        for ids, prompt, n_prompt in zip(answers, prompts, lengths):
-            is_ended = tokenizer.eos_token_id in ids
-            ids = ids[: ids.index(tokenizer.eos_token_id)] if is_ended else ids
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            reason = "stop" if is_ended else "length"
-            results.append(RawAnswer(text, reason, n_prompt, len(ids) + is_ended, latency_s, prompt))
-        return results
+        """Answer each step whose prompt fits; one that is too long even without memory becomes an error."""
+        built = [self._build_prompt(request) for request in requests]
+        fitting = [(r, p) for r, p in zip(requests, built) if isinstance(p, str)]
+        answers = iter(self._generate(*zip(*fitting)) if fitting else ())
+        return [next(answers) if isinstance(p, str) else RawAnswer("", error=str(p)) for p in built]
 
-    def _build_batch(self, prompts: list[str], image_paths: list[Path]) -> tuple[dict[str, Any], list[int]]:
-        batch = self.encoder.encode_screenshots(image_paths)
-        encoded = [self.encoder.encode_prompt(p, g) for p, g in zip(prompts, batch["image_grid_thw"].tolist())]
-        ids, types = [e[0] for e in encoded], [e[1] for e in encoded]
-        batch["attention_mask"] = pad([[1] * len(i) for i in ids], 0, side="left")
-        batch["mm_token_type_ids"] = pad(types, 0, side="left")
-        batch["input_ids"] = pad(ids, self.encoder.tokenizer.pad_token_id, side="left")
-        device, dtype = self.model.device, self.model.dtype
-        moved = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in batch.items()}
-        return moved, [len(i) for i in ids]
+    def _build_prompt(self, request: StepRequest) -> str | ValueError:
+        try:
+            return self.encoder.build_prompt(
+                request.instruction, request.memory, request.image_path, request.elements
+            ).text
+        except ValueError as error:
+            return error
+
+    def _generate(self, requests: Sequence[StepRequest], texts: Sequence[str]) -> list[RawAnswer]:
+        started = time.perf_counter()
+        loaded = self.screenshots.load(request.image_path for request in requests)
+        self.screenshots.prepare(r.next_image_path for r in requests if r.next_image_path is not None)
+        prompts = [self._encode(text, r.image_path, loaded[r.image_path]) for r, text in zip(requests, texts)]
+        answers = generate_greedy(self.model, prompts, self._end, self.encoder.agent.max_answer_tokens)
+        latency_s = (time.perf_counter() - started) / len(prompts)
+        return [
+            RawAnswer(
+                self.encoder.tokenizer.decode(answer.ids, skip_special_tokens=True),
+                "stop" if answer.is_ended else "length",
+                len(prompt.ids),
+                len(answer.ids),
+                latency_s,
+                text,
+            )
+            for answer, prompt, text in zip(answers, prompts, texts)
+        ]
+
+    def _encode(self, text: str, path: Path, screenshot: Screenshot) -> EncodedPrompt:
+        grid = screenshot[1][0].tolist()
+        ids, types = self.encoder.encode_prompt(text, grid)
+        positions = mrope_positions(np.array(types), grid, self.encoder.processor.image_processor.merge_size)
+        n_prefix = len(types) - types[::-1].index(1)
+        return EncodedPrompt(ids, positions, n_prefix, path, screenshot)
 
 
 class ReplayPolicy:

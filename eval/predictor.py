@@ -13,8 +13,9 @@ from eval.policy import ModelPolicy, StepRequest
 from sft.actions import format_action
 from sft.config import ModelSettings, load_agent_config, load_model_settings
 from sft.encoding import StepEncoder
+from sft.errors import UserError
 from sft.memory import Memory, update
-from sft.model import find_family, load_model, read_base_model_name
+from sft.model import check_adapter, find_family, load_model, open_adapter, read_base_model_name
 from sft.processors import load_processor
 from sft.prompts import AgentConfig, parse_answer
 from sft.screenshots import find_image_problem
@@ -48,13 +49,15 @@ class Predictor:
         """Answer one step. Pass the memories of the last `Prediction`, or none at the first step of a task.
 
         Raises:
-            ValueError: the screenshot is missing or damaged.
+            ValueError: the screenshot is missing or damaged, or the goal is too long for `max_prompt_tokens`.
         """
         path = Path(image_path)
         if problem := find_image_problem(path):
             raise ValueError(problem)
         memory = Memory(dict(short_term_memory or {}), dict(long_term_memory or {}))
         raw = self.policy.answer([StepRequest("", 0, user_goal, memory, path, detected_elements)])[0]
+        if raw.error is not None:
+            raise ValueError(raw.error)
         parsed = parse_answer(raw.text, self.agent, is_truncated=raw.finish_reason == "length")
         memory = update(memory, parsed.answer, self.agent.memory_writer, self.agent.memory_budget_chars)
         return Prediction(
@@ -77,16 +80,13 @@ def load_model_for_inference(
     Raises:
         ValueError: what is missing in the folder, or where the base model cannot be found.
     """
-
     folder = Path(model_path)
     agent = load_agent_config(folder, agent_config)
     is_adapter = (folder / "adapter_config.json").is_file()
     settings = _find_model_settings(folder, is_adapter, base_model_name)
     model: torch.nn.Module = load_model(settings, find_family(settings.model_name_or_path, settings.model_revision))
     if is_adapter:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(cast(PreTrainedModel, model), str(folder))
+        model = _load_adapter(folder, cast(PreTrainedModel, model))
     model.eval()
     if torch.cuda.is_available() and not settings.load_in_4bit:
         model.to("cuda")
@@ -96,9 +96,29 @@ def load_model_for_inference(
     return Predictor(ModelPolicy(model, StepEncoder(processor, agent)), agent)
 
 
+def _load_adapter(folder: Path, model: PreTrainedModel) -> torch.nn.Module:
+    """Put an adapter on its base; one that does not fit is refused (peft only warns of tensors it does not find)."""
+    from peft import PeftModel
+
+    with open_adapter(folder):
+        pass
+    try:
+        loaded = PeftModel.from_pretrained(model, str(folder))
+    except RuntimeError as error:
+        raise UserError(f"{folder}: found an adapter that does not fit its base model: {error}") from error
+    check_adapter(folder, loaded)
+    return loaded
+
+
 def _find_model_settings(folder: Path, is_adapter: bool, base_model_name: str | None) -> ModelSettings:
     if not is_adapter:
-        dtype = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("dtype", "float32")
+        path = folder / "config.json"
+        if not path.is_file():
+            raise UserError(
+                f"{folder}: found neither adapter_config.json nor config.json; expected a trained model: "
+                "did the training end?"
+            )
+        dtype = json.loads(path.read_text(encoding="utf-8")).get("dtype") or "float32"
         return ModelSettings(str(folder), dtype=dtype, load_in_4bit=False)
     settings = load_model_settings(folder)
     return replace(settings, model_name_or_path=base_model_name or read_base_model_name(folder))

@@ -1,14 +1,20 @@
 """From step results to everything a run publishes. Needs no model: rollout and re-scoring both end here."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.comparison import compare_results
 from eval.metrics import compute_metrics
-from eval.report import write_report
-from eval.results import StepResult
-from eval.summary import print_summary
-from eval.writers import write_outputs
+from eval.report import Images, write_report
+from eval.results import StepResult, load_results
+from eval.summary import print_comparison, print_summary
+from eval.writers import format_json, write_outputs, write_text
+from sft.actions import POINT
+from sft.errors import UserError
+
+Run = tuple[Sequence[StepResult], Mapping[str, Any]]  # the results and the content of run.json
 
 
 def publish_run(
@@ -18,26 +24,118 @@ def publish_run(
     *,
     seed: int = 0,
     n_resamples: int = 10_000,
+    images: Images = "embed",
+    synonyms: Mapping[str, str] | None = None,
+    shown: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score a finished run, write its four files, print the final table; returns the metrics.
 
-    Writes predictions.csv, metrics.json, details.json and report.html. `run_info` is the content of run.json.
+    Writes predictions.csv, metrics.json, details.json and report.html. `run_info` is the content of run.json; `shown`
+    names the rules the printed table is limited to.
 
     Raises:
-        ValueError: the run has not answered every step of its data.
+        UserError: the run has not answered every step of its data.
+    """
+    metrics = score_run(run_dir, results, run_info, seed=seed, n_resamples=n_resamples, synonyms=synonyms)
+    write_outputs(run_dir, results, metrics, run_info)
+    figures = find_figures(run_info)
+    report = write_report(
+        run_dir, results, metrics, run_info, find_image_root(run_info), figures=figures, images=images
+    )
+    print_summary(metrics, shown)
+    print(f"Report: {report}")
+    return metrics
+
+
+def publish_comparison(
+    folder: Path | None,
+    run_a: Run,
+    run_b: Run,
+    names: tuple[str, str],
+    *,
+    seed: int = 0,
+    n_resamples: int = 10_000,
+    images: Images = "embed",
+) -> dict[str, Any]:
+    """Compare two runs of the same steps; print the table, and write comparison.json and report.html into `folder`.
+
+    Raises:
+        UserError: the runs are not of the same steps.
+    """
+    comparison = compare_results(run_a[0], run_b[0], names=names, seed=seed, n_resamples=n_resamples)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "comparison.json", format_json(comparison, indent=2))
+        results, run_info = run_a
+        metrics = score_run(folder, results, run_info, seed=seed, n_resamples=n_resamples)
+        report = write_report(
+            folder,
+            results,
+            metrics,
+            run_info,
+            find_image_root(run_info),
+            images=images,
+            comparison=comparison,
+            others=run_b[0],
+        )
+        print(f"Report: {report}")
+    print_comparison(comparison)
+    return comparison
+
+
+def score_run(
+    run_dir: Path,
+    results: Sequence[StepResult],
+    run_info: Mapping[str, Any],
+    *,
+    seed: int,
+    n_resamples: int,
+    synonyms: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Compute the metrics of a finished run.
+
+    Raises:
+        UserError: the run has not answered every step of its data.
     """
     if len(results) != run_info["n_steps"]:
-        raise ValueError(
+        raise UserError(
             f"{run_dir}: found {len(results)} step results; expected {run_info['n_steps']}: a part of a run is not "
             "scored; finish it with the command that started it"
         )
-    metrics = compute_metrics(results, mode=run_info["mode"], seed=seed, n_resamples=n_resamples)
-    write_outputs(run_dir, results, metrics, run_info)
-    image_root = Path(run_info["image_root"] or Path(run_info["test_csv"]).parent)
-    report = write_report(run_dir, results, metrics, run_info, image_root, figures=find_figures(run_info))
-    print_summary(metrics)
-    print(f"Report: {report}")
-    return metrics
+    actions = run_info.get("agent", {}).get("actions", ())
+    return compute_metrics(
+        results,
+        mode=run_info["mode"],
+        seed=seed,
+        n_resamples=n_resamples,
+        pointing_actions=frozenset(action["name"] for action in actions if POINT in action["arguments"]),
+        synonyms=synonyms,
+    )
+
+
+def load_run(run_dir: Path) -> tuple[list[StepResult], dict[str, Any]]:
+    """Read the results and the run.json of a rollout's folder.
+
+    Raises:
+        UserError: a file is missing or is not what the rollout wrote.
+    """
+    info, steps = run_dir / "run.json", run_dir / "steps.jsonl"
+    for path in (info, steps):
+        if not path.is_file():
+            raise UserError(f"{path}: found no such file; expected the --output_dir of a rollout")
+    try:
+        run_info = json.loads(info.read_text(encoding="utf-8"))
+        missing = {"mode", "n_steps", "image_root", "test_csv", "model_path"} - set(run_info)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{info}: found no JSON object ({error}); expected what the rollout wrote") from error
+    if missing:
+        raise UserError(f"{info}: found no {', '.join(sorted(missing))}; expected what the rollout wrote")
+    return list(load_results(steps)), run_info
+
+
+def find_image_root(run_info: Mapping[str, Any]) -> Path:
+    """Return the folder that the screenshots of a run are in."""
+    return Path(run_info["image_root"] or Path(run_info["test_csv"]).parent)
 
 
 def find_figures(run_info: Mapping[str, Any]) -> list[Path]:

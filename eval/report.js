@@ -1,7 +1,7 @@
 "use strict";
 // The task list of the report. Text from models and data becomes text nodes only: nothing here parses HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
-const SYMBOLS = { right: "✓", partial: "~", wrong: "✗", unreadable: "?" };
+const SYMBOLS = { right: "✓", partial: "~", wrong: "✗", unreadable: "?", skipped: "–" };
 const byId = (id) => document.getElementById(id);
 
 function make(tag, className, ...children) {
@@ -15,6 +15,7 @@ function make(tag, className, ...children) {
 function gradeOf(step) {
   const outcomes = data.matchers.map((name) => step.outcomes[name]);
   if (step.outcomes[data.headline] === "wrong") return "wrong";
+  if (step.outcomes[data.headline] === "not_run") return "skipped";
   if (step.outcomes[data.headline] !== "right") return "unreadable";
   return outcomes.every((outcome) => outcome === "right") ? "right" : "partial";
 }
@@ -27,6 +28,8 @@ function symbolOf(grade, label) {
 
 const imageUrls = new Map();
 function urlOfImage(index) {
+  const { url } = byId(`image-${index}`).dataset;
+  if (url) return url;
   if (!imageUrls.has(index)) {
     const bytes = Uint8Array.from(atob(byId(`image-${index}`).textContent), (char) => char.charCodeAt(0));
     imageUrls.set(index, URL.createObjectURL(new Blob([bytes], { type: "image/webp" })));
@@ -138,8 +141,13 @@ function makeStep(task, position) {
   const verdict = data.matchers.map((name) => `${name}: ${step.outcomes[name]}`).join(" · ");
   const heading = make("h4", "", symbolOf(grade, ""), `Step ${step.index + 1}`, make("span", "verdict", verdict));
   const gold = makeAction("Gold", step.gold, "");
-  const predicted = makeAction(`Predicted ${SYMBOLS[grade]}`, step.predicted, grade);
-  const body = make("div", "", heading, make("div", "actions", gold, predicted));
+  const predicted = makeAction(`${data.names ? data.names[0] : "Predicted"} ${SYMBOLS[grade]}`, step.predicted, grade);
+  const actions = make("div", "actions", gold, predicted);
+  if (step.other) {
+    const otherGrade = gradeOf(step.other);
+    actions.append(makeAction(`${data.names[1]} ${SYMBOLS[otherGrade]}`, step.other.predicted, otherGrade));
+  }
+  const body = make("div", "", heading, actions);
   const problem = step.error ?? step.parse_problem;
   if (problem) body.append(make("p", "note", `${step.error ? "error" : step.parse_status}: ${problem}`));
   body.append(makeMemory(step.memory_before, step.memory_after));

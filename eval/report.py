@@ -10,17 +10,19 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval.breakdowns import SKIPPED, UNREADABLE
 from eval.matching import HEADLINE
-from eval.metrics import UNREADABLE
 from eval.results import StepResult
-from eval.summary import describe_blind_intervals, format_interval
+from eval.summary import describe_blind_intervals, describe_progress, format_interval
 from eval.thumbnails import Thumbnails, load_thumbnails
-from eval.writers import build_details, format_json, write_text
+from eval.writers import build_details, build_step_details, format_json, write_text
+
+Images = Literal["embed", "link"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +52,26 @@ def write_report(
     run_info: Mapping[str, Any],
     image_root: Path,
     figures: Sequence[Path] = (),
+    *,
+    images: Images = "embed",
+    comparison: Mapping[str, Any] | None = None,
+    others: Sequence[StepResult] = (),
 ) -> Path:
     """Write report.html and return its path.
+
+    With `images` "link" the screenshots stay where they are and the page names them: a small file, but no longer one
+    that can be passed on alone. `comparison` and `others`, the other run's results, set two runs side by side.
 
     `figures` are PNG files, such as training curves. Screenshots that cannot be read are named once in the log and
     stand as a note where the picture would be.
     """
-    thumbnails = load_thumbnails([result.image_id for result in results], Path(image_root))
+    link_from = output_dir if images == "link" else None
+    thumbnails = load_thumbnails([result.image_id for result in results], Path(image_root), link_from)
     if thumbnails.problems:
         first = thumbnails.problems[0]
         logger.warning("report.html lacks %d screenshots; the first: %s", len(thumbnails.problems), first)
     path = output_dir / "report.html"
-    write_text(path, render_report(results, metrics, run_info, thumbnails, figures))
+    write_text(path, render_report(results, metrics, run_info, thumbnails, figures, comparison, others))
     megabytes = path.stat().st_size / 1e6
     logger.info("report.html: %.1f MB with %d distinct screenshots", megabytes, len(thumbnails.images))
     return path
@@ -73,6 +83,8 @@ def render_report(
     run_info: Mapping[str, Any],
     thumbnails: Thumbnails,
     figures: Sequence[Path] = (),
+    comparison: Mapping[str, Any] | None = None,
+    others: Sequence[StepResult] = (),
 ) -> str:
     """Return the page."""
     environment = Environment(
@@ -86,7 +98,14 @@ def render_report(
     environment.filters["interval"] = format_interval
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    data = {"headline": HEADLINE, "matchers": list(metrics["matchers"]), "tasks": _build_tasks(results, thumbnails)}
+    data: dict[str, Any] = {
+        "headline": HEADLINE,
+        "matchers": list(metrics["matchers"]),
+        "tasks": _build_tasks(results, thumbnails),
+    }
+    if comparison is not None:
+        data["names"] = comparison["names"]
+        _add_other_run(data["tasks"], others)
     return environment.get_template("report.html.j2").render(
         metrics=metrics,
         headline=HEADLINE,
@@ -95,6 +114,8 @@ def render_report(
         run=_describe_run(run_info),
         run_json=format_json(run_info, indent=2),
         thumbnails=thumbnails,
+        comparison=comparison,
+        progress_text=describe_progress(metrics),
         figures=[(Path(figure).stem, _encode_file(Path(figure))) for figure in figures],
         style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -123,6 +144,15 @@ def _build_tasks(results: Sequence[StepResult], thumbnails: Thumbnails) -> list[
     return tasks
 
 
+def _add_other_run(tasks: list[dict[str, Any]], others: Sequence[StepResult]) -> None:
+    """Put beside each step what the other run predicted there, and its verdicts."""
+    by_step = {(step.task_id, step.index): build_step_details(step) for step in others}
+    for task in tasks:
+        for step in task["steps"]:
+            other = by_step[task["task_id"], step["index"]]
+            step["other"] = {key: other[key] for key in ("predicted", "outcomes", "raw_text")}
+
+
 def _scale_box(step: Mapping[str, Any], thumbnails: Thumbnails) -> list[float] | None:
     """Return the gold box as [left, top, width, height] in percent of the screenshot, or None.
 
@@ -147,9 +177,9 @@ def _describe_run(run_info: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _list_predicted_kinds(confusion: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Return the columns of the confusion table: actions by name, then what could not be read."""
+    """Return the columns of the confusion table: actions by name, then what could not be read or was not run."""
     kinds = {kind for row in confusion.values() for kind in row}
-    return [*sorted(kinds - {UNREADABLE}), *sorted(kinds & {UNREADABLE})]
+    return [*sorted(kinds - {UNREADABLE, SKIPPED}), *(kind for kind in (UNREADABLE, SKIPPED) if kind in kinds)]
 
 
 def _encode_file(path: Path) -> str:

@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from sft.errors import UserError
+
+NOT_RUN = "not_run"  # the parse status of a step after the one at which mode "own_stop" ended its task
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -15,9 +19,9 @@ class StepResult:
     `index` is 0-based in its task. `gold` and `predicted` are compact action objects (`{"action", "target", ...}`);
     `predicted` is None where the answer could not be read. Memories are `{"short_term": {...}, "long_term": {...}}`:
     before is what the prompt showed, after is what the next step is shown. `parse_status` is one of ok, no_json,
-    no_action, truncated; `error` is the message of a policy that failed, else None. `bbox` is [x1, y1, x2, y2] and
-    `screen` [width, height], in pixels, both None where the data has none. `latency_s` is the step's share of its
-    batch's generation time.
+    no_action, truncated, not_run; `error` is the message of a policy that failed, else None. `bbox` is
+    [x1, y1, x2, y2] and `screen` [width, height], in pixels, both None where the data has none. `latency_s` is the
+    step's share of its batch's generation time.
     """
 
     task_id: str
@@ -32,20 +36,44 @@ class StepResult:
     screen: list[int] | None
     memory_before: dict[str, Any]
     memory_after: dict[str, Any]
-    raw_text: str
-    parse_status: str
-    parse_problem: str
-    predicted: dict[str, Any] | None
-    error: str | None
-    finish_reason: str
-    n_prompt_tokens: int
-    n_answer_tokens: int
-    latency_s: float
+    raw_text: str = ""
+    parse_status: str = NOT_RUN
+    parse_problem: str = ""
+    predicted: dict[str, Any] | None = None
+    error: str | None = None
+    finish_reason: str = ""
+    n_prompt_tokens: int = 0
+    n_answer_tokens: int = 0
+    latency_s: float = 0.0
+
+    def as_not_run(self, memory: dict[str, Any]) -> "StepResult":
+        """Return the step as if it had never been answered, with the memory that stood then."""
+        known = {name: getattr(self, name) for name in _KNOWN_BEFORE}
+        return StepResult(**known, memory_before=memory, memory_after=memory)
+
+
+_KNOWN_BEFORE = (
+    "task_id",
+    "index",
+    "application",
+    "group",
+    "instruction",
+    "image_id",
+    "gold",
+    "gold_memory",
+    "bbox",
+    "screen",
+)
+
+
+def format_result(result: StepResult) -> str:
+    """Return the step's line; ASCII holds half characters, and no kill can cut one in two."""
+    return json.dumps(asdict(result)) + "\n"
 
 
 def append_result(file: TextIO, result: StepResult) -> None:
     """Write one line and force it to disk, so that a killed run keeps every finished step."""
-    file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
+    file.write(format_result(result))
     file.flush()
     os.fsync(file.fileno())
 
@@ -54,11 +82,11 @@ def load_results(path: Path) -> Iterator[StepResult]:
     """Yield the results of `steps.jsonl`; a last line that was cut off by a kill is left out.
 
     Raises:
-        ValueError: a line before the last one cannot be read.
+        UserError: a line before the last one cannot be read.
     """
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
             yield StepResult(**json.loads(line))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: found a line that is no step result ({error})") from error
+            raise UserError(f"{path}:{number}: found a line that is no step result ({error})") from error

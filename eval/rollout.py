@@ -7,17 +7,14 @@ A run that was stopped goes on where it stopped when the same command is given a
 
 import argparse
 from collections import defaultdict
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from eval.manifest import build_run_info, close_run, open_run
-from eval.metrics import compute_metrics
-from eval.report import write_report
-from eval.results import StepResult, append_result, load_results
-from eval.summary import print_summary
-from eval.writers import write_outputs
+from eval.manifest import build_run_info, for_mode, for_shard, open_run
+from eval.publish import publish_comparison, publish_run
+from eval.results import StepResult
+from eval.runs import run_tasks, write_in_order
 from sft.config import load_agent_config
 from sft.errors import run_command
 from sft.prompts import AgentConfig
@@ -25,6 +22,8 @@ from sft.trajectory import Trajectory, load_trajectories
 
 if TYPE_CHECKING:
     from eval.policy import Policy
+
+MODES = ("teacher", "own", "own_stop")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -35,15 +34,27 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--test_csv", required=True, help="trajectory CSV to roll out")
     parser.add_argument("--image_root", help="folder of the screenshots [folder of the CSV]")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder for the results")
-    parser.add_argument("--mode", choices=["teacher", "own"], default="own", help="whose memory a step is shown [own]")
+    parser.add_argument(
+        "--mode",
+        choices=[*MODES, "all"],
+        default="own",
+        help="whose memory a step is shown; own_stop ends a task at its first wrong step; all compares them [own]",
+    )
     parser.add_argument("--policy", choices=["model", "replay", "empty"], default="model", help="what answers [model]")
-    parser.add_argument("--batch_size", type=int, default=16, help="tasks under way at once [16]")
+    parser.add_argument("--batch_size", type=int, default=16, help="steps answered at once [16]")
     parser.add_argument("--max_tasks", type=int, help="roll out only the first tasks")
+    parser.add_argument("--num_shards", type=int, default=1, help="machines that share the tasks [1]")
+    parser.add_argument("--shard", type=int, default=0, help="which of them this is, from 0 [0]")
+    parser.add_argument("--report_images", choices=["embed", "link"], default="embed", help="screenshots [embed]")
     arguments = parser.parse_args(argv)
     if arguments.policy == "model" and not arguments.model_path:
         parser.error("--policy model needs --model_path")
     if arguments.batch_size < 1 or (arguments.max_tasks is not None and arguments.max_tasks < 1):
         parser.error("--batch_size and --max_tasks: expected at least 1")
+    if not 0 <= arguments.shard < arguments.num_shards:
+        parser.error(f"--shard: found {arguments.shard} of {arguments.num_shards}; expected 0 to --num_shards - 1")
+    if arguments.num_shards > 1 and arguments.mode == "all":
+        parser.error("--mode all: found --num_shards too; run each mode in shards, merge them and compare")
     return arguments
 
 
@@ -67,18 +78,17 @@ def main(argv: list[str]) -> None:
         agent=agent,
         trajectories=trajectories,
     )
-    info = open_run(arguments.output_dir, info)
-    results = run(arguments, agent, trajectories)
-    info = close_run(arguments.output_dir, info)
-    metrics = compute_metrics(results, mode=arguments.mode)
-    write_outputs(arguments.output_dir, results, metrics, info)
-    image_root = Path(arguments.image_root or Path(arguments.test_csv).parent)
-    curves = Path(arguments.model_path or ".") / "training_curves.png"
-    report = write_report(
-        arguments.output_dir, results, metrics, info, image_root, figures=[curves] if curves.is_file() else []
+    if arguments.num_shards > 1:
+        trajectories = trajectories[arguments.shard :: arguments.num_shards]
+        info = for_shard(info, arguments.shard, arguments.num_shards, trajectories)
+    build = cache(partial(build_policy, arguments, agent, trajectories))
+    if arguments.mode == "all":
+        run_all_modes(arguments, info, agent, trajectories, build)
+        return
+    results, info = run_tasks(
+        arguments.output_dir, info, trajectories, agent, arguments.mode, arguments.batch_size, build
     )
-    print_summary(metrics)
-    print(f"Report: {report}")
+    publish_run(arguments.output_dir, results, info, images=arguments.report_images)
 
 
 def read_agent(arguments: argparse.Namespace) -> AgentConfig:
@@ -88,48 +98,49 @@ def read_agent(arguments: argparse.Namespace) -> AgentConfig:
     return AgentConfig()
 
 
-def run(arguments: argparse.Namespace, agent: AgentConfig, trajectories: list[Trajectory]) -> list[StepResult]:
-    """Answer every step that has no result yet, appending each to `steps.jsonl`; return all results."""
-    from eval.walk import walk_tasks
+def run_all_modes(
+    arguments: argparse.Namespace,
+    info: dict[str, Any],
+    agent: AgentConfig,
+    trajectories: list[Trajectory],
+    build: Any,
+) -> None:
+    """Run each mode in a folder of its own, on one loaded model, and report the exposure gap: teacher against own."""
+    runs = {}
+    for mode in ("teacher", "own"):
+        folder: Path = arguments.output_dir / mode
+        runs[mode] = run_tasks(folder, for_mode(info, mode), trajectories, agent, mode, arguments.batch_size, build)
+        publish_run(folder, *runs[mode], images=arguments.report_images)
+    folder = arguments.output_dir / "own_stop"
+    stopped_info = open_run(folder, for_mode(runs["own"][1], "own_stop"))
+    stopped = write_in_order(folder / "steps.jsonl", cut_tasks(runs["own"][0]), trajectories)
+    publish_run(folder, stopped, stopped_info, images=arguments.report_images)
+    publish_comparison(
+        arguments.output_dir, runs["teacher"], runs["own"], ("teacher", "own"), images=arguments.report_images
+    )
 
-    path = arguments.output_dir / "steps.jsonl"
-    done: dict[str, list[StepResult]] = defaultdict(list)
-    if path.is_file():
-        for result in load_results(path):
-            done[result.task_id].append(result)
-    results = [result for task in done.values() for result in task]
-    n_steps = sum(len(t.steps) for t in trajectories)
-    if len(results) < n_steps:
-        cut_last_line(path)
-        policy = build_policy(arguments, agent, trajectories)
-        walk = walk_tasks(trajectories, policy, agent, arguments.mode, arguments.batch_size, done)
-        with path.open("a", encoding="utf-8") as file:
-            for result in tqdm(walk, desc="Rolling out", unit="step", total=n_steps, initial=len(results)):
-                append_result(file, result)
-                results.append(result)
-    order = {t.task_id: i for i, t in enumerate(trajectories)}
-    return sorted(results, key=lambda r: (order[r.task_id], r.index))
+
+def cut_tasks(results: list[StepResult]) -> list[StepResult]:
+    """Return the results of mode own_stop from those of mode own: no model is needed."""
+    from eval.walk import cut_at_first_error
+
+    tasks: dict[str, list[StepResult]] = defaultdict(list)
+    for result in results:
+        tasks[result.task_id].append(result)
+    return [step for task in tasks.values() for step in cut_at_first_error(task)]
 
 
 def build_policy(arguments: argparse.Namespace, agent: AgentConfig, trajectories: list[Trajectory]) -> "Policy":
     """Build what answers; only the model policy loads a model."""
     from eval.policy import EmptyPolicy, ReplayPolicy
-    from eval.predictor import load_model_for_inference
 
     if arguments.policy == "replay":
         return ReplayPolicy(trajectories, agent)
     if arguments.policy == "empty":
         return EmptyPolicy()
+    from eval.predictor import load_model_for_inference
+
     return load_model_for_inference(arguments.model_path, arguments.base_model, arguments.agent_config).policy
-
-
-def cut_last_line(path: Path) -> None:
-    """Remove a last line that a kill left half-written."""
-    if path.is_file():
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            path.write_bytes(whole)
 
 
 if __name__ == "__main__":

@@ -1,67 +1,102 @@
-"""Score a finished rollout again, without a model: python eval/score.py RUN_DIR [--seed N] [--n_resamples N]
+"""Score finished rollouts again, without a model.
 
-Reads steps.jsonl and run.json of the folder; writes predictions.csv, metrics.json, details.json and report.html anew.
+python eval/score.py RUN [--matcher NAME ...] [--synonyms FILE] [--seed N] [--n_resamples N]
+python eval/score.py compare RUN_A RUN_B [--output_dir DIR]
+python eval/score.py merge RUN SHARD_0 SHARD_1 ...
+
+The first reads steps.jsonl and run.json of the folder and writes predictions.csv, metrics.json, details.json and
+report.html anew. `compare` pairs two runs of the same steps by task: differences (A minus B) with intervals, and the
+sign of every task. `merge` joins the shards of a rollout into the folder RUN and scores it.
 """
 
 import argparse
-import json
 import logging
-import sys
 from pathlib import Path
-from typing import Any
 
-from eval.publish import publish_run
-from eval.results import load_results
-
-
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --output_dir of a rollout")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap [0]")
-    parser.add_argument("--n_resamples", type=int, default=10_000, help="resamples of the bootstrap [10000]")
-    return parser.parse_args(argv)
+from eval.manifest import merge_run_infos, write_run
+from eval.publish import load_run, publish_comparison, publish_run
+from eval.results import format_result
+from eval.variants import build_variants, load_synonyms
+from eval.writers import write_text
+from sft.errors import UserError, run_command
+from sft.trajectory import natural_key
 
 
 def main(argv: list[str]) -> None:
-    arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run_info = load_run_info(arguments.run_dir)
-    results = list(load_results(find_file(arguments.run_dir, "steps.jsonl")))
-    publish_run(arguments.run_dir, results, run_info, seed=arguments.seed, n_resamples=arguments.n_resamples)
+    command, rest = (argv[0], argv[1:]) if argv and argv[0] in ("compare", "merge") else ("score", argv)
+    {"score": score, "compare": compare, "merge": merge}[command](rest)
 
 
-def load_run_info(run_dir: Path) -> dict[str, Any]:
-    """Read run.json.
+def score(argv: list[str]) -> None:
+    parser = build_parser()
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="the --output_dir of a rollout")
+    names = [variant.name for variant in build_variants(frozenset(), {"": ""})]
+    parser.add_argument("--matcher", nargs="+", choices=names, default=[], help="rules to print [all]", metavar="NAME")
+    parser.add_argument("--synonyms", type=Path, help="JSON object: label -> list of labels that mean the same")
+    arguments = parser.parse_args(argv)
+    results, run_info = load_run(arguments.run_dir)
+    publish_run(
+        arguments.run_dir,
+        results,
+        run_info,
+        seed=arguments.seed,
+        n_resamples=arguments.n_resamples,
+        images=arguments.report_images,
+        synonyms=load_synonyms(arguments.synonyms) if arguments.synonyms else None,
+        shown=arguments.matcher,
+    )
 
-    Raises:
-        ValueError: the file is missing or is no JSON object.
-    """
-    path = find_file(run_dir, "run.json")
-    try:
-        run_info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: found no JSON ({error}); expected what the rollout wrote") from error
-    missing = {"mode", "n_steps", "image_root", "test_csv", "model_path"} - set(run_info)
-    if missing:
-        raise ValueError(f"{path}: found no {', '.join(sorted(missing))}; expected what the rollout wrote")
-    return dict(run_info)
+
+def compare(argv: list[str]) -> None:
+    parser = build_parser()
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="the --output_dir of a rollout")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="another of the same data")
+    parser.add_argument("--output_dir", type=Path, help="folder for comparison.json and report.html [none]")
+    arguments = parser.parse_args(argv)
+    publish_comparison(
+        arguments.output_dir,
+        load_run(arguments.run_a),
+        load_run(arguments.run_b),
+        (str(arguments.run_a), str(arguments.run_b)),
+        seed=arguments.seed,
+        n_resamples=arguments.n_resamples,
+        images=arguments.report_images,
+    )
 
 
-def find_file(run_dir: Path, name: str) -> Path:
-    """Return the path of a run's file.
+def merge(argv: list[str]) -> None:
+    parser = build_parser()
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="new folder for the whole rollout")
+    parser.add_argument("shards", type=Path, nargs="+", metavar="SHARD", help="the --output_dir of every shard")
+    arguments = parser.parse_args(argv)
+    if (arguments.run_dir / "steps.jsonl").exists():
+        raise UserError(f"{arguments.run_dir}: found a rollout; expected a new folder")
+    runs = {folder: load_run(folder) for folder in arguments.shards}
+    run_info = merge_run_infos({folder: info for folder, (_, info) in runs.items()})
+    results = [step for steps, _ in runs.values() for step in steps]
+    results.sort(key=lambda step: (natural_key(step.task_id), step.index))
+    arguments.run_dir.mkdir(parents=True, exist_ok=True)
+    write_run(arguments.run_dir, run_info)
+    write_text(arguments.run_dir / "steps.jsonl", "".join(map(format_result, results)))
+    publish_run(
+        arguments.run_dir,
+        results,
+        run_info,
+        seed=arguments.seed,
+        n_resamples=arguments.n_resamples,
+        images=arguments.report_images,
+    )
 
-    Raises:
-        ValueError: it is not there.
-    """
-    path = run_dir / name
-    if not path.is_file():
-        raise ValueError(f"{path}: found no such file; expected the --output_dir of a rollout")
-    return path
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return a parser with the options of all three commands."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap [0]")
+    parser.add_argument("--n_resamples", type=int, default=10_000, help="resamples of the bootstrap [10000]")
+    parser.add_argument("--report_images", choices=["embed", "link"], default="embed", help="screenshots [embed]")
+    return parser
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as problem:
-        print(problem, file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

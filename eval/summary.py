@@ -1,6 +1,6 @@
 """The final tables a person reads in the terminal. Knows only the content of metrics.json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -14,8 +14,11 @@ from eval.matching import HEADLINE
 MIN_WIDTH = 80  # below this the numbers would be cut, and a cut number is a wrong number
 
 
-def print_summary(metrics: Mapping[str, Any]) -> None:
-    """Print SWA and TA under every matcher with intervals, the baselines, the margin, outcomes and parts."""
+def print_summary(metrics: Mapping[str, Any], shown: Sequence[str] = ()) -> None:
+    """Print SWA and TA under every matcher with intervals, the baselines, the margin, outcomes and parts.
+
+    `shown` limits the table of rules to those; empty means all.
+    """
     console = Console()
     console.width = max(console.width, MIN_WIDTH)
     console.print()
@@ -23,15 +26,57 @@ def print_summary(metrics: Mapping[str, Any]) -> None:
         Text(f"{metrics['n_tasks']} tasks, {metrics['n_steps']} steps, memory mode {metrics['mode']}", "bold")
     )
     console.print(_build_score_table(metrics))
+    console.print(_build_variant_table([v for v in metrics["variants"] if not shown or v["name"] in shown]))
     for kind in ("per_group", "per_application"):
         if len(metrics[kind]) > 1:
             console.print(_build_part_table(metrics[kind]))
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in metrics["outcomes"].items())
     console.print(Text(f"Steps: {outcomes}; {metrics['n_steps']} in all."))
+    console.print(Text(describe_progress(metrics)))
     confidence = metrics["bootstrap"]["confidence"]
     console.print(Text(f"Numbers in %; in brackets the {confidence:.0%} interval, bootstrap over tasks.", "dim"))
     if note := describe_blind_intervals(metrics):
         console.print(Text(note, "dim"))
+
+
+def print_comparison(comparison: Mapping[str, Any]) -> None:
+    """Print the two runs side by side, their differences, and how many tasks are better, the same or worse."""
+    console = Console()
+    console.width = max(console.width, MIN_WIDTH)
+    name_a, name_b = comparison["names"]
+    console.print()
+    console.print(Text(f"{comparison['n_tasks']} tasks, {comparison['n_steps']} steps, paired by task", "bold"))
+    console.print(Text(f"A: {name_a}\nB: {name_b}"))
+    table = _new_table("Right under", "A", "B", "A minus B")
+    for name, measures in comparison["matchers"].items():
+        for measure, row in measures.items():
+            difference = format_interval(row["difference"], signed=True)
+            table.add_row(
+                f"{measure.upper()} {name}", format_interval(row["a"]), format_interval(row["b"]), difference
+            )
+    rates = comparison["parse_rate"]
+    table.add_row("answers read", f"{100 * rates['a']:.1f}", f"{100 * rates['b']:.1f}")
+    console.print(table)
+    for name, signs in comparison["tasks"].items():
+        counts = ", ".join(f"{signs[sign]} {sign}" for sign in ("better", "same", "worse"))
+        console.print(Text(f"Tasks in which A has more steps right than B, {name}: {counts}."))
+    console.print(Text("Numbers in %; in brackets the 95% interval, bootstrap over tasks, paired.", "dim"))
+
+
+def describe_progress(metrics: Mapping[str, Any]) -> str:
+    """Say in a few sentences how tasks go on from step to step."""
+    progress = metrics["progress"]
+
+    def rate(key: str) -> str:
+        return format_interval(progress[key]) if progress[key] else "no such step"
+
+    independence = progress["independence"]
+    return (
+        f"Right before the first error, share of a task: {rate('goal_progress')}. Right after a right step: "
+        f"{rate('right_after_right')}; after a wrong one: {rate('right_after_wrong')}. Errors recovered from: "
+        f"{rate('recovery')}. TA {100 * independence['ta']:.1f}; if steps were independent "
+        f"{100 * independence['expected_ta']:.1f}."
+    )
 
 
 def format_interval(rate: Mapping[str, float], signed: bool = False) -> str:
@@ -64,6 +109,18 @@ def _build_score_table(metrics: Mapping[str, Any]) -> Table:
     table.add_row("the action before, again", format_interval({**previous, "value": previous["swa"]}))
     margin = format_interval(metrics["over_majority"], signed=True)
     table.add_row(f"{HEADLINE} above always {majority['action']}", margin)
+    return table
+
+
+def _build_variant_table(variants: Sequence[Mapping[str, Any]]) -> Table:
+    table = _new_table("Rule (version; threshold)", "Steps", "Right", "Above action", "TA")
+    for variant in variants:
+        threshold = "" if variant["threshold"] is None else f"; {variant['threshold']:g}"
+        cells = [
+            format_interval(variant[key], signed=key == "over_action") if variant[key] else "–"
+            for key in ("rate", "over_action", "ta")
+        ]
+        table.add_row(f"{variant['name']} ({variant['version']}{threshold})", str(variant["n"]), *cells)
     return table
 
 

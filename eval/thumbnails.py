@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 from tqdm import tqdm
@@ -19,10 +20,14 @@ WIDTH_PX, WIDTH_OF_MANY_PX, MANY = 960, 640, 600
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A screenshot made small: `data` is base64 WebP, `screen` the (width, height) of the original in pixels."""
+    """A screenshot made small: `data` is base64 WebP, `screen` the (width, height) of the original in pixels.
+
+    A linked screenshot has a `url` instead, relative to the report.
+    """
 
     data: str
     screen: tuple[int, int]
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,10 @@ class Thumbnails:
     problems: Sequence[str]
 
 
-def load_thumbnails(image_ids: Sequence[str], image_root: Path) -> Thumbnails:
+def load_thumbnails(image_ids: Sequence[str], image_root: Path, link_from: Path | None = None) -> Thumbnails:
     """Read and shrink every distinct screenshot; files with the same bytes share one thumbnail.
+
+    With `link_from`, the folder of the report, they are linked instead of shrunk and embedded.
 
     A screenshot that is missing, damaged or outside `image_root` becomes one line of `problems`: a report of a run
     whose screenshots have been moved is still a report.
@@ -58,7 +65,7 @@ def load_thumbnails(image_ids: Sequence[str], image_root: Path) -> Thumbnails:
             files.setdefault(hash_of[image_id], path)
     width = WIDTH_PX if len(files) <= MANY else WIDTH_OF_MANY_PX
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while it decodes, shrinks and encodes
-        made = pool.map(lambda path: _make_thumbnail(path, width), files.values())
+        made = pool.map(lambda path: _make_thumbnail(path, width, link_from), files.values())
         bar = tqdm(made, total=len(files), desc="Embedding screenshots", unit="file", leave=False)
         by_hash = dict(zip(files, bar))
     problems += [entry for entry in by_hash.values() if isinstance(entry, str)]
@@ -68,11 +75,13 @@ def load_thumbnails(image_ids: Sequence[str], image_root: Path) -> Thumbnails:
     return Thumbnails(list(images.values()), index_of, problems)
 
 
-def _make_thumbnail(path: Path, width: int) -> Thumbnail | str:
+def _make_thumbnail(path: Path, width: int, link_from: Path | None) -> Thumbnail | str:
     if problem := find_image_problem(path):
         return problem
     image = open_screenshot(path)
     screen = image.size
+    if link_from is not None:
+        return Thumbnail("", screen, quote(os.path.relpath(path, link_from.resolve()).replace(os.sep, "/")))
     if image.width > width:
         height = max(1, round(image.height * width / image.width))
         image = image.resize((width, height), Image.Resampling.BICUBIC)

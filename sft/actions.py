@@ -1,11 +1,15 @@
 """Action grammar: which actions exist and what one may carry. Knows nothing of models, prompts or files."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 MAX_TARGET_CHARS = 2_000
 MAX_NUMBER = 1e15
+POINT = "point"  # the argument that is a place: [x, y], each 0..1000 of the screenshot's width or height
+
+ArgumentValue = str | float | list[float]
 
 
 @dataclass(frozen=True)
@@ -13,6 +17,7 @@ class ActionType:
     """One kind of action an agent can take.
 
     `arguments` maps an optional argument's name to the values it may take; an empty tuple allows any text or number.
+    The argument `point` is a place on the screenshot: [x, y], each 0..1000.
     `is_final` marks the action that ends a task and may stand on its last step only.
     """
 
@@ -38,7 +43,7 @@ class Action:
 
     kind: str
     target: str
-    arguments: Mapping[str, str | float] = field(default_factory=dict)
+    arguments: Mapping[str, ArgumentValue] = field(default_factory=dict)
 
 
 def find_action_type(kind: str, actions: Sequence[ActionType]) -> ActionType | None:
@@ -78,7 +83,7 @@ def parse_action(fields: Mapping[str, Any], actions: Sequence[ActionType] = DEFA
     return Action(action_type.name, target.strip(), arguments)
 
 
-def format_action(action: Action) -> dict[str, str | float]:
+def format_action(action: Action) -> dict[str, ArgumentValue]:
     """Return the JSON object that `parse_action` reads, action first."""
     return {"action": action.kind, "target": action.target, **action.arguments}
 
@@ -86,13 +91,17 @@ def format_action(action: Action) -> dict[str, str | float]:
 def as_plain_text(text: str) -> str:
     """Return a text as prompts, answers and results hold it.
 
-    Half characters (lone surrogates), which JSON can name but UTF-8 cannot hold, become "?". Control tokens such as
-    `<|image_pad|>`, which data or a model's own memory may spell out, are broken up.
+    Half characters (lone surrogates), which JSON can name but UTF-8 cannot hold, become "?". Accents are composed
+    (NFC), as Qwen's tokenizers do. Control tokens such as `<|image_pad|>`, which data or a model's own memory may
+    spell out, are broken up.
     """
-    return text.encode("utf-8", "replace").decode("utf-8").replace("<|", "< |")
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return unicodedata.normalize("NFC", text).replace("<|", "< |")
 
 
-def _parse_argument(name: str, value: Any, allowed: tuple[str, ...]) -> str | float:
+def _parse_argument(name: str, value: Any, allowed: tuple[str, ...]) -> ArgumentValue:
+    if name == POINT:
+        return _parse_point(value)
     if allowed:
         if not isinstance(value, str) or value.strip().lower() not in allowed:
             raise ValueError(f"found {name} {_brief(value)}; expected one of {', '.join(allowed)}")
@@ -103,6 +112,15 @@ def _parse_argument(name: str, value: Any, allowed: tuple[str, ...]) -> str | fl
     if not is_number and not isinstance(value, str):
         raise ValueError(f"found {name} {_brief(value)}; expected text or a number")
     return value
+
+
+def _parse_point(value: Any) -> list[float]:
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+    if not is_pair or not all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1000 for v in value
+    ):
+        raise ValueError(f"found {POINT} {_brief(value)}; expected [x, y], each 0..1000")
+    return list(value)
 
 
 def _brief(value: Any) -> str:

@@ -9,6 +9,8 @@ from sft.actions import ActionType
 from sft.memory import Answer, clean_json
 from sft.prompts import read_answer
 
+MAX_CELL_CHARS = 50_000
+
 
 @dataclass(frozen=True)
 class Grounding:
@@ -111,10 +113,22 @@ def _find_action(fields: Mapping[str, Any]) -> Mapping[str, Any]:
 def _load_json(cell: str) -> Any:
     if not cell.strip():
         raise ValueError("found an empty cell; expected JSON")
+    if len(cell) > MAX_CELL_CHARS:
+        raise ValueError(f"found {len(cell)} characters; expected at most {MAX_CELL_CHARS}")
     try:
-        return clean_json(json.loads(cell))
+        return clean_json(json.loads(cell, object_pairs_hook=_refuse_doubled))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"found broken JSON ({error}) in {cell.strip()[:60]!r}; expected a JSON object") from error
+
+
+def _refuse_doubled(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object, but not one that names a key twice: JSON readers differ on which of the two counts."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {doubled[:40]!r} stands there twice")
+    return fields
 
 
 def _is_numbers(value: Any, count: int) -> bool:

@@ -16,23 +16,27 @@ Row = Mapping[str, Any]
 class PaddingCollator:
     """Collates rows of `sft.data.build_step_rows` into one right-padded batch, each row with its own screenshot."""
 
-    def __init__(self, encoder: StepEncoder):
-        self.encoder = encoder
+    def __init__(self, encoder: StepEncoder, loss_weights: Mapping[Any, float] | None = None):
+        self.encoder, self.loss_weights = encoder, loss_weights or {}
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Build a batch of B rows, T tokens the longest.
 
         Returns:
             `input_ids`, `attention_mask`, `labels`, `mm_token_type_ids`: (B, T) int64, labels -100 outside the answer
-            and its end-of-turn token; `pixel_values`: (sum of patches, patch dim); `image_grid_thw`: (B, 3).
+            and its end-of-turn token; `pixel_values`: (sum of patches, patch dim); `image_grid_thw`: (B, 3);
+            `loss_weights`: (B, T) float32 where there are any.
         """
         images = self.encoder.encode_screenshots([Path(row["image"]) for row in rows])
-        encoded = [encode_row(self.encoder, row, grid) for row, grid in zip(rows, images["image_grid_thw"].tolist())]
+        grids = images["image_grid_thw"].tolist()
+        encoded = [encode_row(self.encoder, row, grid, 0, self.loss_weights) for row, grid in zip(rows, grids)]
+        weights = {"loss_weights": pad([e.weights for e in encoded], 1.0)} if self.loss_weights else {}
         return {
             "input_ids": pad([e.ids for e in encoded], self.encoder.tokenizer.pad_token_id),
             "attention_mask": pad([np.ones_like(e.ids) for e in encoded], 0),
             "labels": pad([e.labels for e in encoded], IGNORED_LABEL),
             "mm_token_type_ids": pad([e.types for e in encoded], 0),
+            **weights,
             **images,
         }
 
@@ -43,22 +47,26 @@ class PackingCollator:
     The batch carries `subtree_end` instead of a mask (see `sft.packing`); the trainer spreads it out on the device.
     """
 
-    def __init__(self, encoder: StepEncoder):
-        self.encoder = encoder
+    def __init__(self, encoder: StepEncoder, loss_weights: Mapping[Any, float] | None = None):
+        self.encoder, self.loss_weights = encoder, loss_weights or {}
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Build one sequence of T tokens.
 
         Returns:
             `input_ids`, `labels`, `mm_token_type_ids`, `subtree_end`: (1, T) int64; `position_ids`: (3, 1, T);
-            `pixel_values`: (sum of patches, patch dim); `image_grid_thw`: (n distinct screenshots, 3).
+            `pixel_values`: (sum of patches, patch dim); `image_grid_thw`: (n distinct screenshots, 3);
+            `loss_weights`: (1, T) float32 where there are any.
         """
         paths = {row["image_sha256"]: Path(row["image"]) for row in rows}
         image_keys = {key: i for i, key in enumerate(paths)}
         images = self.encoder.encode_screenshots(list(paths.values()))
         grids = images["image_grid_thw"].tolist()
         keys = [image_keys[row["image_sha256"]] for row in rows]
-        packed = pack_sequences([encode_row(self.encoder, row, grids[k], k) for row, k in zip(rows, keys)])
+        packed = pack_sequences(
+            [encode_row(self.encoder, row, grids[k], k, self.loss_weights) for row, k in zip(rows, keys)]
+        )
+        weights = {"loss_weights": torch.from_numpy(packed.weights)[None]} if self.loss_weights else {}
         order = [keys[i] for i in packed.image_sources]
         patches = torch.split(images["pixel_values"], images["image_grid_thw"].prod(dim=1).tolist())
         return {
@@ -67,29 +75,34 @@ class PackingCollator:
             "mm_token_type_ids": torch.from_numpy(packed.types)[None],
             "subtree_end": torch.from_numpy(packed.subtree_end)[None],
             "position_ids": torch.from_numpy(packed.positions)[:, None],
+            **weights,
             "pixel_values": torch.cat([patches[k] for k in order]),
             "image_grid_thw": images["image_grid_thw"][order],
         }
 
 
-def encode_row(encoder: StepEncoder, row: Row, grid_thw: Sequence[int], image_key: int = 0) -> TokenSequence:
+def encode_row(
+    encoder: StepEncoder, row: Row, grid_thw: Sequence[int], image_key: int, loss_weights: Mapping[Any, float]
+) -> TokenSequence:
     """Encode one step: the prompt exactly as in a rollout, the answer's ids appended; no token crosses the border."""
     prompt, types = encoder.encode_prompt(row["prompt"], grid_thw)
     answer = encoder.encode_completion(row["completion"])
     types_array = np.array(types + [0] * len(answer), dtype=np.int64)
+    weights = encoder.weigh_completion(row["completion"], loss_weights) if loss_weights else [1.0] * len(answer)
     return TokenSequence(
         ids=np.array(prompt + answer, dtype=np.int64),
         labels=np.array([IGNORED_LABEL] * len(prompt) + answer, dtype=np.int64),
         types=types_array,
+        weights=np.array([1.0] * len(prompt) + weights, dtype=np.float32),
         positions=mrope_positions(types_array, grid_thw, encoder.processor.image_processor.merge_size),
         n_prompt=len(prompt),
         image_key=image_key,
     )
 
 
-def pad(sequences: Sequence[Any], value: int, side: str = "right") -> torch.Tensor:
-    """Stack sequences of ints into (B, longest) int64, filled with `value` on the given side."""
-    tensors = [torch.as_tensor(s, dtype=torch.long) for s in sequences]
+def pad(sequences: Sequence[Any], value: float, side: str = "right") -> torch.Tensor:
+    """Stack sequences of numbers into (B, longest), filled with `value` on the given side."""
+    tensors = [torch.as_tensor(s) for s in sequences]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
 

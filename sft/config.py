@@ -24,12 +24,18 @@ if TYPE_CHECKING:
 class DataSettings:
     """Where the trajectories are and which of them are trained on."""
 
-    train_csv: str = field(metadata={"help": "Trajectory CSV to train on."})
+    train_csv: str = field(metadata={"help": "Trajectory CSV to train on, or a data set of `datasets`."})
     val_csv: str | None = field(default=None, metadata={"help": "Trajectory CSV to validate on."})
     val_split: float = field(
         default=0.0, metadata={"help": "Without val_csv: share of the tasks of train_csv that is held out, by task."}
     )
     image_root: str | None = field(default=None, metadata={"help": "Folder of the screenshots [folder of the CSV]."})
+    on_bad_rows: Literal["refuse", "quarantine"] = field(
+        default="refuse", metadata={"help": "Refuse a file with a bad row, or set its tasks with one aside whole."}
+    )
+    screenshot_cache: str | None = field(
+        default=None, metadata={"help": "Folder that keeps resized screenshots between epochs and runs [none]."}
+    )
     task_start: int = field(default=0, metadata={"help": "First task of train_csv, by position in natural order."})
     task_end: int | None = field(default=None, metadata={"help": "Position after the last task of train_csv."})
 
@@ -66,6 +72,9 @@ class BatchSettings:
     packing: Literal["shared_screenshot", "none"] = field(
         default="shared_screenshot",
         metadata={"help": "Hold what several steps share once in one sequence, or pad each step on its own."},
+    )
+    loss_weights: dict[Literal["action", "target", "memory"], float] = field(
+        default_factory=dict, metadata={"help": "Weight of each answer field's tokens in the loss [1.0 each]."}
     )
     tokens_per_batch: int = field(
         default=4096, metadata={"help": "Most tokens of a packed sequence, images included."}
@@ -199,6 +208,20 @@ def load_agent_config(folder: Path, override: str | Path | None = None) -> Agent
         raise UserError(f"{path}: {error}") from error
 
 
+def load_agent_settings(recipe_path: Path) -> AgentConfig:
+    """Read how prompts and answers are made from a recipe, and nothing else of it; imports no torch.
+
+    Raises:
+        RecipeError: the file cannot be read, or one of these keys has a wrong value.
+    """
+    problems: list[str] = []
+    keys = set(_field_types(AgentConfig)) - {"prompt_version"}
+    agent = _build(AgentConfig, {k: v for k, v in _load_yaml(recipe_path).items() if k in keys}, problems)
+    if problems:
+        raise RecipeError(recipe_path, problems)
+    return agent
+
+
 def load_model_settings(folder: Path) -> ModelSettings:
     """Read which model an output folder was trained from, and how it was loaded, from its resolved recipe.
 
@@ -254,7 +277,7 @@ class _RecipeLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_RecipeLoader.add_implicit_resolver(_YAML_BOOL, re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+_RecipeLoader.add_implicit_resolver(_YAML_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """Trajectories to training rows, and which tasks train and which validate. Knows nothing of models or collation."""
 
-import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,19 @@ from tqdm import tqdm
 
 from sft.config import DataSettings
 from sft.encoding import StepEncoder
+from sft.goals import hash_goal
 from sft.prompts import AgentConfig, format_answer
 from sft.screenshots import hash_screenshot
-from sft.trajectory import Problem, Trajectory, TrajectoryError, gold_memories, load_trajectories
+from sft.split_manifest import find_split
+from sft.trajectory import (
+    Problem,
+    QuarantinedTask,
+    TaskSet,
+    Trajectory,
+    TrajectoryError,
+    gold_memories,
+    load_task_set,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,10 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskSplit:
-    """The tasks of one run. No task is in both parts."""
+    """The tasks of one run. No task is in both parts; `quarantined` ones are in neither.
+
+    `sha256_of` has the hash of the data behind each name that a recipe gives.
+    """
 
     train: list[Trajectory]
     val: list[Trajectory]
+    quarantined: tuple[QuarantinedTask, ...] = ()
+    sha256_of: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_task_split(settings: DataSettings, agent: AgentConfig, seed: int, show_progress: bool = True) -> TaskSplit:
@@ -36,21 +50,23 @@ def load_task_split(settings: DataSettings, agent: AgentConfig, seed: int, show_
         TrajectoryError: every problem of the files, or a task id that stands in both.
     """
 
-    def load(path: str, **task_range: Any) -> list[Trajectory]:
-        return load_trajectories(
+    def load(path: str, **task_range: Any) -> TaskSet:
+        return load_task_set(
             path,
             settings.image_root,
             actions=agent.actions,
             needs_elements=agent.use_grounding,
+            on_bad_rows=settings.on_bad_rows,
             show_progress=show_progress,
             **task_range,
         )
 
     train = load(settings.train_csv, task_start=settings.task_start, task_end=settings.task_end)
     if settings.val_csv is None:
-        return TaskSplit(*split_by_task(train, settings.val_split, seed))
+        parts = split_by_task(train.trajectories, settings.val_split, seed)
+        return TaskSplit(*parts, train.quarantined, {settings.train_csv: train.sha256})
     val = load(settings.val_csv)
-    if shared := {t.task_id for t in train} & {t.task_id for t in val}:
+    if shared := {t.task_id for t in train.trajectories} & {t.task_id for t in val.trajectories}:
         raise TrajectoryError(
             [
                 Problem(
@@ -59,7 +75,8 @@ def load_task_split(settings: DataSettings, agent: AgentConfig, seed: int, show_
                 for task_id in sorted(shared)
             ]
         )
-    return TaskSplit(train, val)
+    hashes = {settings.train_csv: train.sha256, settings.val_csv: val.sha256}
+    return TaskSplit(train.trajectories, val.trajectories, train.quarantined + val.quarantined, hashes)
 
 
 def split_by_task(
@@ -144,15 +161,16 @@ def build_step_rows(
     return StepRows(Dataset.from_list(rows), n_shortened)
 
 
-def describe_tasks(trajectories: Sequence[Trajectory], csv_path: str) -> dict[str, Any]:
-    """Say which data a run saw: file, hash, counts, and every task with the hash of its goal."""
+def describe_tasks(trajectories: Sequence[Trajectory], csv_path: str, sha256: str) -> dict[str, Any]:
+    """Say which data a run saw: file, hash, the split it is a part of, counts, and every task with its goal's hash."""
     return {
         "csv": csv_path,
-        "sha256": hashlib.sha256(Path(csv_path).read_bytes()).hexdigest(),
+        "sha256": sha256,
+        "split": find_split(csv_path),
         "n_tasks": len(trajectories),
         "n_steps": sum(len(t.steps) for t in trajectories),
         "n_screenshots": len({s.image_path for t in trajectories for s in t.steps}),
-        "tasks": {t.task_id: hashlib.sha256(t.instruction.encode()).hexdigest()[:16] for t in trajectories},
+        "tasks": {t.task_id: hash_goal(t.instruction) for t in trajectories},
     }
 
 

@@ -9,25 +9,32 @@ from typing import Any
 
 from PIL import Image
 
+from sft.cache import ScreenshotCache
 from sft.memory import EMPTY_MEMORY, Memory, fit_memory, memory_chars
-from sft.prompts import AgentConfig, build_prompt
+from sft.prompts import AgentConfig, Message, build_prompt
 from sft.screenshots import open_screenshot
+from sft.weights import weigh_tokens
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One step's model input as text. `n_tokens` counts image tokens in; `is_shortened` says that memory was cut."""
+    """One step's model input as text, and the messages it was rendered from.
+
+    `n_tokens` counts image tokens in; `is_shortened` says that memory was cut.
+    """
 
     text: str
     n_tokens: int
     is_shortened: bool
+    messages: Sequence[Message]
 
 
 class StepEncoder:
-    """Turns steps into token ids with a processor; holds no state that changes."""
+    """Turns steps into token ids with a processor. `cache_dir` keeps resized screenshots on disk."""
 
-    def __init__(self, processor: Any, agent: AgentConfig):
+    def __init__(self, processor: Any, agent: AgentConfig, cache_dir: Path | None = None):
         self.processor, self.tokenizer, self.agent = processor, processor.tokenizer, agent
+        self._cache = ScreenshotCache(cache_dir, processor.image_processor) if cache_dir else None
 
     def build_prompt(
         self,
@@ -77,12 +84,20 @@ class StepEncoder:
         Returns:
             `pixel_values`: (sum of patches, patch dim) float32; `image_grid_thw`: (n_images, 3) int64.
         """
-        images = [open_screenshot(path) for path in image_paths]
-        return dict(self.processor.image_processor(images=images, return_tensors="pt"))
+        process = self.processor.image_processor
+        if self._cache is None:
+            return dict(process(images=[open_screenshot(path) for path in image_paths], return_tensors="pt"))
+        pixels = [self._cache.load(path) for path in image_paths]
+        return dict(process(images=pixels, do_resize=False, input_data_format="channels_first", return_tensors="pt"))
 
     def encode_completion(self, answer_text: str) -> list[int]:
         """Return the ids the loss is computed on: the answer and the end of the turn, nothing else."""
         return [*self.tokenizer(answer_text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def weigh_completion(self, answer_text: str, weights: Mapping[str, float]) -> list[float]:
+        """Return one loss weight for each id of `encode_completion`; the end of the turn has 1.0."""
+        offsets = self.tokenizer(answer_text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return [*weigh_tokens(answer_text, offsets, weights), 1.0]
 
     def count_image_tokens(self, image_path: Path) -> int:
         """Return how many tokens a screenshot takes at the agent's pixel budget, from its size alone."""
@@ -109,7 +124,7 @@ class StepEncoder:
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         n_text_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         # the template holds one placeholder that the processor repeats once an image token
-        return Prompt(text, n_text_tokens - 1 + self.count_image_tokens(image_path), is_shortened)
+        return Prompt(text, n_text_tokens - 1 + self.count_image_tokens(image_path), is_shortened, messages)
 
 
 @lru_cache(maxsize=65_536)

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import LoraConfig
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 
 from sft.config import ModelSettings
 from sft.errors import UserError
 from sft.hub import find_base_model
 
+ADAPTER_FILE = "adapter_model.safetensors"
 PARTS = ("language", "merger", "vision")
 
 
@@ -148,13 +149,10 @@ def check_adapter(folder: Path, model: torch.nn.Module) -> int:
     """
     from peft import get_peft_model_state_dict
 
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{path}: found no such file after saving; is the disk full?")
-    json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    path = folder / ADAPTER_FILE
     expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model).items()}
     has_update = False
-    with safe_open(path, framework="pt") as file:
+    with open_adapter(folder) as file:
         names = set(file.keys())
         if names != set(expected):
             difference = sorted(names ^ set(expected))[:3]
@@ -167,10 +165,27 @@ def check_adapter(folder: Path, model: torch.nn.Module) -> int:
                 raise UserError(f"{path}: {name}: found shape {tuple(tensor.shape)}; expected {expected[name]}")
             if not bool(torch.isfinite(tensor).all()):
                 raise UserError(f"{path}: {name}: found numbers that are not finite; training has diverged")
-            has_update = has_update or ("lora_A" not in name and bool(tensor.any()))
-    if not has_update:
+            has_update = has_update or ("lora_B" in name and bool(tensor.any()))
+    if not has_update and any("lora_B" in name for name in names):
         raise UserError(f"{path}: found every lora_B zero; expected a trained adapter: nothing was learned")
     return len(names)
+
+
+def open_adapter(folder: Path) -> Any:
+    """Open an adapter's weights as safetensors does.
+
+    Raises:
+        UserError: the file is missing or cut off.
+    """
+    path = folder / ADAPTER_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{path}: found no such file; expected the adapter's weights (after saving: is the disk full?)"
+        )
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise UserError(f"{path}: found a damaged file ({error}); expected safetensors: copy it again") from error
 
 
 def read_base_model_name(adapter_folder: Path) -> str:

@@ -13,13 +13,14 @@ class TokenSequence:
     """One step as tokens, as it would stand alone.
 
     `ids`, `labels`, `types`: (T,) int64; `labels` is -100 up to `n_prompt` and the ids after it; `types` is 1 on image
-    tokens. `positions`: (3, T) int64. `image_key` identifies the screenshot: two sequences with one key show the
-    same pixels.
+    tokens. `weights`: (T,) float32, each token's weight in the loss. `positions`: (3, T) int64. `image_key` identifies
+    the screenshot: two sequences with one key show the same pixels.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     types: np.ndarray
+    weights: np.ndarray
     positions: np.ndarray
     n_prompt: int
     image_key: int
@@ -29,14 +30,15 @@ class TokenSequence:
 class PackedSequence:
     """Many sequences merged into one of T tokens: a tree of shared prefixes, written branch after branch.
 
-    `ids`, `labels`, `types`: (T,); `positions`: (3, T). `subtree_end`: (T,): token q may see token k exactly when
-    k <= q < subtree_end[k]. `image_sources` names, in the order in which their tokens stand, the sequences whose
+    `ids`, `labels`, `types`, `weights`: (T,); `positions`: (3, T). `subtree_end`: (T,): token q may see token k exactly
+    when k <= q < subtree_end[k]. `image_sources` names, in the order in which their tokens stand, the sequences whose
     screenshot has to be given to the model.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     types: np.ndarray
+    weights: np.ndarray
     positions: np.ndarray
     subtree_end: np.ndarray
     image_sources: list[int]
@@ -76,6 +78,7 @@ def pack_sequences(sequences: Sequence[TokenSequence]) -> PackedSequence:
         ids=np.concatenate([sequences[i].ids[start:] for i, start in parts]),
         labels=np.concatenate([sequences[i].labels[start:] for i, start in parts]),
         types=np.concatenate([sequences[i].types[start:] for i, start in parts]),
+        weights=np.concatenate([sequences[i].weights[start:] for i, start in parts]),
         positions=np.concatenate([sequences[i].positions[:, start:] for i, start in parts], axis=1),
         subtree_end=subtree_end[:n_tokens],
         image_sources=image_sources,

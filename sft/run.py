@@ -17,6 +17,7 @@ from sft.config import Recipe, build_training_arguments, parse_recipe
 from sft.data import TaskSplit, build_step_rows, describe_tasks, load_task_split
 from sft.errors import UserError, run_command
 from sft.hub import find_base_model
+from sft.problems import QUARANTINE_NAME, describe_quarantine, write_quarantine
 from sft.sampler import PackSampler, StepSize
 from sft.trajectory import Trajectory
 from sft.versions import read_versions
@@ -50,12 +51,17 @@ def main(argv: list[str]) -> None:
 
     family = find_family(recipe.model.model_name_or_path, recipe.model.model_revision)
     processor = load_processor(recipe.model.model_name_or_path, recipe.agent.min_pixels, recipe.agent.max_pixels)
-    encoder = StepEncoder(processor, recipe.agent)
+    cache_dir = Path(recipe.data.screenshot_cache) if recipe.data.screenshot_cache else None
+    encoder = StepEncoder(processor, recipe.agent, cache_dir)
     train = build_step_rows(split.train, recipe.data.train_csv, encoder)
     val = build_step_rows(split.val, recipe.data.val_csv or recipe.data.train_csv, encoder) if split.val else None
     sample = [train.dataset[i] for i in range(min(2, len(train.dataset)))]
+    collator_class = PaddingCollator if recipe.batch.packing == "none" else PackingCollator
+    collator = collator_class(encoder, recipe.batch.loss_weights)
     supervised = check_answer_only_labels(encoder, sample)
     log.info("train: %d tasks, %d steps; val: %d tasks", len(split.train), len(train.dataset), len(split.val))
+    if split.quarantined:
+        log.warning("quarantine: %s", describe_quarantine(split.quarantined)["summary"])
     log.info("prompts whose memory was shortened: %d; first supervised text: %s", train.n_shortened, supervised)
 
     trainer = TrajectoryTrainer(
@@ -64,7 +70,7 @@ def main(argv: list[str]) -> None:
         train_dataset=train.dataset,
         eval_dataset=val.dataset if val else None,
         processing_class=processor,
-        data_collator=PaddingCollator(encoder) if recipe.batch.packing == "none" else PackingCollator(encoder),
+        data_collator=collator,
         pack_sampler=build_pack_sampler(recipe, train.dataset, training),
         peft_config=build_lora_config(recipe.model, family),
         validation_rollout=build_validation_rollout(recipe, split.val, encoder),
@@ -159,9 +165,11 @@ def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: An
     if not PartialState().is_main_process:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    data = {"train": describe_tasks(split.train, recipe.data.train_csv)}
+    train_csv, val_csv = recipe.data.train_csv, recipe.data.val_csv or recipe.data.train_csv
+    data = {"train": describe_tasks(split.train, train_csv, split.sha256_of[train_csv])}
     if split.val:
-        data["val"] = describe_tasks(split.val, recipe.data.val_csv or recipe.data.train_csv)
+        data["val"] = describe_tasks(split.val, val_csv, split.sha256_of[val_csv])
+    write_quarantine(folder / QUARANTINE_NAME, split.quarantined)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     for name, content in (
         ("agent_config.json", asdict(recipe.agent)),

@@ -12,8 +12,9 @@ import struct
 import tempfile
 import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -23,6 +24,8 @@ MAX_IMAGE_PIXELS = 40_000_000
 MAX_IMAGE_SIDE = 16_384
 MAX_ASPECT_RATIO = 100
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
+# Pillow warns above 89 million pixels; the limit here is lower and refuses.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _EXIF_ORIENTATION, _TURNED_BY_90 = 0x0112, (5, 6, 7, 8)
 
 
@@ -43,12 +46,12 @@ def find_image_problem(path: Path) -> str | None:
 
 def read_facts(path: Path, decode: bool) -> ScreenshotFacts:
     """Check one file: format, size, completeness (PNG checksums, WebP and JPEG length); `decode` reads every pixel."""
-    if not path.is_file():
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return ScreenshotFacts(
             problem=f"found no file {path}; expected a screenshot there (paths are relative to image_root)"
         )
-    try:
-        data = path.read_bytes()
     except OSError as error:
         return ScreenshotFacts(problem=f"found a file that cannot be read: {path} ({error.strerror})")
     return inspect_bytes(data, str(path), decode)
@@ -62,10 +65,7 @@ def inspect_bytes(data: bytes, name: str, decode: bool) -> ScreenshotFacts:
         return ScreenshotFacts(sha256, problem=message)
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower and is checked next
-            image = Image.open(io.BytesIO(data), formats=list(FORMATS))
-        with image:
+        with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
             width, height = image.size
             if width * height > MAX_IMAGE_PIXELS or max(width, height) > MAX_IMAGE_SIDE:
                 return refuse(
@@ -78,12 +78,13 @@ def inspect_bytes(data: bytes, name: str, decode: bool) -> ScreenshotFacts:
                 return refuse(f"found an animation of {image.n_frames} frames: {name}; expected one still image")  # type: ignore[attr-defined]
             if message := _find_damage(data, image.format or ""):
                 return refuse(f"found a damaged image: {name} ({message}); restore the file")
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED_BY_90
+            has_exif = "exif" in image.info or (image.format == "PNG" and b"eXIf" in data)  # getexif() decodes a PNG
+            turned = has_exif and image.getexif().get(_EXIF_ORIENTATION) in _TURNED_BY_90
             if decode:
                 image.load()
     except UnidentifiedImageError:
         return refuse(f"found a file that is no image: {name}; expected PNG, JPEG or WebP")
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return refuse(f"found too many pixels in {name} ({error}); expected at most {MAX_IMAGE_PIXELS}")
     except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error, zlib.error) as error:
         return refuse(f"found a damaged image: {name} ({error}); restore the file")
@@ -99,7 +100,7 @@ def open_screenshot(path: Path) -> Image.Image:
     try:
         with Image.open(path, formats=list(FORMATS)) as file:
             image: Image.Image = ImageOps.exif_transpose(file)
-            if image.mode.startswith(("I;16", "I")):  # 16-bit grey: Pillow would clip it, a viewer shows the high byte
+            if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it, a viewer shows the high byte
                 image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
             if image.has_transparency_data:
                 rgba = image.convert("RGBA")
@@ -126,6 +127,17 @@ def store_screenshot(data: bytes, facts: ScreenshotFacts, folder: Path) -> str:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     return name
+
+
+def find_screenshot(name: str, folders: Sequence[Path]) -> Path | None:
+    """Find a file below one of the folders: by its path there, or by its bare name. Nothing outside them is opened."""
+    relative = PurePosixPath(name.replace("\\", "/"))
+    if not relative.name or "\0" in name or len(name) > 1000:
+        return None
+    paths = [PurePosixPath(relative.name)]
+    if not relative.is_absolute() and ".." not in relative.parts:
+        paths.insert(0, relative)
+    return next((folder / path for folder in folders for path in paths if (folder / path).is_file()), None)
 
 
 def _find_damage(data: bytes, image_format: str) -> str | None:

@@ -20,7 +20,7 @@ Row = tuple[int, Cells]
 class Table:
     """Rows of one data file: (row number, cells by column). `image_root` is where `Image_id` starts from.
 
-    `bad_rows` could not be laid out in columns; they have no cells and each names its task in `task_id`.
+    `bad_rows` could not be laid out in columns, or hold no screenshot; each names its task in `task_id` where it can.
     """
 
     path: Path

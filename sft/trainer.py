@@ -1,12 +1,15 @@
 """TRL's SFTTrainer with what it lacks: packed batches, fp32 adapters, a validation rollout, a gradient check."""
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from sft.collator import build_tree_mask
@@ -32,6 +35,7 @@ class TrajectoryTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         self.pack_sampler = pack_sampler
         self.validation_rollout = validation_rollout
+        self._wait_s, self._logged_at = 0.0, time.perf_counter()
         # Qwen-VL says it takes no `num_items_in_batch`, whereupon the loss would be averaged per micro-batch. TRL's
         # loss never asks the model: with this it is normalised over all answer tokens of the global batch.
         self.model_accepts_loss_kwargs = True
@@ -70,32 +74,72 @@ class TrajectoryTrainer(SFTTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Compute TRL's loss; a packed batch gets its mask here, on the device, where it costs no transfer."""
-        if (subtree_end := inputs.pop("subtree_end", None)) is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        subtree_end, weights = inputs.pop("subtree_end", None), inputs.pop("loss_weights", None)
         n_tokens_before = self._total_train_tokens
-        implementation = self.model.config._attn_implementation
-        inputs["attention_mask"] = build_tree_mask(subtree_end, implementation, self.model.dtype)
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.model.training:  # TRL takes the mask's sum for the number of tokens
+        if subtree_end is not None:
+            implementation = self.model.config._attn_implementation
+            inputs["attention_mask"] = build_tree_mask(subtree_end, implementation, self.model.dtype)
+        with contextlib.nullcontext() if weights is None else weighted_log_probs(model, weights):
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if subtree_end is not None and self.model.training:  # TRL takes the mask's sum for the number of tokens
             n_tokens = self.accelerator.gather(torch.tensor(subtree_end.numel(), device=subtree_end.device)).sum()
             self._total_train_tokens = n_tokens_before + int(n_tokens)
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Compute the loss and roll out; both are logged and can choose the best checkpoint."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if self.validation_rollout is not None:
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Fetch the batches of one optimiser step and note how long that kept the model waiting."""
+        started = time.perf_counter()
+        samples = super().get_batch_samples(*args, **kwargs)
+        self._wait_s += time.perf_counter() - started
+        return samples
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; a training line also says which share of the time since the last one was spent waiting for data."""
+        if "loss" in logs:
+            now = time.perf_counter()
+            logs["data_wait_share"] = round(self._wait_s / (now - self._logged_at), 4)
+            self._wait_s, self._logged_at = 0.0, now
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Compute the loss and roll out; both are logged and can choose the best checkpoint or stop the run early.
+
+        Here and not in `evaluate`, which tells its callbacks (early stopping among them) before it returns.
+        """
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self.validation_rollout is not None and output.metrics is not None:
             was_training = self.model.training
             self.model.eval()
             rollout = self.validation_rollout(self.accelerator.unwrap_model(self.model))
             self.model.train(was_training)
-            scores = {f"{metric_key_prefix}_{name}": value for name, value in rollout.items()}
-            self.log(scores)
-            metrics.update(scores)
-        return metrics
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in rollout.items()})
+        return output
+
+
+@contextlib.contextmanager
+def weighted_log_probs(model: torch.nn.Module, weights: torch.Tensor) -> Iterator[None]:
+    """Multiply the log-probabilities the model returns by the weight, (B, T) as the labels, of the token predicted.
+
+    The loss TRL computes from them is then weighted; it is still divided by the number of answer tokens.
+    """
+
+    def scale(module: torch.nn.Module, args: Any, output: Any) -> Any:
+        output.log_probs = output.log_probs * weights[:, 1:]
+        return output
+
+    handle = model.register_forward_hook(scale)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class GradientCheck(TrainerCallback):

@@ -23,7 +23,12 @@ def read_versions() -> dict[str, str]:
 def hash_code() -> str:
     """Return a short hash over the source files of `sft` and `eval`: two runs with one hash ran the same code."""
     root = Path(__file__).resolve().parent.parent
-    files = sorted(p for folder in ("sft", "eval") for p in (root / folder).rglob("*") if p.suffix in (".py", ".j2"))
+    files = sorted(
+        p
+        for folder in ("sft", "eval")
+        for p in (root / folder).rglob("*")
+        if p.suffix in (".py", ".j2", ".css", ".js")
+    )
     return hash_files(files)[:12]
 
 

@@ -1,0 +1,51 @@
+"""What a benchmark ran on, and how its table is printed and saved."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sft.versions import read_versions
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return hardware, thread count, versions and date."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": read_versions(),
+    }
+
+
+def publish(title: str, rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], json_path: Path | None) -> None:
+    """Print the rows as a table and, where a path is given, save them with the machine as JSON."""
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console = Console()
+    console.print(table)
+    packages = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    console.print(
+        f"{machine['cpu']}, {machine['threads']} threads, GPU: {machine['gpu']}; {packages}; {machine['date']}"
+    )
+    if json_path:
+        json_path.write_text(json.dumps({"title": title, "machine": machine, "rows": list(rows)}, indent=2) + "\n")

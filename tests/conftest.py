@@ -1,0 +1,40 @@
+"""Fixtures that several test files share: tiny checkpoints, built once a session, and a small set of tasks."""
+
+from pathlib import Path
+
+import pytest
+from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
+
+from sft.prompts import build_system_text
+from sft.trajectory import load_trajectories
+
+FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+ROOT = Path(__file__).resolve().parent.parent
+DEMO_FILES = sorted((ROOT / "demo" / "data").glob("*.csv"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory):
+    """A checkpoint folder of each family, its tokenizer trained on the texts of the sample tasks."""
+    from demo.tiny_qwen3vl import build_tiny_checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    texts = [build_system_text(TINY_AGENT), *(row[c] for row in build_tasks(4) for c in ("Instruction", "Output"))]
+    return {family: build_tiny_checkpoint(folder / family, texts, family) for family in FAMILIES}
+
+
+@pytest.fixture(params=FAMILIES)
+def checkpoint(request, tiny_checkpoints):
+    """The folder of each family in turn."""
+    return tiny_checkpoints[request.param]
+
+
+@pytest.fixture(scope="session")
+def tasks_csv(tmp_path_factory):
+    """A CSV of four tasks of 3 steps on two screenshots."""
+    return write_trajectories(tmp_path_factory.mktemp("tasks"), build_tasks(4))
+
+
+@pytest.fixture(scope="session")
+def tasks(tasks_csv):
+    return load_trajectories(tasks_csv, show_progress=False)

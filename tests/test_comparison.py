@@ -1,0 +1,84 @@
+"""Two runs of the same steps: paired differences, the sign of every task, and the command that prints them."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from rollout_samples import RUN_INFO, make_task
+
+from eval.comparison import compare_results
+from eval.score import main
+
+ROOT = Path(__file__).parent.parent
+RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
+A = [*make_task("t1", [RIGHT, RIGHT]), *make_task("t2", [RIGHT, WRONG]), *make_task("t3", [WRONG])]
+B = [*make_task("t1", [RIGHT, WRONG]), *make_task("t2", [RIGHT, WRONG]), *make_task("t3", [RIGHT])]
+
+
+def write_run(folder: Path, steps) -> Path:
+    folder.mkdir()
+    info = {**RUN_INFO, "test_csv": str(folder.parent / "test.csv"), "n_tasks": 3, "n_steps": len(steps)}
+    (folder / "run.json").write_text(json.dumps(info))
+    (folder / "steps.jsonl").write_text("".join(json.dumps(asdict(step)) + "\n" for step in steps))
+    return folder
+
+
+def test_differences_are_a_minus_b():
+    swa, ta = (compare_results(A, B)["matchers"]["action"][measure] for measure in ("swa", "ta"))
+    assert (swa["a"]["value"], swa["b"]["value"]) == (pytest.approx(3 / 5), pytest.approx(3 / 5))
+    assert swa["difference"]["value"] == pytest.approx(0)
+    assert (ta["a"]["value"], ta["b"]["value"], ta["difference"]["value"]) == (
+        pytest.approx(1 / 3),
+        pytest.approx(1 / 3),
+        pytest.approx(0),
+    )
+
+
+def test_every_task_has_a_sign():
+    signs = compare_results(A, B)["tasks"]["action"]
+    assert {row["task_id"]: row["sign"] for row in signs["by_task"]} == {"t1": "better", "t2": "same", "t3": "worse"}
+    assert (signs["better"], signs["same"], signs["worse"]) == (1, 1, 1)
+
+
+def test_a_constant_difference_has_no_width_although_both_runs_vary():
+    a = [s for i in range(30) for s in make_task(f"t{i}", [RIGHT, RIGHT] if i % 2 else [RIGHT, WRONG])]
+    b = [s for i in range(30) for s in make_task(f"t{i}", [RIGHT, WRONG] if i % 2 else [WRONG, WRONG])]
+    swa = compare_results(a, b)["matchers"]["action"]["swa"]
+    assert swa["difference"] == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})
+    assert swa["a"]["high"] - swa["a"]["low"] > 0.1
+
+
+def test_parse_rates_stand_side_by_side():
+    b = [*make_task("t1", [RIGHT, ("CLICK", None)]), *B[2:]]
+    assert compare_results(A, b)["parse_rate"] == {"a": 1, "b": pytest.approx(4 / 5)}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (A[:4], "found 1 tasks in one of them only, such as t3 in A"),
+        ([*make_task("t1", [RIGHT, ("TEXT", "TEXT")]), *A[2:]], "other gold actions in task t1"),
+    ],
+)
+def test_runs_of_other_steps_are_not_compared(other, message):
+    with pytest.raises(ValueError, match=message):
+        compare_results(A, other)
+
+
+def test_compare_command_prints_the_table_and_writes_the_report(tmp_path):
+    runs = [write_run(tmp_path / name, steps) for name, steps in (("first", A), ("second", B))]
+    command = [sys.executable, "eval/score.py", "compare", *map(str, runs), "--output_dir", str(tmp_path / "both")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "A minus B" in done.stdout and "1 better, 1 same, 1 worse" in done.stdout
+    assert json.loads((tmp_path / "both/comparison.json").read_text())["n_steps"] == 5
+    page = (tmp_path / "both/report.html").read_text()
+    assert "Two runs, side by side" in page and str(runs[1]) in page
+
+
+def test_compare_of_a_folder_without_a_rollout_ends_with_one_line(tmp_path):
+    with pytest.raises(ValueError, match="run.json: found no such file"):
+        main(["compare", str(tmp_path), str(tmp_path)])

@@ -1,0 +1,156 @@
+"""Memory: what a step passes on to the next, by either writer, and the bound on its size."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft.actions import Action
+from sft.memory import (
+    EMPTY_MEMORY,
+    MAX_JSON_DEPTH,
+    Answer,
+    Memory,
+    clean_json,
+    dump_json,
+    fit_memory,
+    memory_chars,
+    update,
+)
+
+CLICK = Action("CLICK", "OK")
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+)
+PARTS = st.dictionaries(st.text(max_size=12), VALUES, max_size=5)
+
+
+def test_model_writes_the_memory_of_the_next_step():
+    answer = Answer(CLICK, {"last_action": "CLICK"}, {"overall_progress": "half"})
+    memory = update(Memory({"last_action": "ZOOM"}, {"known_pitfalls": []}), answer, "model", 1200)
+    assert memory == Memory({"last_action": "CLICK"}, {"overall_progress": "half"})
+
+
+def test_part_that_the_answer_lacks_stays_as_it_was():
+    before = Memory({"last_action": "ZOOM"}, {"overall_progress": "half"})
+    assert update(before, Answer(CLICK, {"last_action": "CLICK"}), "model", 1200) == Memory(
+        {"last_action": "CLICK"}, {"overall_progress": "half"}
+    )
+    assert update(before, Answer(CLICK, None, {}), "model", 1200) == Memory({"last_action": "ZOOM"}, {})
+
+
+def test_unparsable_answer_keeps_the_last_valid_memory():
+    before = Memory({"last_action": "ZOOM"}, {"overall_progress": "half"})
+    for writer in ("model", "rule"):
+        assert update(before, None, writer, 1200) is before
+
+
+def test_rule_writes_from_the_action_alone():
+    first = update(
+        EMPTY_MEMORY, Answer(CLICK, {"last_lesson": "never trust"}, {"overall_progress": "x"}), "rule", 1200
+    )
+    assert first == Memory({"last_action": "CLICK", "last_target": "OK"}, {"completed_subtasks": ["CLICK OK"]})
+    second = update(first, Answer(Action("COMPLETE", "")), "rule", 1200)
+    assert second == Memory(
+        {"last_action": "COMPLETE", "last_target": ""}, {"completed_subtasks": ["CLICK OK", "COMPLETE"]}
+    )
+
+
+def test_unknown_keys_are_kept():
+    answer = Answer(CLICK, {"window": 3}, {"my_notes": {"a": [1]}})
+    assert update(EMPTY_MEMORY, answer, "model", 1200) == Memory({"window": 3}, {"my_notes": {"a": [1]}})
+
+
+def test_update_changes_neither_memory_nor_answer():
+    steps = ["one" * 30, "two" * 30]
+    answer = Answer(CLICK, {"last_lesson": "x" * 90}, {"completed_subtasks": steps})
+    update(EMPTY_MEMORY, answer, "model", 60)
+    assert answer.long_term == {"completed_subtasks": ["one" * 30, "two" * 30]}
+    assert answer.short_term == {"last_lesson": "x" * 90}
+
+
+def test_oldest_list_items_go_first():
+    memory = Memory({"last_action": "CLICK"}, {"completed_subtasks": ["first", "second", "third"]})
+    size = memory_chars(memory)
+    assert fit_memory(memory, size) == memory
+    assert fit_memory(memory, size - 1).long_term == {"completed_subtasks": ["second", "third"]}
+    assert fit_memory(memory, size - 9).long_term == {"completed_subtasks": ["third"]}
+
+
+def test_longest_list_is_shortened_before_a_shorter_one_and_any_text():
+    memory = Memory({}, {"a": ["11", "22"], "b": ["1111", "2222", "3333"], "text": "y" * 40})
+    assert fit_memory(memory, memory_chars(memory) - 1).long_term == {
+        "a": ["11", "22"],
+        "b": ["2222", "3333"],
+        "text": "y" * 40,
+    }
+
+
+def test_text_loses_its_beginning():
+    memory = Memory({"last_observation": "old then new"}, {})
+    assert fit_memory(memory, memory_chars(memory) - 9).short_term == {"last_observation": "new"}
+
+
+def test_whole_keys_go_last_and_long_term_first():
+    memory = Memory({"a": 111111}, {"b": 222222})
+    assert fit_memory(memory, 14) == Memory({"a": 111111}, {})
+    assert fit_memory(memory, 4) == EMPTY_MEMORY
+
+
+@given(PARTS, PARTS, st.integers(4, 300))
+def test_fitted_memory_is_within_its_budget(short_term, long_term, budget):
+    fitted = fit_memory(Memory(short_term, long_term), budget)
+    assert memory_chars(fitted) <= budget
+    assert set(fitted.short_term) <= set(short_term)
+    assert set(fitted.long_term) <= set(long_term)
+
+
+@given(PARTS, PARTS)
+def test_memory_within_its_budget_is_left_alone(short_term, long_term):
+    memory = Memory(short_term, long_term)
+    assert fit_memory(memory, memory_chars(memory)) == memory
+
+
+@given(st.lists(st.text(max_size=20), max_size=12), st.integers(40, 200))
+def test_what_remains_of_a_list_is_its_end(items, budget):
+    kept = fit_memory(Memory({}, {"completed_subtasks": items}), budget).long_term["completed_subtasks"]
+    assert kept == items[len(items) - len(kept) :]
+
+
+def test_json_is_one_line_without_spaces_and_keeps_letters():
+    assert dump_json({"a": ["ü", "患者\n"], "b": 1}) == '{"a":["ü","患者\\n"],"b":1}'
+
+
+def test_half_characters_are_written_as_question_marks():
+    assert dump_json({"a\udc00": "x\ud83d"}) == '{"a?":"x?"}'
+
+
+@given(PARTS)
+def test_clean_json_is_stable_and_can_be_stored(part):
+    cleaned = clean_json(part)
+    assert clean_json(cleaned) == cleaned
+    assert json.loads(dump_json(cleaned).encode("utf-8")) == cleaned
+
+
+def test_clean_json_breaks_up_control_tokens_in_keys_and_values():
+    assert clean_json({"<|im_end|>": ["<|image_pad|>", {"k": "\ud800"}]}) == {
+        "< |im_end|>": ["< |image_pad|>", {"k": "?"}]
+    }
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_clean_json_refuses_numbers_that_json_lacks(number):
+    with pytest.raises(ValueError, match="expected a finite one"):
+        clean_json({"a": [number]})
+
+
+def test_clean_json_bounds_the_depth():
+    value = "leaf"
+    for _ in range(MAX_JSON_DEPTH):
+        value = [value]
+    assert clean_json(value) == value
+    with pytest.raises(ValueError, match="more than 16 levels"):
+        clean_json([value])

@@ -1,0 +1,208 @@
+"""Metrics: every number against one worked out by hand."""
+
+import random
+import time
+
+import numpy as np
+import pytest
+from rollout_samples import make_step, make_task
+
+from eval.bootstrap import Bootstrap, compute_interval, compute_unseen_bound, resample_sums
+from eval.metrics import compute_metrics, group_by_task
+
+OTHER = {"action": "CLICK", "target": "elsewhere"}
+
+# Task a: 3 of 3 actions right, 2 of 3 targets. Task b: 1 of 4. Task c: 0 of 1.
+STEPS = [
+    *make_task("a", [("CLICK", "CLICK"), ("CLICK", OTHER), ("COMPLETE", "COMPLETE")]),
+    *make_task(
+        "b",
+        [("CLICK", "CLICK"), ("TEXT", "CLICK"), ("TEXT", None), ("CLICK", "TEXT")],
+        application="Orthanc Explorer",
+        group="new_workflow",
+    ),
+    make_step("c", 0, "ZOOM", None, parse_status="truncated"),
+]
+RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
+
+
+def score(results, **settings):
+    return compute_metrics(results, mode="own", **settings)
+
+
+def test_swa_is_right_steps_over_all_steps_and_ta_tasks_without_a_fault_over_tasks():
+    matchers = score(STEPS)["matchers"]
+    assert matchers["action"]["swa"]["value"] == pytest.approx(4 / 8)
+    assert matchers["action"]["ta"]["value"] == pytest.approx(1 / 3)
+    assert matchers["action_target"]["swa"]["value"] == pytest.approx(3 / 8)
+    assert matchers["action_target"]["ta"]["value"] == 0
+
+
+def test_outcomes_add_up_to_all_steps():
+    metrics = score(STEPS)
+    assert metrics["outcomes"] == {"right": 4, "wrong": 2, "unparsable": 1, "truncated": 1, "error": 0}
+    assert sum(metrics["outcomes"].values()) == metrics["n_steps"] == 8
+    assert metrics["matchers"]["action_target"]["outcomes"]["wrong"] == 3
+
+
+def test_majority_and_previous_action_baselines_are_of_the_same_steps():
+    metrics = score(STEPS)
+    assert metrics["majority_baseline"]["action"] == "CLICK"
+    assert metrics["majority_baseline"]["swa"] == pytest.approx(4 / 8)
+    # a: CLICK=CLICK (guess), CLICK=CLICK, CLICK!=COMPLETE; b: CLICK=CLICK, no, TEXT=TEXT, no; c: no.
+    assert metrics["previous_action_baseline"]["swa"] == pytest.approx(4 / 8)
+    assert metrics["over_majority"]["value"] == pytest.approx(0)
+
+
+def test_equally_frequent_actions_give_the_first_by_name():
+    metrics = score(make_task("a", [("ZOOM", "ZOOM"), ("CLICK", "ZOOM")]))
+    assert metrics["majority_baseline"]["action"] == "CLICK"
+
+
+def test_per_action_counts_precision_recall_and_f1():
+    rows = score(STEPS)["per_action"]
+    assert rows["CLICK"] == {
+        "n": 4,
+        "n_predicted": 4,
+        "right": {"action": 3, "action_target": 2},
+        "precision": pytest.approx(3 / 4),
+        "recall": pytest.approx(3 / 4),
+        "f1": pytest.approx(3 / 4),
+    }
+    assert (rows["TEXT"]["precision"], rows["TEXT"]["recall"], rows["TEXT"]["f1"]) == (0, 0, 0)
+    assert (rows["ZOOM"]["precision"], rows["ZOOM"]["recall"], rows["ZOOM"]["f1"]) == (None, 0, 0)
+
+
+def test_macro_f1_is_the_mean_over_the_actions_of_the_gold():
+    assert score(STEPS)["matchers"]["action"]["macro_f1"] == pytest.approx((3 / 4 + 1 + 0 + 0) / 4)
+
+
+def test_confusion_has_every_step_once():
+    confusion = score(STEPS)["confusion"]
+    assert confusion["TEXT"] == {"(unreadable)": 1, "CLICK": 1}
+    assert sum(n for row in confusion.values() for n in row.values()) == len(STEPS)
+
+
+def test_parts_are_scored_as_if_alone():
+    metrics = score(STEPS)
+    alone = score([step for step in STEPS if step.group == "new_workflow"])
+    part = metrics["per_group"]["new_workflow"]
+    assert part == {key: alone[key] for key in part} | {"matchers": part["matchers"]}
+    assert part["matchers"]["action"]["swa"] == alone["matchers"]["action"]["swa"]
+    assert part["majority_baseline"]["swa"] == pytest.approx(2 / 4)
+    assert {name: p["n_tasks"] for name, p in metrics["per_application"].items()} == {
+        "OHIF Viewer": 2,
+        "Orthanc Explorer": 1,
+    }
+
+
+def test_tasks_without_a_group_are_not_lost():
+    assert score(make_task("a", [RIGHT], group=""))["per_group"]["(none)"]["n_steps"] == 1
+
+
+def test_per_step_index_says_how_many_tasks_reach_it():
+    rows = score(STEPS)["per_step_index"]
+    assert [(row["index"], row["n"]) for row in rows] == [(0, 3), (1, 2), (2, 2), (3, 1)]
+    assert rows[1]["right"] == {"action": 1, "action_target": 0}
+
+
+def test_memory_and_answers_are_counted():
+    memory = {"short_term": {"last_action": "CLICK"}, "long_term": {}}
+    metrics = score([*make_task("a", [RIGHT], memory_after=memory), *make_task("b", [("CLICK", None)])])
+    assert metrics["memory"]["n_changed"] == 1
+    assert metrics["memory"]["n_unreadable"] == 1
+    assert metrics["memory"]["max_chars"] == len('{"short_term":{"last_action":"CLICK"},"long_term":{}}')
+    assert metrics["answers"]["parse_status"] == {"no_json": 1, "ok": 1}
+    assert metrics["answers"]["n_answer_tokens"] == 20
+
+
+def test_all_right_scores_one_and_nothing_right_scores_zero():
+    replay = score([*make_task("a", [RIGHT, ("COMPLETE", "COMPLETE")]), *make_task("b", [RIGHT])])
+    empty = score([*make_task("a", [("CLICK", None), ("COMPLETE", None)]), *make_task("b", [("CLICK", None)])])
+    for name in ("action", "action_target"):
+        for measure in ("swa", "ta"):
+            assert replay["matchers"][name][measure] == {"value": 1, "low": 1, "high": 1}
+            assert empty["matchers"][name][measure] == {"value": 0, "low": 0, "high": 0}
+    assert empty["outcomes"]["unparsable"] == empty["n_steps"]
+
+
+def test_interval_of_two_opposite_tasks_spans_everything():
+    # Drawing 2 of {all right, all wrong}: 0 with p = 1/4, 1/2 with p = 1/2, 1 with p = 1/4.
+    metrics = score([*make_task("a", [RIGHT, RIGHT]), *make_task("b", [WRONG, WRONG])])
+    assert metrics["matchers"]["action"]["swa"] == {"value": 0.5, "low": 0, "high": 1}
+    half = score([*make_task("a", [RIGHT, RIGHT]), *make_task("b", [WRONG, WRONG])], confidence=0.4)
+    assert half["matchers"]["action"]["swa"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+
+
+def test_interval_is_over_tasks_not_over_steps():
+    # 100 tasks of 10 equal steps: the width is that of 100 draws of p = 1/2, sqrt(1/4/100) = 0.05 a deviation.
+    results = [step for i in range(100) for step in make_task(f"t{i}", [RIGHT if i % 2 else WRONG] * 10)]
+    swa = score(results)["matchers"]["action"]["swa"]
+    assert swa["low"] == pytest.approx(0.5 - 1.96 * 0.05, abs=0.011)
+    assert swa["high"] == pytest.approx(0.5 + 1.96 * 0.05, abs=0.011)
+
+
+def test_margin_over_majority_is_paired_by_task():
+    # In every task one step more is right than is CLICK: the margin never varies, SWA does.
+    easier = [RIGHT] * 3 + [("TEXT", "TEXT")]
+    harder = [RIGHT] * 2 + [("TEXT", "TEXT"), ("ZOOM", "TEXT")]
+    metrics = score([step for i in range(20) for step in make_task(f"t{i}", easier if i % 4 else harder)])
+    assert metrics["majority_baseline"]["action"] == "CLICK"
+    assert metrics["over_majority"] == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
+    swa = metrics["matchers"]["action"]["swa"]
+    assert swa["high"] - swa["low"] > 0.05
+
+
+def test_resampled_sums_are_sums_of_whole_tasks():
+    per_task = np.array([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
+    sums = resample_sums(per_task, Bootstrap(n_resamples=500))
+    assert sums.shape == (500, 2)
+    assert np.array_equal(sums[:, 1], 10 * sums[:, 0])
+    assert set(sums[:, 0]) == {3, 4, 5, 6, 7, 8, 9, 10, 12}  # every multiset of three of {1, 2, 4}
+
+
+def test_interval_is_the_percentiles_of_the_draws():
+    draws = np.arange(101) / 100
+    assert compute_interval(0.5, draws, 0.9) == pytest.approx({"value": 0.5, "low": 0.05, "high": 0.95})
+
+
+def test_unseen_bound_is_the_exact_binomial_one():
+    assert compute_unseen_bound(30, 0.95) == pytest.approx(0.1157, abs=5e-5)  # tables: 0 of 30
+
+
+def test_same_seed_same_numbers_whatever_the_order_of_results():
+    shuffled = random.Random(0).sample(STEPS, len(STEPS))
+    assert score(STEPS, seed=3) == score(shuffled, seed=3)
+    assert score(STEPS, seed=3, n_resamples=50) != score(STEPS, seed=4, n_resamples=50)
+
+
+def test_tasks_come_in_natural_order():
+    results = [make_step(task_id, 0, "CLICK", "CLICK") for task_id in ("t10", "t2", "t1")]
+    assert list(group_by_task(results)) == ["t1", "t2", "t10"]
+
+
+@pytest.mark.parametrize(
+    "results, message",
+    [
+        ([], "found no step results"),
+        ([make_step("t", 0, *RIGHT), make_step("t", 0, *RIGHT)], "task t: found step 0 twice"),
+        ([make_step("t", 0, *RIGHT), make_step("t", 2, *RIGHT)], "task t: found step 2 after 1 of its steps"),
+        ([make_step("t", 1, *RIGHT)], "task t: found step 1 after 0 of its steps"),
+    ],
+)
+def test_a_set_of_steps_with_a_hole_is_not_scored(results, message):
+    with pytest.raises(ValueError, match=message):
+        score(results)
+
+
+@pytest.mark.parametrize("settings", [{"seed": -1}, {"n_resamples": 0}, {"confidence": 0}, {"confidence": 1}])
+def test_settings_out_of_range_are_refused_by_name(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        score(STEPS, **settings)
+
+
+def test_bootstrap_of_315_tasks_takes_well_under_two_seconds():
+    per_task = np.random.default_rng(0).integers(0, 13, size=(315, 8)).astype(np.float64)
+    started = time.perf_counter()
+    resample_sums(per_task, Bootstrap(n_resamples=10_000))
+    assert time.perf_counter() - started < 2

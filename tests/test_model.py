@@ -1,0 +1,245 @@
+"""Model and adapter: what is quantised, what gets LoRA matrices, and which adapter files are refused."""
+
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from sft.config import ModelSettings
+from sft.errors import UserError
+from sft.model import (
+    FAMILIES,
+    PARTS,
+    build_lora_config,
+    check_adapter,
+    count_parameters,
+    find_family,
+    load_model,
+    part_of,
+    trained_parts,
+)
+from sft.trainer import GradientCheck
+
+ATTENTION = tuple(f"self_attn.{x}_proj" for x in "qkvo")
+MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+LANGUAGE = {f"model.language_model.layers.{i}.{name}" for i in (0, 1) for name in (*ATTENTION, *MLP)}
+VISION_ATTENTION = ("attn.qkv", "attn.proj")
+# Every linear layer of the tiny models (2 language layers, 2 vision blocks), by the part it belongs to.
+LINEARS = {
+    "qwen3_vl": {
+        "language": LANGUAGE,
+        "vision": {
+            f"model.visual.blocks.{i}.{name}"
+            for i in (0, 1)
+            for name in (*VISION_ATTENTION, "mlp.linear_fc1", "mlp.linear_fc2")
+        },
+        "merger": {
+            f"model.visual.{name}.{fc}"
+            for name in ("merger", "deepstack_merger_list.0")
+            for fc in ("linear_fc1", "linear_fc2")
+        },
+    },
+    "qwen2_5_vl": {
+        "language": LANGUAGE,
+        "vision": {f"model.visual.blocks.{i}.{name}" for i in (0, 1) for name in (*VISION_ATTENTION, *MLP)},
+        "merger": {"model.visual.merger.mlp.0", "model.visual.merger.mlp.2"},
+    },
+}
+
+
+def _settings(folder, **changes):
+    return replace(ModelSettings(str(folder), dtype="float32", lora_r=4, lora_dropout=0.0), **changes)
+
+
+def _load(folder, **changes):
+    settings = _settings(folder, **changes)
+    family = find_family(str(folder))
+    model = load_model(settings, family)
+    config = build_lora_config(settings, family)
+    return model if config is None else get_peft_model(model, config)
+
+
+def _linear_names(model):
+    return {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patterns_of_the_parts_cover_every_linear_layer_but_the_head_once(tiny_checkpoints, family):
+    names = _linear_names(load_model(_settings(tiny_checkpoints[family], load_in_4bit=False), FAMILIES[family]))
+    assert names - {"lm_head"} == set().union(*LINEARS[family].values())
+    for part in PARTS:
+        matched = {name for name in names if re.fullmatch(FAMILIES[family].linears[part], name)}
+        assert matched == LINEARS[family][part]
+
+
+@pytest.mark.parametrize("parts", [("language",), ("merger",), ("vision",), ("language", "merger", "vision")], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_matrices_sit_on_exactly_the_layers_of_the_chosen_parts(tiny_checkpoints, family, parts):
+    model = _load(tiny_checkpoints[family], lora_parts=parts, load_in_4bit=False)
+    adapted = {name.removeprefix("base_model.model.") for name, m in model.named_modules() if hasattr(m, "lora_A")}
+    assert adapted == set().union(*(LINEARS[family][part] for part in parts))
+    assert trained_parts(model) == set(parts)
+    counts = count_parameters(model)
+    assert {part for part in PARTS if counts[part]["trainable"]} == set(parts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_language_layers_alone_are_quantised_to_nf4(tiny_checkpoints, family):
+    model = load_model(_settings(tiny_checkpoints[family]), FAMILIES[family])
+    quantised = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    assert quantised == LANGUAGE
+    assert all(p.dtype == torch.float32 for n, p in model.named_parameters() if n.rpartition(".")[0] not in LANGUAGE)
+    layer = model.get_submodule("model.language_model.layers.0.mlp.up_proj")
+    assert layer.weight.quant_type == "nf4"
+    assert layer.weight.quant_state.nested
+    assert layer.compute_dtype == torch.float32
+
+
+def test_quantisation_does_not_change_the_count_of_parameters(checkpoint):
+    quantised, plain = (count_parameters(_load(checkpoint, load_in_4bit=on)) for on in (True, False))
+    assert quantised == plain
+    # rank * (inputs + outputs) of q, k, v, o, gate, up, down in each of two layers; 32 is the width of k and v
+    assert plain["language"]["trainable"] == 2 * 4 * (128 + 96 + 96 + 128 + 3 * 192)
+
+
+def test_parts_of_parameters_are_told_by_their_names():
+    assert part_of("base_model.model.model.language_model.layers.0.mlp.up_proj.lora_A.default.weight") == "language"
+    assert part_of("lm_head.weight") == "language"
+    assert part_of("model.visual.blocks.3.attn.qkv.weight") == "vision"
+    assert part_of("model.visual.patch_embed.proj.weight") == "vision"
+    assert part_of("model.visual.deepstack_merger_list.0.linear_fc1.weight") == "merger"
+
+
+def test_model_of_another_family_is_refused(tiny_checkpoints, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="found model type 'bert'; expected one of qwen3_vl, qwen2_5_vl"):
+        find_family(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ((), r"found no config.json; expected a model folder"),
+        (("config.json",), r"found no \*.safetensors; expected the model's weights there: download the model"),
+    ],
+)
+def test_incomplete_model_folder_says_what_is_missing(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=message):
+        find_family(str(tmp_path))
+
+
+def test_hub_model_without_access_stops_at_once_and_points_to_a_local_folder(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=r"no copy in the local cache, and the Hub is switched off .* --model_name_or_path"
+    ):
+        find_family("Qwen/Qwen3-VL-8B-Instruct")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_checkpoints, tmp_path_factory):
+    """An adapter with random lora_B, as after training, and the folder it was saved to."""
+    model = _load(tiny_checkpoints["qwen3_vl"])
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.fixture
+def damaged(trained, tmp_path):
+    """Return a folder with the adapter after `change(tensors)`."""
+
+    def damage(change):
+        tensors = load_file(trained[1] / "adapter_model.safetensors")
+        change(tensors)
+        save_file(tensors, tmp_path / "adapter_model.safetensors")
+        return tmp_path
+
+    return damage
+
+
+def test_whole_adapter_passes_and_its_tensors_are_counted(trained):
+    assert check_adapter(trained[1], trained[0]) == 2 * len(LANGUAGE)
+
+
+def test_missing_adapter_is_refused(trained, tmp_path):
+    with pytest.raises(UserError, match="adapter_model.safetensors: found no such file"):
+        check_adapter(tmp_path, trained[0])
+
+
+@pytest.mark.parametrize("keep", [0, 7, 500, -1])
+def test_truncated_adapter_is_refused(trained, tmp_path, keep):
+    data = (trained[1] / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "adapter_model.safetensors").write_bytes(data[:keep])
+    with pytest.raises(UserError, match="found a damaged file"):
+        check_adapter(tmp_path, trained[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(sorted(t)[0]), r"found 27 tensors; expected 28; they differ in"),
+        (lambda t: t.update(extra=torch.ones(1)), r"found 29 tensors; expected 28; they differ in \['extra'\]"),
+        (lambda t: t.update({sorted(t)[0]: torch.ones(3, 3)}), r"found shape \(3, 3\); expected \("),
+        (lambda t: t[sorted(t)[1]].fill_(float("nan")), r"found numbers that are not finite"),
+        (lambda t: t[sorted(t)[1]].view(-1)[0].fill_(float("inf")), r"found numbers that are not finite"),
+        (lambda t: [v.zero_() for k, v in t.items() if "lora_B" in k], r"found every lora_B zero"),
+    ],
+    ids=["lacks a tensor", "has one more", "has another shape", "is NaN", "has an infinity", "learned nothing"],
+)
+def test_adapter_that_is_not_the_trained_one_is_refused(trained, damaged, change, message):
+    with pytest.raises(UserError, match=message):
+        check_adapter(damaged(change), trained[0])
+
+
+def test_zero_adapter_is_refused_though_embeddings_are_saved_with_it(tiny_checkpoints, tmp_path):
+    model = _load(tiny_checkpoints["qwen3_vl"], lora_modules_to_save=("embed_tokens",))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="found every lora_B zero"):
+        check_adapter(tmp_path, model)
+
+
+def test_adapter_of_another_model_is_refused(trained, tiny_checkpoints):
+    other = _load(tiny_checkpoints["qwen3_vl"], lora_r=8)
+    with pytest.raises(UserError, match=r"found shape \(4, \d+\); expected \(8, \d+\)"):
+        check_adapter(trained[1], other)
+    assert isinstance(other, PeftModel)
+
+
+def _steps(check, model, n_steps, start=0):
+    arguments = SimpleNamespace(deepspeed=None)
+    for step in range(start, start + n_steps):
+        check.on_pre_optimizer_step(arguments, SimpleNamespace(global_step=step), None, model=model)
+
+
+def test_part_that_never_has_a_gradient_stops_the_run_after_three_steps(tiny_checkpoints):
+    model = _load(tiny_checkpoints["qwen3_vl"], lora_parts=("language", "vision"), load_in_4bit=False)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter) if "language" in name else torch.zeros_like(parameter)
+    check = GradientCheck()
+    _steps(check, model, 2)
+    with pytest.raises(UserError, match="found no gradient in the vision part after 3 steps; .*use_reentrant: false"):
+        _steps(check, model, 1, start=2)
+
+
+def test_run_goes_on_where_every_trained_part_had_a_gradient_once(tiny_checkpoints):
+    model = _load(tiny_checkpoints["qwen3_vl"], lora_parts=("language", "vision"), load_in_4bit=False)
+    check = GradientCheck()
+    for step, part in enumerate(("language", "visual", "language")):
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.ones_like(parameter) if parameter.requires_grad and part in name else None
+        _steps(check, model, 1, start=step)
+    assert trained_parts(model) == {"language", "vision"}

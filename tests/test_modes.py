@@ -1,0 +1,154 @@
+"""Memory modes: whose memory is shown, where own_stop ends a task, and --mode all on one policy."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from trajectory_samples import build_tasks, write_trajectories
+
+from eval.policy import RawAnswer, ReplayPolicy
+from eval.results import load_results
+from eval.rollout import main
+from eval.score import main as score
+from eval.walk import cut_at_first_error, walk_tasks
+from sft.prompts import AgentConfig
+from sft.trajectory import load_trajectories
+
+AGENT = AgentConfig()
+WRONG = '{"action":"ZOOM","target":"Ruler","short_term":{"last_action":"ZOOM"}}'
+
+
+class WrongAt(ReplayPolicy):
+    """Replays the recording but for chosen steps, where it answers something else."""
+
+    def __init__(self, tasks, faults):
+        super().__init__(tasks, AGENT)
+        self.faults, self.asked = faults, []
+
+    def answer(self, requests):
+        self.asked += [(r.task_id, r.index) for r in requests]
+        answers = super().answer(requests)
+        return [
+            replace(a, text=WRONG) if (r.task_id, r.index) in self.faults else a for r, a in zip(requests, answers)
+        ]
+
+
+@pytest.fixture(scope="module")
+def csv(tmp_path_factory):
+    return write_trajectories(tmp_path_factory.mktemp("modes"), build_tasks(6))
+
+
+@pytest.fixture(scope="module")
+def tasks(csv):
+    return load_trajectories(csv, show_progress=False)
+
+
+def walk(tasks, policy, mode, batch_size=4, done=None):
+    order = {t.task_id: i for i, t in enumerate(tasks)}
+    results = walk_tasks(tasks, policy, AGENT, mode, batch_size, done)
+    return sorted(results, key=lambda r: (order[r.task_id], r.index))
+
+
+def test_own_stop_asks_nothing_after_the_first_wrong_step(tasks):
+    first = tasks[0].task_id
+    policy = WrongAt(tasks, {(first, 1)})
+    results = walk(tasks, policy, "own_stop")
+    assert [r.parse_status for r in results if r.task_id == first] == ["ok", "ok", "not_run"]
+    assert (first, 2) not in policy.asked
+    assert len(results) == sum(len(t.steps) for t in tasks)
+    assert all(r.parse_status == "ok" for r in results if r.task_id != first)
+
+
+def test_own_stop_is_own_cut_at_the_first_error(tasks):
+    faults = {(tasks[0].task_id, 0), (tasks[1].task_id, 1), (tasks[1].task_id, 2), (tasks[2].task_id, 2)}
+    own = walk(tasks, WrongAt(tasks, faults), "own")
+    by_task = [[r for r in own if r.task_id == t.task_id] for t in tasks]
+    assert walk(tasks, WrongAt(tasks, faults), "own_stop") == [s for task in by_task for s in cut_at_first_error(task)]
+
+
+@pytest.mark.parametrize("n_done", range(4))
+def test_own_stop_goes_on_after_a_kill_between_the_error_and_its_rest(tasks, n_done):
+    faults = {(tasks[0].task_id, 1)}
+    whole = walk(tasks, WrongAt(tasks, faults), "own_stop")
+    done = {tasks[0].task_id: whole[:n_done]}
+    policy = WrongAt(tasks, faults)
+    rest = walk(tasks, policy, "own_stop", done=done)
+    assert whole[:n_done] + rest == whole
+    assert sorted(i for task_id, i in policy.asked if task_id == tasks[0].task_id) == list(range(min(n_done, 2), 2))
+
+
+@pytest.mark.parametrize("mode", ["teacher", "own", "own_stop"])
+def test_replay_is_all_right_in_every_mode(tasks, mode):
+    results = walk(tasks, ReplayPolicy(tasks, AGENT), mode)
+    assert all(r.predicted == r.gold and r.memory_before == r.gold_memory for r in results)
+
+
+def test_batches_are_full_while_tasks_are_left_and_hold_what_shares_a_screenshot(tasks):
+    sizes, distinct = [], []
+
+    class Watch(ReplayPolicy):
+        def answer(self, requests):
+            sizes.append(len(requests))
+            distinct.append(len({r.image_path for r in requests}))
+            return super().answer(requests)
+
+    walk(tasks, Watch(tasks, AGENT), "own", batch_size=3)
+    assert sizes == [3] * 6  # 6 tasks of 3 steps
+    assert distinct == [1] * 6  # two screenshots, three tasks on each at any time
+
+
+def test_mode_all_writes_every_mode_and_the_exposure_gap(csv, tmp_path, capsys):
+    main(["--policy", "replay", "--mode", "all", "--test_csv", str(csv), "--output_dir", str(tmp_path)])
+    for mode in ("teacher", "own", "own_stop"):
+        metrics = json.loads((tmp_path / mode / "metrics.json").read_text())
+        assert metrics["mode"] == mode and metrics["matchers"]["action_target"]["ta"]["value"] == 1
+        assert (tmp_path / mode / "report.html").is_file()
+    gap = json.loads((tmp_path / "comparison.json").read_text())
+    assert gap["names"] == ["teacher", "own"]
+    assert gap["matchers"]["action"]["ta"]["difference"] == {"value": 0, "low": 0, "high": 0}
+    assert "exposure gap" in (tmp_path / "report.html").read_text()
+    assert "A minus B" in capsys.readouterr().out
+
+
+def test_shards_merge_to_what_one_machine_writes(csv, tmp_path):
+    common = ["--policy", "replay", "--test_csv", str(csv)]
+    main([*common, "--output_dir", str(tmp_path / "whole")])
+    for i in range(2):
+        main([*common, "--output_dir", str(tmp_path / f"s{i}"), "--num_shards", "2", "--shard", str(i)])
+    assert len(list(load_results(tmp_path / "s0/steps.jsonl"))) == 9
+    score(["merge", str(tmp_path / "merged"), str(tmp_path / "s1"), str(tmp_path / "s0")])
+    for name in ("steps.jsonl", "predictions.csv"):
+        assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    runs = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("merged", "whole")]
+    assert runs[0]["fingerprint"] == runs[1]["fingerprint"]
+
+
+def test_shards_that_are_not_the_whole_are_refused(csv, tmp_path):
+    common = ["--policy", "replay", "--test_csv", str(csv), "--num_shards", "3"]
+    for i in range(2):
+        main([*common, "--output_dir", str(tmp_path / f"s{i}"), "--shard", str(i)])
+    with pytest.raises(ValueError, match=r"found the shards \[\[0, 3\], \[1, 3\]\]"):
+        score(["merge", str(tmp_path / "merged"), str(tmp_path / "s0"), str(tmp_path / "s1")])
+    with pytest.raises(ValueError, match="found the shards"):
+        score(["merge", str(tmp_path / "merged"), *[str(tmp_path / "s0")] * 3])
+
+
+def test_linked_screenshots_leave_the_report_small(csv, tmp_path):
+    for images in ("embed", "link"):
+        main(
+            ["--policy", "replay", "--test_csv", str(csv), "--output_dir", str(tmp_path / images)]
+            + ["--report_images", images]
+        )
+    page = (tmp_path / "link/report.html").read_text()
+    assert 'data-url="' in page and "screens/0.png" in page
+    assert 'data-url="' not in (tmp_path / "embed/report.html").read_text()
+
+
+def test_own_stop_ends_a_task_at_a_step_that_could_not_be_answered(tasks):
+    class Failing(ReplayPolicy):
+        def answer(self, requests):
+            return [RawAnswer("", error="out of memory") for _ in requests]
+
+    results = walk(tasks[:1], Failing(tasks, AGENT), "own_stop")
+    assert [r.error for r in results] == ["out of memory", None, None]
+    assert [r.parse_status for r in results][1:] == ["not_run", "not_run"]

@@ -1,0 +1,261 @@
+"""Packed steps train exactly as separate ones: same loss, same gradients, and no branch sees another."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+from trl.trainer.utils import add_fused_lm_head
+
+from demo.tiny_qwen3vl import build_tiny_checkpoint
+from sft.actions import Action
+from sft.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, build_tree_mask, check_answer_only_labels
+from sft.config import ModelSettings
+from sft.encoding import StepEncoder
+from sft.memory import Answer, Memory
+from sft.model import build_lora_config, find_family
+from sft.packing import TokenSequence, mrope_positions, pack_sequences
+from sft.processors import load_processor
+from sft.prompts import AgentConfig, format_answer
+from sft.screenshots import hash_screenshot
+from sft.trainer import weighted_log_probs
+
+TOLERANCE = 1e-5
+AGENT = AgentConfig(min_pixels=16_384, max_pixels=65_536)
+
+
+@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+def checkpoint(request, tmp_path_factory):
+    texts = ["Open the study of DOE^J and measure the lesion", '{"action":"CLICK","target":"Layout"}']
+    return build_tiny_checkpoint(tmp_path_factory.mktemp(request.param), texts, request.param)
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint):
+    return StepEncoder(load_processor(checkpoint, AGENT.min_pixels, AGENT.max_pixels), AGENT)
+
+
+@pytest.fixture
+def model(checkpoint):
+    """The tiny model with LoRA on its language layers, `lora_B` random so that every matrix has a gradient."""
+    from peft import get_peft_model
+
+    base = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="sdpa")
+    settings = ModelSettings(str(checkpoint), lora_dropout=0.0)
+    torch.manual_seed(1)
+    model = get_peft_model(base, build_lora_config(settings, find_family(str(checkpoint))))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory):
+    """Three screenshots of different sizes with different pixels."""
+    folder, rng = tmp_path_factory.mktemp("screens"), np.random.default_rng(0)
+    paths = []
+    for i, (width, height) in enumerate([(320, 200), (200, 320), (256, 256)]):
+        paths.append(folder / f"{i}.png")
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(paths[-1])
+    return paths
+
+
+def build_rows(encoder: StepEncoder, images: list[Path]) -> list[dict]:
+    """One row an image: goals and memories of different lengths, every second goal the same."""
+    rows = []
+    for i, image in enumerate(images):
+        memory = Memory({"last_target": "Layout " * (i % 4)}, {"completed_subtasks": ["open"] * i})
+        prompt = encoder.build_prompt(f"Measure lesion {i // 2}", memory, image)
+        answer = Answer(Action("TEXT", f"Name {i}", {"text": "DOE^J" * (1 + i % 3)}), {"last_action": "TEXT"}, {})
+        rows.append(
+            {
+                "image": str(image),
+                "image_sha256": hash_screenshot(image),
+                "prompt": prompt.text,
+                "completion": format_answer(answer, AGENT),
+            }
+        )
+    return rows
+
+
+def compute_loss(model, batch):
+    """Sum of the answer tokens' negative log-likelihoods, and their number."""
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    if "subtree_end" in inputs:
+        inputs["attention_mask"] = build_tree_mask(inputs.pop("subtree_end"), "sdpa", torch.float32)
+    logits = model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1)
+    targets = batch["labels"][:, 1:].flatten()
+    loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED_LABEL, reduction="sum")
+    return loss, int((targets != IGNORED_LABEL).sum())
+
+
+def compute_gradients(model, batches):
+    """Accumulated token-normalised loss and gradients over several batches."""
+    model.zero_grad()
+    losses = [compute_loss(model, batch) for batch in batches]
+    n_tokens = sum(n for _, n in losses)
+    total = sum(loss for loss, _ in losses) / n_tokens
+    total.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return total.item(), n_tokens, gradients
+
+
+def assert_same(found, expected):
+    assert found[1] == expected[1]
+    assert found[0] == pytest.approx(expected[0], rel=TOLERANCE)
+    assert found[2].keys() == expected[2].keys()
+    for name, gradient in expected[2].items():
+        difference = (found[2][name] - gradient).norm() / gradient.norm()
+        assert gradient.norm() > 0 and difference <= TOLERANCE, name
+
+
+@pytest.mark.parametrize("n_branches", [1, 2, 5, 8])
+def test_packed_branches_on_one_screenshot_train_as_separate_steps(model, encoder, screenshots, n_branches):
+    rows = build_rows(encoder, screenshots[:1] * n_branches)
+    packed = PackingCollator(encoder)(rows)
+    alone = [PaddingCollator(encoder)([row]) for row in rows]
+    n_alone = sum(batch["input_ids"].numel() for batch in alone)
+    assert len(packed["image_grid_thw"]) == 1
+    assert packed["input_ids"].numel() < n_alone or n_branches == 1
+    assert_same(compute_gradients(model, [packed]), compute_gradients(model, alone))
+
+
+def test_packed_steps_on_different_screenshots_train_as_separate_steps(model, encoder, screenshots):
+    rows = build_rows(encoder, [screenshots[i] for i in (0, 1, 0, 2, 1, 0)])
+    packed = PackingCollator(encoder)(rows)
+    assert len(packed["image_grid_thw"]) == 3
+    assert_same(
+        compute_gradients(model, [packed]), compute_gradients(model, [PaddingCollator(encoder)([r]) for r in rows])
+    )
+
+
+def test_padded_batch_trains_as_separate_steps(model, encoder, screenshots):
+    rows = build_rows(encoder, [screenshots[i] for i in (0, 1, 2)])
+    padded = [PaddingCollator(encoder)(rows)]
+    assert_same(
+        compute_gradients(model, padded), compute_gradients(model, [PaddingCollator(encoder)([r]) for r in rows])
+    )
+
+
+def test_accumulation_1x4_2x2_and_4x1_give_the_same_gradients(model, encoder, screenshots):
+    rows = build_rows(encoder, [screenshots[i] for i in (0, 0, 1, 0)])
+    collate = PackingCollator(encoder)
+    whole = compute_gradients(model, [collate(rows)])
+    assert_same(compute_gradients(model, [collate(rows[:2]), collate(rows[2:])]), whole)
+    assert_same(compute_gradients(model, [collate([row]) for row in rows]), whole)
+
+
+def test_eager_attention_takes_the_mask_too(checkpoint, encoder, screenshots):
+    rows = build_rows(encoder, screenshots[:1] * 3)
+    batch = PackingCollator(encoder)(rows)
+    end, logits = batch.pop("subtree_end"), {}
+    for implementation in ("sdpa", "eager"):
+        model = AutoModelForImageTextToText.from_pretrained(
+            checkpoint, dtype=torch.float32, attn_implementation=implementation
+        )
+        mask = build_tree_mask(end, implementation, torch.float32)
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        logits[implementation] = model(**inputs, attention_mask=mask, use_cache=False).logits
+    torch.testing.assert_close(logits["eager"], logits["sdpa"], rtol=1e-4, atol=1e-5)
+
+
+def test_changing_one_branch_leaves_the_logits_of_the_others_bit_identical(model, encoder, screenshots):
+    rows = build_rows(encoder, screenshots[:1] * 3)
+    changed = [dict(row) for row in rows]
+    changed[1]["completion"] = changed[1]["completion"].replace("Name 1", "Name 7")
+    model.eval()
+
+    def answer_logits(rows_):
+        batch = PackingCollator(encoder)(rows_)
+        end = batch.pop("subtree_end")
+        labels = batch.pop("labels")[0]
+        logits = model(**batch, attention_mask=build_tree_mask(end, "sdpa", torch.float32), use_cache=False).logits[0]
+        return batch["input_ids"][0], labels, logits
+
+    ids, _, before = answer_logits(rows)
+    ids_after, _, after = answer_logits(changed)
+    assert ids.shape == ids_after.shape, "the change was to keep the number of tokens"
+    differs = (before != after).any(dim=-1)
+    touched = ids != ids_after
+    first, last = int(touched.nonzero().min()), int(differs.nonzero().max())
+    assert touched.any() and differs.any()
+    assert not differs[:first].any()
+    branch = PackingCollator(encoder)(rows)["subtree_end"][0]
+    assert last < int(branch[first]), "a later branch saw the change"
+
+
+@pytest.mark.parametrize("collator", [PaddingCollator, PackingCollator])
+def test_loss_weights_multiply_each_field_s_share_of_the_gradient(model, encoder, screenshots, collator):
+    rows = build_rows(encoder, [screenshots[0], screenshots[0]])
+    add_fused_lm_head(model.get_base_model(), outputs=("log_probs",))
+
+    def loss_under(weights):
+        batch = collator(encoder, weights)(rows)
+        loss_weights = batch.pop("loss_weights", None)
+        if (end := batch.pop("subtree_end", None)) is not None:
+            batch["attention_mask"] = build_tree_mask(end, "sdpa", torch.float32)
+        with weighted_log_probs(model, loss_weights) if loss_weights is not None else contextlib.nullcontext():
+            return -model(**batch, fused_lm_head=True, use_cache=False).log_probs.sum().item()
+
+    plain = loss_under({})
+    doubled = {field: loss_under({field: 2.0}) - plain for field in ("action", "target", "memory")}
+    rest = plain - sum(doubled.values())
+    assert all(share > 0 for share in doubled.values()) and rest > 0
+    both = loss_under({"action": 2.0, "target": 1.0, "memory": 0.3})
+    assert both == pytest.approx(plain + doubled["action"] - 0.7 * doubled["memory"], rel=1e-4)
+
+
+def test_positions_of_a_packed_sequence_are_those_the_model_gives_each_step_alone(checkpoint, encoder, screenshots):
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    for row in build_rows(encoder, screenshots):
+        batch = PaddingCollator(encoder)([row])
+        expected, _ = model.model.get_rope_index(
+            batch["input_ids"], batch["mm_token_type_ids"], image_grid_thw=batch["image_grid_thw"]
+        )
+        merge = encoder.processor.image_processor.merge_size
+        found = mrope_positions(batch["mm_token_type_ids"][0].numpy(), batch["image_grid_thw"][0].tolist(), merge)
+        assert found.tolist() == expected[:, 0].tolist()
+
+
+def test_labels_are_the_answers_and_their_ends_only(encoder, screenshots):
+    rows = build_rows(encoder, [screenshots[i] for i in (0, 0, 1)])
+    assert check_answer_only_labels(encoder, rows) == rows[0]["completion"] + encoder.tokenizer.eos_token
+
+
+def sequence(ids, n_prompt, image_key=0):
+    """A text-only sequence of hand-written ids."""
+    labels = [IGNORED_LABEL] * n_prompt + ids[n_prompt:]
+    positions = np.tile(np.arange(len(ids)), (3, 1))
+    types, weights = np.zeros(len(ids), int), np.ones(len(ids))
+    return TokenSequence(np.array(ids), np.array(labels), types, weights, positions, n_prompt, image_key)
+
+
+def test_a_shared_prefix_is_held_once_and_branches_follow_it():
+    packed = pack_sequences([sequence([1, 2, 3, 8, 50], 4), sequence([1, 2, 3, 7, 60, 61], 4)])
+    assert packed.ids.tolist() == [1, 2, 3, 7, 60, 61, 8, 50]
+    assert packed.labels.tolist() == [-100, -100, -100, -100, 60, 61, -100, 50]
+    assert packed.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 3, 4]
+    assert packed.subtree_end.tolist() == [8, 8, 8, 6, 6, 6, 8, 8]
+
+
+def test_equal_prompts_share_all_but_their_last_token_so_that_no_branch_begins_with_a_label():
+    packed = pack_sequences([sequence([1, 2, 3, 50], 3), sequence([1, 2, 3, 50], 3)])
+    assert packed.ids.tolist() == [1, 2, 3, 50, 3, 50]
+    assert packed.labels.tolist() == [-100, -100, -100, 50, -100, 50]
+
+
+def test_mask_lets_a_token_see_its_ancestors_and_itself_only():
+    packed = pack_sequences([sequence([1, 2, 3], 2), sequence([1, 4, 5], 2)])
+    mask = build_tree_mask(torch.from_numpy(packed.subtree_end)[None], "sdpa", torch.float32)[0, 0]
+    assert packed.ids.tolist() == [1, 2, 3, 4, 5]
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 0, 0, 1, 0],
+        [1, 0, 0, 1, 1],
+    ]

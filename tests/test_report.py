@@ -1,0 +1,236 @@
+"""Published files and the HTML report; the report also in a real browser."""
+
+import csv
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+from rollout_samples import RUN_INFO, make_step, make_task
+
+from eval.metrics import compute_metrics
+from eval.report import escape_json, write_report
+from eval.summary import format_interval, print_summary
+from eval.writers import PREDICTION_COLUMNS, format_json, format_predictions, write_outputs, write_text
+
+CHROMIUM = "/usr/bin/chromium"
+HOSTILE = '</script><script>document.title="pwned"</script><img src=x onerror="document.title=1"><!-- & \u2028'
+
+# Task t2: a wrong target. Task t10: an unreadable answer. Task t1: all right, with hostile text everywhere.
+STEPS = [
+    *make_task("t2", [("CLICK", {"action": "CLICK", "target": "Layout"}), ("COMPLETE", "COMPLETE")]),
+    *make_task("t10", [("CLICK", None), ("ZOOM", "CLICK")], application="Orthanc Explorer", group="new_workflow"),
+    make_step(
+        "t1",
+        0,
+        {"action": "TEXT", "target": HOSTILE, "text": HOSTILE},
+        {"action": "TEXT", "target": HOSTILE, "text": HOSTILE},
+        instruction=HOSTILE,
+        raw_text=HOSTILE + "\ud83d",
+        memory_after={"short_term": {HOSTILE: HOSTILE}, "long_term": {"completed_subtasks": [HOSTILE]}},
+        image_id="copy.png",
+        bbox=[320, 200, 640, 400],
+        screen=[1280, 800],
+    ),
+]
+
+
+@pytest.fixture
+def image_root(tmp_path: Path) -> Path:
+    root = tmp_path / "images"
+    root.mkdir()
+    image = Image.new("RGB", (1280, 800), "white")
+    ImageDraw.Draw(image).rectangle([320, 200, 640, 400], outline="black")
+    image.save(root / "screen.png")
+    shutil.copy(root / "screen.png", root / "copy.png")
+    return root
+
+
+def write_page(steps, tmp_path: Path, image_root: Path, **arguments) -> Path:
+    return write_report(tmp_path, steps, compute_metrics(steps, mode="own"), RUN_INFO, image_root, **arguments)
+
+
+def test_predictions_csv_has_the_published_columns_and_one_row_a_step(tmp_path):
+    write_outputs(tmp_path, STEPS, compute_metrics(STEPS, mode="own"), RUN_INFO)
+    with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == PREDICTION_COLUMNS
+    assert [(row["Task_id"], row["Slide_number"]) for row in rows] == [
+        ("t1", "1"),
+        ("t2", "1"),
+        ("t2", "2"),
+        ("t10", "1"),
+        ("t10", "2"),
+    ]
+    matches = ("Action_Match", "Target_Exact_Match", "Target_Semantic_Match", "Combined_Match")
+    assert [rows[1][column] for column in matches] == ["True", "False", "False", "False"]
+    assert [rows[2][column] for column in matches] == ["True", "True", "True", "True"]
+    assert [rows[3][column] for column in ("Predicted_Action", "Predicted_Output_JSON", *matches)] == [
+        "",
+        "",
+        *["False"] * 4,
+    ]
+    assert json.loads(rows[0]["Ground_Truth_Output_JSON"])["target"] == HOSTILE
+    assert rows[0]["Predicted_Target"] == HOSTILE
+
+
+def test_memory_columns_hold_what_the_prompt_showed():
+    before = {"short_term": {"last_action": "CLICK"}, "long_term": {"overall_progress": "half"}}
+    text = format_predictions(make_task("t", [("CLICK", "CLICK")], memory_before=before))
+    row = next(csv.DictReader(text.splitlines()))
+    assert json.loads(row["Short_Term_Memory"]) == before["short_term"]
+    assert json.loads(row["Long_term_Memory"]) == before["long_term"]
+
+
+def test_a_target_that_differs_in_case_only_matches_but_not_exactly():
+    text = format_predictions(make_task("t", [("CLICK", {"action": "CLICK", "target": "ok"})]))
+    row = next(csv.DictReader(text.splitlines()))
+    assert (row["Target_Exact_Match"], row["Target_Semantic_Match"], row["Combined_Match"]) == (
+        "False",
+        "True",
+        "True",
+    )
+
+
+def test_json_files_say_what_was_run_and_hold_every_step(tmp_path):
+    write_outputs(tmp_path, STEPS, compute_metrics(STEPS, mode="own"), RUN_INFO)
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    details = json.loads((tmp_path / "details.json").read_text(encoding="utf-8"))
+    assert metrics["run"] == details["run"] == RUN_INFO
+    assert metrics["matchers"]["action"]["swa"]["value"] == pytest.approx(3 / 5)
+    assert [task["task_id"] for task in details["tasks"]] == ["t1", "t2", "t10"]
+    wrong_target = details["tasks"][1]["steps"][0]
+    assert wrong_target["outcomes"] == {"action": "right", "action_target": "wrong"}
+    assert details["tasks"][2]["n_right"] == {"action": 0, "action_target": 0}
+    assert [len(task["steps"]) for task in details["tasks"]] == [1, 2, 2]
+
+
+def test_numbers_that_json_lacks_become_text():
+    assert format_json({"a": [math.nan, math.inf], "b": 1.5}) == '{"a":["nan","inf"],"b":1.5}'
+
+
+def test_a_write_that_fails_leaves_the_earlier_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    write_text(path, "earlier")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_text(path, "later")
+    assert path.read_text() == "earlier"
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_json_inside_a_script_cannot_end_it():
+    text = escape_json({"text": HOSTILE})
+    assert not re.search(r"[<>&\u2028]", text)
+    assert json.loads(text) == {"text": HOSTILE}
+
+
+def test_report_is_one_file_that_names_nothing_outside_itself(tmp_path, image_root):
+    page = write_page(make_task("t", [("CLICK", "TEXT")]), tmp_path, image_root).read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href)=["']?(?!data:)\w""", page)
+    assert "http:" not in page.replace("http-equiv", "") and "https:" not in page
+    assert "default-src 'none'" in page
+
+
+def test_a_screenshot_is_embedded_once_whatever_its_names(tmp_path, image_root):
+    page = write_page(STEPS, tmp_path, image_root).read_text(encoding="utf-8")
+    assert page.count('<script type="text/plain" id="image-') == 1
+
+
+def test_a_missing_screenshot_is_named_and_the_report_still_written(tmp_path, image_root, caplog):
+    steps = [*STEPS, make_step("t3", 0, "CLICK", "CLICK", image_id="gone.png")]
+    steps.append(make_step("t3", 1, "CLICK", "CLICK", image_id="../report.html"))
+    assert write_page(steps, tmp_path, image_root).is_file()
+    assert "lacks 2 screenshots" in caplog.text and "gone.png" in caplog.text
+
+
+def test_report_works_with_315_tasks_of_13_steps(tmp_path, image_root):
+    steps = [step for i in range(315) for step in make_task(f"t{i}", [("CLICK", "CLICK")] * 13)]
+    assert write_page(steps, tmp_path, image_root).stat().st_size < 5e6
+
+
+def test_summary_shows_every_number_with_its_interval(capsys):
+    print_summary(compute_metrics(STEPS, mode="own"))
+    printed = capsys.readouterr().out
+    for text in ("action_target", "always CLICK", "new_workflow", "1 unparsable", "5 in all", "95% interval"):
+        assert text in printed
+    assert "…" not in printed
+
+
+def test_summary_says_where_an_interval_is_blind(capsys):
+    print_summary(compute_metrics(make_task("t", [("CLICK", "CLICK")]), mode="own"))
+    assert "the bootstrap is blind" in capsys.readouterr().out
+
+
+def test_interval_is_written_in_percent():
+    assert format_interval({"value": 0.7136, "low": 0.68, "high": 0.749}) == "71.4 [68.0, 74.9]"
+    assert format_interval({"value": 0.1, "low": -0.02, "high": 0.2}, signed=True) == "+10.0 [-2.0, +20.0]"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not Path(CHROMIUM).is_file():
+        pytest.skip(f"found no {CHROMIUM}: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="found no playwright: pip install playwright")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+def test_report_in_a_real_browser(browser, tmp_path, image_root):
+    path = write_page(STEPS, tmp_path, image_root, figures=[image_root / "screen.png"])
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: complaints.extend([request.url] if request.url.startswith("http") else []))
+    page.goto(path.as_uri())
+
+    tasks = page.locator(".task")
+    assert page.locator("#shown").inner_text() == "3 of 3 tasks"
+    assert tasks.nth(0).locator(".cell").all_inner_texts() == ["✓"]
+    assert tasks.nth(1).locator(".cell").all_inner_texts() == ["~", "✓"]
+    assert tasks.nth(2).locator(".cell").all_inner_texts() == ["?", "✗"]
+
+    # What a model or a file wrote is text, also where it looks like a page.
+    tasks.nth(0).locator("summary").first.click()
+    step = tasks.nth(0).locator(".step")
+    assert step.locator(".action bdi").first.text_content() == HOSTILE
+    assert step.locator("pre").text_content().startswith(HOSTILE)
+    assert step.locator(".memory li.added").text_content() == HOSTILE
+    assert page.title().startswith("Rollout report")
+
+    # The gold box stands where it is on the screen: a quarter from the left and the top.
+    shot, box = step.locator(".shot img").bounding_box(), step.locator(".gold-box").bounding_box()
+    assert box["x"] - shot["x"] == pytest.approx(shot["width"] / 4, abs=1.5)
+    assert box["y"] - shot["y"] == pytest.approx(shot["height"] / 4, abs=1.5)
+    step.locator(".shot").click()
+    assert page.locator("#viewer-shot img").bounding_box()["width"] > 2 * shot["width"]
+    page.keyboard.press("Escape")
+    assert not page.locator("#viewer").is_visible()
+
+    def shown(verdict="all", matcher="action", application="", group="", text=""):
+        page.check(f"input[name=verdict][value={verdict}]")
+        page.select_option("[name=matcher]", matcher)
+        page.select_option("[name=application]", application)
+        page.select_option("[name=group]", group)
+        page.fill("[name=text]", text)
+        return [about.split(" ")[0] for about in page.locator(".task:not([hidden]) .about").all_inner_texts()]
+
+    assert shown("errors") == ["t10"]
+    assert shown("errors", "action_target") == ["t2", "t10"]
+    assert shown("right", "action_target") == ["t1"]
+    assert shown(application="Orthanc Explorer") == ["t10"]
+    assert shown(group="known_workflow") == ["t1", "t2"]
+    assert shown(text="layout") == ["t2"]
+    assert shown(text="no such thing") == []
+
+    # Nothing is wider than a phone but what scrolls in its own box.
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert complaints == []
+    page.close()

@@ -1,0 +1,100 @@
+"""Re-scoring a finished run: same numbers, no model, clear refusals."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rollout_samples import RUN_INFO, make_task
+
+from eval.publish import publish_run
+from eval.results import StepResult, load_results
+from eval.score import main
+
+ROOT = Path(__file__).parent.parent
+STEPS = [
+    *make_task("t1", [("CLICK", "CLICK"), ("COMPLETE", "COMPLETE")]),
+    *make_task("t2", [("CLICK", "TEXT"), ("COMPLETE", None)]),
+]
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A finished run, as a rollout leaves it."""
+    Image.new("RGB", (64, 48), "white").save(tmp_path / "screen.png")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_run(folder, STEPS)
+    return folder
+
+
+def write_run(folder: Path, steps: list[StepResult]) -> None:
+    info = {**RUN_INFO, "test_csv": str(folder.parent / "test.csv"), "n_tasks": 2, "n_steps": 4}
+    (folder / "run.json").write_text(json.dumps(info))
+    (folder / "steps.jsonl").write_text("".join(json.dumps(asdict(step)) + "\n" for step in steps))
+
+
+def score(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "eval/score.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_scoring_again_gives_the_same_files(run_dir):
+    publish_run(run_dir, STEPS, json.loads((run_dir / "run.json").read_text()))
+    names = ("predictions.csv", "metrics.json", "details.json", "report.html")
+    first = {name: (run_dir / name).read_bytes() for name in names}
+    for name in names:
+        (run_dir / name).unlink()
+    done = score(run_dir)
+    assert done.returncode == 0, done.stderr
+    assert {name: (run_dir / name).read_bytes() for name in names} == first
+    assert "50.0" in done.stdout and "report.html" in done.stdout
+
+
+def test_seed_and_resamples_reach_the_metrics(run_dir):
+    assert score(run_dir, "--seed", 7, "--n_resamples", 100).returncode == 0
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert metrics["bootstrap"] == {"seed": 7, "n_resamples": 100, "confidence": 0.95}
+
+
+def test_scoring_imports_no_model_library():
+    code = (
+        "import sys, eval.score; "
+        "print(sorted({'torch', 'transformers', 'pandas', 'trl', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda run: write_run(run, STEPS[:3]), "found 3 step results; expected 4"),
+        (lambda run: (run / "steps.jsonl").unlink(), "steps.jsonl: found no such file"),
+        (lambda run: (run / "run.json").unlink(), "run.json: found no such file"),
+        (lambda run: (run / "run.json").write_text("{"), "run.json: found no JSON"),
+        (lambda run: (run / "run.json").write_text("{}"), "run.json: found no image_root, mode, model_path"),
+        (lambda run: (run / "steps.jsonl").write_text("{}\n"), "steps.jsonl:1: found a line that is no step result"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_in_one_message(run_dir, spoil, message):
+    spoil(run_dir)
+    with pytest.raises(ValueError, match=message):
+        main([str(run_dir)])
+    assert not (run_dir / "metrics.json").exists()
+
+
+def test_a_refusal_is_exit_code_2_and_no_traceback(tmp_path):
+    done = score(tmp_path)
+    assert done.returncode == 2
+    assert "found no such file" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_last_line_that_a_kill_cut_is_not_read(run_dir):
+    with (run_dir / "steps.jsonl").open("a") as file:
+        file.write('{"task_id": "t3", "ind')
+    assert [step.task_id for step in load_results(run_dir / "steps.jsonl")] == ["t1", "t1", "t2", "t2"]
+    assert score(run_dir).returncode == 0

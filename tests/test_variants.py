@@ -1,0 +1,146 @@
+"""Other rules for "right": how each decides, and that none drops a step its gold says it must judge."""
+
+import json
+
+import pytest
+from rollout_samples import make_step, make_task
+
+from eval.metrics import compute_metrics
+from eval.score import main
+from eval.variants import build_variants, load_synonyms
+from sft.actions import ActionType, parse_action
+from sft.errors import UserError
+
+BOX = {"bbox": [100, 100, 300, 200], "screen": [1000, 500]}  # in 0..1: x 0.1 to 0.3, y 0.2 to 0.4, centre (0.2, 0.3)
+POINTING = frozenset({"CLICK"})
+
+
+def scores(results, **settings):
+    rows = compute_metrics(results, mode="own", n_resamples=50, **settings)["variants"]
+    return {row["name"]: (row["n_right"], row["n"]) for row in rows}
+
+
+def click(target, **arguments):
+    return {"action": "CLICK", "target": target, **arguments}
+
+
+def text(value):
+    return {"action": "TEXT", "target": "Name", "text": value}
+
+
+@pytest.mark.parametrize(
+    ("predicted", "right"),
+    [
+        ("Patient Name", {"action_target_exact", "action_target", "action_target_fuzzy"}),
+        ("patient name:", {"action_target", "action_target_fuzzy"}),
+        ("Patient Names", {"action_target_fuzzy"}),  # ratio 2 * 12 / 25 = 96
+        ("Patient ID", set()),  # ratio 2 * 8 / 22 = 73 at most
+    ],
+)
+def test_targets_are_right_by_ever_looser_rules(predicted, right):
+    found = scores([make_step("t", 0, click("Patient Name"), click(predicted))])
+    assert {name for name in found if name.startswith("action_target") and found[name][0]} == right
+
+
+def test_a_similar_target_does_not_excuse_another_argument():
+    gold = {"action": "SCROLL", "target": "Study list", "direction": "down"}
+    assert scores([make_step("t", 0, gold, {**gold, "target": "Study lists", "direction": "up"})])[
+        "action_target_fuzzy"
+    ] == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("written", "exact", "token_f1", "anls"),
+    [
+        ("DOE Jane", 1, 1, 1),
+        ("doe  jane", 1, 1, 1),
+        ("Jane Doe", 0, 1, 0),  # the same words; 7 of 8 characters would have to change places
+        ("DOE", 0, 1, 0),  # F1 = 2 * 1 / 3 = 0.67; 3 of 8 characters
+        ("DOE Janet Q", 0, 0, 1),  # F1 = 2 * 1 / 5; 8 of 11 characters
+        ("X", 0, 0, 0),
+    ],
+)
+def test_text_rules(written, exact, token_f1, anls):
+    found = scores([make_step("t", 0, text("DOE Jane"), text(written))])
+    assert [found[name] for name in ("text_exact", "text_token_f1", "text_anls")] == [
+        (exact, 1),
+        (token_f1, 1),
+        (anls, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("point", "in_box", "wide", "narrow"),
+    [
+        ([200, 300], 1, 1, 1),
+        ([110, 210], 1, 1, 1),  # in the box, 0.127 from its centre: the radius rules take the box too
+        ([235, 180], 0, 1, 0),  # above the box, 0.125 from its centre
+        ([350, 300], 0, 0, 0),  # 0.15 from it
+    ],
+)
+def test_point_rules(point, in_box, wide, narrow):
+    step = make_step("t", 0, click("OK"), click("Cancel", point=point), **BOX)
+    found = scores([step], pointing_actions=POINTING)
+    assert [found[name][0] for name in ("point_in_box", "point_0.14", "point_0.04")] == [in_box, wide, narrow]
+
+
+def test_points_are_not_applicable_where_the_answer_format_has_none():
+    rows = compute_metrics([make_step("t", 0, click("OK"), click("OK"), **BOX)], mode="own", n_resamples=50)[
+        "variants"
+    ]
+    point = next(row for row in rows if row["name"] == "point_in_box")
+    assert (point["n"], point["rate"], point["ta"]) == (0, None, None)
+
+
+def test_a_missing_point_is_wrong_where_the_answer_format_has_one():
+    step = make_step("t", 0, click("OK"), click("OK"), **BOX)
+    assert scores([step], pointing_actions=POINTING)["point_in_box"] == (0, 1)
+
+
+def test_an_unreadable_answer_is_wrong_under_every_rule_that_applies():
+    gold = {"action": "SCROLL", "target": "list", "direction": "down"}
+    found = scores([make_step("t", 0, gold, None), make_step("t", 1, text("x"), None)])
+    assert found["direction"] == (0, 1) and found["text_exact"] == (0, 1) and found["action"] == (0, 2)
+
+
+def test_the_two_main_rules_agree_with_the_headline_table():
+    results = [*make_task("a", [("CLICK", click("no")), ("TEXT", "CLICK")]), make_step("b", 0, "ZOOM", "ZOOM")]
+    metrics = compute_metrics(results, mode="own", n_resamples=50)
+    rows = {row["name"]: row for row in metrics["variants"]}
+    for name in ("action", "action_target"):
+        assert rows[name]["rate"] == metrics["matchers"][name]["swa"]
+        assert rows[name]["ta"] == metrics["matchers"][name]["ta"]
+    assert rows["action_target"]["over_action"]["value"] == pytest.approx(-1 / 3)
+
+
+def test_synonyms_come_from_the_table_alone(tmp_path):
+    path = tmp_path / "synonyms.json"
+    path.write_text(json.dumps({"Studies": ["Study list", "Worklist"]}))
+    step = make_step("t", 0, click("Study list"), click("worklist"))
+    assert scores([step], synonyms=load_synonyms(path))["action_target_synonyms"] == (1, 1)
+    assert "action_target_synonyms" not in scores([step])
+    path.write_text(json.dumps({"Studies": ["Study list"], "Worklist": ["study list"]}))
+    with pytest.raises(UserError, match="'study list' in two rows"):
+        load_synonyms(path)
+
+
+def test_every_rule_says_its_version_and_threshold():
+    rules = {v.name: (v.version, v.threshold) for v in build_variants(frozenset())}
+    assert rules["action_target_fuzzy"] == ("1", 90) and rules["text_anls"] == ("1", 0.5)
+    assert rules["text_token_f1"] == ("1", 0.5) and rules["point_0.14"] == ("1", 0.14)
+    assert rules["action"] == ("1", None)
+
+
+def test_an_unknown_rule_is_refused_by_the_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--matcher", "guess"])
+    assert "action_target_fuzzy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("written", [[1], [1, 2, 3], [1, 1001], ["1", 2], "1,2", [True, 2], [float("nan"), 1]])
+def test_a_point_is_two_numbers_in_a_thousand(written):
+    vocabulary = [ActionType("CLICK", "press it", {"point": ()})]
+    with pytest.raises(ValueError, match="point"):
+        parse_action({"action": "CLICK", "target": "OK", "point": written}, vocabulary)
+    read = parse_action({"action": "CLICK", "target": "OK", "point": [0, 999.5]}, vocabulary)
+    assert read.arguments == {"point": [0, 999.5]}
