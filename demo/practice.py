@@ -1,15 +1,23 @@
-"""Practice tasks: generated goals that spell out their own steps, in the agent's format. Knows no demo goal or answer."""
+"""Practice tasks: generated goals and their answers in the agent's format. Knows no demo goal or answer."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from demo.practice_procedures import PROCEDURES
 from sft.actions import Action
 from sft.memory import EMPTY_MEMORY, Answer, Memory, update
 from sft.prompts import AgentConfig, Message, build_prompt, format_answer
 
-VERBS = {
-    "CLICK": ("click {target}", "press {target}", "open {target}", "choose {target}", "go to {target}", "use {target}"),
+CLAUSES = {
+    "CLICK": (
+        "click {target}",
+        "press {target}",
+        "open {target}",
+        "choose {target}",
+        "go to {target}",
+        "use {target}",
+    ),
     "TEXT": ("type {text} into {target}", "fill {target} with {text}", "enter {text} as {target}"),
     "SCROLL": ("scroll {target} {direction}", "move {direction} in {target}"),
     "ZOOM": ("zoom {direction} on {target}", "zoom {target} {direction}"),
@@ -17,7 +25,7 @@ VERBS = {
 }
 WEIGHTS = {"CLICK": 9, "TEXT": 4, "SCROLL": 2, "ZOOM": 2, "SEGMENT": 2}
 DIRECTIONS = {"SCROLL": ("up", "down", "left", "right"), "ZOOM": ("in", "out")}
-EFFECTS = {
+OBSERVATIONS = {
     "CLICK": "{target} open",
     "TEXT": "{target} filled",
     "SCROLL": "{target} moved {direction}",
@@ -25,9 +33,12 @@ EFFECTS = {
     "SEGMENT": "{target} drawn",
 }
 PLAN_VERBS = ("open", "set", "find", "check", "prepare", "show", "add", "review", "change", "read")
-OPENINGS = ("", "Please ", "Now ", "I need this: ", "Task: ", "Can you ", "For the report, ")
-JOINTS = (", then ", " and ", "; ", ", after that ", ", ")
-SYLLABLES = "ba be bo ca co da de di fa fo ga ge ha ka ki la le lo ma mi mo na ne no pa ra re ri sa so ta te to va vi".split()
+NOUNS = ("code", "name", "date", "filter", "note", "word", "value", "label")
+OPENINGS = ("", "", "Please ", "Now ", "I need this: ", "Task: ", "Can you ", "For the report, ", "A colleague asks: ")
+JOINTS = (", then ", " and ", "; ", ", after that ", ", ", " > ", ". Then ")
+SYLLABLES = [consonant + vowel for consonant in "bcdfghklmnprstvz" for vowel in "aeio"]
+
+Plan = Mapping[str, Sequence[tuple[Action, str]]]  # plan item -> its actions, each with what the screen shows then
 
 
 @dataclass(frozen=True)
@@ -38,17 +49,19 @@ class PracticeTask:
     answers: tuple[Answer, ...]
 
 
-def generate_task(rng: random.Random, names: Sequence[str]) -> PracticeTask:
-    """Make up a goal of 2 to 4 plan items whose text names every action in order.
+def generate_task(rng: random.Random, labels: Sequence[str], max_items: int = 4) -> PracticeTask:
+    """Make up a task of up to `max_items` plan items.
 
-    `names` are labels to act on (elements of the training screens); about half of all labels are made-up words, so that
-    they can only be copied, not remembered.
+    Half of the goals spell every action out, so that all can be copied; half name everyday procedures (save a file,
+    sort a table) whose steps must be known. `labels` are what is acted on and typed; about half of all labels are
+    made-up words instead, so that they can only be copied, not remembered.
     """
-    plan: dict[str, list[Action]] = {}
-    while len(plan) < rng.randint(2, 4):
-        item = f"{rng.choice(PLAN_VERBS)} {_make_word(rng) if rng.random() < 0.5 else _pick_name(rng, names).lower()}"
-        plan[item] = [_make_action(rng, names) for _ in range(rng.randint(1, 3))]
-    return PracticeTask(_write_goal(rng, plan), tuple(_write_answers(plan)))
+    n_items = rng.randint(1, max_items)
+    if rng.random() < 0.5:
+        goal, plan = _spell_out(rng, labels, n_items)
+    else:
+        goal, plan = _ask_for_procedures(rng, labels, n_items)
+    return PracticeTask(goal, tuple(_write_answers(plan)))
 
 
 def build_step(
@@ -62,50 +75,80 @@ def build_step(
     return build_prompt(task.instruction, memory, agent), format_answer(task.answers[step], agent)
 
 
-def _make_action(rng: random.Random, names: Sequence[str]) -> Action:
+def _ask_for_procedures(rng: random.Random, labels: Sequence[str], n_items: int) -> tuple[str, Plan]:
+    quote, joint = rng.choice(("", "", '"')), rng.choice(JOINTS)
+    clauses, plan = [], {}
+    for procedure in rng.sample(PROCEDURES, n_items):
+        slots = {name: _pick_label(rng, labels) for name in "xy"}
+        quoted = {name: f"{quote}{label}{quote}" for name, label in slots.items()}
+        clauses.append(rng.choice(procedure.wordings).format(**quoted))
+        plan[procedure.name] = [_fill_step(step, slots) for step in procedure.steps]
+    return rng.choice(OPENINGS) + joint.join(clauses) + rng.choice((".", "", "?")), plan
+
+
+def _fill_step(step: Sequence[str], slots: Mapping[str, str]) -> tuple[Action, str]:
+    kind, target, argument, observation = (part.format(**slots) for part in step)
+    name = "text" if kind == "TEXT" else "direction"
+    return Action(kind, target, {name: argument} if argument else {}), observation
+
+
+def _spell_out(rng: random.Random, labels: Sequence[str], n_items: int) -> tuple[str, Plan]:
+    plan = {}
+    while len(plan) < n_items:
+        item = f"{rng.choice(PLAN_VERBS)} {_pick_label(rng, labels).lower()}"
+        actions = [_make_action(rng, labels) for _ in range(rng.randint(1, 3))]
+        plan[item] = [(a, OBSERVATIONS[a.kind].format(target=a.target, **a.arguments)) for a in actions]
+    quote, nouns = rng.choice(("", "", '"', "'")), rng.sample(NOUNS, len(NOUNS))
+    details: list[str] = []
+    items = []
+    for item, steps in plan.items():
+        text = ""
+        for action, _ in steps:
+            text += (rng.choice(JOINTS[:5]) if text else "") + _write_clause(rng, action, quote, nouns, details)
+        items.append((item, text))
+    return rng.choice(OPENINGS) + _join_items(rng, items) + "".join(rng.sample(details, len(details))), plan
+
+
+def _make_action(rng: random.Random, labels: Sequence[str]) -> Action:
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-    target = _pick_name(rng, names) if rng.random() < 0.5 else _make_label(rng)
+    target = _pick_label(rng, labels)
     if kind == "TEXT":
-        return Action(kind, target, {"text": _make_label(rng) if rng.random() < 0.7 else _pick_name(rng, names)})
+        return Action(kind, target, {"text": _pick_label(rng, labels)})
     if kind in DIRECTIONS:
         return Action(kind, target, {"direction": rng.choice(DIRECTIONS[kind])})
     return Action(kind, target)
 
 
-def _write_goal(rng: random.Random, plan: dict[str, list[Action]]) -> str:
-    quote = rng.choice(("", "", '"', "'"))
-    items = []
-    for item, actions in plan.items():
-        clauses = [rng.choice(VERBS[a.kind]).format(**_quoted(a, quote)) for a in actions]
-        text = clauses[0]
-        for clause in clauses[1:]:
-            text += rng.choice(JOINTS) + clause
-        items.append((item, text))
+def _write_clause(rng: random.Random, action: Action, quote: str, nouns: list[str], details: list[str]) -> str:
+    """Word one action. What is typed may be named later: then a sentence is added to `details`."""
+    slots = {"target": f"{quote}{action.target}{quote}", **{k: str(v) for k, v in action.arguments.items()}}
+    if "text" in slots:
+        slots["text"] = f"{quote}{slots['text']}{quote}"
+        if nouns and rng.random() < 0.4:
+            noun = nouns.pop()
+            details.append(f" The {noun} is {slots['text']}.")
+            slots["text"] = f"the {noun}"
+    return rng.choice(CLAUSES[action.kind]).format(**slots)
+
+
+def _join_items(rng: random.Random, items: Sequence[tuple[str, str]]) -> str:
     style = rng.randrange(4)
     if style == 0:
-        return rng.choice(OPENINGS) + " ".join(f"{item}: {text}." for item, text in items)
+        return " ".join(f"{item}: {text}." for item, text in items)
     if style == 1:
-        return rng.choice(OPENINGS) + "; ".join(f"{item} ({text})" for item, text in items) + "."
+        return "; ".join(f"{item} ({text})" for item, text in items) + "."
     if style == 2:
         return " ".join(f"{i}. {item}: {text}." for i, (item, text) in enumerate(items, start=1))
-    return rng.choice(OPENINGS) + ". ".join(f"to {item}, {text}" for item, text in items) + "."
+    return ". ".join(f"to {item}, {text}" for item, text in items) + "."
 
 
-def _quoted(action: Action, quote: str) -> dict[str, str]:
-    quoted = {"target": f"{quote}{action.target}{quote}", **{k: str(v) for k, v in action.arguments.items()}}
-    if "text" in quoted:
-        quoted["text"] = f"{quote}{quoted['text']}{quote}"
-    return quoted
-
-
-def _write_answers(plan: dict[str, list[Action]]) -> list[Answer]:
+def _write_answers(plan: Plan) -> list[Answer]:
     answers: list[Answer] = []
     done: list[str] = []
-    for item, actions in plan.items():
-        for number, action in enumerate(actions, start=1):
-            if number == len(actions):
+    for item, steps in plan.items():
+        for number, (action, observation) in enumerate(steps, start=1):
+            if number == len(steps):
                 done.append(item)
-            observation = EFFECTS[action.kind].format(target=action.target, **action.arguments)
             answers.append(_answer(action, observation, done, [name for name in plan if name not in done]))
     return [*answers, _answer(Action("COMPLETE", "task"), "goal reached", done, [])]
 
@@ -116,23 +159,17 @@ def _answer(action: Action, observation: str, done: Sequence[str], remaining: Se
     return Answer(action, short_term, long_term)
 
 
-def _pick_name(rng: random.Random, names: Sequence[str]) -> str:
-    return rng.choice(names) if names else _make_label(rng)
-
-
-def _make_label(rng: random.Random) -> str:
-    """Make up what a label or an entry may look like: words, a person's name, a code, a date, a number."""
-    kind = rng.randrange(5)
-    if kind == 0:
-        return " ".join(_make_word(rng).capitalize() for _ in range(rng.randint(1, 2)))
-    if kind == 1:
-        return f"{_make_word(rng)}^{_make_word(rng)}".upper()
-    if kind == 2:
-        return f"{_make_word(rng).upper()}{rng.choice(('-', '', '_', ' '))}{rng.randint(1, 9999)}"
-    if kind == 3:
-        return f"{rng.randint(1950, 2025)}{rng.randint(1, 12):02d}{rng.randint(1, 28):02d}"
-    return _make_word(rng)
+def _pick_label(rng: random.Random, labels: Sequence[str]) -> str:
+    """Take a given label or make up what one may look like: a word, a person's name, a code, a number."""
+    kind = rng.randrange(10)
+    if kind < 6 and labels:
+        return rng.choice(labels)
+    if kind < 8:
+        return _make_word(rng).capitalize()
+    if kind == 8:
+        return f"{_make_word(rng)}^{rng.choice(SYLLABLES)}".upper()
+    return f"{rng.choice(SYLLABLES).upper()}{rng.choice(('-', '', '_'))}{rng.randint(1, 999)}"
 
 
 def _make_word(rng: random.Random) -> str:
-    return "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 4)))
+    return "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(1, 3)))

@@ -1,10 +1,222 @@
-"""How people ask for the OHIF tasks: several sentence shapes a workflow. Knows nothing of phases or pages."""
+"""How people ask for the OHIF tasks: several sentence shapes a workflow. Knows nothing of phases or pages.
 
-TEMPLATES = {"x": ["x"]}
+Slots: {find} is what to type into which filters, {study} the same as a noun; the others are the values of a case.
+"""
+
+CHANGE_WORDS = {
+    "rotate": "rotate the image to the right",
+    "flip": "flip the image horizontally",
+    "invert": "invert the image",
+}
+
+TEMPLATES = {
+    "measure_zoomed": [
+        "Filter the study list by {find} and open the study in the Basic Viewer. Zoom in, measure {spot} with the Length tool and keep it tracked, then zoom out again.",
+        "How wide is {spot}? Look for {study}, go to the Basic Viewer, enlarge the image, draw a Length on it (yes to tracking), and zoom back out.",
+        "I need one length of {spot} for the report. It comes up under {find}; use the Basic Viewer, zoom in first and zoom out once the measurement is tracked.",
+        "{find}, Basic Viewer: zoom in, Length across {spot}, track, zoom out.",
+        "Follow-up visit, the referring doctor asks about {spot}. Search {find}, start the Basic Viewer, zoom in, take a tracked Length measurement, and return to the overview by zooming out.",
+        "After opening the Basic Viewer for {study}, magnify the image, put a Length measurement on {spot}, say yes to tracking and shrink the image again.",
+        "Please get me the size of {spot}: find {find} in the list, open it in the Basic Viewer, zoom in, use Length, track the result and zoom out.",
+    ],
+    "measure_two": [
+        "Open the study with {find} in the Basic Viewer. With the {tool} tool mark {spot}, track it, then mark {spot2} the same way and zoom in to check.",
+        "I would like two {tool} measurements, {spot} first and {spot2} second, on the study listed under {find}; Basic Viewer, tracked, and zoom in at the end.",
+        "{find} > Basic Viewer > {tool} on {spot} (track: yes) > {tool} on {spot2} > zoom in",
+        "Can you compare {spot} with {spot2}? Filter by {find}, use the Basic Viewer, draw one {tool} on each in that order with tracking on, and finish by zooming in.",
+        "For the tumour board we want {spot} and {spot2} outlined. Type {find} into the filter, launch the Basic Viewer, choose {tool}, draw both, accept tracking after the first one, and enlarge the picture.",
+        "Using the {tool} tool, first draw around {spot} and then around {spot2} in the Basic Viewer (search {find}). Measurements should be tracked. Zoom in when both are there.",
+        "Two regions are missing on this exam ({find}). Bring it up in the Basic Viewer, add a {tool} at {spot}, confirm tracking, add another at {spot2}, zoom in.",
+        "Start from the list, {find}. Once the Basic Viewer is up, pick {tool} from the measurement tools; draw on {spot}, answer yes, draw on {spot2}, then magnify.",
+    ],
+    "scroll_measure": [
+        "Open {study} in the Basic Viewer, scroll down to a later slice, zoom in and measure {spot} with Length (tracked). Afterwards scroll up one slice.",
+        "Further down in the stack of {study} there is something to measure: Basic Viewer, scroll down, zoom in, Length over {spot}, yes to tracking, then scroll up.",
+        "What is the length of {spot} on a later image? Filter by {find}, choose Basic Viewer, scroll down, zoom in, draw a tracked Length, and scroll back up a little.",
+        "{find}; Basic Viewer; scroll down; zoom in; Length {spot}; track; scroll up",
+        "The sonographer and the reader disagree about {spot}, so look at a later image: search {find}, open the Basic Viewer, scroll down and zoom in, take a Length and track it, go up one image to compare.",
+        "I want to see a later slice of the study under {find}. In the Basic Viewer scroll down, enlarge, use the Length tool across {spot} with tracking, and finish with one scroll up.",
+        "Scroll down in the Basic Viewer ({find}), then zoom in, then put a tracked Length on {spot}, then scroll up to the earlier image.",
+        "Please review {study}: with the Basic Viewer open, move down the stack, zoom in, measure {spot} using Length, keep tracking on, and move up again.",
+    ],
+    "window_zoom": [
+        "Show the study with {find} in the Basic Viewer using the {preset} window preset, and zoom {direction} twice.",
+        "Set the {preset} preset for {study} in the Basic Viewer, then zoom {direction} two times.",
+        "Could you open {study} in the Basic Viewer, switch the modality window preset to {preset} and zoom {direction} two steps?",
+        "{find}, Basic Viewer, preset {preset}, zoom {direction} x2",
+        "I can't read this CT with the default grey levels. Find it by {find}, open the Basic Viewer, choose {preset} from the window presets and zoom {direction}, then zoom {direction} once more.",
+        "Before the conference: filter on {study}, Basic Viewer, apply the CT window called {preset}, and zoom {direction} twice in a row.",
+        "The trauma surgeon wants the {preset} window. Look up {study}, launch the Basic Viewer, change the preset, zoom {direction} and again zoom {direction}.",
+        "With the modality window preset {preset} on, I want the image of {study} zoomed {direction} two times in the Basic Viewer.",
+    ],
+    "annotate_zoomed": [
+        'Find {find}, open the Basic Viewer, zoom in and put an arrow Annotation on {spot} saying "{text}"; track it and zoom out.',
+        'Please leave a note "{text}" at {spot} for the clinician: {find}, Basic Viewer, zoom in, Annotation tool, save, yes to tracking, zoom out.',
+        "I need the Annotation arrow on {spot} with the text {text}. The study is under {find}; use the Basic Viewer, enlarge it before drawing, track the series and make it smaller afterwards.",
+        '{find} / Basic Viewer / zoom in / Annotation at {spot}: "{text}" / track / zoom out',
+        'Teaching file: label {spot} with "{text}". Search {find}, start the Basic Viewer, zoom in, draw the Annotation, save the text, accept tracking and zoom out.',
+        "In the Basic Viewer (filter the list by {find}) magnify the image, point an Annotation arrow at {spot}, type {text}, save and track it, then zoom out.",
+        "Can the arrow on {spot} read {text}? Open {study} in the Basic Viewer, zoom in, add the Annotation, save, track measurements, zoom out again.",
+    ],
+    "rename_length": [
+        'Open {study} in the Basic Viewer, zoom in, draw a tracked Length on {spot} and rename that measurement to "{text}".',
+        'Measure {spot} and call it "{text}": filter by {find}, Basic Viewer, zoom in, Length, track, then rename it in the Measurements panel.',
+        "The measurement needs a proper label, {text}. Get the study with {find}, launch the Basic Viewer, zoom in, take a Length across {spot}, say yes to tracking, and rename the entry.",
+        "{find} -> Basic Viewer -> zoom in -> Length on {spot} -> track -> rename to {text}",
+        "Would you put a Length on {spot}, labelled {text}? Search {find} first, use the Basic Viewer and zoom in before measuring; tracking on.",
+        'For the oncology report we name every line. In the Basic Viewer with {find}, enlarge, draw Length over {spot}, track it, open the Measurements panel and rename the line "{text}".',
+        "I want a measurement named {text} in the panel. It is the Length of {spot} in the study found by {find}, drawn in the Basic Viewer after zooming in, with tracking accepted.",
+    ],
+    "delete_region": [
+        "Open {study} in the Basic Viewer and draw a tracked {tool} on {spot}. Zoom in to look at it, then delete the measurement from the panel and zoom out.",
+        "Try a {tool} over {spot} for {study} (Basic Viewer, track it), zoom in, and since it is only a test remove it again through the Measurements panel; zoom out at the end.",
+        "I only want a quick look at the numbers: {find}, Basic Viewer, {tool} at {spot}, yes to tracking, zoom in, delete it, zoom out.",
+        "{find}; Basic Viewer; {tool} {spot}; track; zoom in; delete measurement; zoom out",
+        "What does a {tool} on {spot} give? Filter {find}, go into the Basic Viewer, draw and track it, enlarge to read the values, then delete that measurement and reduce the image.",
+        "Student exercise: search for {study}, start the Basic Viewer, mark {spot} with {tool}, accept tracking, zoom in, delete the mark in the measurement list, zoom out.",
+        "Nothing should stay on the image in the end. In the Basic Viewer ({find}) draw {tool} on {spot}, track, zoom in, delete it via its actions, zoom out.",
+    ],
+    "side_by_side": [
+        "Open {study} in the Basic Viewer with a 1x2 layout. Scroll down in the right viewport and zoom {direction} there, then select the left viewport and zoom in.",
+        "Two series next to each other, please: {find}, Basic Viewer, layout 1x2; then scroll the right viewport down, zoom it {direction}, click on the left viewport and zoom that one in.",
+        "I'd like to compare the localizer with the pilot of {study}. Basic Viewer, 1x2; go one image down on the right, zoom {direction} on the right, then make the left one active and zoom in.",
+        "{find} | Basic Viewer | 1x2 | right: scroll down, zoom {direction} | select left: zoom in",
+        "Can you set up a side-by-side view (1x2) for {study} in the Basic Viewer, scroll down and zoom {direction} on the right, then activate the left side and zoom in?",
+        "For the neuro meeting: filter by {find}, launch the Basic Viewer, change the layout to 1x2, move the right stack down, zoom {direction} in it, pick the left viewport and enlarge it.",
+        "After choosing the 1x2 layout in the Basic Viewer ({find}), scroll down in the right viewport and zoom it {direction}; last, select the left viewport and zoom in.",
+        "The right viewport should show a later slice, zoomed {direction}; the left one should be selected and zoomed in. Use {study}, Basic Viewer, 1x2 layout, right side first.",
+    ],
+    "grid_measure": [
+        "Show {study} in the Basic Viewer as 2x2. Working in the {where}, zoom out and draw two tracked {tool} measurements: {spot}, then {spot2}.",
+        "2x2 layout for {study} in the Basic Viewer, please; select the {where} if needed, zoom out, put a {tool} on {spot}, yes to tracking, and another on {spot2}.",
+        "I need {tool} twice in the {where} ({spot}, {spot2}). The study is {find}; open the Basic Viewer, switch to 2x2, make that viewport active, zoom out there first, track the series.",
+        "{find}; Basic Viewer; 2x2; {where}: zoom out, {tool} {spot}, track, {tool} {spot2}",
+        "How do {spot} and {spot2} compare in the {where}? Search {find}, start the Basic Viewer, take the 2x2 layout, zoom out in that viewport and mark both with {tool}, tracking the first.",
+        "All series at once: filter by {find}, Basic Viewer, layout 2x2. Then shrink the image in the {where} and measure with {tool}, first at {spot} (track it), second at {spot2}.",
+        "Using the {where} of a 2x2 layout in the Basic Viewer ({find}), zoom out, choose {tool}, draw on {spot}, accept tracking and draw on {spot2}.",
+    ],
+    "tag_lookup": [
+        "Open {study} in the Basic Viewer and zoom {direction} once. Then open the DICOM Tag Browser, scroll down the list, and search for {text}.",
+        "What is {text} in the header? Find {find}, Basic Viewer, zoom {direction}, DICOM Tag Browser, scroll down and then search the metadata for it.",
+        "The physicist asked me about {text}. Filter by {find}, launch the Basic Viewer, zoom {direction}, look down the tag list in the DICOM Tag Browser and type {text} into its search.",
+        "{find}, Basic Viewer, zoom {direction}, DICOM Tag Browser: scroll down, search {text}",
+        "Check the header of {study}: with the Basic Viewer open zoom {direction}, bring up the DICOM Tag Browser, scroll its list down, and enter {text} in Search metadata.",
+        "I want to read the tags of this exam. Search {find}; in the Basic Viewer zoom {direction} a bit, go to the DICOM Tag Browser, scroll down, and finally look for {text}.",
+        "Before sending it on, verify {text} for {study}. Basic Viewer, zoom {direction}, then the DICOM Tag Browser; scroll down once and use the metadata search.",
+    ],
+    "brush_label": [
+        "Open {study} in Segmentation mode, add a segmentation, and with the Brush at radius {radius} paint {spot} and then {spot2}. Zoom in to check.",
+        "Please segment {spot} and {spot2} for {study}: Segmentation mode, new segmentation, Brush with a radius of {radius} mm, one stroke each, then zoom in.",
+        "{find}; Segmentation; add segmentation; Brush radius {radius}; stroke {spot}; stroke {spot2}; zoom in",
+        "We are building training labels. Filter by {find}, start Segmentation, add a segmentation, choose Brush, set the radius to {radius}, brush over {spot} and {spot2}, and enlarge the image.",
+        "Could you brush {spot} first and {spot2} second? Search {find}, use the Segmentation mode, add a segmentation, Brush radius {radius}, zoom in at the end.",
+        "I need a label map of {spot} plus {spot2}. The study is under {find} and opens in Segmentation; after adding a segmentation set the Brush radius to {radius} and paint both, then magnify.",
+        "With a {radius} mm Brush, label {spot}, then {spot2} (study {find}, mode Segmentation, in a newly added segmentation), and zoom in.",
+    ],
+    "brush_erase": [
+        "In Segmentation mode for {study}, add a segmentation, paint {spot} with a Brush of radius {radius}, then take the Eraser and wipe over it.",
+        "Paint and correct: {find}, Segmentation, add segmentation, Brush radius {radius} over {spot}, Eraser over the same place.",
+        "{find} > Segmentation > add segmentation > Brush, radius {radius}, {spot} > Eraser, {spot}",
+        "I painted too much last time. Open {study} in Segmentation, add a segmentation, brush {spot} with radius {radius}, and clean it up with one Eraser stroke.",
+        "Can you show how the Eraser works? Use {study} in the Segmentation mode: add a segmentation, set the Brush radius to {radius}, stroke across {spot}, erase across {spot}.",
+        "Search {find} and go to Segmentation. A new segmentation is needed; brush {spot} at a radius of {radius} mm and then erase part of it with the Eraser.",
+        "Label {spot} with the Brush (radius {radius}) and trim the label with the Eraser, working in Segmentation on {study} after adding a segmentation.",
+    ],
+    "angle_zoomed": [
+        "Open {study} in the Basic Viewer, zoom in, measure one {tool} at {spot}, track it, and a second at {spot2}; zoom out afterwards.",
+        "Two angles with the {tool} tool please, {spot} and then {spot2}: {find}, Basic Viewer, zoom in first, tracking yes, zoom out last.",
+        "{find}, Basic Viewer, zoom in, {tool} {spot}, track, {tool} {spot2}, zoom out",
+        "What angle do we have at {spot}, and at {spot2}? Look up {study}, start the Basic Viewer, enlarge, use {tool} on both and accept tracking, then reduce the image.",
+        "The orthopaedic clinic wants {tool} values. Filter the list by {find}, launch the Basic Viewer, zoom in, draw at {spot}, confirm tracking, draw at {spot2}, and zoom out.",
+        "I am going to need {tool} from the tools menu twice: first on {spot} (tracked), second on {spot2}. Study {find}, Basic Viewer, zoomed in; zoom out when finished.",
+        "With {study} in the Basic Viewer: magnify, then mark {spot} using {tool}, say yes to tracking, mark {spot2} as well, and shrink the view.",
+    ],
+    "reorient_measure": [
+        "Open {study} in the Basic Viewer, {change_words}, zoom out, draw a tracked Length on {spot}, then zoom in.",
+        "Please {change_words} for {study} (Basic Viewer). After that zoom out, measure {spot} with Length, track it and zoom in.",
+        "{find} - Basic Viewer - {change_words} - zoom out - Length {spot} - track - zoom in",
+        "The picture does not look the way the surgeon likes it, so {change_words}: search {find}, Basic Viewer, do it, zoom out, add a tracked Length over {spot} and zoom in again.",
+        "Could you {change_words} in the Basic Viewer, zoom out and measure {spot}? It is the study with {find}; use Length, track it, and zoom in to finish.",
+        "I need {spot} measured on a changed view. Find {find}, go to the Basic Viewer, {change_words}, make it smaller, take a Length with tracking, and make it bigger.",
+        "First {change_words}, second zoom out, third Length across {spot} with tracking, fourth zoom in: Basic Viewer, {find}.",
+    ],
+    "colour_region": [
+        "Open {study} in the Basic Viewer, set the Color LUT to {colours}, zoom in, draw a tracked Rectangle on {spot} and zoom out.",
+        "Colour it with {colours}: {find}, Basic Viewer, Color LUT; then zoom in, Rectangle over {spot}, yes to tracking, zoom out.",
+        "I'd like to see {study} in {colours} colours in the Basic Viewer; please zoom in, put a Rectangle on {spot}, track it and zoom out after that.",
+        "{find}; Basic Viewer; Color LUT {colours}; zoom in; Rectangle {spot}; track; zoom out",
+        "Does {colours} make {spot} easier to outline? Filter by {find}, start the Basic Viewer, choose it as Color LUT, enlarge, draw a Rectangle there with tracking, and reduce again.",
+        "For a lecture slide: search {find}, launch the Basic Viewer, change the Color LUT to {colours}, zoom in, mark {spot} with a tracked Rectangle, zoom out.",
+        "With Color LUT {colours} applied to {study} in the Basic Viewer, zoom in, measure {spot} with Rectangle, accept tracking, and finally zoom out.",
+    ],
+    "next_patient": [
+        "Open {study} in the Basic Viewer and zoom in. Then go back to the study list, search {find2} instead, open that one in the Basic Viewer too and zoom out.",
+        "Two exams to check: first {find} (Basic Viewer, zoom in), then return to the list, filter by {find2}, Basic Viewer, zoom out.",
+        "{find}: Basic Viewer, zoom in. Back to the list, now {find2}: Basic Viewer, zoom out.",
+        "After a short look at {find} in the Basic Viewer, zoomed in, I want the next patient: study list again, {find2}, Basic Viewer, zoomed out.",
+        "Can you take me from {study} to {study2}? Enlarge the first in the Basic Viewer, go back to the list, change the filter, open the second in the Basic Viewer and reduce it.",
+        "Morning round. Start with {find}: Basic Viewer, zoom in. When that is done leave for the list, replace the filter with {find2}, open the Basic Viewer and zoom out.",
+        "I mixed up the patients. Open {study} in the Basic Viewer, zoom in to be sure, return to the study list and bring up {study2} in the Basic Viewer, zoom out.",
+    ],
+    "freehand_outline": [
+        "Open {study} in the Basic Viewer, zoom in, outline {spot} and then {spot2} with Freehand ROI, and zoom out.",
+        "Trace {spot} by hand, then {spot2}: {find}, Basic Viewer, zoom in, Freehand ROI for both, zoom out.",
+        "{find} / Basic Viewer / zoom in / Freehand ROI {spot} / Freehand ROI {spot2} / zoom out",
+        "What area do {spot} and {spot2} cover? Search {find}, launch the Basic Viewer, enlarge, choose Freehand ROI, draw the first and the second, then reduce the image.",
+        "Neither an ellipse nor a box fits here, so go free-hand. Filter by {find}, use the Basic Viewer, zoom in, take Freehand ROI, trace {spot}, trace {spot2}, zoom out.",
+        "For the planning meeting I want contours. With {study} in the Basic Viewer zoom in, draw a Freehand ROI round {spot}, another round {spot2}, and afterwards zoom out.",
+        "Use Freehand ROI on {spot} and {spot2}, in this order, in the Basic Viewer (study: {find}); zoom in before and zoom out after.",
+    ],
+    "stack_review": [
+        "Open {study} in the Basic Viewer, scroll down one slice, zoom in, scroll further down, and zoom out.",
+        "Leaf through {study} for me: Basic Viewer, scroll down, zoom in, scroll down once more, zoom out.",
+        "{find} - Basic Viewer - scroll down - zoom in - scroll down - zoom out",
+        "I want to see how the image changes further down. Search {find}, launch the Basic Viewer, go one image down, enlarge, go another image down, and reduce.",
+        "Can you check two later images with different magnification? Filter by {find}, start the Basic Viewer, scroll down and zoom in, then scroll down and zoom out.",
+        "Quality check of the stack: type {find}, use the Basic Viewer, next slice, zoom in, next slice, zoom out.",
+        "After opening the Basic Viewer for {study}, move down a slice, magnify, move down again and shrink the image.",
+    ],
+    "narrow_list": [
+        "Narrow the study list step by step with {find}, open what is left in the Basic Viewer, zoom {first} and then zoom {last}.",
+        "There are too many studies. Filter by {find}, one after the other, go to the Basic Viewer, zoom {first}, zoom {last}.",
+        "{find}; Basic Viewer; zoom {first}; zoom {last}",
+        "To be sure it is the right exam I use three filters, {find}. Then the Basic Viewer, first zoom {first}, afterwards zoom {last}.",
+        "Could you find the exam by {find} and show it in the Basic Viewer, zoomed {first} and then {last} again?",
+        "Identity check before reading: fill in {find}, expand the only row, choose Basic Viewer, zoom {first} and next zoom {last}.",
+        "Please locate a study. In the list enter {find}; once it is alone there, open the Basic Viewer, zoom {first} and finish with zoom {last}.",
+    ],
+    "frame_compare": [
+        "Open {study} in the Basic Viewer, scroll down one image, measure {spot} with Length (tracked), scroll up again and measure {spot2} there.",
+        "Two Lengths on two images: {find}, Basic Viewer, scroll down, Length on {spot}, yes to tracking, scroll up, Length on {spot2}.",
+        "{find}, Basic Viewer, scroll down, Length {spot}, track, scroll up, Length {spot2}",
+        "How long is {spot} on the later image and {spot2} on the earlier one? Filter by {find}, launch the Basic Viewer, scroll down, use Length with tracking, scroll up, draw the other.",
+        "I compare neighbouring images. Search {find} and start the Basic Viewer; one image down draw a tracked Length over {spot}, one image up draw it over {spot2}.",
+        "Please take a Length of {spot} after scrolling down and another of {spot2} after scrolling back up, in the Basic Viewer, with tracking, for {study}.",
+        "With {study} in the Basic Viewer: later slice first, Length across {spot}, accept tracking; back to the earlier slice, Length across {spot2}.",
+    ],
+    "window_segment": [
+        "Open {study} in Segmentation mode with the {preset} window preset, add a segmentation, paint {spot} with a Brush of radius {radius}, and zoom out.",
+        "I have to label {spot} under {preset} windowing: {find}, Segmentation, set the preset, add a segmentation, Brush radius {radius}, one stroke, zoom out.",
+        "{find}; Segmentation; preset {preset}; add segmentation; Brush radius {radius} on {spot}; zoom out",
+        "Would you segment {spot} for me? Look up {study}, start Segmentation, choose the window preset {preset}, add a segmentation, brush with radius {radius} and zoom out.",
+        "CT labels are drawn in the {preset} window here. Search {find}, go to Segmentation, apply the preset, add a segmentation, set the Brush to radius {radius}, brush {spot}, zoom out.",
+        "With {preset} chosen from the window presets in Segmentation ({find}), add a segmentation and brush {spot} at radius {radius}; zoom out when done.",
+    ],
+    "layout_annotate": [
+        'Open {study} in the Basic Viewer as 1x2. Zoom in on the left viewport, put an Annotation "{text}" at {spot} there, track it, and scroll down in the right viewport.',
+        'Side by side please (1x2, Basic Viewer, {find}): left viewport zoomed in with an arrow Annotation "{text}" on {spot}, tracked; then scroll the right viewport down.',
+        "{find}; Basic Viewer; 1x2; left: zoom in, Annotation {text} at {spot}, track; right: scroll down",
+        "The second reader should see {text} at {spot} in the left viewport. Search {find}, start the Basic Viewer, use 1x2, zoom in left, add the Annotation with tracking, and scroll down on the right.",
+        'Can you write "{text}" next to {spot}? Filter by {find}, Basic Viewer, layout 1x2, zoom the left viewport in, draw the Annotation, save, accept tracking, then move the right stack down.',
+        "I keep the pilot on the right and annotate on the left. {find}, Basic Viewer, 1x2, zoom in left, Annotation saying {text} at {spot}, track, scroll down right.",
+    ],
+}
 
 
 def format_goal(workflow: str, number: int, slots: dict[str, str]) -> str:
     """Fill the wording of a workflow's task number `number` (0-based); wordings are used in turn."""
-    templates = TEMPLATES.get(workflow, ["%s %d {spot}" % (workflow, number)])
-    import collections
-    return templates[number % len(templates)].format_map(collections.defaultdict(str, slots))
+    templates = TEMPLATES[workflow]
+    if "change" in slots:
+        slots = slots | {"change_words": CHANGE_WORDS[slots["change"]]}
+    goal = templates[number % len(templates)].format(**slots)
+    return goal[0].upper() + goal[1:] if goal.split()[0] in ("patient", "description", "accession") else goal

@@ -3,50 +3,22 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ohif_studies import NAME, MRN, DESCRIPTION, ACCESSION, Box, Study
-from playwright.sync_api import Locator, Page
-from recorder import Recorder, SuspectStep
+from ohif_page import (
+    accept_tracking,
+    choose_item,
+    choose_tool,
+    draw,
+    filter_list,
+    pane,
+    type_in_dialog,
+    wait_until_drawn,
+)
+from ohif_studies import Box, Study
+from recorder import Recorder
 
-FILTER_INDEX = {NAME: 0, MRN: 1, DESCRIPTION: 4, ACCESSION: 6}  # among the inputs of the study list
 LAYOUTS = ("1x1", "1x2", "2x2", "2x3")
-VIEWPORTS = {
-    "viewport": 0,
-    "left viewport": 0,
-    "right viewport": 1,
-    "top left viewport": 0,
-    "top middle viewport": 1,
-    "top right viewport": 1,
-    "bottom left viewport": 2,
-}
-MEASUREMENT_TOOLS = ("Bidirectional", "Annotation", "Ellipse", "Rectangle", "Circle", "Freehand ROI")
 TICK_PX = 100  # one slice
-
-# Where a fraction of the image of viewport n (left to right, top to bottom) lies on the screen.
-IMAGE_TO_SCREEN = """([n, points]) => {
-  const viewports = window.cornerstone.getRenderingEngines().flatMap(engine => engine.getViewports())
-    .filter(viewport => viewport.element.isConnected && viewport.getImageData());
-  const box = viewport => viewport.element.getBoundingClientRect();
-  viewports.sort((a, b) => box(a).top - box(b).top || box(a).left - box(b).left);
-  const {imageData, dimensions} = viewports[n].getImageData();
-  const {left, top, right, bottom} = box(viewports[n]);
-  const screen = points.map(([u, v]) => {
-    const world = imageData.indexToWorld([u * (dimensions[0] - 1), v * (dimensions[1] - 1), 0]);
-    const [x, y] = viewports[n].worldToCanvas(world);
-    return [left + x, top + y];
-  });
-  return {screen, frame: [left, top, right, bottom]};
-}"""
-
-ALL_DRAWN = """() => {
-  const viewports = (window.cornerstone?.getRenderingEngines() || []).flatMap(engine => engine.getViewports());
-  return viewports.length > 0 && viewports.every(viewport => viewport.getImageData())
-    && [...document.querySelectorAll("[data-cy=study-browser-thumbnail] img")].every(img => img.complete);
-}"""
-
-ROWS_FIT = """text => {
-  const rows = [...document.querySelectorAll("tbody tr")].filter(row => row.innerText.trim());
-  return rows.length > 0 && rows.every(row => row.innerText.toLowerCase().includes(text.toLowerCase()));
-}"""
+ZOOM_DRAG = 0.09  # of the viewport's height: half as large again
 
 
 @dataclass(frozen=True)
@@ -57,9 +29,14 @@ class Phase:
     play: Callable[[Recorder], None]
 
 
-def is_busy(page: Page) -> bool:
-    """Tell whether OHIF shows a notice that goes away by itself."""
-    return page.locator("[data-sonner-toast]").count() > 0
+def join(subtask: str, *phases: Phase) -> Phase:
+    """Make one plan item of several phases."""
+
+    def play(rec: Recorder) -> None:
+        for phase in phases:
+            phase.play(rec)
+
+    return Phase(subtask, play)
 
 
 def open_study(study: Study, fields: list[str], mode: str = "Basic Viewer", subtask: str = "open study") -> Phase:
@@ -72,15 +49,9 @@ def open_study(study: Study, fields: list[str], mode: str = "Basic Viewer", subt
         rec.click(row.first, study.patient, "study row expanded")
         rec.click(rec.page.get_by_role("button", name=mode, exact=True), mode, f"study open in {mode}")
         rec.page.locator("canvas").first.wait_for(timeout=30_000)
-        rec.page.wait_for_function(ALL_DRAWN, timeout=30_000)
+        wait_until_drawn(rec.page)
 
     return Phase(subtask, play)
-
-
-def filter_list(rec: Recorder, column: str, text: str) -> None:
-    """Type into a filter of the study list and wait until only fitting studies are listed."""
-    rec.text(rec.page.locator("input").nth(FILTER_INDEX[column]), column, text, "study list filtered")
-    rec.page.wait_for_function(ROWS_FIT, arg=text)
 
 
 def return_to_list(column: str, text: str, subtask: str = "find next study") -> Phase:
@@ -100,12 +71,14 @@ def launch(study: Study, mode: str = "Basic Viewer", subtask: str = "open study"
 
 
 def zoom(direction: str, times: int = 1, where: str = "viewport", subtask: str | None = None) -> Phase:
-    """Zoom by dragging with the right button; the observation counts, so that memory tells the first from the second."""
+    """Zoom by dragging with the right button; the observation counts, so that memory tells first from second."""
 
     def play(rec: Recorder) -> None:
         effect = {"in": "image enlarged", "out": "image reduced"}[direction]
         for number in range(times):
-            rec.zoom(pane(rec, where), where, direction, effect + (" further" if number else ""))
+            place = pane(rec, where)
+            distance = round(place.bounding_box()["height"] * ZOOM_DRAG)
+            rec.zoom(place, where, direction, effect + (" further" if number else ""), distance)
 
     return Phase(subtask or f"zoom {direction}", play)
 
@@ -120,21 +93,28 @@ def scroll(direction: str, slices: int = 2, where: str = "viewport", subtask: st
     return Phase(subtask or f"scroll {direction}", play)
 
 
+def select_viewport(where: str) -> Phase:
+    """Click a viewport: the first press in one that is not active only activates it."""
+    return Phase(f"select {where}", lambda rec: rec.click(pane(rec, where), where, f"{where} active"))
+
+
 def set_layout(layout: str) -> Phase:
     """Choose one of the common layouts."""
 
     def play(rec: Recorder) -> None:
         rec.click(rec.page.get_by_label("Change layout"), "Change layout", "layout menu open")
-        icons = rec.page.locator("[role=dialog], [data-radix-popper-content-wrapper]").locator("svg:visible")
+        icons = rec.page.locator("[role=dialog] .flex-shrink-0:has(> svg[width='28px'])")
         rec.click(icons.nth(LAYOUTS.index(layout)), layout, f"{layout} layout shown")
-        rec.page.wait_for_function(ALL_DRAWN, timeout=30_000)
+        wait_until_drawn(rec.page)
 
     return Phase(f"set {layout} layout", play)
 
 
 def set_window(preset: str) -> Phase:
     """Choose a window preset of CT."""
-    return _display_option("Modality Window Presets", "window presets listed", preset, f"{preset} window set", "window")
+    return _display_option(
+        "Modality Window Presets", "window presets listed", preset, f"{preset} window set", "window"
+    )
 
 
 def set_colours(name: str) -> Phase:
@@ -149,23 +129,6 @@ def _display_option(menu: str, listed: str, name: str, effect: str, noun: str) -
         rec.click(rec.page.get_by_text(name, exact=True), name, effect)
 
     return Phase(f"set {name} {noun}", play)
-
-
-def choose_tool(rec: Recorder, tool: str) -> None:
-    """Activate a tool: Length from the toolbar, the others from the two drop-down menus."""
-    if tool == "Length":
-        rec.click(rec.page.locator("[data-cy=Length-btn]"), tool, "Length tool active")
-    elif tool in MEASUREMENT_TOOLS:
-        choose_item(rec, "Measurement tools", tool, f"{tool} tool active")
-    else:
-        choose_item(rec, "More tools", tool, f"{tool} tool active")
-
-
-def choose_item(rec: Recorder, menu: str, item: str, effect: str) -> None:
-    """Pick an item of one of the toolbar's drop-down menus."""
-    arrow = menu.replace(" t", "T") + "-split-button-secondary"
-    rec.click(rec.page.locator(f"[data-cy={arrow}]"), menu, f"{menu.lower()} listed")
-    rec.click(rec.page.get_by_role("menuitem", name=item, exact=True), item, effect)
 
 
 def change_image(item: str, effect: str, subtask: str) -> Phase:
@@ -204,14 +167,15 @@ def annotate(text: str, box: Box, where: str = "viewport", is_first: bool = True
     return Phase("annotate finding", play)
 
 
-def window_region(box: Box) -> Phase:
-    """Let the window follow the grey values of a rectangle."""
+def outline(boxes: list[Box]) -> Phase:
+    """Draw free-hand regions, which do not ask whether to track."""
 
     def play(rec: Recorder) -> None:
-        choose_tool(rec, "Window Level Region")
-        draw(rec, "Window Level Region", box, "viewport", "window fits region")
+        choose_tool(rec, "Freehand ROI")
+        for number, box in enumerate(boxes):
+            draw(rec, "Freehand ROI", box, "viewport", f"{'second ' if number else ''}Freehand ROI drawn")
 
-    return Phase("set window region", play)
+    return Phase("outline region", play)
 
 
 def rename_measurement(text: str) -> Phase:
@@ -249,7 +213,7 @@ def browse_tags(text: str, scroll_first: bool) -> Phase:
         choose_item(rec, "More tools", "DICOM Tag Browser", "tag browser open")
         dialog = rec.page.get_by_role("dialog")
         if scroll_first:
-            rec.scroll((180, 280, 920, 760), "DICOM Tag Browser", "down", "later tags shown", amount=600)
+            rec.scroll(dialog, "DICOM Tag Browser", "down", "later tags shown", amount=600)
         rec.text(dialog.get_by_placeholder("Search metadata"), "Search metadata", text, "tags filtered")
 
     return Phase("look up tag", play)
@@ -276,50 +240,3 @@ def paint(tool: str, radius: str | None, boxes: list[Box], subtask: str) -> Phas
             draw(rec, tool, box, "viewport", f"{'second ' if number else ''}{tool} stroke drawn")
 
     return Phase(subtask, play)
-
-
-def type_in_dialog(rec: Recorder, placeholder: str, text: str, effect: str) -> None:
-    """Fill the only field of a dialog and save."""
-    rec.text(rec.page.get_by_placeholder(placeholder), placeholder, text, "text entered")
-    rec.click(rec.page.get_by_role("button", name="Save", exact=True), "Save", effect)
-
-
-def accept_tracking(rec: Recorder) -> None:
-    """Answer "Track measurements for this series?" with yes."""
-    rec.click(rec.page.locator("[data-cy=prompt-begin-tracking-yes-btn]"), "Yes", "measurements tracked")
-
-
-def pane(rec: Recorder, where: str) -> Locator:
-    """Find a viewport by its name."""
-    return rec.page.locator("[data-cy=viewport-pane]").nth(VIEWPORTS[where])
-
-
-def draw(rec: Recorder, tool: str, box: Box, where: str, effect: str) -> None:
-    """Draw with the active tool around or across `box`, given in fractions of the image."""
-    rec.page.wait_for_function(ALL_DRAWN)
-    answer = rec.page.evaluate(IMAGE_TO_SCREEN, [VIEWPORTS[where], build_points(tool, box)])
-    points, (left, top, right, bottom) = answer["screen"], answer["frame"]
-    if not all(left + 4 < x < right - 4 and top + 4 < y < bottom - 4 for x, y in points):
-        raise SuspectStep(f"{tool}: {points} leave {where} {answer['frame']}; choose a structure nearer to the middle")
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    bbox = (min(xs) - 8, min(ys) - 8, max(xs) + 8, max(ys) + 8)
-    rec.segment(bbox, tool, [tuple(point) for point in points], effect, clicks=tool in ("Angle", "Cobb Angle", "Probe"))
-
-
-def build_points(tool: str, box: Box) -> list[tuple[float, float]]:
-    """Say where the mouse goes, in fractions of the image, to draw `tool` on `box`."""
-    left, top, right, bottom = box
-    x, y, height = (left + right) / 2, (top + bottom) / 2, bottom - top
-    shapes = {
-        "Rectangle": [(left, top), (right, bottom)],
-        "Window Level Region": [(left, top), (right, bottom)],
-        "Ellipse": [(x, y), (right, bottom)],  # OHIF draws ellipses and circles from the centre
-        "Circle": [(x, y), (right, y)],
-        "Angle": [(left, bottom), (x, top), (right, bottom)],
-        "Cobb Angle": [(left, top), (right, top + height / 4), (left, bottom), (right, bottom - height / 4)],
-        "Annotation": [(x, y), (x + 0.1, y - 0.1)],
-        "Freehand ROI": [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)],
-        "Probe": [(x, y)],
-        "Bidirectional": [(left, top), (right, bottom)],
-    }
-    return shapes.get(tool, [(left, y), (right, y)])

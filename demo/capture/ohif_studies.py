@@ -62,12 +62,15 @@ STUDIES = {
     "vessel": Study(
         "CompressedSamples, MR1",
         {NAME: "MR1", MRN: "4MR1"},
-        {"the bright ring": (0.57, 0.44, 0.765, 0.7), "the tubular structure": (0.58, 0.705, 0.8, 0.8)},
+        {"the bright ring": (0.57, 0.44, 0.765, 0.7), "the tubular structure": (0.58, 0.69, 0.8, 0.78)},
     ),
     "node": Study(
         "CompressedSamples, US1",
         {NAME: "US1", MRN: "13US1"},
-        {"the left half of the lymph node": (0.16, 0.38, 0.48, 0.56), "the right half of the lymph node": (0.51, 0.38, 0.8, 0.54)},
+        {
+            "the left half of the lymph node": (0.2, 0.38, 0.48, 0.56),
+            "the right half of the lymph node": (0.51, 0.38, 0.8, 0.54),
+        },
     ),
     "heart": Study(
         "PLA",

@@ -1,188 +1,19 @@
-"""What a person does in Orthanc Explorer, in pieces: each Phase is one plan item. Knows nothing of goals or splits."""
+"""Phases that do something in Orthanc Explorer: read, preview, anonymise, send, query. Knows nothing of goals."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
-from orthanc_catalogue import RemoteStudy, Study
-from playwright.sync_api import Locator, Page
-from recorder import SCREEN, Recorder, SuspectStep
-
-WHOLE_SCREEN = (0, 0, *SCREEN)
-ACTIVE = ".ui-page-active "
-DIALOG = ".ui-simpledialog-container "
-ROW_HEADING_PX = 60
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One plan item: its name in the memory and the steps that carry it out."""
-
-    name: str
-    play: Callable[[Recorder], None]
-
-
-def find_link(page: Page, label: str) -> Locator:
-    """Return the link or button of the shown page that carries exactly `label`."""
-    return page.locator(ACTIVE + "a:visible, " + ACTIVE + "button:visible, " + ACTIVE + "label:visible").filter(
-        has_text=re.compile(rf"^\s*{re.escape(label)}\s*$")
-    )
-
-
-def find_row(page: Page, text: str) -> Locator:
-    """Return the row of the shown list whose heading or one of whose lines is exactly `text`."""
-    line = page.locator("h1, h3, p").filter(has_text=re.compile(rf"^\s*{_flexible(text)}\s*$"))
-    return page.locator(ACTIVE + "[data-role=content] .ui-block-b li:visible, " + ACTIVE + "[data-role=content] > ul li:visible").or_(
-        page.locator(ACTIVE + "#lookup-result li:visible")
-    ).filter(has=line).first
-
-
-def _flexible(text: str) -> str:
-    """Match runs of blanks as a browser shows them: as one."""
-    return r"\s+".join(re.escape(word) for word in text.split())
-
-
-def scroll_until_shown(rec: Recorder, find: Callable[[], Locator], amount: int = 600, limit: int = 2) -> None:
-    """Scroll the page down, at least once, until the element is wholly on the screen."""
-    if _is_on_screen(find()):
-        raise SuspectStep(f"on the screen without scrolling: {find()}")
-    for _ in range(limit):
-        rec.scroll(WHOLE_SCREEN, "page", "down", "page scrolled down", amount=amount)
-        rec.page.wait_for_timeout(400)
-        if _is_on_screen(find()):
-            return
-    raise SuspectStep(f"not on the screen after {limit} scrolls: {find()}")
-
-
-def _is_on_screen(locator: Locator) -> bool:
-    """Tell whether the upper part of an element, where its text is, can be read."""
-    box = locator.bounding_box()
-    return box is not None and box["y"] >= 0 and box["y"] + min(box["height"], ROW_HEADING_PX) <= SCREEN[1]
-
-
-def open_row(rec: Recorder, text: str, observation: str) -> None:
-    """Click the row named `text`, and wait until its page has taken over."""
-    before = rec.page.url
-    rec.click(find_row(rec.page, text), text, observation)
-    rec.page.wait_for_function("before => location.href !== before", arg=before)
-
-
-def filter_patients(text: str) -> Phase:
-    return Phase("filter patients", lambda rec: _filter_list(rec, "All patients", "patient list shown", text))
-
-
-def filter_studies(text: str) -> Phase:
-    return Phase("filter studies", lambda rec: _filter_list(rec, "All studies", "study list shown", text))
-
-
-def _filter_list(rec: Recorder, button: str, observation: str, text: str) -> None:
-    rec.click(find_link(rec.page, button), button, observation)
-    type_filter(rec, text)
-
-
-def type_filter(rec: Recorder, text: str) -> None:
-    """Type into the filter field of the shown list."""
-    field = rec.page.locator(ACTIVE + "input[data-type=search]:visible").first
-    rec.text(field, "Filter items...", text, "list filtered")
-
-
-def find_patient_by_scrolling(patient: str) -> Phase:
-    return Phase("find patient", lambda rec: _find_by_scrolling(rec, "All patients", "patient list shown", patient))
-
-
-def find_study_by_scrolling(study: Study) -> Phase:
-    return Phase("find study", lambda rec: _find_by_scrolling(rec, "All studies", "study list shown", study.list_row))
-
-
-def _find_by_scrolling(rec: Recorder, button: str, observation: str, row: str) -> None:
-    rec.click(find_link(rec.page, button), button, observation)
-    scroll_until_shown(rec, lambda: find_row(rec.page, row))
-
-
-def open_patient(patient: str) -> Phase:
-    return Phase("open patient", lambda rec: open_row(rec, patient, "patient page shown"))
-
-
-def open_patient_study(study: Study) -> Phase:
-    """From the patient's page."""
-    return Phase("open study", lambda rec: open_row(rec, study.row, "study page shown"))
-
-
-def open_listed_study(study: Study) -> Phase:
-    """From the list of all studies or from lookup results."""
-    return Phase("open study", lambda rec: open_row(rec, study.list_row, "study page shown"))
-
-
-def open_series(study: Study) -> Phase:
-    """From the study's page."""
-    return Phase("open series", lambda rec: open_row(rec, study.series_row, "series page shown"))
-
-
-def open_series_of_patient(study: Study) -> Phase:
-    """From a list of patients: patient, study, series."""
-
-    def play(rec: Recorder) -> None:
-        open_row(rec, study.patient, "patient page shown")
-        open_row(rec, study.row, "study page shown")
-        open_row(rec, study.series_row, "series page shown")
-
-    return Phase("open series", play)
-
-
-def open_series_of_study(study: Study) -> Phase:
-    """From a list of studies: study, series."""
-
-    def play(rec: Recorder) -> None:
-        open_row(rec, study.list_row, "study page shown")
-        open_row(rec, study.series_row, "series page shown")
-
-    return Phase("open series", play)
-
-
-def open_instance(number: int = 1) -> Phase:
-    return Phase("open instance", lambda rec: open_row(rec, f"Instance: {number}", "instance page shown"))
-
-
-def narrow_to_study(study: Study, text: str) -> Phase:
-    """Filter the studies of the patient that is shown, and open one."""
-
-    def play(rec: Recorder) -> None:
-        type_filter(rec, text)
-        open_row(rec, study.row, "study page shown")
-
-    return Phase("open study", play)
-
-
-def narrow_to_series(study: Study, text: str) -> Phase:
-    """Filter the series of the study that is shown, and open one."""
-
-    def play(rec: Recorder) -> None:
-        type_filter(rec, text)
-        open_row(rec, study.series_row, "series page shown")
-
-    return Phase("open series", play)
-
-
-def look_up(**fields: str) -> Phase:
-    """Fill fields of the lookup form (patient_id, patient_name, accession_number, study_description) and submit it."""
-
-    def play(rec: Recorder) -> None:
-        for name, value in fields.items():
-            label = name.replace("_", " ").title().replace("Id", "ID")
-            rec.text(rec.page.locator(f"#lookup-{name.replace('_', '-')}"), label, value, "lookup field filled")
-        rec.click(rec.page.locator("#lookup-submit").locator("xpath=.."), "Do lookup", "lookup results listed")
-
-    return Phase("look up study", play)
-
-
-def open_result(study: Study) -> Phase:
-    """Scroll to the results of a lookup, which stand below the form, and open one."""
-
-    def play(rec: Recorder) -> None:
-        scroll_until_shown(rec, lambda: find_row(rec.page, study.list_row))
-        open_row(rec, study.list_row, "study page shown")
-
-    return Phase("open study", play)
+from orthanc_catalogue import RemoteStudy
+from orthanc_navigation import filter_list
+from orthanc_page import (
+    ACTIVE,
+    Phase,
+    click_in_dialog,
+    find_link,
+    open_row,
+    scroll_until_shown,
+    type_filter,
+)
+from recorder import Recorder
 
 
 def hide_tag_descriptions() -> Phase:
@@ -196,18 +27,10 @@ def find_tag(tag: str) -> Phase:
     """Scroll the instance's page down to the line that begins with `tag` (as in "0010,0020")."""
 
     def play(rec: Recorder) -> None:
-        line = rec.page.locator("#dicom-tree .jqtree-title").filter(has_text=re.compile(rf"^{tag}"))
+        line = rec.page.locator("#dicom-tree .title").filter(has_text=re.compile(rf"^{tag}"))
         scroll_until_shown(rec, lambda: line.first)
 
     return Phase("find tag", play)
-
-
-def return_to_top() -> Phase:
-    def play(rec: Recorder) -> None:
-        while rec.page.evaluate("window.scrollY") > 0:
-            rec.scroll(WHOLE_SCREEN, "page", "up", "page scrolled up", amount=600)
-
-    return Phase("return to top", play)
 
 
 def preview(label: str) -> Phase:
@@ -216,7 +39,7 @@ def preview(label: str) -> Phase:
     def play(rec: Recorder) -> None:
         scroll_until_shown(rec, lambda: find_link(rec.page, label))
         rec.click(find_link(rec.page, label), label, "image preview shown")
-        rec.page.wait_for_function("() => document.querySelector('#lbImage').offsetWidth > 100")
+        rec.page.wait_for_function("() => document.querySelector('#lbImage').offsetWidth > 40")
         rec.click(rec.page.locator("#lbCloseLink"), "Close", "image preview closed")
 
     return Phase("preview image", play)
@@ -230,12 +53,6 @@ def cancel(name: str, question: str) -> Phase:
         click_in_dialog(rec, "Cancel", "confirmation dialog closed")
 
     return Phase(name, play)
-
-
-def click_in_dialog(rec: Recorder, label: str, observation: str) -> None:
-    button = rec.page.locator(DIALOG + "a:visible").filter(has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
-    rec.click(button, label, observation)
-    rec.page.locator(DIALOG).wait_for(state="hidden")
 
 
 def anonymize() -> Phase:
@@ -351,6 +168,6 @@ def check_arrival(patient_id: str) -> Phase:
 
     def play(rec: Recorder) -> None:
         rec.click(find_link(rec.page, "Lookup"), "Lookup", "lookup page shown")
-        _filter_list(rec, "All studies", "study list shown", patient_id)
+        filter_list(rec, "All studies", "study list shown", patient_id)
 
     return Phase("check arrival", play)

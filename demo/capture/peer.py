@@ -1,4 +1,4 @@
-"""A small DICOM peer (C-ECHO, C-STORE, C-FIND, C-MOVE), so that Orthanc can send and query. Knows nothing of browsers."""
+"""A small DICOM peer (C-ECHO, C-STORE, C-FIND, C-MOVE), so that Orthanc can send and query. Knows no browsers."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -95,7 +95,7 @@ class Peer:
     def _describe(self, dataset: Dataset, query: Dataset) -> Dataset:
         answer = Dataset()
         for element in query:
-            answer[element.tag] = dataset[element.tag] if element.tag in dataset else element
+            answer[element.tag] = dataset.get(element.tag, element)
         answer.QueryRetrieveLevel = query.QueryRetrieveLevel
         answer.SpecificCharacterSet = dataset.get("SpecificCharacterSet", "ISO_IR 100")
         answer.RetrieveAETitle = self.ae.ae_title

@@ -9,13 +9,16 @@ Needs what stack.py needs, and Chromium. A task that fails is tried once more, t
 import argparse
 import importlib
 import json
+import signal
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import requests
-from playwright.sync_api import Browser, Error, sync_playwright
+from playwright.sync_api import BrowserContext, Error, Playwright, sync_playwright
 from recorder import SCREEN, Recorder, SuspectStep, Task
 from stack import Stack
 
@@ -36,11 +39,13 @@ CHROMIUM_FLAGS = [
     "--disable-dev-shm-usage",
     "--font-render-hinting=none",
 ]
+FORGOTTEN = "cookies,local_storage,indexeddb,cache_storage,service_workers"
 PORT_BASE = {"orthanc": 8100, "ohif": 8200}
 
 
 def main() -> None:
     args = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the stack is taken down too
     workflows = importlib.import_module(f"workflows_{args.application}")
     tasks = [task for task in take_in_turns(workflows.build_tasks()) if args.only in (None, task.workflow)]
     tasks = tasks[: args.limit]
@@ -77,26 +82,46 @@ def record_tasks(tasks: list[Task], workflows: ModuleType, args: argparse.Namesp
     """Record every task from the known store; return the ids of those that failed twice."""
     failed = []
     ohif_dist = args.ohif_dist if args.application == "ohif" else None
-    with Stack(ohif_dist, PORT_BASE[args.application]) as stack, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        write_versions(args.out, stack, browser, ohif_dist)
+    with (
+        Stack(ohif_dist, PORT_BASE[args.application]) as stack,
+        TemporaryDirectory(prefix="capture_profile_") as profile,
+        sync_playwright() as playwright,
+    ):
+        context = open_browser(playwright, profile)
+        write_versions(args.out, stack, context, ohif_dist)
         for number, task in enumerate(tasks, 1):
             began = time.monotonic()
-            problem = record_with_retry(task, workflows, stack, browser, args.out)
+            problem = record_with_retry(task, workflows, stack, context, args.out)
             if problem:
                 failed.append(task.task_id)
             result = problem or "recorded"
             print(f"{number}/{len(tasks)} {task.task_id} {time.monotonic() - began:.0f} s {result}", flush=True)
-        browser.close()
+        context.close()
     return failed
 
 
-def record_with_retry(task: Task, workflows: ModuleType, stack: Stack, browser: Browser, out: Path) -> str | None:
+def open_browser(playwright: Playwright, profile: str) -> BrowserContext:
+    """Start Chromium on a profile on disk: with its code cache OHIF starts in a third of the time."""
+    width, height = SCREEN
+    return playwright.chromium.launch_persistent_context(
+        profile,
+        executable_path=CHROMIUM,
+        args=CHROMIUM_FLAGS,
+        viewport={"width": width, "height": height},
+        locale="en-US",
+        timezone_id="UTC",
+        reduced_motion="reduce",
+    )
+
+
+def record_with_retry(
+    task: Task, workflows: ModuleType, stack: Stack, context: BrowserContext, out: Path
+) -> str | None:
     """Record one task, twice if need be; return what was wrong the second time, or None."""
     problem = None
     for _ in range(2):
         try:
-            record_task(task, workflows, stack, browser, out)
+            record_task(task, workflows, stack, context, out)
             problem = None
         except (Error, SuspectStep, ValueError) as error:
             problem = f"FAILED: {' '.join(str(error).split())[:300]}"
@@ -107,14 +132,13 @@ def record_with_retry(task: Task, workflows: ModuleType, stack: Stack, browser: 
     return problem
 
 
-def record_task(task: Task, workflows: ModuleType, stack: Stack, browser: Browser, out: Path) -> None:
-    """Play one task in a fresh browser context."""
-    width, height = SCREEN
-    context = browser.new_context(
-        viewport={"width": width, "height": height}, locale="en-US", timezone_id="UTC", reduced_motion="reduce"
-    )
+def record_task(task: Task, workflows: ModuleType, stack: Stack, context: BrowserContext, out: Path) -> None:
+    """Play one task in a fresh page that remembers nothing of the tasks before it."""
+    page = context.new_page()
     try:
-        page = context.new_page()
+        session = context.new_cdp_session(page)
+        for origin in (stack.orthanc_url, stack.ohif_url):
+            session.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": FORGOTTEN})
         page.set_default_timeout(15_000)
         workflows.open_start(page, stack)
         recorder = Recorder(page, out, workflows.APPLICATION, workflows.is_busy)
@@ -122,13 +146,14 @@ def record_task(task: Task, workflows: ModuleType, stack: Stack, browser: Browse
         task.play(recorder)
         recorder.finish()
     finally:
-        context.close()
+        for opened in context.pages[1:]:  # the first is the empty page that keeps the browser open
+            opened.close()
 
 
-def write_versions(out: Path, stack: Stack, browser: Browser, ohif_dist: Path | None) -> None:
+def write_versions(out: Path, stack: Stack, context: BrowserContext, ohif_dist: Path | None) -> None:
     """Write what software was recorded, for build.py's manifest."""
     versions = {
-        "Chromium": browser.version,
+        "Chromium": context.browser.version,
         "Orthanc": requests.get(f"{stack.orthanc_url}/system", timeout=10).json()["Version"],
         "playwright": version("playwright"),
         "pydicom": version("pydicom"),

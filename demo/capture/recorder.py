@@ -100,9 +100,7 @@ class Recorder:
             self.page.keyboard.press("Control+A")
             self.page.keyboard.type(text, delay=12)
 
-    def scroll(
-        self, place: Locator | BBox, target: str, direction: str, observation: str, amount: int = 600
-    ) -> None:
+    def scroll(self, place: Locator | BBox, target: str, direction: str, observation: str, amount: int = 600) -> None:
         """Turn the mouse wheel over `place` by `amount` px, in ticks of 100 px (one slice a tick in a stack)."""
         delta = {"down": (0, 1), "up": (0, -1), "right": (1, 0), "left": (-1, 0)}[direction]
         with self._step("SCROLL", target, observation, place, direction=direction) as bbox:
@@ -231,6 +229,6 @@ def _check_trajectory(task: dict) -> None:
     if used != task["subtasks"]:
         raise ValueError(f"{name}: steps belong to {used}, the plan is {task['subtasks']}")
     keys = [tuple(step.get(key) for key in ("action", "target", "text", "direction")) for step in steps]
-    for first, second, third in zip(keys, keys[1:], keys[2:]):
+    for first, second, third in zip(keys, keys[1:], keys[2:], strict=False):
         if first == second == third:
             raise ValueError(f"{name}: {first} three times in a row")

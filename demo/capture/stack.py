@@ -7,6 +7,7 @@ and the unpacked npm package `@ohif/app` are needed. Knows nothing of browsers.
 """
 
 import argparse
+import io
 import json
 import shutil
 import signal
@@ -15,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pydicom
 import pydicom.data
 import requests
 from peer import Peer
@@ -111,6 +113,22 @@ def find_files(names: list[str]) -> list[Path]:
     return paths
 
 
+def load_without_overlay(path: Path) -> bytes:
+    """Load a DICOM file without its overlay planes (groups 60xx).
+
+    OHIF 3.12.10 raises an error on the overlay of examples_overlay.dcm and then draws no measurement on it either.
+    """
+    dataset = pydicom.dcmread(path)
+    overlay = [element.tag for element in dataset if 0x6000 <= element.tag.group <= 0x60FF]
+    if not overlay:
+        return path.read_bytes()
+    for tag in overlay:
+        del dataset[tag]
+    stream = io.BytesIO()
+    dataset.save_as(stream)
+    return stream.getvalue()
+
+
 class Stack:
     """Orthanc, nginx with OHIF, and the peer; a context manager.
 
@@ -126,6 +144,7 @@ class Stack:
         self.ohif_url = f"http://127.0.0.1:{self.ohif_port}"
 
     def __enter__(self) -> "Stack":
+        signal.signal(signal.SIGTERM, exit_on_signal)  # so that `kill` leaves no server behind
         self.folder = Path(tempfile.mkdtemp(prefix="capture_stack_"))
         self.orthanc = self.nginx = None
         self.peer = Peer(find_files(PEER_FILES), PEER_AET, self.peer_port, {"ORTHANC": self.dicom_port})
@@ -149,7 +168,7 @@ class Stack:
             shutil.rmtree(self.folder / "store")
         self._start_orthanc()
         for path in find_files(STORE_FILES):
-            answer = requests.post(f"{self.orthanc_url}/instances", data=path.read_bytes(), timeout=30)
+            answer = requests.post(f"{self.orthanc_url}/instances", data=load_without_overlay(path), timeout=30)
             answer.raise_for_status()
 
     def _start_orthanc(self) -> None:
@@ -192,6 +211,11 @@ class Stack:
         wait_for(f"{self.ohif_url}/app-config.js", self.nginx, self.folder / "nginx.log")
 
 
+def exit_on_signal(number: int, frame: object) -> None:
+    """Turn a signal into an ordinary exit, which leaves every context manager."""
+    raise SystemExit(128 + number)
+
+
 def stop(process: subprocess.Popen) -> None:
     """Ask a process to end, and wait until it has."""
     process.send_signal(signal.SIGTERM)
@@ -216,10 +240,11 @@ def main() -> None:
     parser.add_argument("--ohif_dist", type=Path, help="folder of OHIF's built application; without it, Orthanc only")
     parser.add_argument("--port_base", type=int, default=8100, help="first of four ports on 127.0.0.1")
     args = parser.parse_args()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.signal(signal.SIGINT, exit_on_signal)
     with Stack(args.ohif_dist, args.port_base) as stack:
-        print(f"Orthanc {stack.orthanc_url}/app/explorer.html  OHIF {stack.ohif_url if args.ohif_dist else '-'}", flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        ohif = stack.ohif_url if args.ohif_dist else "-"
+        print(f"Orthanc {stack.orthanc_url}/app/explorer.html  OHIF {ohif}  (Ctrl-C ends)", flush=True)
+        signal.pause()
 
 
 if __name__ == "__main__":
