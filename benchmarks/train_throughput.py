@@ -4,8 +4,8 @@ python benchmarks/train_throughput.py [--json FILE] [--steps_per_screenshot 1 2 
 
 Stock: `SFTTrainer` with `DataCollatorForVisionLanguageModeling` on prompt/completion rows, at its best micro-batch
 size. Ours: shared-screenshot packing. Same tiny model and weights, same steps, same trained tokens, same optimiser,
-no checkpointing on either side. Each side runs in a process of its own, in turn; times are medians over optimiser steps
-after a warm-up.
+no checkpointing on either side. Each side runs in a process of its own, in turn; times are medians over optimiser
+steps after a warm-up.
 """
 
 import argparse
@@ -15,11 +15,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, publish
+from benchmarks.sides import (
+    Clock,
+    build_encoder,
+    build_goal,
+    build_our_trainer,
+    build_pack_sampler,
+    build_rows,
+    build_stock_trainer,
+)
 
 IMAGE_WH = (1280, 1024)  # 1,280 image tokens of 32x32 pixels
 STEPS_A_BATCH = 16
@@ -85,15 +93,11 @@ def build_inputs(folder: Path) -> None:
     from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
 
     size = TinySize(hidden=128, layers=4, heads=4, kv_heads=2, intermediate=384, vision_hidden=64, vision_depth=2)
-    build_tiny_checkpoint(folder / "model", [step_goal(i) for i in range(16)], size=size)
+    build_tiny_checkpoint(folder / "model", [build_goal(i) for i in range(16)], size=size)
     rng = np.random.default_rng(0)
     for i in range(STEPS_A_BATCH):
         pixels = np.kron(rng.integers(0, 256, (32, 40, 3), dtype=np.uint8), np.ones((32, 32, 1), dtype=np.uint8))
         Image.fromarray(pixels).resize(IMAGE_WH).save(folder / f"{i}.png")
-
-
-def step_goal(i: int) -> str:
-    return f"Open study {i} of patient DOE^J{i} and measure the lesion on slice {3 * i} with the length tool"
 
 
 def measure(folder: str, side: str, shared: int, micro_batch: int) -> dict[str, Any]:
@@ -102,12 +106,19 @@ def measure(folder: str, side: str, shared: int, micro_batch: int) -> dict[str, 
     Returns:
         Median seconds an optimiser step, tokens and trained tokens of one, first loss, peak memory in MB.
     """
-    rows, encoder = build_rows(Path(folder), shared)
-    trainer = build_stock(folder, rows, encoder, micro_batch) if side == "stock" else build_ours(folder, rows, encoder)
+    encoder = build_encoder(Path(folder) / "model")
+    rows = build_rows(encoder, [Path(folder) / f"{i // shared}.png" for i in range(STEPS_A_BATCH)])
+    if side == "stock":
+        arguments = build_arguments(folder, micro_batch, accumulation=STEPS_A_BATCH // micro_batch)
+        trainer = build_stock_trainer(rows, encoder, model=load(folder), args=arguments)
+    else:
+        sampler = build_pack_sampler(rows, TOKENS_PER_BATCH)
+        arguments = build_arguments(folder, 1, accumulation=len(sampler))
+        trainer = build_our_trainer(rows, encoder, sampler, model=load(folder), args=arguments)
     clock = Clock()
     trainer.add_callback(clock)
     trainer.train()
-    batches = [batch for batch in trainer.get_train_dataloader()]
+    batches = list(trainer.get_train_dataloader())
     return {
         "seconds": statistics.median(clock.seconds[N_WARMUP:]),
         "tokens": sum(batch["input_ids"].numel() for batch in batches),
@@ -115,75 +126,6 @@ def measure(folder: str, side: str, shared: int, micro_batch: int) -> dict[str, 
         "loss": trainer.state.log_history[0]["loss"],
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
-
-
-def build_rows(folder: Path, shared: int) -> tuple[list[dict[str, Any]], Any]:
-    """Build 16 steps on 16 / shared screenshots: about 180 tokens each beside what they share."""
-    from sft.actions import Action
-    from sft.encoding import StepEncoder
-    from sft.memory import Answer, Memory
-    from sft.processors import load_processor
-    from sft.prompts import AgentConfig, format_answer
-
-    agent = AgentConfig()
-    encoder = StepEncoder(load_processor(folder / "model", agent.min_pixels, agent.max_pixels), agent)
-    rows = []
-    for i in range(STEPS_A_BATCH):
-        path = folder / f"{i // shared}.png"
-        memory = Memory({"last_action": "CLICK", "last_target": f"Layout {i}"}, {"completed_subtasks": ["open study"]})
-        answer = Answer(
-            Action("CLICK", f"Length {i}"), {"last_action": "CLICK"}, {"completed_subtasks": ["open", "zoom"]}
-        )
-        prompt = encoder.build_prompt(step_goal(i), memory, path)
-        completion = format_answer(answer, agent)
-        n_prefix = encoder.count_prefix_tokens(path)
-        rows.append(
-            {
-                "image": str(path),
-                "image_sha256": path.name,
-                "prompt": prompt.text,
-                "completion": completion,
-                "n_prefix_tokens": n_prefix,
-                "n_own_tokens": prompt.n_tokens - n_prefix + len(encoder.encode_completion(completion)),
-            }
-        )
-    return rows, encoder
-
-
-def build_ours(folder: str, rows: list[dict[str, Any]], encoder: Any) -> Any:
-    from datasets import Dataset
-
-    from sft.collator import PackingCollator
-    from sft.sampler import PackSampler, StepSize
-    from sft.trainer import TrajectoryTrainer
-
-    sizes = [StepSize(row["image_sha256"], row["n_prefix_tokens"], row["n_own_tokens"]) for row in rows]
-    sampler = PackSampler(sizes, TOKENS_PER_BATCH, seed=0)
-    return TrajectoryTrainer(
-        model=load(folder),
-        args=build_arguments(folder, 1, accumulation=len(sampler)),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=encoder.processor,
-        data_collator=PackingCollator(encoder),
-        pack_sampler=sampler,
-    )
-
-
-def build_stock(folder: str, rows: list[dict[str, Any]], encoder: Any, micro_batch: int) -> Any:
-    from datasets import Dataset, Image
-    from trl import SFTTrainer
-    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
-
-    end = encoder.tokenizer.eos_token
-    plain = [{"prompt": r["prompt"], "completion": r["completion"] + end, "images": [r["image"]]} for r in rows]
-    dataset = Dataset.from_list(plain).cast_column("images", [Image()])
-    return SFTTrainer(
-        model=load(folder),
-        args=build_arguments(folder, micro_batch, accumulation=STEPS_A_BATCH // micro_batch),
-        train_dataset=dataset,
-        processing_class=encoder.processor,
-        data_collator=DataCollatorForVisionLanguageModeling(encoder.processor, max_length=None),
-    )
 
 
 def load(folder: str) -> Any:
@@ -212,25 +154,6 @@ def build_arguments(folder: str, micro_batch: int, accumulation: int) -> Any:
         report_to="none",
         disable_tqdm=True,
     )
-
-
-class Clock:
-    """Times optimiser steps; a trainer callback by shape, so that no trainer is imported to print help."""
-
-    def __new__(cls) -> Any:
-        from transformers import TrainerCallback
-
-        class _Clock(TrainerCallback):
-            def __init__(self) -> None:
-                self.seconds: list[float] = []
-
-            def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-                self.started = time.perf_counter()
-
-            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-                self.seconds.append(time.perf_counter() - self.started)
-
-        return _Clock()
 
 
 if __name__ == "__main__":

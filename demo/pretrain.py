@@ -66,6 +66,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     screens, texts = load_training_split(DATA)
+    inputs = describe_inputs(screens, texts)
     tokenizer = build_tokenizer(texts, SIZE.vocab)
     model = build_model(tokenizer, "qwen3_vl", SIZE, args.seed)
     save_checkpoint(args.output_dir, model, tokenizer, "qwen3_vl")
@@ -78,7 +79,13 @@ def main() -> None:
     model.to(torch.bfloat16)
     save_checkpoint(args.output_dir, model, tokenizer, "qwen3_vl")
     numbers = {"steps": args.steps, "seconds": round(seconds), "final_loss": round(sum(losses[-50:]) / 50, 4)}
-    record = {**numbers, "arguments": vars(args) | {"output_dir": str(args.output_dir)}, **describe_inputs(screens)}
+    n_parameters = sum(p.numel() for p in model.parameters())
+    record = {
+        **numbers,
+        "parameters": n_parameters,
+        "arguments": {**vars(args), "output_dir": str(args.output_dir)},
+        **inputs,
+    }
     (args.output_dir / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -243,18 +250,24 @@ def _schedule(step: int, n_steps: int, n_warmup: int = 100) -> float:
     return min(1.0, (step + 1) / n_warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / n_steps)))
 
 
-def describe_inputs(screens: Sequence[Screen]) -> dict[str, Any]:
-    """Return the hashes of everything that was read, and check that no task outside the training split was."""
-    shown: dict[str, set[str]] = {}
+def describe_inputs(screens: Sequence[Screen], texts: Sequence[str]) -> dict[str, Any]:
+    """Return the hashes of all that is read, after checking that nothing of it is a validation or test task's own.
+
+    Raises:
+        AssertionError: a goal of such a task is among the texts, or a screenshot that no training task shows.
+    """
+    goals, shown = {}, {}
     for name in ("train", "val", "test"):
         with (DATA / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-            shown[name] = {row["Image_id"] for row in csv.DictReader(file)}
-    seen = {str(screen.image.relative_to(DATA)) for screen in screens}
-    assert seen <= shown["train"], "a screenshot that no training task shows was used"
+            rows = list(csv.DictReader(file))
+        goals[name], shown[name] = {row["Instruction"] for row in rows}, {row["Image_id"] for row in rows}
+    seen = {str(screen.image.relative_to(DATA)): hash_screenshot(screen.image) for screen in screens}
+    assert not (goals["val"] | goals["test"]) & set(texts), "a goal of a validation or test task would be read"
+    assert set(seen) <= shown["train"], "a screenshot that no training task shows would be used"
     return {
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "pillow")},
-        "read": {name: hashlib.sha256((DATA / name).read_bytes()).hexdigest() for name in ("train.csv",)},
-        "screens": {str(s.image.relative_to(DATA)): hash_screenshot(s.image) for s in screens},
+        "read": {"train.csv": hashlib.sha256((DATA / "train.csv").read_bytes()).hexdigest()},
+        "screens": seen,
     }
 
 

@@ -80,6 +80,7 @@ def generate_greedy(
     rows = list(range(len(prompts)))
     while rows:
         if constraint is not None:
+            logits = logits.float()
             constraint.mask_logits(logits, rows)
         tokens = logits.argmax(dim=-1)
         for row, token in zip(rows, tokens.tolist()):

@@ -13,34 +13,41 @@ from sft.prompts import AgentConfig
 from sft.trajectory import Trajectory
 from sft.versions import hash_files, read_versions
 
-_WHERE = ("model_path", "base_model", "test_csv", "image_root")
+_WHERE = ("model_path", "base_model", "test_csv", "image_root", "data")
 
 
 def build_run_info(
     *,
     mode: str,
     policy: str,
+    engine: str,
+    decoding: str,
     model_path: str | None,
     base_model: str | None,
     test_csv: str,
+    test_csv_sha256: str,
     image_root: str | None,
     agent: AgentConfig,
     trajectories: list[Trajectory],
+    data: dict[str, Any],
 ) -> dict[str, Any]:
     """Describe a rollout. `fingerprint` covers all that can change an answer: model, data, agent, mode, versions."""
     info: dict[str, Any] = {
         "mode": mode,
         "policy": policy,
+        "engine": engine,
+        "decoding": decoding,
         "model_path": model_path,
         "model_sha256": _hash_model(model_path),
         "base_model": base_model or _read_base_model(model_path),
         "base_model_sha256": _hash_model(base_model or _read_base_model(model_path)),
         "test_csv": test_csv,
-        "test_csv_sha256": hash_files([Path(test_csv)]),
+        "test_csv_sha256": test_csv_sha256,
         "image_root": image_root,
         "screenshots_sha256": hash_files(sorted({step.image_path for t in trajectories for step in t.steps})),
         "n_tasks": len(trajectories),
         "n_steps": sum(len(t.steps) for t in trajectories),
+        "data": data,
         "agent": asdict(agent),
         "versions": read_versions(),
     }

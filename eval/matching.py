@@ -4,6 +4,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from eval.results import NOT_RUN, StepResult
@@ -58,6 +59,7 @@ def is_same_target(gold: Mapping[str, Any], predicted: Mapping[str, Any]) -> boo
     return normalize_target(predicted.get("target") or "") == expected
 
 
+@lru_cache(maxsize=65_536)
 def normalize_target(text: str) -> str:
     """Return a label without what does not distinguish elements: form (NFKC), letter case, white space, surroundings.
 

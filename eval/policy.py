@@ -4,17 +4,21 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from eval.decoding import AnswerEnd, EncodedPrompt, Screenshot, generate_greedy
 from eval.prefetch import ScreenshotLoader
+from eval.schema import build_answer_schema
 from sft.encoding import StepEncoder
 from sft.memory import Memory
 from sft.packing import mrope_positions
 from sft.prompts import AgentConfig, format_answer
 from sft.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from eval.constraint import SchemaConstraint
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,11 @@ class Policy(Protocol):
 class ModelPolicy:
     """Greedy answers of a vision-language model, a whole batch at a time."""
 
-    def __init__(self, model: Any, encoder: StepEncoder):
+    def __init__(self, model: Any, encoder: StepEncoder, is_constrained: bool = False):
         self.model, self.encoder = model, encoder
         self.screenshots = ScreenshotLoader(encoder)
         self._end = AnswerEnd(encoder.tokenizer)
+        self._constraint = build_constraint(model, encoder) if is_constrained else None
 
     def answer(self, requests: Sequence[StepRequest]) -> list[RawAnswer]:
         """Answer each step whose prompt fits; one that is too long even without memory becomes an error."""
@@ -83,7 +88,8 @@ class ModelPolicy:
         loaded = self.screenshots.load(request.image_path for request in requests)
         self.screenshots.prepare(r.next_image_path for r in requests if r.next_image_path is not None)
         prompts = [self._encode(text, r.image_path, loaded[r.image_path]) for r, text in zip(requests, texts)]
-        answers = generate_greedy(self.model, prompts, self._end, self.encoder.agent.max_answer_tokens)
+        constraint = self._constraint.start(len(prompts)) if self._constraint else None
+        answers = generate_greedy(self.model, prompts, self._end, self.encoder.agent.max_answer_tokens, constraint)
         latency_s = (time.perf_counter() - started) / len(prompts)
         return [
             RawAnswer(
@@ -103,6 +109,14 @@ class ModelPolicy:
         positions = mrope_positions(np.array(types), grid, self.encoder.processor.image_processor.merge_size)
         n_prefix = len(types) - types[::-1].index(1)
         return EncodedPrompt(ids, positions, n_prefix, path, screenshot)
+
+
+def build_constraint(model: Any, encoder: StepEncoder) -> "SchemaConstraint":
+    """Build what holds answers to the agent's answer schema."""
+    from eval.constraint import SchemaConstraint
+
+    n_tokens = model.get_output_embeddings().weight.shape[0]
+    return SchemaConstraint(encoder.tokenizer, build_answer_schema(encoder.agent), n_tokens)
 
 
 class ReplayPolicy:

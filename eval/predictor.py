@@ -70,12 +70,16 @@ class Predictor:
 
 
 def load_model_for_inference(
-    model_path: str | Path, base_model_name: str | None = None, agent_config: str | Path | None = None
+    model_path: str | Path,
+    base_model_name: str | None = None,
+    agent_config: str | Path | None = None,
+    *,
+    is_constrained: bool = False,
 ) -> Predictor:
     """Load a fine-tuned model folder: an adapter on its base, quantised as in training, or a full model.
 
     `base_model_name` overrides where the adapter's base model is; `agent_config` overrides the folder's own
-    `agent_config.json`, which an untuned base model does not have.
+    `agent_config.json`, which an untuned base model does not have. `is_constrained` holds every answer to its schema.
 
     Raises:
         ValueError: what is missing in the folder, or where the base model cannot be found.
@@ -93,7 +97,7 @@ def load_model_for_inference(
     processor = load_processor(
         folder if _has_processor(folder) else settings.model_name_or_path, agent.min_pixels, agent.max_pixels
     )
-    return Predictor(ModelPolicy(model, StepEncoder(processor, agent)), agent)
+    return Predictor(ModelPolicy(model, StepEncoder(processor, agent), is_constrained), agent)
 
 
 def _load_adapter(folder: Path, model: PreTrainedModel) -> torch.nn.Module:
@@ -118,7 +122,7 @@ def _find_model_settings(folder: Path, is_adapter: bool, base_model_name: str | 
                 f"{folder}: found neither adapter_config.json nor config.json; expected a trained model: "
                 "did the training end?"
             )
-        dtype = json.loads(path.read_text(encoding="utf-8")).get("dtype") or "float32"
+        dtype: Any = json.loads(path.read_text(encoding="utf-8")).get("dtype") or "float32"
         return ModelSettings(str(folder), dtype=dtype, load_in_4bit=False)
     settings = load_model_settings(folder)
     return replace(settings, model_name_or_path=base_model_name or read_base_model_name(folder))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.comparison import compare_results
+from eval.data_notes import list_data_notes
 from eval.metrics import compute_metrics
 from eval.report import Images, write_report
 from eval.results import StepResult, load_results
@@ -43,6 +44,8 @@ def publish_run(
         run_dir, results, metrics, run_info, find_image_root(run_info), figures=figures, images=images
     )
     print_summary(metrics, shown)
+    for note in list_data_notes(run_info):
+        print(note)
     print(f"Report: {report}")
     return metrics
 

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.breakdowns import SKIPPED, UNREADABLE
+from eval.data_notes import list_data_notes
 from eval.matching import HEADLINE
 from eval.results import StepResult
 from eval.summary import describe_blind_intervals, describe_progress, format_interval
@@ -42,7 +43,17 @@ _SHOWN = (
     "error",
     "finish_reason",
 )
-_FIRST_RUN_KEYS = ("model_path", "base_model", "policy", "test_csv", "image_root", "started", "finished")
+_FIRST_RUN_KEYS = (
+    "model_path",
+    "base_model",
+    "policy",
+    "engine",
+    "decoding",
+    "test_csv",
+    "image_root",
+    "started",
+    "finished",
+)
 
 
 def write_report(
@@ -113,6 +124,7 @@ def render_report(
         blind_intervals=describe_blind_intervals(metrics),
         run=_describe_run(run_info),
         run_json=format_json(run_info, indent=2),
+        data_notes=list_data_notes(run_info),
         thumbnails=thumbnails,
         comparison=comparison,
         progress_text=describe_progress(metrics),

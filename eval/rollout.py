@@ -2,86 +2,71 @@
 
 python eval/rollout.py --model_path outputs/qwen3vl --test_csv test.csv --output_dir results/
 
-A run that was stopped goes on where it stopped when the same command is given again.
+A run that was stopped goes on where it stopped when the same command is given again. `--self_check` instead of
+`--output_dir` checks the evaluation itself on the data, and with --model_path that answers do not depend on the batch.
 """
 
 import argparse
+import sys
 from collections import defaultdict
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.data_notes import describe_test_data
 from eval.manifest import build_run_info, for_mode, for_shard, open_run
+from eval.options import parse_arguments, read_agent
 from eval.publish import publish_comparison, publish_run
 from eval.results import StepResult
 from eval.runs import run_tasks, write_in_order
-from sft.config import load_agent_config
 from sft.errors import run_command
+from sft.overlap import find_trained_tasks, refuse_trained_tasks
+from sft.problems import QUARANTINE_NAME, write_quarantine
 from sft.prompts import AgentConfig
-from sft.trajectory import Trajectory, load_trajectories
+from sft.trajectory import Trajectory, load_task_set
 
 if TYPE_CHECKING:
     from eval.policy import Policy
 
-MODES = ("teacher", "own", "own_stop")
-
-
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", help="folder that sft/run.py wrote, or a full model")
-    parser.add_argument("--base_model", help="base model of the adapter [the one it was trained on]")
-    parser.add_argument("--agent_config", help="agent_config.json [the one in --model_path]; an untuned base has none")
-    parser.add_argument("--test_csv", required=True, help="trajectory CSV to roll out")
-    parser.add_argument("--image_root", help="folder of the screenshots [folder of the CSV]")
-    parser.add_argument("--output_dir", required=True, type=Path, help="folder for the results")
-    parser.add_argument(
-        "--mode",
-        choices=[*MODES, "all"],
-        default="own",
-        help="whose memory a step is shown; own_stop ends a task at its first wrong step; all compares them [own]",
-    )
-    parser.add_argument("--policy", choices=["model", "replay", "empty"], default="model", help="what answers [model]")
-    parser.add_argument("--batch_size", type=int, default=16, help="steps answered at once [16]")
-    parser.add_argument("--max_tasks", type=int, help="roll out only the first tasks")
-    parser.add_argument("--num_shards", type=int, default=1, help="machines that share the tasks [1]")
-    parser.add_argument("--shard", type=int, default=0, help="which of them this is, from 0 [0]")
-    parser.add_argument("--report_images", choices=["embed", "link"], default="embed", help="screenshots [embed]")
-    arguments = parser.parse_args(argv)
-    if arguments.policy == "model" and not arguments.model_path:
-        parser.error("--policy model needs --model_path")
-    if arguments.batch_size < 1 or (arguments.max_tasks is not None and arguments.max_tasks < 1):
-        parser.error("--batch_size and --max_tasks: expected at least 1")
-    if not 0 <= arguments.shard < arguments.num_shards:
-        parser.error(f"--shard: found {arguments.shard} of {arguments.num_shards}; expected 0 to --num_shards - 1")
-    if arguments.num_shards > 1 and arguments.mode == "all":
-        parser.error("--mode all: found --num_shards too; run each mode in shards, merge them and compare")
-    return arguments
-
 
 def main(argv: list[str]) -> None:
-    arguments = parse_arguments(argv)
+    arguments = parse_arguments(argv, __doc__)
     agent = read_agent(arguments)
-    trajectories = load_trajectories(
+    tasks = load_task_set(
         arguments.test_csv,
         arguments.image_root,
         actions=agent.actions,
         task_end=arguments.max_tasks,
         needs_elements=agent.use_grounding,
+        on_bad_rows=arguments.on_bad_rows,
     )
+    trajectories = tasks.trajectories
+    build = cache(partial(build_policy, arguments, agent, trajectories))
+    if arguments.self_check:
+        run_self_check(arguments, agent, trajectories, build)
+        return
+    trained = find_trained_tasks(arguments.model_path if arguments.policy == "model" else None, trajectories)
+    refuse_trained_tasks(trained, arguments.test_csv, arguments.allow_overlap)
     info = build_run_info(
         mode=arguments.mode,
         policy=arguments.policy,
+        engine=arguments.engine,
+        decoding=arguments.decoding,
         model_path=arguments.model_path,
         base_model=arguments.base_model,
         test_csv=arguments.test_csv,
-        image_root=arguments.image_root,
+        test_csv_sha256=tasks.sha256,
+        image_root=arguments.image_root if Path(arguments.test_csv).is_file() else str(tasks.image_root),
         agent=agent,
         trajectories=trajectories,
+        data=describe_test_data(tasks, arguments.test_csv, trained),
     )
+    if tasks.quarantined:
+        arguments.output_dir.mkdir(parents=True, exist_ok=True)
+        write_quarantine(arguments.output_dir / QUARANTINE_NAME, tasks.quarantined)
     if arguments.num_shards > 1:
         trajectories = trajectories[arguments.shard :: arguments.num_shards]
         info = for_shard(info, arguments.shard, arguments.num_shards, trajectories)
-    build = cache(partial(build_policy, arguments, agent, trajectories))
     if arguments.mode == "all":
         run_all_modes(arguments, info, agent, trajectories, build)
         return
@@ -91,11 +76,21 @@ def main(argv: list[str]) -> None:
     publish_run(arguments.output_dir, results, info, images=arguments.report_images)
 
 
-def read_agent(arguments: argparse.Namespace) -> AgentConfig:
-    """Return how prompts are made: as in training, or the default where no model answers."""
-    if arguments.model_path or arguments.agent_config:
-        return load_agent_config(Path(arguments.model_path or "."), arguments.agent_config)
-    return AgentConfig()
+def run_self_check(
+    arguments: argparse.Namespace, agent: AgentConfig, trajectories: list[Trajectory], build: Any
+) -> None:
+    """Print every check; end with exit code 1 where one fails."""
+    from eval.self_check import run_self_checks
+
+    policy = build() if arguments.policy == "model" and arguments.model_path else None
+    checks = []
+    for check in run_self_checks(trajectories, agent, arguments.batch_size, policy):
+        print(f"{'ok    ' if check.is_passed else 'FAILED'} {check.name}: {check.detail}")
+        checks.append(check)
+    if policy is None:
+        print("left out: answers do not depend on the batch (needs --model_path)")
+    if not all(check.is_passed for check in checks):
+        sys.exit(1)
 
 
 def run_all_modes(
@@ -138,9 +133,19 @@ def build_policy(arguments: argparse.Namespace, agent: AgentConfig, trajectories
         return ReplayPolicy(trajectories, agent)
     if arguments.policy == "empty":
         return EmptyPolicy()
+    is_constrained = arguments.decoding == "constrained"
+    if arguments.engine == "openai":
+        from eval.openai_policy import OpenAIPolicy
+
+        return OpenAIPolicy(arguments.api_url, arguments.model_path, agent, is_constrained)
+    if arguments.engine == "vllm":
+        from eval.vllm_policy import VllmPolicy
+
+        return VllmPolicy(arguments.model_path, arguments.base_model, agent, is_constrained)
     from eval.predictor import load_model_for_inference
 
-    return load_model_for_inference(arguments.model_path, arguments.base_model, arguments.agent_config).policy
+    paths = (arguments.model_path, arguments.base_model, arguments.agent_config)
+    return load_model_for_inference(*paths, is_constrained=is_constrained).policy
 
 
 if __name__ == "__main__":

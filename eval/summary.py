@@ -42,7 +42,7 @@ def print_summary(metrics: Mapping[str, Any], shown: Sequence[str] = ()) -> None
 def print_comparison(comparison: Mapping[str, Any]) -> None:
     """Print the two runs side by side, their differences, and how many tasks are better, the same or worse."""
     console = Console()
-    console.width = max(console.width, MIN_WIDTH)
+    console.width = max(console.width, 96)  # four columns with intervals
     name_a, name_b = comparison["names"]
     console.print()
     console.print(Text(f"{comparison['n_tasks']} tasks, {comparison['n_steps']} steps, paired by task", "bold"))
@@ -112,15 +112,30 @@ def _build_score_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
-def _build_variant_table(variants: Sequence[Mapping[str, Any]]) -> Table:
-    table = _new_table("Rule (version; threshold)", "Steps", "Right", "Above action", "TA")
-    for variant in variants:
-        threshold = "" if variant["threshold"] is None else f"; {variant['threshold']:g}"
-        cells = [
-            format_interval(variant[key], signed=key == "over_action") if variant[key] else "–"
-            for key in ("rate", "over_action", "ta")
+def build_ablation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return one row a variant: its parts, SWA and TA with intervals, and what each is above `full`."""
+    table = _new_table(
+        "Variant", "Short", "Long", "Elements", "Writer", *("SWA", "TA"), "SWA above full", "TA above full"
+    )
+    for row in rows:
+        scores = row[HEADLINE]
+        parts = ["yes" if row[key] else "no" for key in ("use_short_term", "use_long_term", "use_grounding")]
+        rates = [format_interval(scores[measure]["a"]) for measure in ("swa", "ta")]
+        above = [
+            "" if row["variant"] == "full" else format_interval(scores[measure]["difference"], signed=True)
+            for measure in ("swa", "ta")
         ]
-        table.add_row(f"{variant['name']} ({variant['version']}{threshold})", str(variant["n"]), *cells)
+        table.add_row(row["variant"], *parts, row["memory_writer"], *rates, *above)
+    return table
+
+
+def _build_variant_table(variants: Sequence[Mapping[str, Any]]) -> Table:
+    table = _new_table("Rule, version, threshold", "Steps", "Right", "Above action")
+    for variant in variants:
+        threshold = "" if variant["threshold"] is None else f", {variant['threshold']:g}"
+        right = format_interval(variant["rate"]) if variant["rate"] else "not applicable"
+        above = format_interval(variant["over_action"], signed=True) if variant["over_action"] else ""
+        table.add_row(f"{variant['name']} v{variant['version']}{threshold}", str(variant["n"]), right, above)
     return table
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -75,6 +76,7 @@ def load_thumbnails(image_ids: Sequence[str], image_root: Path, link_from: Path 
     return Thumbnails(list(images.values()), index_of, problems)
 
 
+@lru_cache(maxsize=2048)  # the reports of several modes show the same screenshots
 def _make_thumbnail(path: Path, width: int, link_from: Path | None) -> Thumbnail | str:
     if problem := find_image_problem(path):
         return problem

@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def write_outputs(
     output_dir.mkdir(parents=True, exist_ok=True)
     write_text(output_dir / "predictions.csv", format_predictions(results))
     write_text(output_dir / "metrics.json", format_json({**metrics, "run": run_info}, indent=2))
-    details = {"run": run_info, "tasks": build_details(results)}
-    write_text(output_dir / "details.json", format_json(details, indent=1))
+    tasks = ",\n".join(format_json(task) for task in build_details(results))  # one a line: indenting is slow
+    write_text(output_dir / "details.json", f'{{"run":{format_json(run_info)},"tasks":[\n{tasks}\n]}}\n')
 
 
 def format_predictions(results: Sequence[StepResult]) -> str:
@@ -107,8 +108,11 @@ def build_step_details(step: StepResult) -> dict[str, Any]:
 def format_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
     """Write JSON that every reader takes: a number that JSON lacks (NaN, infinity) becomes its name as text."""
     separators = (",", ":") if indent is None else None
-    finite = _without_infinite(value)
-    return json.dumps(finite, ensure_ascii=ensure_ascii, allow_nan=False, indent=indent, separators=separators)
+    write = partial(json.dumps, ensure_ascii=ensure_ascii, allow_nan=False, indent=indent, separators=separators)
+    try:
+        return write(value)
+    except ValueError:
+        return write(_without_infinite(value))
 
 
 def write_text(path: Path, text: str) -> None:

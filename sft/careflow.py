@@ -78,7 +78,7 @@ def _number_steps(trajectory: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[i
     shift = max(0, 1 - min(numbers))  # some tables count from 0
     ordered = sorted(zip((n + shift for n in numbers), trajectory), key=lambda entry: entry[0])
     missing = sorted(set(range(1, ordered[-1][0] + 1)) - {n for n, _ in ordered}) if ordered[-1][0] < 10_000 else []
-    return ordered, [f"steps {', '.join(map(str, missing))} are missing"] if missing else []
+    return ordered, [f"missing: step {', '.join(map(str, missing))}"] if missing else []
 
 
 def _match_images(
@@ -121,10 +121,6 @@ def _read_image(value: Any, images_dir: Path | None) -> bytes | Path | None:
         return data
     if isinstance(value, Mapping) and isinstance(value.get("path"), str):
         return find_screenshot(value["path"], folders)
-    if hasattr(value, "save") and hasattr(value, "mode"):  # a decoded image: stored without loss
-        file = io.BytesIO()
-        value.save(file, "PNG")
-        return file.getvalue()
     return None
 
 

@@ -168,7 +168,8 @@ def _print_memory_columns(console: Console, audits: Sequence[Mapping[str, Any]])
     console.print()
     for audit in audits:
         for evidence in audit["evidence"][:3]:
-            line = f"  {audit['column']}, row {evidence['row']}: {evidence['reason']} (the {evidence['tells']})"
+            whose = "its own step" if evidence["tells"] == "own step" else "the step before"
+            line = f"  {audit['column']}, row {evidence['row']}: {evidence['reason']} ({whose})"
             console.print(Text(as_visible(line), "dim"))
     console.print()
 

@@ -83,9 +83,8 @@ def print_summary(conversion: Conversion, output_dir: Path) -> None:
     if (hidden := len(conversion.dropped) - MAX_DROPPED_SHOWN) > 0:
         console.print(f"  ... and {hidden:,} more")
     if conversion.remarks:
-        console.print(
-            Text("! ", "bold yellow").append(f"{len(conversion.remarks):,} tasks have remarks", "not bold default")
-        )
+        line = f"changed or incomplete tasks: {len(conversion.remarks):,}"
+        console.print(Text("! ", "bold yellow").append(line, "not bold default"))
     console.print(f"  Reasons and remarks: {output_dir / REPORT_NAME}")
     console.print(f"  Next: python -m sft.check {output_dir / CSV_NAME}")
 

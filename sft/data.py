@@ -14,6 +14,7 @@ from sft.config import DataSettings
 from sft.encoding import StepEncoder
 from sft.goals import hash_goal
 from sft.prompts import AgentConfig, format_answer
+from sft.sampler import StepSize
 from sft.screenshots import hash_screenshot
 from sft.split_manifest import find_split
 from sft.trajectory import (
@@ -89,7 +90,7 @@ def split_by_task(
     held_out: set[str] = set()
     for application, tasks in sorted(by_application.items()):
         count = round(len(tasks) * val_share)
-        if val_share and len(tasks) > 1:
+        if val_share:
             count = min(max(count, 1), len(tasks) - 1)
         ids = [t.task_id for t in tasks]
         held_out.update(random.Random(f"{seed}/{application}").sample(ids, count))
@@ -159,6 +160,15 @@ def build_step_rows(
     if problems:
         raise TrajectoryError(problems)
     return StepRows(Dataset.from_list(rows), n_shortened)
+
+
+def read_step_sizes(rows: "Dataset") -> list[StepSize]:
+    """Return what each row of `build_step_rows` costs in tokens, for packing."""
+    columns = ("image_sha256", "n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
+    return [
+        StepSize(image, n_prefix, n_prompt + n_answer - n_prefix)
+        for image, n_prefix, n_prompt, n_answer in zip(*(rows[c] for c in columns))
+    ]
 
 
 def describe_tasks(trajectories: Sequence[Trajectory], csv_path: str, sha256: str) -> dict[str, Any]:

@@ -33,9 +33,7 @@ def read_dataset(source: str, image_root: str | Path | None = None) -> Table:
     image_column = find_image_column(dataset)
     columns = [*dataset.column_names, *(["Image_id"] if image_column else [])]
     if "json_data" in columns:
-        message = (
-            "found task tables (json_data); expected one row a step: convert them with python -m sft.convert careflow"
-        )
+        message = "found a task table (json_data); expected one row a step: run python -m sft.convert careflow"
         raise TrajectoryError([Problem(path, None, None, message)])
     check_columns(columns, path)
     folder = find_cache() if image_column else Path(image_root or split_source(source)[0])

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,14 @@ class StepEncoder:
 
     def count_prefix_tokens(self, image_path: Path) -> int:
         """Return how many tokens every prompt on a screenshot begins with: system message and image."""
-        text = self._render("", EMPTY_MEMORY, image_path, (), is_shortened=False).text
+        return self._n_system_tokens + self.count_image_tokens(image_path)
+
+    @cached_property
+    def _n_system_tokens(self) -> int:
+        messages = build_prompt("", EMPTY_MEMORY, self.agent)
+        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids.index(self.processor.image_token_id) + self.count_image_tokens(image_path)
+        return ids.index(self.processor.image_token_id)
 
     def _count_tokens_of_size(self, width: int, height: int) -> int:
         return int(self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens[0])

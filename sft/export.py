@@ -129,6 +129,8 @@ def _build_rows(task: ConvertedTask, images: "_ImageFolder") -> list[dict[str, s
             task.group,
             step.elements,
         )
+        if any("\0" in cell for cell in cells):
+            raise ValueError(f"step {step.number}: found a NUL character; expected text")
         rows.append(dict(zip(COLUMNS, cells)))
     return rows
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from sft.errors import UserError
 
 
-def find_base_model(model_name_or_path: str, revision: str = "main") -> None:
+def find_base_model(model_name_or_path: str, revision: str = "main", needs_weights: bool = True) -> None:
     """Make sure the base model can be had: a local folder, the local cache, or the Hub, asked once.
 
     Raises:
@@ -19,7 +19,7 @@ def find_base_model(model_name_or_path: str, revision: str = "main") -> None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{path}: found no config.json; expected a model folder as save_pretrained writes it")
-        if not any(path.glob("*.safetensors")):
+        if needs_weights and not any(path.glob("*.safetensors")):
             raise UserError(f"{path}: found no *.safetensors; expected the model's weights there: {way_out}")
         return
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_name_or_path) or path.parent.is_dir():

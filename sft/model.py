@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
@@ -58,11 +59,17 @@ def find_family(model_name_or_path: str, revision: str = "main") -> Family:
         UserError: no such folder, the hub cannot be reached, or a family that is not supported.
     """
     find_base_model(model_name_or_path, revision)
-    model_type = AutoConfig.from_pretrained(model_name_or_path, revision=revision).model_type
+    return find_family_of(AutoConfig.from_pretrained(model_name_or_path, revision=revision).model_type)
+
+
+def find_family_of(model_type: str) -> Family:
+    """Return the family of a config's `model_type`.
+
+    Raises:
+        UserError: a family that is not supported.
+    """
     if model_type not in FAMILIES:
-        raise UserError(
-            f"{model_name_or_path}: found model type {model_type!r}; expected one of {', '.join(FAMILIES)}"
-        )
+        raise UserError(f"model_name_or_path: found model type {model_type!r}; expected one of {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
 
@@ -91,7 +98,20 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
         use_safetensors=True,
     )
     model.config.use_cache = False
+    _keep_quantised_weights(model)
     return model
+
+
+def _keep_quantised_weights(model: torch.nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference on a CPU with AVX512-BF16.
+
+    Its packed format computes in bf16 whatever the compute dtype is, and the way back rounds the scales again: every
+    validation would leave another base model behind, a resumed run would differ from one that went on, and the same
+    adapter would answer differently on another CPU (bitsandbytes 0.50, `_convert_weight_packed_for_cpu_inverse`).
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def build_lora_config(settings: ModelSettings, family: Family) -> LoraConfig | None:

@@ -30,7 +30,7 @@ class TokenSequence:
 class PackedSequence:
     """Many sequences merged into one of T tokens: a tree of shared prefixes, written branch after branch.
 
-    `ids`, `labels`, `types`, `weights`: (T,); `positions`: (3, T). `subtree_end`: (T,): token q may see token k exactly
+    `ids`, `labels`, `types`, `weights`: (T,); `positions`: (3, T). `subtree_end`: (T,), token q may see token k just
     when k <= q < subtree_end[k]. `image_sources` names, in the order in which their tokens stand, the sequences whose
     screenshot has to be given to the model.
     """

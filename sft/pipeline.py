@@ -114,7 +114,7 @@ def _load(path: Path) -> tuple[str, list[tuple[int, Mapping[str, Any]]], list[st
     total = metadata.get("total_steps")
     last = max([*records, total if isinstance(total, int) and total < 10_000 else 0])
     if missing := sorted(set(range(1, last + 1)) - set(records)):
-        remarks.append(f"steps {', '.join(map(str, missing))} were never recorded")
+        remarks.append(f"never recorded: step {', '.join(map(str, missing))}")
     if metadata.get("finished") is False:
         remarks.append("the pipeline did not finish this task")
     return goal, sorted(records.items()), remarks

@@ -1,9 +1,11 @@
 """Fine-tune a vision-language model on recorded trajectories.
 
 accelerate launch sft/run.py RECIPE.yaml [--key value ...]
+python sft/run.py RECIPE.yaml --plan [--card_gb 40]
 
 Every key of a recipe can be given on the command line too. `--resume_from_checkpoint true` goes on from the newest
-checkpoint in the output folder.
+checkpoint in the output folder. `--plan` prints what the run will take (tokens, packing, GPU memory) and ends; it
+needs the base model's config, tokenizer and processor files, but no weights and no GPU.
 """
 
 import json
@@ -14,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sft.config import Recipe, build_training_arguments, parse_recipe
-from sft.data import TaskSplit, build_step_rows, describe_tasks, load_task_split
+from sft.data import TaskSplit, build_step_rows, describe_tasks, load_task_split, read_step_sizes
 from sft.errors import UserError, run_command
 from sft.hub import find_base_model
 from sft.problems import QUARANTINE_NAME, describe_quarantine, write_quarantine
-from sft.sampler import PackSampler, StepSize
+from sft.sampler import PackSampler
 from sft.trajectory import Trajectory
 from sft.versions import read_versions
 
@@ -36,12 +38,15 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return
+    if "--plan" in argv:
+        print_plan([argument for argument in argv if argument != "--plan"])
+        return
     recipe = parse_recipe(argv)
     split = check_inputs(recipe)
     training = build_training_arguments(recipe)
-    logging.basicConfig(
-        level=logging.INFO if training.process_index == 0 else logging.WARNING, format="%(levelname)s %(message)s"
-    )
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    log.setLevel(logging.INFO if training.process_index == 0 else logging.WARNING)
+    checkpoint = find_checkpoint(training)
 
     from sft.collator import PackingCollator, PaddingCollator, check_answer_only_labels
     from sft.encoding import StepEncoder
@@ -79,15 +84,40 @@ def main(argv: list[str]) -> None:
     log_parameters(count_parameters(trainer.model))
     folder = Path(cast(str, training.output_dir))
     save_run_files(recipe, split, folder, processor)
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     save(trainer, folder)
 
 
-def check_inputs(recipe: Recipe) -> TaskSplit:
+def print_plan(argv: list[str]) -> None:
+    """Print what a run will take, from configs and data alone."""
+    from sft.encoding import StepEncoder
+    from sft.plan import estimate_memory, format_plan, plan_tokens
+    from sft.processors import load_processor
+
+    card_gb = 40.0
+    if "--card_gb" in argv:
+        at = argv.index("--card_gb")
+        try:
+            card_gb = float(argv[at + 1])
+        except (IndexError, ValueError) as error:
+            raise UserError("--card_gb: expected the card's memory in GB, e.g. --card_gb 40") from error
+        argv = argv[:at] + argv[at + 2 :]
+    recipe = parse_recipe(argv)
+    split = check_inputs(recipe, needs_weights=False)
+    agent = recipe.agent
+    processor = load_processor(recipe.model.model_name_or_path, agent.min_pixels, agent.max_pixels)
+    rows = build_step_rows(split.train, recipe.data.train_csv, StepEncoder(processor, agent)).dataset
+    sizes = read_step_sizes(rows)
+    tokens = plan_tokens(recipe, sizes, n_ranks=1)
+    n_patches = tokens.longest_prefixes * processor.image_processor.merge_size**2
+    print(format_plan(recipe, tokens, estimate_memory(recipe, tokens.longest, n_patches), card_gb))
+
+
+def check_inputs(recipe: Recipe, needs_weights: bool = True) -> TaskSplit:
     """Check data and base model together, before torch is imported; all problems are told at once."""
     problems: list[str] = []
     try:
-        find_base_model(recipe.model.model_name_or_path, recipe.model.model_revision)
+        find_base_model(recipe.model.model_name_or_path, recipe.model.model_revision, needs_weights)
     except UserError as error:
         problems.append(str(error))
     try:
@@ -99,15 +129,29 @@ def check_inputs(recipe: Recipe) -> TaskSplit:
     return split
 
 
+def find_checkpoint(training: "SFTConfig") -> str | None:
+    """Return the checkpoint to go on from: the newest for `true`, the one named, or None."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    wanted = training.resume_from_checkpoint
+    if not wanted:
+        return None
+    folder = Path(cast(str, training.output_dir))
+    found = get_last_checkpoint(str(folder)) if wanted is True and folder.is_dir() else wanted
+    if not isinstance(found, str) or not Path(found).is_dir():
+        place = f"in {folder}" if wanted is True else wanted
+        raise UserError(
+            f"resume_from_checkpoint: found no checkpoint {place}; expected a folder such as checkpoint-100: "
+            "check output_dir, or start without resume_from_checkpoint"
+        )
+    return found
+
+
 def build_pack_sampler(recipe: Recipe, rows: "Dataset", training: "SFTConfig") -> PackSampler | None:
     """Return what decides which steps are packed together, or None where nothing is packed."""
     if recipe.batch.packing == "none":
         return None
-    columns = ("image_sha256", "n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
-    sizes = [
-        StepSize(image, n_prefix, n_prompt + n_answer - n_prefix)
-        for image, n_prefix, n_prompt, n_answer in zip(*(rows[c] for c in columns))
-    ]
+    sizes = read_step_sizes(rows)
     sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, training.seed, training.world_size)
     n_alone = sum(s.n_prefix + s.n_own for s in sizes)
     n_packed = sum(sampler.count_tokens(pack) for pack in sampler.plan(0))

@@ -1,5 +1,6 @@
 """Fixtures that several test files share: tiny checkpoints, built once a session, and a small set of tasks."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ from sft.trajectory import load_trajectories
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_FILES = sorted((ROOT / "demo" / "data").glob("*.csv"))
+
+
+@cache
+def load_demo(path):
+    """Return the trajectories of one demo file, read once a session."""
+    return load_trajectories(path, show_progress=False)
 
 
 @pytest.fixture(scope="session")

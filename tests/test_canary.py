@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from conftest import DEMO_FILES
+from conftest import DEMO_FILES, load_demo
 from hypothesis import given
 from hypothesis import strategies as st
 from trajectory_samples import TINY_AGENT, build_tasks, format_csv, write_screenshots, write_trajectories
@@ -55,16 +55,12 @@ def _with_label(trajectory, index, gold):
     return replace(trajectory, steps=tuple(steps))
 
 
-def _load_demo(path):
-    return load_trajectories(path, show_progress=False)
-
-
 @pytest.mark.skipif(not DEMO_FILES, reason="demo/data has no trajectories yet")
 @pytest.mark.parametrize("path", DEMO_FILES, ids=lambda p: p.stem)
 @pytest.mark.parametrize("writer", AGENTS)
 def test_label_of_every_demo_step_leaves_the_prompts_up_to_it_as_they_are(path, writer):
     agent = AGENTS[writer]
-    for trajectory in _load_demo(path):
+    for trajectory in load_demo(path):
         expected = _prompts(trajectory, agent)
         teacher = _rollout_prompts(trajectory, agent, "teacher")
         assert teacher == expected
@@ -78,7 +74,7 @@ def test_label_of_every_demo_step_leaves_the_prompts_up_to_it_as_they_are(path, 
 @pytest.mark.skipif(not DEMO_FILES, reason="demo/data has no trajectories yet")
 @pytest.mark.parametrize("path", DEMO_FILES, ids=lambda p: p.stem)
 def test_no_demo_prompt_holds_a_task_id_or_the_number_of_its_step(path):
-    for trajectory in _load_demo(path):
+    for trajectory in load_demo(path):
         for prompt in _prompts(trajectory, AGENTS["model"]):
             text = json.dumps(prompt)
             assert trajectory.task_id not in text

@@ -8,13 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.config import (
-    RecipeError,
-    build_training_arguments,
-    load_agent_config,
-    load_model_settings,
-    parse_recipe,
-)
+from sft.config import RecipeError, build_training_arguments, load_agent_config, load_model_settings, parse_recipe
 from sft.errors import UserError
 from sft.prompts import AgentConfig, agent_to_json
 
@@ -81,7 +75,7 @@ def test_value_on_the_command_line_gets_its_type(parse, flag, text, value):
 
 
 def test_lists_and_null_can_be_given_on_the_command_line(parse):
-    recipe = parse(MINIMAL + "val_csv: v.csv\n", "--lora_parts", "[language, merger]", "--val_csv", "null")
+    recipe = parse(MINIMAL + "val_csv: v\n", "--lora_parts", "[language, merger]", "--val_csv", "null")
     assert recipe.model.lora_parts == ("language", "merger")
     assert recipe.data.val_csv is None
 

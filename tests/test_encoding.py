@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from eval.policy import ModelPolicy, ReplayPolicy, StepRequest
+from eval.decoding import GeneratedAnswer
+from eval.policy import ModelPolicy, ReplayPolicy
 from eval.walk import walk_tasks
 from sft.actions import Action
 from sft.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, check_answer_only_labels
@@ -33,57 +34,50 @@ def encoder(checkpoint):
     return _encoder(checkpoint)
 
 
-class _Batches:
-    """Replays the gold and keeps, per step, what `ModelPolicy` would have given to `generate`, without padding."""
+class _Rollout:
+    """Replays the gold and keeps, per step, what the model policy would have read, before any padding."""
 
-    def __init__(self, trajectories, encoder):
-        self.replay, self.policy, self.steps = (
+    def __init__(self, trajectories, encoder, monkeypatch):
+        self.replay, self.policy, self.steps, self._read = (
             ReplayPolicy(trajectories, encoder.agent),
             ModelPolicy(None, encoder),
             {},
+            [],
         )
-        self.policy.model = torch.nn.Linear(1, 1)
-        self.policy.model.device, self.policy.model.dtype = "cpu", torch.float32
+        monkeypatch.setattr("eval.policy.generate_greedy", self._generate)
+
+    def _generate(self, model, prompts, *_):
+        self._read = prompts
+        return [GeneratedAnswer([], True) for _ in prompts]
 
     def answer(self, requests):
-        prompts = [self.policy.encoder.build_prompt(r.instruction, r.memory, r.image_path).text for r in requests]
-        batch, _ = self.policy._build_batch(prompts, [r.image_path for r in requests])
-        for i, request in enumerate(requests):
-            real = batch["attention_mask"][i].bool()
-            self.steps[request.task_id, request.index] = (
-                batch["input_ids"][i][real].tolist(),
-                batch["mm_token_type_ids"][i][real].tolist(),
-                batch["image_grid_thw"][i].tolist(),
-            )
+        self.policy.answer(requests)
+        for request, prompt in zip(requests, self._read, strict=True):
+            self.steps[request.task_id, request.index] = prompt
         return self.replay.answer(requests)
 
 
 @pytest.mark.parametrize("mode", ["own", "teacher"])
 @pytest.mark.parametrize("agent", [TINY_AGENT, replace(TINY_AGENT, memory_writer="rule")], ids=["model", "rule"])
-def test_prompt_ids_of_every_step_are_equal_in_training_and_in_rollout(checkpoint, tmp_path, mode, agent):
+def test_every_step_is_read_alike_in_training_and_in_rollout(checkpoint, tmp_path, monkeypatch, mode, agent):
+    """Ids, positions and pixels, under the memory that replayed answers leave."""
     trajectories = load_trajectories(write_trajectories(tmp_path, build_tasks(2, n_steps=6)), show_progress=False)
     encoder = _encoder(checkpoint, agent)
-    rollout = _Batches(trajectories, encoder)
+    rollout = _Rollout(trajectories, encoder, monkeypatch)
     list(walk_tasks(trajectories, rollout, agent, mode, batch_size=2))
-    rows = build_step_rows(trajectories, "tasks.csv", encoder, show_progress=False).dataset
+    rows = list(build_step_rows(trajectories, "tasks.csv", encoder, show_progress=False).dataset)
     assert len(rows) == 12
-    batch = PaddingCollator(encoder)(list(rows))
+    batch = PaddingCollator(encoder)(rows)
+    pixels = torch.split(batch["pixel_values"], batch["image_grid_thw"].prod(dim=1).tolist())
     for i, row in enumerate(rows):
-        first_label = int((batch["labels"][i] != IGNORED_LABEL).nonzero()[0])
-        ids, types, grid = rollout.steps[row["task_id"], row["step"]]
-        assert batch["input_ids"][i, :first_label].tolist() == ids
-        assert batch["mm_token_type_ids"][i, :first_label].tolist() == types
-        assert batch["image_grid_thw"][i].tolist() == grid
-        assert row["n_prompt_tokens"] == len(ids)
-
-
-def test_pixels_are_equal_in_training_and_in_rollout(encoder, tasks):
-    rows = list(build_step_rows(tasks[:1], "tasks.csv", encoder, show_progress=False).dataset)
-    trained = PaddingCollator(encoder)(rows)
-    policy = ModelPolicy(torch.nn.Linear(1, 1), encoder)
-    policy.model.device, policy.model.dtype = "cpu", torch.float32
-    rolled_out, _ = policy._build_batch([r["prompt"] for r in rows], [s.image_path for s in tasks[0].steps])
-    assert torch.equal(trained["pixel_values"], rolled_out["pixel_values"])
+        n_prompt = int((batch["labels"][i] != IGNORED_LABEL).nonzero()[0])
+        read = rollout.steps[row["task_id"], row["step"]]
+        assert batch["input_ids"][i, :n_prompt].tolist() == list(read.ids)
+        assert row["n_prompt_tokens"] == n_prompt
+        assert torch.equal(batch["image_grid_thw"][i], read.screenshot[1][0])
+        assert torch.equal(pixels[i], read.screenshot[0])
+        positions = PackingCollator(encoder)([row])["position_ids"][:, 0, :n_prompt]
+        np.testing.assert_array_equal(positions, read.positions)
 
 
 def test_prompt_ids_are_those_of_the_familys_own_processor(encoder, tasks):
@@ -189,17 +183,3 @@ def test_answer_longer_than_its_limit_is_refused_with_its_row(checkpoint, tasks)
         TrajectoryError, match=r"tasks.csv: row 2: Output: found an answer of \d+ tokens; expected at most max"
     ):
         build_step_rows(tasks, "tasks.csv", encoder, show_progress=False)
-
-
-def test_step_whose_prompt_is_too_long_is_an_error_and_the_others_are_answered(checkpoint, tasks, monkeypatch):
-    encoder = _encoder(checkpoint, replace(TINY_AGENT, max_prompt_tokens=400))
-    policy, asked = ModelPolicy(None, encoder), []
-    monkeypatch.setattr(policy, "_generate", lambda prompts, paths: asked.append(prompts) or [object()] * len(prompts))
-    requests = [
-        StepRequest("t", i, goal, EMPTY_MEMORY, tasks[0].steps[0].image_path)
-        for i, goal in enumerate(["short", "endless " * 400, "short"])
-    ]
-    answers = policy.answer(requests)
-    assert (len(asked), len(asked[0])) == (1, 2)
-    assert answers[1].error.startswith("found a prompt of ")
-    assert answers[1].text == ""

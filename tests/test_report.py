@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 from rollout_samples import RUN_INFO, make_step, make_task
 
+from eval.comparison import compare_results
 from eval.metrics import compute_metrics
 from eval.report import escape_json, write_report
 from eval.summary import format_interval, print_summary
@@ -150,6 +151,30 @@ def test_a_missing_screenshot_is_named_and_the_report_still_written(tmp_path, im
 def test_report_works_with_315_tasks_of_13_steps(tmp_path, image_root):
     steps = [step for i in range(315) for step in make_task(f"t{i}", [("CLICK", "CLICK")] * 13)]
     assert write_page(steps, tmp_path, image_root).stat().st_size < 5e6
+
+
+def test_two_runs_stand_side_by_side_in_a_real_browser(browser, tmp_path, image_root):
+    stopped = [*STEPS[2:4], *STEPS[:2], *STEPS[4:]]
+    stopped[1] = stopped[1].as_not_run(stopped[0].memory_after)
+    comparison = compare_results(STEPS, stopped, names=("first", "second"), n_resamples=50)
+    page = browser.new_page()
+    page.goto(write_page(STEPS, tmp_path, image_root, comparison=comparison, others=stopped).as_uri())
+    page.locator(".task").nth(2).locator("summary").first.click()
+    labels = page.locator(".task").nth(2).locator(".step .action .label").all_inner_texts()
+    assert labels == ["Gold", "first ?", "second ?", "Gold", "first ✗", "second –"]
+    assert "A has more steps right in 0 tasks" in page.locator("main").inner_text()
+    page.close()
+
+
+def test_linked_screenshots_are_shown_from_where_they_are(browser, tmp_path, image_root):
+    page = browser.new_page()
+    page.goto(write_page(STEPS, tmp_path, image_root, images="link").as_uri())
+    page.locator(".task").nth(0).locator("summary").first.click()
+    image = page.locator(".task").nth(0).locator(".shot img")
+    image.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('.shot img').naturalWidth > 0", timeout=5000)
+    assert image.evaluate("node => node.naturalWidth") == 1280  # not shrunk
+    page.close()
 
 
 def test_summary_shows_every_number_with_its_interval(capsys):

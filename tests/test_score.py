@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -58,6 +59,16 @@ def test_seed_and_resamples_reach_the_metrics(run_dir):
     assert score(run_dir, "--seed", 7, "--n_resamples", 100).returncode == 0
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["bootstrap"] == {"seed": 7, "n_resamples": 100, "confidence": 0.95}
+
+
+def test_ten_thousand_steps_are_scored_in_five_seconds(run_dir):
+    pairs = [("CLICK", "CLICK"), ({"action": "TEXT", "target": "Name", "text": "DOE"}, "CLICK"), ("ZOOM", None)]
+    results = [step for i in range(770) for step in make_task(f"t{i}", [*pairs * 4, ("COMPLETE", "COMPLETE")])]
+    info = {**json.loads((run_dir / "run.json").read_text()), "n_steps": len(results)}
+    started = time.process_time()
+    publish_run(run_dir, results, info)
+    assert len(results) == 10_010
+    assert time.process_time() - started < 5
 
 
 def test_scoring_imports_no_model_library():

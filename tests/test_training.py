@@ -1,4 +1,4 @@
-"""Training end to end on a tiny model: real recipe, real processes, real files; then the rollout of what was trained."""
+"""Training end to end on a tiny model: real recipe, real processes, real files, and what was trained in use."""
 
 import json
 import os

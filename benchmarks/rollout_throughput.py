@@ -1,0 +1,123 @@
+"""Rollout speed: steps a second at several batch sizes against the obvious loop, with the same answers.
+
+python benchmarks/rollout_throughput.py --model_path outputs/demo --test_csv demo/data/test.csv [--json FILE]
+
+The obvious loop takes one task after the other, one step after the other, and calls the model's own `generate`. Both
+carry the memory the model writes. Answers are compared step by step: what was read from each, and the memory after it.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from eval.policy import ModelPolicy, RawAnswer, StepRequest
+from eval.predictor import load_model_for_inference
+from eval.results import StepResult
+from eval.walk import walk_tasks
+from sft.prompts import AgentConfig
+from sft.trajectory import Trajectory, load_trajectories
+
+BATCH_SIZES = (1, 4, 16, 64)
+
+
+class ObviousLoop:
+    """One step at a time through `generate`, which goes on to the end-of-turn token."""
+
+    def __init__(self, policy: ModelPolicy):
+        self.model, self.encoder = policy.model, policy.encoder
+
+    @torch.inference_mode()
+    def answer(self, requests: list[StepRequest]) -> list[RawAnswer]:
+        (request,) = requests
+        prompt = self.encoder.build_prompt(
+            request.instruction, request.memory, request.image_path, request.elements
+        ).text
+        batch = self.encoder.encode_screenshots([request.image_path])
+        ids, types = self.encoder.encode_prompt(prompt, batch["image_grid_thw"][0].tolist())
+        batch |= {"input_ids": torch.tensor([ids]), "mm_token_type_ids": torch.tensor([types])}
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        device, dtype = self.model.device, self.model.dtype
+        eos = self.encoder.tokenizer.eos_token_id
+        output = self.model.generate(
+            **{k: v.to(device, dtype if v.is_floating_point() else None) for k, v in batch.items()},
+            max_new_tokens=self.encoder.agent.max_answer_tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=eos,
+            pad_token_id=self.encoder.tokenizer.pad_token_id,
+        )
+        answer = output[0, len(ids) :].tolist()
+        text = self.encoder.tokenizer.decode(answer, skip_special_tokens=True)
+        return [RawAnswer(text, "stop" if answer[-1] == eos else "length", len(ids), len(answer))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", default="outputs/demo", help="trained model [outputs/demo]")
+    parser.add_argument("--agent_config", help="agent_config.json [the one in --model_path]")
+    parser.add_argument("--test_csv", default="demo/data/test.csv", help="trajectory CSV [demo/data/test.csv]")
+    parser.add_argument("--max_tasks", type=int, default=64, help="tasks for the batched runs [64]")
+    parser.add_argument("--loop_tasks", type=int, default=8, help="of these, the tasks for the obvious loop [8]")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    arguments = parser.parse_args()
+    predictor = load_model_for_inference(arguments.model_path, agent_config=arguments.agent_config)
+    tasks = load_trajectories(
+        arguments.test_csv,
+        actions=predictor.agent.actions,
+        task_end=arguments.max_tasks,
+        needs_elements=predictor.agent.use_grounding,
+    )
+    few = tasks[: arguments.loop_tasks]
+    time_rollout(few[:1], predictor.policy, predictor.agent, 1)  # warm-up
+    expected, loop_rate = time_rollout(few, ObviousLoop(predictor.policy), predictor.agent, 1)
+    rows: list[dict[str, Any]] = []
+    for batch_size in BATCH_SIZES:
+        policy = ModelPolicy(predictor.policy.model, predictor.policy.encoder)  # no screenshot prepared yet
+        results, rate = time_rollout(few if batch_size == 1 else tasks, policy, predictor.agent, batch_size)
+        n_same = sum(results[key] == answer for key, answer in expected.items())
+        rows.append(
+            {
+                "batch_size": batch_size,
+                "steps_per_s": rate,
+                "ratio": rate / loop_rate,
+                "n_compared": len(expected),
+                "n_same": n_same,
+            }
+        )
+    print_table(rows, loop_rate, len(tasks))
+    if arguments.json:
+        content = {"loop_steps_per_s": loop_rate, "n_tasks": len(tasks), "rows": rows}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if any(row["n_same"] < row["n_compared"] for row in rows):
+        sys.exit("The answers are not those of the obvious loop.")
+
+
+def time_rollout(
+    tasks: list[Trajectory], policy: Any, agent: AgentConfig, batch_size: int
+) -> tuple[dict[tuple[str, int], Any], float]:
+    """Roll out in mode own; return what each step came to, and the steps a second."""
+    started = time.perf_counter()
+    results: list[StepResult] = list(walk_tasks(tasks, policy, agent, "own", batch_size))
+    rate = len(results) / (time.perf_counter() - started)
+    return {(r.task_id, r.index): (r.predicted, r.memory_after) for r in results}, rate
+
+
+def print_table(rows: list[dict[str, Any]], loop_rate: float, n_tasks: int) -> None:
+    table = Table("batch size", "steps/s", "times the loop", "same answers")
+    table.add_row("obvious loop", f"{loop_rate:.2f}", "1.0", "")
+    for row in rows:
+        same = f"{row['n_same']} of {row['n_compared']}"
+        table.add_row(str(row["batch_size"]), f"{row['steps_per_s']:.2f}", f"{row['ratio']:.1f}", same)
+    Console().print(table)
+    print(f"{n_tasks} tasks, {torch.get_num_threads()} threads, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Train and roll out a recipe without one part at a time, and print what each part is worth.
+
+python eval/ablate.py RECIPE.yaml --test_csv test.csv --output_dir ablations/ [--variants NAME ...]
+
+Each variant is the recipe with the settings below, trained into OUTPUT_DIR/VARIANT/model and rolled out into
+OUTPUT_DIR/VARIANT/rollout. A variant that is trained already, there or in a folder given by `--model VARIANT=FOLDER`,
+is taken as it is; a rollout that was stopped goes on. Ends with ablations.json and a table with 95 % intervals, in
+which each difference is to `full`, paired by task.
+
+  full            the recipe with both memories, written by the model, without detected elements
+  no_short_term   without short-term memory
+  no_long_term    without long-term memory
+  no_memory       without either
+  grounding       with the detected elements of the data (column Detected_Elements)
+  rule_memory     memory written by rule from the actions, not by the model
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from eval.comparison import compare_results
+from eval.publish import load_run
+from eval.summary import build_ablation_table
+from eval.writers import format_json, write_text
+from sft.config import load_agent_config
+from sft.errors import UserError, run_command
+
+WIDTH = 150  # the table has nine columns
+ROOT = Path(__file__).resolve().parent.parent
+FULL = {"use_short_term": True, "use_long_term": True, "use_grounding": False, "memory_writer": "model"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": FULL,
+    "no_short_term": {**FULL, "use_short_term": False},
+    "no_long_term": {**FULL, "use_long_term": False},
+    "no_memory": {**FULL, "use_short_term": False, "use_long_term": False},
+    "grounding": {**FULL, "use_grounding": True},
+    "rule_memory": {**FULL, "memory_writer": "rule"},
+}
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="what is trained")
+    parser.add_argument("--test_csv", required=True, help="trajectory CSV to roll out")
+    parser.add_argument("--output_dir", required=True, type=Path, help="folder for models, rollouts and the table")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="which [all]")
+    parser.add_argument("--model", action="append", default=[], metavar="VARIANT=FOLDER", help="a trained variant")
+    parser.add_argument(
+        "--launch", default=sys.executable, help="what starts a training [python]; e.g. accelerate launch"
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="steps answered at once in the rollout [16]")
+    parser.add_argument("--max_tasks", type=int, help="roll out only the first tasks")
+    arguments = parser.parse_args(argv)
+    if "full" not in arguments.variants:
+        parser.error("--variants: found no full; expected it among them: every difference is to it")
+    return arguments
+
+
+def main(argv: list[str]) -> None:
+    arguments = parse_arguments(argv)
+    models = find_models(arguments)
+    runs = {}
+    for name in arguments.variants:
+        if not is_trained(models[name]):
+            train(arguments, name, models[name])
+        check_variant(name, models[name])
+        folder = arguments.output_dir / name / "rollout"
+        roll_out(arguments, models[name], folder)
+        runs[name] = load_run(folder)[0]
+    rows = [
+        {"variant": name, **VARIANTS[name], **compare_results(steps, runs["full"], names=(name, "full"))["matchers"]}
+        for name, steps in runs.items()
+    ]
+    write_text(arguments.output_dir / "ablations.json", format_json({"rows": rows}, indent=2))
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    console.print(build_ablation_table(rows))
+
+
+def find_models(arguments: argparse.Namespace) -> dict[str, Path]:
+    """Return the folder of each variant's model, trained or not yet."""
+    models = {name: arguments.output_dir / name / "model" for name in VARIANTS}
+    for given in arguments.model:
+        name, _, folder = given.partition("=")
+        if name not in VARIANTS or not is_trained(Path(folder)):
+            raise UserError(f"--model: found {given}; expected VARIANT=FOLDER, the folder with a trained model")
+        models[name] = Path(folder)
+    return models
+
+
+def is_trained(folder: Path) -> bool:
+    """Say whether a training has ended in the folder."""
+    weights = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+    return (folder / "agent_config.json").is_file() and any((folder / name).is_file() for name in weights)
+
+
+def train(arguments: argparse.Namespace, name: str, folder: Path) -> None:
+    """Train one variant in a process of its own."""
+    settings = [part for key, value in VARIANTS[name].items() for part in (f"--{key}", json.dumps(value).strip('"'))]
+    command = [*shlex.split(arguments.launch), str(ROOT / "sft/run.py"), str(arguments.recipe), *settings]
+    run([*command, "--output_dir", str(folder)], f"training of {name}")
+
+
+def roll_out(arguments: argparse.Namespace, model: Path, folder: Path) -> None:
+    """Roll one variant out with its own memory."""
+    command = [sys.executable, str(ROOT / "eval/rollout.py"), "--model_path", str(model), "--output_dir", str(folder)]
+    command += ["--test_csv", arguments.test_csv, "--batch_size", str(arguments.batch_size)]
+    command += ["--max_tasks", str(arguments.max_tasks)] if arguments.max_tasks else []
+    run(command, f"rollout of {model}")
+
+
+def run(command: list[str], what: str) -> None:
+    """Run a command and show its output.
+
+    Raises:
+        UserError: it failed; what it said stands above.
+    """
+    print(f"\n{what}: {shlex.join(command)}", flush=True)
+    if code := subprocess.run(command).returncode:
+        raise UserError(f"{what}: found exit code {code}; mend what it says above and give the same command again")
+
+
+def check_variant(name: str, folder: Path) -> None:
+    """Refuse a model that was trained as another variant."""
+    agent = load_agent_config(folder, None)
+    found = {key: getattr(agent, key) for key in FULL}
+    if found != VARIANTS[name]:
+        raise UserError(f"{folder}: found {found}; expected {VARIANTS[name]} for {name}: train it again")
+
+
+if __name__ == "__main__":
+    run_command(main)

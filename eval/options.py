@@ -1,0 +1,77 @@
+"""The options of eval/rollout.py and what may go together. Reads no file but the agent's configuration."""
+
+import argparse
+from pathlib import Path
+
+from sft.config import load_agent_config
+from sft.prompts import AgentConfig
+
+MODES = ("teacher", "own", "own_stop")
+
+
+def parse_arguments(argv: list[str], description: str | None) -> argparse.Namespace:
+    """Read the command line; what cannot be run ends with a message and exit code 2."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_argument_group("what answers")
+    model.add_argument("--model_path", help="folder that sft/run.py wrote, or a full model; openai: the model's name")
+    model.add_argument("--base_model", help="base model of the adapter [the one it was trained on]")
+    model.add_argument("--agent_config", help="agent_config.json [the one in --model_path]; an untuned base has none")
+    model.add_argument("--policy", choices=["model", "replay", "empty"], default="model", help="what answers [model]")
+    model.add_argument("--engine", choices=["hf", "vllm", "openai"], default="hf", help="what runs the model [hf]")
+    model.add_argument(
+        "--api_url", default="http://localhost:8000/v1", help="openai: server [http://localhost:8000/v1]"
+    )
+    model.add_argument("--decoding", choices=["free", "constrained"], default="free", help="to the schema? [free]")
+    model.add_argument("--batch_size", type=int, default=16, help="steps answered at once [16]")
+    data = parser.add_argument_group("data")
+    data.add_argument("--test_csv", required=True, help="trajectory CSV to roll out")
+    data.add_argument("--image_root", help="folder of the screenshots [folder of the CSV]")
+    data.add_argument("--max_tasks", type=int, help="roll out only the first tasks")
+    data.add_argument(
+        "--on_bad_rows",
+        choices=["refuse", "quarantine"],
+        default="refuse",
+        help="refuse a file with a bad row, or set its tasks with one aside whole [refuse]",
+    )
+    data.add_argument(
+        "--allow_overlap", action="store_true", help="score tasks that the model was trained on; the report says so"
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--output_dir", type=Path, help="folder for the results")
+    run.add_argument(
+        "--mode",
+        choices=[*MODES, "all"],
+        default="own",
+        help="whose memory a step is shown; own_stop ends a task at its first wrong step; all compares them [own]",
+    )
+    run.add_argument("--num_shards", type=int, default=1, help="machines that share the tasks [1]")
+    run.add_argument("--shard", type=int, default=0, help="which of them this is, from 0 [0]")
+    run.add_argument("--report_images", choices=["embed", "link"], default="embed", help="screenshots [embed]")
+    run.add_argument("--self_check", action="store_true", help="check the evaluation itself; exit code 1 if it fails")
+    arguments = parser.parse_args(argv)
+    if problem := find_problem(arguments):
+        parser.error(problem)
+    return arguments
+
+
+def find_problem(arguments: argparse.Namespace) -> str | None:
+    """Return what cannot be run, or None."""
+    if arguments.policy == "model" and not arguments.model_path and not arguments.self_check:
+        return "--policy model needs --model_path"
+    if arguments.output_dir is None and not arguments.self_check:
+        return "the following arguments are required: --output_dir"
+    if arguments.batch_size < 1 or (arguments.max_tasks is not None and arguments.max_tasks < 1):
+        return "--batch_size and --max_tasks: expected at least 1"
+    if not 0 <= arguments.shard < arguments.num_shards:
+        return f"--shard: found {arguments.shard} of {arguments.num_shards}; expected 0 to --num_shards - 1"
+    if arguments.num_shards > 1 and arguments.mode == "all":
+        return "--mode all: found --num_shards too; run each mode in shards, merge them and compare"
+    return None
+
+
+def read_agent(arguments: argparse.Namespace) -> AgentConfig:
+    """Return how prompts are made: as in training, or the default where nothing was trained."""
+    is_local = arguments.model_path and arguments.engine != "openai"
+    if is_local or arguments.agent_config:
+        return load_agent_config(Path(arguments.model_path or "."), arguments.agent_config)
+    return AgentConfig()

@@ -1,0 +1,78 @@
+"""Answers from vLLM, for large rollouts on GPUs (extra `vllm`). Knows nothing of scoring."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.policy import RawAnswer, StepRequest
+from eval.schema import build_answer_schema
+from sft.config import load_model_settings
+from sft.encoding import StepEncoder
+from sft.errors import UserError
+from sft.model import read_base_model_name
+from sft.processors import load_processor
+from sft.prompts import AgentConfig
+from sft.screenshots import open_screenshot
+
+
+class VllmPolicy:
+    """Greedy answers of a base model, with or without a LoRA adapter, at the precision it was trained in but 4 bit.
+
+    vLLM shares the keys and values of equal prefixes by itself, so steps on one screenshot cost what they do in `hf`.
+    """
+
+    def __init__(self, model_path: str, base_model: str | None, agent: AgentConfig, is_constrained: bool):
+        try:
+            from vllm import LLM, SamplingParams
+            from vllm.lora.request import LoRARequest
+            from vllm.sampling_params import StructuredOutputsParams
+        except ImportError as error:
+            raise UserError(f"--engine vllm: found no vllm ({error}); expected pip install -e '.[vllm]'") from error
+        folder = Path(model_path)
+        is_adapter = (folder / "adapter_config.json").is_file()
+        options: dict[str, Any] = {}
+        if is_adapter:
+            rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+            options = {"enable_lora": True, "max_lora_rank": rank, "dtype": load_model_settings(folder).dtype}
+        base = base_model or (read_base_model_name(folder) if is_adapter else model_path)
+        self.encoder = StepEncoder(load_processor(model_path, agent.min_pixels, agent.max_pixels), agent)
+        self._llm = LLM(
+            model=base,
+            limit_mm_per_prompt={"image": 1},
+            mm_processor_kwargs={"min_pixels": agent.min_pixels, "max_pixels": agent.max_pixels},
+            max_model_len=agent.max_prompt_tokens + agent.max_answer_tokens,
+            enable_prefix_caching=True,
+            **options,
+        )
+        self._adapter = LoRARequest("adapter", 1, str(folder)) if is_adapter else None
+        structured = StructuredOutputsParams(json=build_answer_schema(agent)) if is_constrained else None
+        self._sampling = SamplingParams(
+            temperature=0.0, max_tokens=agent.max_answer_tokens, structured_outputs=structured
+        )
+
+    def answer(self, requests: Sequence[StepRequest]) -> list[RawAnswer]:
+        """Answer each step whose prompt fits; one that is too long even without memory becomes an error."""
+        started = time.perf_counter()
+        answers: dict[int, RawAnswer] = {}
+        prompts: dict[int, str] = {}
+        for i, request in enumerate(requests):
+            try:
+                prompt = self.encoder.build_prompt(
+                    request.instruction, request.memory, request.image_path, request.elements
+                )
+                prompts[i] = prompt.text
+            except ValueError as error:
+                answers[i] = RawAnswer("", error=str(error))
+        inputs = [
+            {"prompt": text, "multi_modal_data": {"image": open_screenshot(requests[i].image_path)}}
+            for i, text in prompts.items()
+        ]
+        outputs = self._llm.generate(inputs, self._sampling, lora_request=self._adapter, use_tqdm=False)
+        latency_s = (time.perf_counter() - started) / max(len(prompts), 1)
+        for (i, text), output in zip(prompts.items(), outputs):
+            answer = output.outputs[0]
+            n_prompt, n_answer = len(output.prompt_token_ids), len(answer.token_ids)
+            answers[i] = RawAnswer(answer.text, answer.finish_reason, n_prompt, n_answer, latency_s, text)
+        return [answers[i] for i in range(len(requests))]

@@ -1,0 +1,108 @@
+"""Constrained decoding: an untrained model, held to the schema, writes answers that can be read."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from trajectory_samples import TINY_AGENT
+from transformers import AutoModelForImageTextToText
+
+from eval.policy import ModelPolicy, StepRequest
+from eval.schema import build_answer_schema
+from sft.actions import ActionType
+from sft.encoding import StepEncoder
+from sft.memory import EMPTY_MEMORY
+from sft.processors import load_processor
+from sft.prompts import AgentConfig, parse_answer
+
+xgrammar = pytest.importorskip("xgrammar")
+
+
+@pytest.fixture(scope="module")
+def agent():
+    """Only actions of one argument and no memory: what an untrained model writes soon comes to an end."""
+    actions = (
+        ActionType("SCROLL", "scroll it", {"direction": ("up", "down")}),
+        ActionType("DONE", "end", is_final=True),
+    )
+    return replace(TINY_AGENT, actions=actions, use_short_term=False, use_long_term=False, max_answer_tokens=64)
+
+
+@pytest.fixture(scope="module")
+def requests(tmp_path_factory):
+    path = tmp_path_factory.mktemp("screen") / "0.png"
+    Image.effect_noise((320, 192), 50).convert("RGB").save(path)
+    return [StepRequest("t", i, f"Open study {i}", EMPTY_MEMORY, path) for i in range(3)]
+
+
+def answer(folder, agent, requests, is_constrained):
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    encoder = StepEncoder(load_processor(folder, agent.min_pixels, agent.max_pixels), agent)
+    return ModelPolicy(model, encoder, is_constrained).answer(requests)
+
+
+def test_an_untrained_model_writes_the_schema_and_nothing_else(tiny_checkpoints, agent, requests):
+    folder = tiny_checkpoints["qwen3_vl"]
+    free = answer(folder, agent, requests, False)
+    held = answer(folder, agent, requests, True)
+    assert all(parse_answer(a.text, agent).answer is None for a in free)
+    for raw in held:
+        assert raw.text.startswith(('{"action":"SCROLL","target":"', '{"action":"DONE","target":"'))
+        if raw.finish_reason == "stop":
+            assert json.loads(raw.text)["action"] in ("SCROLL", "DONE")
+        else:
+            assert parse_answer(raw.text, agent, is_truncated=True).status == "truncated"
+    assert "stop" in {raw.finish_reason for raw in held}
+
+
+def test_constrained_answers_do_not_depend_on_the_batch(tiny_checkpoints, agent, requests):
+    folder = tiny_checkpoints["qwen2_5_vl"]
+    together = [a.text for a in answer(folder, agent, requests, True)]
+    assert [answer(folder, agent, [request], True)[0].text for request in requests] == together
+
+
+ACCEPTED = [
+    '{"action":"CLICK","target":"OK","short_term":{},"long_term":{"a":["x",1,{"b":"c","d":[]}],"e":{}}}',
+    '{"action":"ZOOM","target":"Image","scale":1.5,"short_term":{},"long_term":{}}',
+    '{"action":"TEXT","target":"Name","text":"DOE^J \\"x\\" \\u00e9","short_term":{},"long_term":{}}',
+    '{"action":"COMPLETE","target":"","short_term":{},"long_term":{}}',
+]
+REFUSED = [
+    '{"action":"DANCE","target":"OK","short_term":{},"long_term":{}}',
+    '{"target":"OK","action":"CLICK","short_term":{},"long_term":{}}',  # action first, so a cut answer still says it
+    '{"action":"CLICK","target":"OK"}',
+    '{"action":"SCROLL","target":"OK","direction":"sideways","short_term":{},"long_term":{}}',
+    '{"action":"CLICK","target":"OK","short_term":[],"long_term":{}}',
+    '{"action":"CLICK", "target":"OK","short_term":{},"long_term":{}}',  # a space
+]
+
+
+@pytest.mark.parametrize("text", [*ACCEPTED, *REFUSED])
+def test_schema_admits_what_can_be_read_and_is_taught(tiny_checkpoints, text):
+    from eval.constraint import SchemaConstraint
+
+    processor = load_processor(tiny_checkpoints["qwen3_vl"], 16_384, 65_536)
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    constraint = SchemaConstraint(processor.tokenizer, build_answer_schema(AgentConfig()), 512).start(1)
+    is_admitted = True
+    for token in ids:
+        logits = torch.zeros(1, 512)
+        constraint.mask_logits(logits, [0])
+        is_admitted = is_admitted and bool(torch.isfinite(logits[0, token]))
+        if not is_admitted:
+            break
+        constraint.accept(0, token)
+    assert is_admitted is (text in ACCEPTED)
+
+
+def test_a_point_is_two_whole_numbers_in_the_schema():
+    schema = build_answer_schema(replace(AgentConfig(), actions=(ActionType("CLICK", "press", {"point": ()}),)))
+    point = schema["anyOf"][0]["properties"]["point"]
+    assert (point["minItems"], point["maxItems"], point["items"]["maximum"]) == (2, 2, 1000)
+
+
+def test_rule_written_memory_is_not_in_the_schema():
+    schema = build_answer_schema(replace(AgentConfig(), memory_writer="rule"))
+    assert json.dumps(schema).count("term") == 0

@@ -1,0 +1,133 @@
+"""Batched greedy decoding: the answers of the simple loop, whatever is batched, shared or dropped on the way."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from trajectory_samples import TINY_AGENT
+from transformers import AutoModelForImageTextToText
+
+from eval.decoding import AnswerEnd
+from eval.policy import ModelPolicy, StepRequest
+from sft.encoding import StepEncoder
+from sft.memory import EMPTY_MEMORY, Memory
+from sft.processors import load_processor
+
+N_TOKENS = 24
+
+
+@pytest.fixture
+def encoder(checkpoint):
+    processor = load_processor(checkpoint, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels)
+    return StepEncoder(processor, TINY_AGENT.__class__(**{**TINY_AGENT.__dict__, "max_answer_tokens": N_TOKENS}))
+
+
+@pytest.fixture
+def model(checkpoint):
+    return AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def requests(tmp_path_factory):
+    """Seven steps on three screenshots of two sizes: shared prefixes, prefixes and prompts of several lengths."""
+    folder = tmp_path_factory.mktemp("screens")
+    for i, size in enumerate([(320, 192), (320, 192), (192, 256)]):
+        Image.effect_noise(size, 40 + 20 * i).convert("RGB").save(folder / f"{i}.png")
+    memory = Memory({"last_action": "CLICK"}, {"completed_subtasks": ["CLICK Search"] * 5})
+    return [
+        StepRequest("t", i, f"Open study {'DOE ' * i}", memory if i % 2 else EMPTY_MEMORY, folder / f"{i % 3}.png")
+        for i in range(7)
+    ]
+
+
+def generate_alone(model, encoder, request):
+    """Answer one step with the model's own `generate` and position ids: the simple loop."""
+    text = encoder.build_prompt(request.instruction, request.memory, request.image_path).text
+    batch = encoder.encode_screenshots([request.image_path])
+    ids, types = encoder.encode_prompt(text, batch["image_grid_thw"][0].tolist())
+    output = model.generate(
+        **batch,
+        input_ids=torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        mm_token_type_ids=torch.tensor([types]),
+        max_new_tokens=N_TOKENS,
+        do_sample=False,
+        eos_token_id=encoder.tokenizer.eos_token_id,
+    )
+    return encoder.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+
+
+def test_greedy_answers_are_those_of_generate_one_by_one(model, encoder, requests):
+    expected = [generate_alone(model, encoder, request) for request in requests]
+    answers = ModelPolicy(model, encoder).answer(requests)
+    assert [a.text for a in answers] == expected
+    assert len(set(expected)) > 1  # the model tells the steps apart
+
+
+def test_answers_do_not_depend_on_the_batch_they_are_in(model, encoder, requests):
+    policy = ModelPolicy(model, encoder)
+    together = [a.text for a in policy.answer(requests)]
+    assert [policy.answer([request])[0].text for request in requests] == together
+    assert [a.text for a in policy.answer(requests[::-1])][::-1] == together
+
+
+def test_a_shared_prefix_is_run_once(model, encoder, requests):
+    seen = []
+    model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    ModelPolicy(model, encoder).answer([requests[0], requests[3], requests[6]])  # all on screenshot 0
+    assert [rows for rows, _ in seen[:3]] == [1, 3, 3]
+
+
+def test_an_answer_that_is_complete_leaves_the_batch(model, encoder, requests):
+    policy = ModelPolicy(model, encoder)
+    whole = policy.answer(requests[:3])
+
+    class AfterFive(AnswerEnd):
+        """Ends the first answer of the batch only, by what it is five tokens long."""
+
+        def is_reached(self, ids):
+            return len(ids) == 5 and whole[0].text.startswith(self.tokenizer.decode(ids))
+
+    policy._end = AfterFive(encoder.tokenizer)
+    sizes = []
+    model.register_forward_pre_hook(lambda _, __, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
+    again = policy.answer(requests[:3])
+    assert (again[0].finish_reason, again[0].n_answer_tokens) == ("stop", 5)
+    assert [a.text for a in again[1:]] == [a.text for a in whole[1:]]
+    assert sizes[2:6] == [3] * 4 and sizes[6:] == [2] * (N_TOKENS - 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_chars"),
+    [
+        ('{"action":"CLICK","target":"OK"} and more', 32),
+        ('{"action":"TEXT","text":"}{"} tail', 29),
+        ('Answer: {"long_term":{"a":[{}]}}}}', 32),
+        ("no object } at all", None),
+        ('{"action":"CLICK","target":"}', None),
+    ],
+)
+def test_an_answer_ends_where_its_first_object_closes(encoder, text, n_chars):
+    end = AnswerEnd(encoder.tokenizer)
+    ids = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+    reached = next((n for n in range(1, len(ids) + 1) if end.is_reached(ids[:n])), None)
+    if n_chars is None:
+        assert reached is None
+        return
+    kept = encoder.tokenizer.decode(ids[:reached])
+    assert kept.startswith(text[:n_chars]) and len(kept) < n_chars + 3  # a token may hold more than the brace
+    assert json.JSONDecoder().raw_decode(kept, kept.index("{"))
+
+
+def test_end_of_turn_ends_an_answer(encoder):
+    assert AnswerEnd(encoder.tokenizer).is_reached([encoder.tokenizer.eos_token_id])
+
+
+def test_a_prompt_that_is_too_long_is_an_error_of_its_step_alone(model, encoder, requests):
+    long = StepRequest("t", 9, "word " * 4000, EMPTY_MEMORY, requests[0].image_path)
+    answers = ModelPolicy(model, encoder).answer([requests[0], long, requests[1]])
+    assert [a.error is None for a in answers] == [True, False, True]
+    assert "max_prompt_tokens" in answers[1].error

@@ -1,0 +1,149 @@
+"""Other engines: the OpenAI protocol against a real HTTP server, vLLM where it is installed."""
+
+import base64
+import importlib.util
+import json
+import threading
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from trajectory_samples import build_tasks, write_trajectories
+
+import eval.openai_policy as openai_policy
+from eval.rollout import main
+from sft.errors import UserError
+from sft.prompts import AgentConfig, format_answer
+from sft.trajectory import load_trajectories
+
+AGENT = AgentConfig()
+
+
+class Server(ThreadingHTTPServer):
+    """Answers the steps of a recording by their goal and memory; `faults` are the statuses it gives first."""
+
+    def __init__(self, tasks):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.tasks, self.faults, self.bodies, self.keys = tasks, [], [], []
+        self.lock = threading.Lock()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.bodies.append(body)
+            self.server.keys.append(self.headers["Authorization"])
+            status = self.server.faults.pop(0) if self.server.faults else 200
+        goal, short, long = body["messages"][1]["content"][1]["text"].split("\n")
+        task = next(t for t in self.server.tasks if goal == f"Goal: {t.instruction}")
+        done = json.loads(long.split(": ", 1)[1]).get("completed_subtasks", [])
+        reply = {
+            "choices": [
+                {"message": {"content": format_answer(task.steps[len(done)].gold, AGENT)}, "finish_reason": "stop"}
+            ],
+            "usage": {"prompt_tokens": 900, "completion_tokens": 40},
+        }
+        data = json.dumps(reply if status == 200 else {"error": {"message": "no such luck"}}).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def csv(tmp_path):
+    return write_trajectories(tmp_path, build_tasks(3))
+
+
+@pytest.fixture
+def server(csv):
+    with Server(load_trajectories(csv, show_progress=False)) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def roll_out(server, csv, folder, *arguments):
+    engine = ["--engine", "openai", "--api_url", server.url, "--model_path", "served-model"]
+    main([*engine, "--test_csv", str(csv), "--output_dir", str(folder), *arguments])
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_served_model_is_rolled_out_with_its_own_memory(server, csv, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    metrics = roll_out(server, csv, tmp_path / "run", "--batch_size", "3")
+    assert metrics["matchers"]["action_target"]["ta"]["value"] == 1
+    assert metrics["answers"]["n_prompt_tokens"] == 900 * 9
+    assert set(server.keys) == {"Bearer secret"} and len(server.bodies) == 9
+    assert "secret" not in "".join(p.read_text() for p in (tmp_path / "run").glob("*.json*"))
+    body = server.bodies[0]
+    image = body["messages"][1]["content"][0]["image_url"]["url"]
+    files = [(csv.parent / "screens" / f"{i}.png").read_bytes() for i in range(2)]
+    assert base64.b64decode(image.removeprefix("data:image/png;base64,")) in files
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("served-model", 0, 512)
+    assert "response_format" not in body
+
+
+def test_constrained_decoding_sends_the_schema(server, csv, tmp_path):
+    roll_out(server, csv, tmp_path / "run", "--decoding", "constrained", "--max_tasks", "1")
+    schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
+    assert [s["properties"]["action"]["const"] for s in schema["anyOf"]] == [a.name for a in AGENT.actions]
+
+
+def test_a_busy_server_is_asked_again(server, csv, tmp_path, monkeypatch):
+    monkeypatch.setattr(openai_policy, "FIRST_WAIT_S", 0.01)
+    server.faults = [429, 503]
+    assert roll_out(server, csv, tmp_path / "run")["matchers"]["action"]["swa"]["value"] == 1
+    assert len(server.bodies) == 9 + 2
+
+
+def test_a_step_that_the_server_refuses_is_an_error_of_that_step(server, csv, tmp_path):
+    server.faults = [400]
+    metrics = roll_out(server, csv, tmp_path / "run", "--batch_size", "1", "--mode", "teacher")
+    assert metrics["outcomes"]["error"] == 1 and metrics["outcomes"]["right"] == 8
+
+
+def test_a_wrong_key_ends_the_run_and_it_goes_on_later(server, csv, tmp_path):
+    server.faults = [200, 200, 401]
+    with pytest.raises(UserError, match="HTTP 401"):
+        roll_out(server, csv, tmp_path / "run", "--batch_size", "1")
+    assert roll_out(server, csv, tmp_path / "run", "--batch_size", "1")["n_steps"] == 9
+    assert len(server.bodies) == 3 + 7
+
+
+def test_a_server_that_is_not_there_is_named(csv, tmp_path, monkeypatch):
+    monkeypatch.setattr(openai_policy, "FIRST_WAIT_S", 0.01)
+    engine = ["--engine", "openai", "--api_url", "http://127.0.0.1:9/v1", "--model_path", "m"]
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9.*no answer in 5 tries"):
+        main([*engine, "--test_csv", str(csv), "--output_dir", str(tmp_path / "run")])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
+def test_vllm_is_asked_for_by_name_where_it_is_missing(csv, tmp_path, tiny_checkpoints):
+    agent = tmp_path / "agent_config.json"
+    agent.write_text(json.dumps(asdict(AGENT)))
+    command = ["--engine", "vllm", "--model_path", str(tiny_checkpoints["qwen3_vl"]), "--agent_config", str(agent)]
+    with pytest.raises(UserError, match=r"pip install -e '\.\[vllm\]'"):
+        main([*command, "--test_csv", str(csv), "--output_dir", str(tmp_path / "run")])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="found no vllm: pip install -e '.[vllm]'")
+def test_vllm_gives_the_answers_of_hf(csv, tmp_path, tiny_checkpoints):
+    agent = tmp_path / "agent_config.json"
+    agent.write_text(json.dumps({**asdict(AGENT), "max_answer_tokens": 16}))
+    for engine in ("hf", "vllm"):
+        model = ["--model_path", str(tiny_checkpoints["qwen3_vl"]), "--agent_config", str(agent), "--engine", engine]
+        main([*model, "--test_csv", str(csv), "--output_dir", str(tmp_path / engine)])
+    texts = [
+        [json.loads(line)["raw_text"] for line in (tmp_path / engine / "steps.jsonl").read_text().splitlines()]
+        for engine in ("hf", "vllm")
+    ]
+    assert texts[0] == texts[1]

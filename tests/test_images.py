@@ -1,0 +1,172 @@
+"""Odd images: each has one defined outcome, refused with words or opened as an upright RGB picture."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from trajectory_samples import build_tasks, write_trajectories
+
+from sft.errors import UserError
+from sft.screenshots import find_image_problem, inspect_bytes, open_screenshot, read_facts
+from sft.trajectory import load_trajectories
+
+
+def _save(path, image, image_format="PNG", **options):
+    image.save(path, image_format, **options)
+    return path
+
+
+def _corner(path):
+    return open_screenshot(path).getpixel((0, 0))
+
+
+def _forge_png(width, height):
+    """Return a small PNG whose header claims any size; its checksums are right."""
+
+    def part(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(b"\0" * 1000)) + part(b"IEND", b"")
+    )
+
+
+def test_decompression_bomb_is_refused_from_its_header(tmp_path):
+    (tmp_path / "bomb.png").write_bytes(_forge_png(60_000, 60_000))
+    problem = find_image_problem(tmp_path / "bomb.png")
+    assert "pixels" in problem
+    assert "expected at most 40000000" in problem
+
+
+def test_area_just_above_the_limit_is_refused(tmp_path):
+    (tmp_path / "large.png").write_bytes(_forge_png(10_000, 4_001))
+    assert "found 10000x4001 pixels" in find_image_problem(tmp_path / "large.png")
+
+
+def test_image_20000_pixels_wide_is_refused(tmp_path):
+    path = _save(tmp_path / "wide.png", Image.new("L", (20_000, 400)))
+    assert "found 20000x400 pixels" in find_image_problem(path)
+    assert "expected at most 40000000 pixels and 16384 a side" in find_image_problem(path)
+
+
+def test_sliver_that_no_processor_takes_is_refused(tmp_path):
+    assert "expected a side ratio of at most 100" in find_image_problem(
+        _save(tmp_path / "sliver.png", Image.new("L", (2_020, 20)))
+    )
+
+
+def test_cmyk_is_opened_as_rgb(tmp_path):
+    path = _save(tmp_path / "cmyk.jpg", Image.new("CMYK", (64, 48), (0, 255, 255, 0)), "JPEG")
+    assert find_image_problem(path) is None
+    red, green, blue = _corner(path)
+    assert red > 240
+    assert green < 15
+    assert blue < 15
+
+
+def test_palette_is_opened_as_its_colours(tmp_path):
+    image = Image.new("RGB", (64, 48), (12, 200, 34)).convert("P", palette=Image.Palette.ADAPTIVE)
+    path = _save(tmp_path / "palette.png", image)
+    assert (find_image_problem(path), _corner(path)) == (None, (12, 200, 34))
+
+
+def test_transparent_parts_become_white(tmp_path):
+    path = _save(tmp_path / "clear.png", Image.new("RGBA", (64, 48), (9, 9, 9, 0)))
+    assert (find_image_problem(path), _corner(path)) == (None, (255, 255, 255))
+
+
+@pytest.mark.parametrize("value", [0, 300, 0x7F00, 0xFFFF])
+def test_16_bit_grey_is_shown_by_its_high_byte(tmp_path, value):
+    path = _save(tmp_path / "deep.png", Image.fromarray(np.full((48, 64), value, np.uint16)))
+    assert (find_image_problem(path), _corner(path)) == (None, (value >> 8,) * 3)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "GIF"])
+def test_animation_is_refused(tmp_path, image_format):
+    frames = [Image.new("RGB", (64, 48), (50 * i, 0, 0)) for i in range(3)]
+    path = _save(tmp_path / "moving", frames[0], image_format, save_all=True, append_images=frames[1:], duration=100)
+    assert "found an animation of 3 frames" in find_image_problem(path)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+def test_exif_rotated_image_is_opened_upright(tmp_path, image_format):
+    image = Image.new("RGB", (64, 48), (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, 64, 16))  # the top of the stored picture is red
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: the top becomes the right side
+    path = _save(tmp_path / "turned", image, image_format, exif=exif)
+    facts = read_facts(path, decode=True)
+    assert (facts.problem, facts.width_height) == (None, (48, 64))
+    opened = open_screenshot(path)
+    assert opened.size == (48, 64)
+    assert opened.getpixel((44, 32))[0] > 200
+    assert opened.getpixel((4, 32))[2] > 200
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_file_cut_short_is_refused_even_without_decoding(image_format, decode, share):
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, image_format)
+    data = file.getvalue()
+    assert inspect_bytes(data, "x", decode).problem is None
+    assert inspect_bytes(data[: int(share * len(data))], "x", decode).problem is not None
+
+
+def test_flipped_bit_in_a_png_is_found_by_its_checksum():
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64), dtype=np.uint8)).save(file, "PNG")
+    data = bytearray(file.getvalue())
+    data[len(data) // 2] ^= 1
+    assert "wrong checksum of its 'IDAT' part" in inspect_bytes(bytes(data), "x", decode=False).problem
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_any_damage_ends_in_words_or_in_a_picture(image_format, tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)).save(file, image_format)
+    rng = np.random.default_rng(1)
+    n_refused = 0
+    for _ in range(300):
+        data = bytearray(file.getvalue())
+        for position in rng.integers(0, min(len(data), 200), 3):  # most of what a decoder reads first is there
+            data[position] = rng.integers(256)
+        facts = inspect_bytes(bytes(data), "x", decode=True)
+        n_refused += facts.problem is not None
+        if facts.problem is None:
+            (tmp_path / "x").write_bytes(data)
+            assert open_screenshot(tmp_path / "x").mode == "RGB"
+    assert n_refused > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "no image"), (b"hello", "no image"), (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image")],
+)
+def test_file_that_is_no_screenshot_is_refused(tmp_path, content, message):
+    (tmp_path / "x.png").write_bytes(content)
+    assert message in find_image_problem(tmp_path / "x.png")
+
+
+def test_folder_in_the_place_of_an_image_is_refused(tmp_path):
+    assert "found no file" in find_image_problem(tmp_path)
+
+
+def test_image_that_is_damaged_after_the_check_is_named(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"gone")
+    with pytest.raises(UserError, match=r"x\.png: found a screenshot that cannot be opened"):
+        open_screenshot(tmp_path / "x.png")
+
+
+def test_odd_screenshot_is_told_with_row_and_column(tmp_path):
+    csv_path = write_trajectories(tmp_path, build_tasks(1))
+    (tmp_path / "screens/1.png").write_bytes(_forge_png(60_000, 60_000))
+    with pytest.raises(UserError, match=r"tasks\.csv: row 2: Image_id: found too many pixels"):
+        load_trajectories(csv_path, show_progress=False)

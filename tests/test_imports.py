@@ -1,0 +1,146 @@
+"""The import graph: lower layers know nothing of higher ones, nobody imports entry points, torch comes late."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGES = ("sft", "eval")
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+    for package in PACKAGES
+    for path in sorted((ROOT / package).glob("*.py"))
+    if path.stem != "__init__"
+}
+ENTRIES = {
+    name
+    for name, tree in MODULES.items()
+    if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body)
+}
+MAY_IMPORT_TORCH = {"sft.model", "sft.collator", "sft.trainer", "sft.run", "eval.policy", "eval.predictor"}
+MAY_IMPORT_TORCH |= {"eval.decoding", "eval.constraint"}  # parts of the policy
+HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
+# What the lowest layers may know of this project; everything above may know all of `sft`.
+MAY_KNOW = {
+    "sft.errors": set(),
+    "sft.actions": set(),
+    "sft.memory": {"sft.actions"},
+    "sft.prompts": {"sft.actions", "sft.memory"},
+    "sft.cells": {"sft.actions", "sft.memory", "sft.prompts"},
+    "sft.packing": set(),
+    "sft.sampler": {"sft.errors"},
+}
+
+
+def _imports(tree, at_module_level=False):
+    """Return the full names a module imports; those under `if TYPE_CHECKING` do not run and are left out."""
+    found = set()
+    nodes = list(tree.body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif not _is_skipped(node, at_module_level):
+            nodes += ast.iter_child_nodes(node)
+    return found
+
+
+def _is_skipped(node, at_module_level):
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        return True
+    return at_module_level and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+
+
+def _known(name, at_module_level=False):
+    """Return the modules of this project that a module imports."""
+    return _imports(MODULES[name], at_module_level) & set(MODULES)
+
+
+def _reachable(name):
+    """Return every module outside this project that importing a module imports, by our own modules alone."""
+    seen, outside, waiting = set(), set(), [name]
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        imports = _imports(MODULES[module], at_module_level=True)
+        waiting += imports & set(MODULES)
+        outside |= {i.split(".")[0] for i in imports} - set(PACKAGES)
+    return outside
+
+
+def test_the_graph_is_that_of_this_project():
+    assert {"sft.run", "eval.rollout"} <= ENTRIES
+    assert {"sft.actions", "sft.memory", "sft.prompts", "sft.config", "eval.walk"} <= set(MODULES)
+    assert "sft.memory" in _known("sft.prompts")
+
+
+@pytest.mark.parametrize("name", MAY_KNOW)
+def test_low_layer_knows_nothing_of_those_above(name):
+    assert _known(name) <= MAY_KNOW[name]
+
+
+@pytest.mark.parametrize("name", sorted(m for m in MODULES if m.startswith("sft.")))
+def test_training_knows_nothing_of_evaluation_but_for_its_validation_rollout(name):
+    allowed = {m for m in MODULES if m.startswith("eval.")} if name == "sft.run" else set()
+    assert {m for m in _known(name) if m.startswith("eval.")} <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(ENTRIES))
+def test_entry_point_is_imported_by_nobody_and_holds_no_class(name):
+    assert [other for other in MODULES if name in _known(other)] == []
+    assert [node.name for node in ast.walk(MODULES[name]) if isinstance(node, ast.ClassDef)] == []
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - MAY_IMPORT_TORCH))
+def test_torch_is_imported_by_the_named_modules_alone(name):
+    assert "torch" not in {i.split(".")[0] for i in _imports(MODULES[name], at_module_level=True)}
+
+
+@pytest.mark.parametrize("name", sorted(ENTRIES))
+def test_entry_point_reaches_nothing_heavy_before_it_runs(name):
+    assert _reachable(name) & set(HEAVY) == set()
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_module_imports_no_cycle(name):
+    """No module is reached again from what it imports at module level."""
+    seen, waiting = set(), list(_known(name, at_module_level=True))
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting += _known(module, at_module_level=True)
+    assert name not in seen
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_module_says_in_its_first_line_what_it_holds(name):
+    docstring = ast.get_docstring(MODULES[name])
+    assert docstring
+    assert docstring.splitlines()[0].endswith(".")
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_module_is_not_named_like_one_of_the_standard_library_or_a_dependency(name):
+    """Run by path, a script's own folder comes first: `sft/datasets.py` would hide Hugging Face's."""
+    stem = name.split(".")[1]
+    assert stem not in sys.stdlib_module_names
+    assert stem not in HEAVY
+
+
+@pytest.mark.parametrize("name", ["sft.run", "eval.rollout"])
+def test_help_is_shown_without_torch(name):
+    """Run by path, as a user does; -X importtime lists on stderr what was imported."""
+    path = name.replace(".", "/") + ".py"
+    command = [sys.executable, "-X", "importtime", path, "--help"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    imported = {line.rsplit("|", 1)[-1].strip() for line in finished.stderr.splitlines()}
+    assert path in finished.stdout
+    assert not imported & set(HEAVY)

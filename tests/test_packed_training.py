@@ -1,0 +1,66 @@
+"""Epochs with packing end in the parameters of epochs without, when the steps come in the same order."""
+
+import pytest
+import torch
+from trajectory_samples import TINY_AGENT
+from trl import SFTConfig
+
+from sft.collator import PackingCollator, PaddingCollator
+from sft.config import ModelSettings
+from sft.data import build_step_rows, read_step_sizes
+from sft.encoding import StepEncoder
+from sft.model import build_lora_config, find_family, load_model
+from sft.processors import load_processor
+from sft.sampler import PackSampler
+from sft.trainer import TrajectoryTrainer
+
+
+def train(checkpoint, tasks, tasks_csv, collator_class, folder, **settings):
+    """Train two epochs whose batches are the packs of one sampler; return the adapter and the logged losses."""
+    model_settings = ModelSettings(str(checkpoint), dtype="float32", lora_dropout=0.0)
+    family = find_family(str(checkpoint))
+    encoder = StepEncoder(load_processor(checkpoint, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels), TINY_AGENT)
+    rows = build_step_rows(tasks, str(tasks_csv), encoder, show_progress=False).dataset
+    sizes = read_step_sizes(rows)
+    longest = max(size.n_prefix + size.n_own for size in sizes)
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=2,
+        per_device_train_batch_size=1,
+        learning_rate=1e-3,
+        use_cpu=True,
+        bf16=False,
+        max_length=None,
+        remove_unused_columns=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=0,
+        **{"gradient_checkpointing": False, **settings},
+    )
+    trainer = TrajectoryTrainer(
+        model=load_model(model_settings, family),
+        args=arguments,
+        train_dataset=rows,
+        processing_class=encoder.processor,
+        data_collator=collator_class(encoder),
+        pack_sampler=PackSampler(sizes, 2 * longest, seed=0),
+        peft_config=build_lora_config(model_settings, family),
+    )
+    trainer.train()
+    adapter = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    return adapter, [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2}], ids=str
+)
+def test_packed_epochs_end_where_padded_ones_do(tiny_checkpoints, tasks, tasks_csv, tmp_path, settings):
+    checkpoint = tiny_checkpoints["qwen3_vl"]
+    packed, packed_losses = train(checkpoint, tasks, tasks_csv, PackingCollator, tmp_path / "a", **settings)
+    padded, padded_losses = train(checkpoint, tasks, tasks_csv, PaddingCollator, tmp_path / "b", **settings)
+    assert len(packed_losses) >= 4 and packed_losses[-1] < packed_losses[0]
+    assert packed_losses == pytest.approx(padded_losses, rel=1e-4)
+    for name, parameter in packed.items():
+        torch.testing.assert_close(parameter, padded[name], rtol=1e-3, atol=2e-5)

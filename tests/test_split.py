@@ -1,0 +1,161 @@
+"""Splitting by task: seeded, stratified, rewordings together, hashes that hold."""
+
+import csv
+import hashlib
+import json
+
+import pytest
+from trajectory_samples import build_task, build_tasks, format_csv, write_screenshots, write_trajectories
+
+from sft import split
+from sft.errors import UserError
+from sft.split_manifest import find_split
+from sft.trajectory import load_trajectories
+
+
+def _split(csv_path, *flags):
+    split.main([str(csv_path), *flags])
+    folder = csv_path.parent
+    if "--output_dir" in flags:
+        folder = type(csv_path)(flags[flags.index("--output_dir") + 1])
+    return json.loads((folder / "split.json").read_text())
+
+
+def _ids(manifest):
+    return {name: set(part["tasks"]) for name, part in manifest["parts"].items()}
+
+
+def test_every_task_is_in_exactly_one_part_with_all_its_rows(tmp_path):
+    manifest = _split(write_trajectories(tmp_path, build_tasks(40)))
+    ids = _ids(manifest)
+    assert sum(map(len, ids.values())) == len(set().union(*ids.values())) == 40
+    for name, part in manifest["parts"].items():
+        tasks = load_trajectories(tmp_path / f"{name}.csv", show_progress=False)
+        assert {t.task_id for t in tasks} == ids[name]
+        assert sum(len(t.steps) for t in tasks) == part["n_steps"] == 3 * part["n_tasks"]
+
+
+def test_each_application_is_parted_in_the_same_shares(tmp_path):
+    manifest = _split(write_trajectories(tmp_path, build_tasks(40)), "--parts", "train=0.8,test=0.2")
+    assert manifest["parts"]["train"]["applications"] == {"Archive": 16, "Viewer": 16}
+    assert manifest["parts"]["test"]["applications"] == {"Archive": 4, "Viewer": 4}
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_another_split(tmp_path):
+    path = write_trajectories(tmp_path, build_tasks(40))
+    manifests = [_split(path, "--seed", seed, "--output_dir", str(tmp_path / out)) for seed, out in
+                 (("1", "a"), ("1", "b"), ("2", "c"))]  # fmt: skip
+    contents = [(tmp_path / out / "train.csv").read_bytes() for out in "abc"]
+    assert contents[0] == contents[1]
+    assert _ids(manifests[0]) == _ids(manifests[1])
+    assert _ids(manifests[0]) != _ids(manifests[2])
+
+
+def test_parts_do_not_depend_on_the_order_of_the_rows(tmp_path):
+    rows = build_tasks(30)
+    first = _split(write_trajectories(tmp_path / "a", rows))
+    second = _split(write_trajectories(tmp_path / "b", sorted(rows, key=lambda r: (r["Slide_number"], r["Output"]))))
+    assert _ids(first) == _ids(second)
+
+
+def test_cells_are_written_as_they_were(tmp_path):
+    rows = [{**row, "Mine": 'a "quoted",\nold note'} for row in build_tasks(20)]
+    path = write_trajectories(tmp_path, rows)
+    path.write_text(format_csv(rows, [*rows[0]]), newline="")
+    manifest = _split(path, "--parts", "train=0.5,test=0.5")
+    with (tmp_path / "test.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert written == [row for row in rows if row["Task_id"] in manifest["parts"]["test"]["tasks"]]
+
+
+def test_rewordings_of_one_task_stay_together(tmp_path):
+    seeds = (
+        "Load the liver scan and outline the tumour",
+        "Upload yesterday's X-ray report to the archive",
+        "Register a new patient with her insurance number",
+        "Compare both knee series side by side",
+        "Print the blood count of ward seven",
+        "Rename every measurement after its side",
+    )
+    goals = {
+        f"s{i}-{k}": g for i, goal in enumerate(seeds) for k, g in enumerate((goal, f"Please {goal.lower()} now."))
+    }
+    rows = [row for task_id, goal in goals.items() for row in build_task(task_id, goal, 2, 2, 0)]
+    path = write_trajectories(tmp_path, rows)
+    grouped = _split(path, "--group_by", "goal", "--goal_similarity", "75", "--parts", "train=0.5,test=0.5")
+    assert grouped["n_groups"] == 6
+    for ids in _ids(grouped).values():
+        assert all((f"s{i}-0" in ids) == (f"s{i}-1" in ids) for i in range(6))
+    alone = _split(path, "--parts", "train=0.5,test=0.5")
+    assert any((f"s{i}-0" in ids) != (f"s{i}-1" in ids) for i in range(6) for ids in _ids(alone).values())
+
+
+def test_equal_goals_stay_together_under_every_grouping(tmp_path):
+    rows = [row for i in range(20) for row in build_task(f"t{i}", f"Open DOE{i // 2}" + " " * (i % 2), 2, 2, 0)]
+    manifest = _split(write_trajectories(tmp_path, rows), "--parts", "train=0.5,test=0.5")
+    for ids in _ids(manifest).values():
+        assert {f"t{int(t[1:]) ^ 1}" for t in ids} == ids
+    assert manifest["overlaps"][0]["n_same_goals"] == 0
+
+
+def test_tasks_that_share_a_screenshot_stay_together(tmp_path):
+    rows = build_tasks(6, n_steps=2)
+    for row in rows:
+        row["Image_id"] = f"screens/{(int(row['Task_id'][1:]) - 1) // 2}.png"
+    path = write_trajectories(tmp_path, rows)
+    write_screenshots(tmp_path, 3)
+    manifest = _split(path, "--group_by", "screenshot", "--parts", "train=0.6,test=0.4")
+    for ids in _ids(manifest).values():
+        assert all((f"t{2 * k + 1}" in ids) == (f"t{2 * k + 2}" in ids) for k in range(3))
+    assert manifest["overlaps"][0]["n_same_screenshots"] == 0
+
+
+def test_groups_too_large_for_the_parts_are_refused(tmp_path):
+    path = write_trajectories(tmp_path, build_tasks(6))
+    with pytest.raises(UserError, match=r"found 1 groups of tasks that stay together, the largest of 6"):
+        split.main([str(path), "--group_by", "screenshot"])
+    assert not (tmp_path / "train.csv").exists()
+
+
+def test_manifest_carries_the_hash_of_every_file(tmp_path):
+    path = write_trajectories(tmp_path, build_tasks(20))
+    manifest = _split(path)
+    assert manifest["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    for name, part in manifest["parts"].items():
+        assert part["sha256"] == hashlib.sha256((tmp_path / f"{name}.csv").read_bytes()).hexdigest()
+
+
+def test_split_of_a_file_is_found_beside_it_and_a_later_change_is_seen(tmp_path):
+    _split(write_trajectories(tmp_path, build_tasks(20)), "--seed", "5")
+    found = find_split(tmp_path / "test.csv")
+    assert (found["part"], found["seed"], found["is_unchanged"]) == ("test", 5, True)
+    with (tmp_path / "test.csv").open("a") as file:
+        file.write("\n")
+    assert find_split(tmp_path / "test.csv")["is_unchanged"] is False
+    assert find_split(tmp_path / "tasks.csv") is None
+
+
+def test_bad_rows_are_refused_before_anything_is_written(tmp_path):
+    rows = build_tasks(4)
+    rows[0]["Output"] = "{"
+    with pytest.raises(UserError, match="row 2: Output: found broken JSON"):
+        split.main([str(write_trajectories(tmp_path, rows))])
+    assert not (tmp_path / "split.json").exists()
+
+
+def test_part_may_not_replace_the_data_itself(tmp_path):
+    path = write_trajectories(tmp_path, build_tasks(20), "train.csv")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="found the data itself under a part's name"):
+        split.main([str(path)])
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "parts", ["train", "train=x", "train=0.5,test=0.6", "a=0.5,a=0.5", "a=0,b=1", "../a=0.5,b=0.5"]
+)
+def test_wrong_parts_are_a_usage_error(tmp_path, parts, capsys):
+    with pytest.raises(SystemExit) as stop:
+        split.main([str(write_trajectories(tmp_path, build_tasks(4))), "--parts", parts])
+    assert stop.value.code == 2
+    assert "found" in capsys.readouterr().err
