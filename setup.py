@@ -8,7 +8,7 @@ setup(
     description="Supervised fine-tuning and rollout of vision-language models as GUI agents for clinical software",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["sft", "sft.*", "eval", "eval.*"]),
+    packages=find_packages(include=["sft", "sft.*", "eval", "eval.*", "demo", "benchmarks"]),
     package_data={"eval": ["*.j2", "*.css", "*.js"]},
     install_requires=[
         "torch>=2.11,<2.14",
@@ -29,9 +29,9 @@ setup(
         "rich>=15",
         "tqdm>=4.67",
         "tensorboard>=2.20",
-        "xgrammar>=0.2.8",
     ],
     extras_require={
+        "constrained": ["xgrammar>=0.2.8"],  # brings triton, which is large
         "dev": [
             "pytest>=9",
             "pytest-xdist>=3.8",
@@ -40,6 +40,7 @@ setup(
             "mypy>=2",
             "playwright>=1.60",
             "types-PyYAML",
+            "xgrammar>=0.2.8",
         ],
         "gpu": ["torchvision", "flash-attn"],
         "vllm": ["vllm"],

@@ -211,8 +211,8 @@ def build_trainer(folder: str, encoder: Any, rows: list[dict[str, Any]], side: s
     """Build the trainer of one side; 16 steps an optimiser step on each."""
     from trl import SFTConfig
 
-    from sft.config import ModelSettings
     from sft.model import build_lora_config, find_family_of
+    from sft.settings import ModelSettings
 
     sampler = build_pack_sampler(rows, TOKENS_PER_BATCH) if side == "packed" else None
     arguments = SFTConfig(

@@ -23,6 +23,7 @@ from eval.results import StepResult
 from eval.walk import walk_tasks
 from sft.prompts import AgentConfig
 from sft.trajectory import Trajectory, load_trajectories
+from sft.versions import read_versions
 
 BATCH_SIZES = (1, 4, 16, 64)
 
@@ -91,9 +92,13 @@ def main() -> None:
                 "n_same": n_same,
             }
         )
-    print_table(rows, loop_rate, len(tasks))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    print_table(rows, loop_rate)
+    packages = ", ".join(f"{name} {version}" for name, version in read_versions().items())
+    print(f"{len(tasks)} tasks, {len(few)} of them by the obvious loop and at batch size 1; {device}; {packages}")
     if arguments.json:
-        content = {"loop_steps_per_s": loop_rate, "n_tasks": len(tasks), "rows": rows}
+        content: dict[str, Any] = {"loop_steps_per_s": loop_rate, "n_tasks": len(tasks), "rows": rows}
+        content |= {"device": device, "versions": read_versions()}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if any(row["n_same"] < row["n_compared"] for row in rows):
         sys.exit("The answers are not those of the obvious loop.")
@@ -109,14 +114,13 @@ def time_rollout(
     return {(r.task_id, r.index): (r.predicted, r.memory_after) for r in results}, rate
 
 
-def print_table(rows: list[dict[str, Any]], loop_rate: float, n_tasks: int) -> None:
+def print_table(rows: list[dict[str, Any]], loop_rate: float) -> None:
     table = Table("batch size", "steps/s", "times the loop", "same answers")
     table.add_row("obvious loop", f"{loop_rate:.2f}", "1.0", "")
     for row in rows:
         same = f"{row['n_same']} of {row['n_compared']}"
         table.add_row(str(row["batch_size"]), f"{row['steps_per_s']:.2f}", f"{row['ratio']:.1f}", same)
     Console().print(table)
-    print(f"{n_tasks} tasks, {torch.get_num_threads()} threads, torch {torch.__version__}")
 
 
 if __name__ == "__main__":

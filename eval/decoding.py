@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,13 +16,15 @@ Screenshot = tuple[torch.Tensor, torch.Tensor]  # (patches, patch dim) pixels an
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """One prompt as tokens. `ids`: (T,); `positions`: (3, T); its first `n_prefix` tokens end with the screenshot.
+    """One prompt as tokens. `ids`: (T,); `positions`: (3, T).
 
+    The first `n_system` tokens come before the screenshot, the first `n_prefix` end with it.
     `image_key` says which screenshot: prompts with equal keys and equal prefix ids have equal prefixes.
     """
 
     ids: list[int]
     positions: np.ndarray
+    n_system: int
     n_prefix: int
     image_key: Any
     screenshot: Screenshot
@@ -59,7 +62,7 @@ class AnswerEnd:
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         try:
             json.JSONDecoder().raw_decode(text, text.index("{"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
         return True
 
@@ -70,8 +73,8 @@ def generate_greedy(
 ) -> list[GeneratedAnswer]:
     """Answer prompts greedily, each with at most `limit` tokens.
 
-    Prompts that begin with the same system message and screenshot share the keys and values of that prefix, which is
-    run once. An answer that is complete leaves the batch, so that the others go on in a smaller one.
+    The system message is run once, a screenshot that several prompts stand on is run once, and their keys and values
+    are copied. An answer that is complete leaves the batch, so that the others go on in a smaller one.
     """
     cache, mask, logits = _read_prompts(model, prompts)
     position = torch.tensor([int(p.positions.max()) + 1 for p in prompts], device=model.device)
@@ -93,9 +96,8 @@ def generate_greedy(
             break
         if len(stay) < len(rows):
             rows = [rows[i] for i in stay]
-            index = torch.tensor(stay, device=model.device)
-            cache.batch_select_indices(index)
-            tokens, mask, position = tokens[index], mask[index], position[index]
+            cache, mask = _select(cache, mask, stay)
+            tokens, position = tokens[stay], position[stay]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         output = _forward(model, cache, tokens[:, None], mask, position.expand(3, -1)[..., None])
         logits, position = output.logits[:, -1], position + 1
@@ -103,9 +105,9 @@ def generate_greedy(
 
 
 def _read_prompts(model: Any, prompts: Sequence[EncodedPrompt]) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """Run the prompts: distinct prefixes first, then each prompt's own tokens on a copy of its prefix's cache.
+    """Run the prompts: the system message once, each distinct screenshot once, then each prompt's own tokens.
 
-    Both parts are padded on the left, so the columns are [padding, prefix, padding, own tokens].
+    Each part is padded on the left, so the columns are [system, padding, screenshot, padding, own tokens].
 
     Returns:
         The cache of B rows, its (B, T) attention mask, and the (B, vocabulary) logits after each prompt.
@@ -113,23 +115,44 @@ def _read_prompts(model: Any, prompts: Sequence[EncodedPrompt]) -> tuple[Any, to
     groups: dict[Any, int] = {}
     group_of = [groups.setdefault((p.image_key, tuple(p.ids[: p.n_prefix])), len(groups)) for p in prompts]
     firsts = [prompts[group_of.index(g)] for g in range(len(groups))]
-    ids, mask, positions = _pad_left(model, [(p.ids[: p.n_prefix], p.positions[:, : p.n_prefix]) for p in firsts])
-    output = _forward(
-        model,
-        None,
-        ids,
-        mask,
-        positions,
-        pixel_values=torch.cat([p.screenshot[0] for p in firsts]).to(model.device, model.dtype),
-        image_grid_thw=torch.cat([p.screenshot[1] for p in firsts]).to(model.device),
-    )
-    cache = output.past_key_values
-    index = torch.tensor(group_of, device=model.device)
-    if group_of != list(range(len(prompts))):
-        cache.batch_select_indices(index)
-    ids, own_mask, positions = _pad_left(model, [(p.ids[p.n_prefix :], p.positions[:, p.n_prefix :]) for p in prompts])
-    mask = torch.cat([mask[index], own_mask], dim=1)
-    output = _forward(model, cache, ids, mask, positions)
+    n_system = len(commonprefix([p.ids[: p.n_system] for p in prompts]))
+    cache, mask, logits = None, torch.ones(len(firsts), 0, dtype=torch.long, device=model.device), torch.empty(0)
+    if n_system:
+        cache, mask, logits = _extend(model, None, mask[:1], [_cut(prompts[0], 0, n_system)])
+        cache, mask = _select(cache, mask, [0] * len(firsts))
+    images = {
+        "pixel_values": torch.cat([p.screenshot[0] for p in firsts]).to(model.device, model.dtype),
+        "image_grid_thw": torch.cat([p.screenshot[1] for p in firsts]).to(model.device),
+    }
+    cache, mask, logits = _extend(model, cache, mask, [_cut(p, n_system, p.n_prefix) for p in firsts], **images)
+    cache, mask = _select(cache, mask, group_of)
+    return _extend(model, cache, mask, [_cut(p, p.n_prefix, len(p.ids)) for p in prompts])
+
+
+def _cut(prompt: EncodedPrompt, start: int, end: int) -> tuple[list[int], np.ndarray]:
+    return prompt.ids[start:end], prompt.positions[:, start:end]
+
+
+def _select(cache: Any, mask: torch.Tensor, rows: list[int]) -> tuple[Any, torch.Tensor]:
+    """Return cache and mask with the given rows, a row as often as it is named."""
+    if rows == list(range(len(mask))):
+        return cache, mask
+    index = torch.tensor(rows, device=mask.device)
+    cache.batch_select_indices(index)
+    return cache, mask[index]
+
+
+def _extend(
+    model: Any,
+    cache: Any,
+    mask: torch.Tensor,
+    parts: Sequence[tuple[list[int], np.ndarray]],
+    **images: torch.Tensor,
+) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """Run the next part of every row; return the cache, the mask over all columns and the last logits."""
+    ids, new_mask, positions = _pad_left(model, parts)
+    mask = torch.cat([mask, new_mask], dim=1)
+    output = _forward(model, cache, ids, mask, positions, **images)
     return output.past_key_values, mask, output.logits[:, -1]
 
 

@@ -61,6 +61,8 @@ def for_mode(info: dict[str, Any], mode: str) -> dict[str, Any]:
 
 def for_shard(info: dict[str, Any], shard: int, num_shards: int, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     """Describe the part of a rollout that one of several machines does; the hashes stay those of the whole data."""
+    if not trajectories:
+        raise UserError(f"--num_shards: found {num_shards} for {info['n_tasks']} tasks; expected at most one a task")
     n_steps = sum(len(t.steps) for t in trajectories)
     return _seal({**info, "shard": [shard, num_shards], "n_tasks": len(trajectories), "n_steps": n_steps})
 

@@ -108,7 +108,7 @@ class ModelPolicy:
         ids, types = self.encoder.encode_prompt(text, grid)
         positions = mrope_positions(np.array(types), grid, self.encoder.processor.image_processor.merge_size)
         n_prefix = len(types) - types[::-1].index(1)
-        return EncodedPrompt(ids, positions, n_prefix, path, screenshot)
+        return EncodedPrompt(ids, positions, types.index(1), n_prefix, path, screenshot)
 
 
 def build_constraint(model: Any, encoder: StepEncoder) -> "SchemaConstraint":

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from eval.policy import ModelPolicy, StepRequest
 from sft.actions import format_action
-from sft.config import ModelSettings, load_agent_config, load_model_settings
+from sft.config import load_agent_config, load_model_settings
 from sft.encoding import StepEncoder
 from sft.errors import UserError
 from sft.memory import Memory, update
@@ -19,6 +19,7 @@ from sft.model import check_adapter, find_family, load_model, open_adapter, read
 from sft.processors import load_processor
 from sft.prompts import AgentConfig, parse_answer
 from sft.screenshots import find_image_problem
+from sft.settings import ModelSettings
 
 
 @dataclass(frozen=True)

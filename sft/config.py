@@ -1,13 +1,12 @@
-"""Recipes: one YAML file and command-line overrides to validated settings. Loads no model and reads no data."""
+"""Recipes: their values checked and put together, all problems told at once. Loads no model and reads no data."""
 
 import dataclasses
 import difflib
 import json
-import re
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -15,83 +14,11 @@ from pydantic import TypeAdapter, ValidationError
 from sft.actions import ActionType
 from sft.errors import UserError
 from sft.prompts import AgentConfig, agent_from_json
+from sft.recipe_yaml import RecipeError, load_yaml, parse_overrides
+from sft.settings import BatchSettings, DataSettings, ModelSettings, ValidationSettings
 
 if TYPE_CHECKING:
     from trl import SFTConfig
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Where the trajectories are and which of them are trained on."""
-
-    train_csv: str = field(metadata={"help": "Trajectory CSV to train on, or a data set of `datasets`."})
-    val_csv: str | None = field(default=None, metadata={"help": "Trajectory CSV to validate on."})
-    val_split: float = field(
-        default=0.0, metadata={"help": "Without val_csv: share of the tasks of train_csv that is held out, by task."}
-    )
-    image_root: str | None = field(default=None, metadata={"help": "Folder of the screenshots [folder of the CSV]."})
-    on_bad_rows: Literal["refuse", "quarantine"] = field(
-        default="refuse", metadata={"help": "Refuse a file with a bad row, or set its tasks with one aside whole."}
-    )
-    screenshot_cache: str | None = field(
-        default=None, metadata={"help": "Folder that keeps resized screenshots between epochs and runs [none]."}
-    )
-    task_start: int = field(default=0, metadata={"help": "First task of train_csv, by position in natural order."})
-    task_end: int | None = field(default=None, metadata={"help": "Position after the last task of train_csv."})
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """Which model is fine-tuned and how. Names are those of TRL's ModelConfig."""
-
-    model_name_or_path: str = field(metadata={"help": "Local folder or Hub id of the base model."})
-    model_revision: str = field(default="main", metadata={"help": "Hub revision of the base model."})
-    dtype: Literal["bfloat16", "float16", "float32"] = field(
-        default="bfloat16", metadata={"help": "Number format of the weights and of 4-bit arithmetic."}
-    )
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = field(
-        default="sdpa", metadata={"help": "Attention implementation."}
-    )
-    load_in_4bit: bool = field(default=True, metadata={"help": "Quantise the language layers to nf4 (QLoRA)."})
-    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter; false trains every parameter."})
-    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
-    lora_alpha: int = field(default=32, metadata={"help": "LoRA scale; the update is multiplied by alpha / r."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the LoRA input."})
-    lora_parts: tuple[Literal["language", "merger", "vision"], ...] = field(
-        default=("language",), metadata={"help": "Parts of the model that get LoRA matrices."}
-    )
-    lora_modules_to_save: tuple[str, ...] = field(
-        default=(), metadata={"help": "Modules trained in full and saved with the adapter, e.g. embed_tokens."}
-    )
-
-
-@dataclass(frozen=True)
-class BatchSettings:
-    """How steps become batches."""
-
-    packing: Literal["shared_screenshot", "none"] = field(
-        default="shared_screenshot",
-        metadata={"help": "Hold what several steps share once in one sequence, or pad each step on its own."},
-    )
-    loss_weights: dict[Literal["action", "target", "memory"], float] = field(
-        default_factory=dict, metadata={"help": "Weight of each answer field's tokens in the loss [1.0 each]."}
-    )
-    tokens_per_batch: int = field(
-        default=4096, metadata={"help": "Most tokens of a packed sequence, images included."}
-    )
-
-
-@dataclass(frozen=True)
-class ValidationSettings:
-    """The own-memory rollout on validation tasks that runs at each evaluation."""
-
-    val_rollout_tasks: int = field(
-        default=16, metadata={"help": "Validation tasks rolled out at each evaluation; 0 switches it off."}
-    )
-    val_rollout_batch_size: int = field(default=16, metadata={"help": "Tasks answered at once in that rollout."})
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
-    )
 
 
 @dataclass(frozen=True)
@@ -113,14 +40,6 @@ class Recipe:
             resolved.update(dataclasses.asdict(settings))
         resolved.pop("prompt_version")
         return yaml.safe_dump(_plain({**resolved, **self.training}), sort_keys=False, allow_unicode=True)
-
-
-class RecipeError(UserError):
-    """A recipe that cannot be run; its text lists every problem found."""
-
-    def __init__(self, path: Path, problems: Sequence[str]):
-        self.problems = tuple(problems)
-        super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
 
 
 # Keys of SFTConfig that would undo what this package guarantees, and the way out.
@@ -164,7 +83,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         raise RecipeError(Path("recipe"), ["found no recipe; expected: run.py RECIPE.yaml [--key value ...]"])
     path = Path(argv[0])
     problems: list[str] = []
-    values = {**_load_yaml(path), **_parse_overrides(path, argv[1:])}
+    values = {**load_yaml(path), **parse_overrides(path, argv[1:])}
     sections = {
         "data": DataSettings,
         "model": ModelSettings,
@@ -216,7 +135,7 @@ def load_agent_settings(recipe_path: Path) -> AgentConfig:
     """
     problems: list[str] = []
     keys = set(_field_types(AgentConfig)) - {"prompt_version"}
-    agent = _build(AgentConfig, {k: v for k, v in _load_yaml(recipe_path).items() if k in keys}, problems)
+    agent = _build(AgentConfig, {k: v for k, v in load_yaml(recipe_path).items() if k in keys}, problems)
     if problems:
         raise RecipeError(recipe_path, problems)
     return agent
@@ -230,7 +149,7 @@ def load_model_settings(folder: Path) -> ModelSettings:
     """
     path = folder / "recipe.yaml"
     problems: list[str] = []
-    values = {k: v for k, v in _load_yaml(path).items() if k in _field_types(ModelSettings)}
+    values = {k: v for k, v in load_yaml(path).items() if k in _field_types(ModelSettings)}
     settings = _build(ModelSettings, values, problems)
     if problems:
         raise RecipeError(path, problems)
@@ -252,63 +171,6 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
         return SFTConfig(**{**recipe.training, **fixed})
     except (ValueError, TypeError) as error:
         raise RecipeError(recipe.path, [str(error)]) from error
-
-
-_YAML_BOOL = "tag:yaml.org,2002:bool"
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and reads `no` as text, as YAML 1.2 does (`eval_strategy: no`)."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != _YAML_BOOL]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if not isinstance(key, Hashable):
-                raise ValueError(f"line {line}: found {key!r} as a key; expected text: quote braces and brackets")
-            if key in seen:
-                raise ValueError(f"line {line}: found key {key!r} again (first in line {seen[key]}); expected it once")
-            seen[key] = line
-        return super().construct_mapping(node, deep)
-
-
-_RecipeLoader.add_implicit_resolver(_YAML_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-
-
-def _load_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise RecipeError(path, ["found no such file; expected a recipe in YAML, e.g. recipes/demo.yaml"])
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_RecipeLoader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(path, [" ".join(str(error).split())]) from error
-    if not isinstance(values, dict):
-        raise RecipeError(path, [f"found {type(values).__name__}; expected lines of the form key: value"])
-    return values
-
-
-def _parse_overrides(path: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    overrides: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        flag = rest.pop(0)
-        if not flag.startswith("--"):
-            raise RecipeError(path, [f"found {flag!r} on the command line; expected --key value"])
-        key, has_value, text = flag[2:].partition("=")
-        if not has_value:
-            if not rest:
-                raise RecipeError(path, [f"found --{key} without a value; expected --{key} VALUE"])
-            text = rest.pop(0)
-        try:
-            overrides[key.replace("-", "_")] = yaml.load(text, Loader=_RecipeLoader)  # a SafeLoader
-        except (yaml.YAMLError, ValueError) as error:
-            raise RecipeError(path, [f"--{key}: found {text!r}; expected a YAML value"]) from error
-    return overrides
 
 
 def _build(cls: type, values: dict[str, Any], problems: list[str]) -> Any:

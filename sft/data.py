@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from sft.config import DataSettings
 from sft.encoding import StepEncoder
 from sft.goals import hash_goal
 from sft.prompts import AgentConfig, format_answer
 from sft.sampler import StepSize
 from sft.screenshots import hash_screenshot
+from sft.settings import DataSettings
 from sft.split_manifest import find_split
 from sft.trajectory import (
     Problem,

@@ -14,9 +14,9 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 
-from sft.config import ModelSettings
 from sft.errors import UserError
 from sft.hub import find_base_model
+from sft.settings import ModelSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PARTS = ("language", "merger", "vision")

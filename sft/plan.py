@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sft.config import ModelSettings, Recipe
+from sft.config import Recipe
 from sft.sampler import PackSampler, StepSize
+from sft.settings import ModelSettings
 
 # Bytes a weight takes in nf4 with double quantisation: 4 bits, 8 bits every 64 weights, 32 bits every 256 of those.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)

@@ -5,9 +5,9 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-from sft.config import ModelSettings
 from sft.errors import UserError
 from sft.model import build_lora_config, check_adapter, find_family, load_model
+from sft.settings import ModelSettings
 
 
 def _load(folder, **changes):

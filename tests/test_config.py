@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sft.config import RecipeError, build_training_arguments, load_agent_config, load_model_settings, parse_recipe
+from sft.config import build_training_arguments, load_agent_config, load_model_settings, parse_recipe
 from sft.errors import UserError
 from sft.prompts import AgentConfig, agent_to_json
+from sft.recipe_yaml import RecipeError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -78,7 +78,9 @@ def test_a_shared_prefix_is_run_once(model, encoder, requests):
         lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     ModelPolicy(model, encoder).answer([requests[0], requests[3], requests[6]])  # all on screenshot 0
-    assert [rows for rows, _ in seen[:3]] == [1, 3, 3]
+    # system message, screenshot, the prompts' own tokens, then one token at a time
+    assert [rows for rows, _ in seen[:4]] == [1, 1, 3, 3]
+    assert seen[3][1] == 1
 
 
 def test_an_answer_that_is_complete_leaves_the_batch(model, encoder, requests):
@@ -97,7 +99,7 @@ def test_an_answer_that_is_complete_leaves_the_batch(model, encoder, requests):
     again = policy.answer(requests[:3])
     assert (again[0].finish_reason, again[0].n_answer_tokens) == ("stop", 5)
     assert [a.text for a in again[1:]] == [a.text for a in whole[1:]]
-    assert sizes[2:6] == [3] * 4 and sizes[6:] == [2] * (N_TOKENS - 5)
+    assert sizes[3:7] == [3] * 4 and sizes[7:] == [2] * (N_TOKENS - 5)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,7 @@ def test_an_answer_that_is_complete_leaves_the_batch(model, encoder, requests):
         ('{"action":"CLICK","target":"OK"} and more', 32),
         ('{"action":"TEXT","text":"}{"} tail', 29),
         ('Answer: {"long_term":{"a":[{}]}}}}', 32),
+        ('{"a":' + "[" * 5000 + "}", None),
         ("no object } at all", None),
         ('{"action":"CLICK","target":"}', None),
     ],

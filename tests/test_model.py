@@ -9,7 +9,6 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import get_peft_model
 
-from sft.config import ModelSettings
 from sft.errors import UserError
 from sft.model import (
     FAMILIES,
@@ -21,6 +20,7 @@ from sft.model import (
     part_of,
     trained_parts,
 )
+from sft.settings import ModelSettings
 from sft.trainer import GradientCheck
 
 ATTENTION = tuple(f"self_attn.{x}_proj" for x in "qkvo")

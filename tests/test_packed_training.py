@@ -6,12 +6,12 @@ from trajectory_samples import TINY_AGENT
 from trl import SFTConfig
 
 from sft.collator import PackingCollator, PaddingCollator
-from sft.config import ModelSettings
 from sft.data import build_step_rows, read_step_sizes
 from sft.encoding import StepEncoder
 from sft.model import build_lora_config, find_family, load_model
 from sft.processors import load_processor
 from sft.sampler import PackSampler
+from sft.settings import ModelSettings
 from sft.trainer import TrajectoryTrainer
 
 

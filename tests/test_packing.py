@@ -13,7 +13,6 @@ from trl.trainer.utils import add_fused_lm_head
 from demo.tiny_qwen3vl import build_tiny_checkpoint
 from sft.actions import Action
 from sft.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, build_tree_mask, check_answer_only_labels
-from sft.config import ModelSettings
 from sft.encoding import StepEncoder
 from sft.memory import Answer, Memory
 from sft.model import build_lora_config, find_family
@@ -21,6 +20,7 @@ from sft.packing import TokenSequence, mrope_positions, pack_sequences
 from sft.processors import load_processor
 from sft.prompts import AgentConfig, format_answer
 from sft.screenshots import hash_screenshot
+from sft.settings import ModelSettings
 from sft.trainer import weighted_log_probs
 
 TOLERANCE = 1e-5
