@@ -12,6 +12,7 @@ from eval.decoding import AnswerEnd, EncodedPrompt, Screenshot, generate_greedy
 from eval.prefetch import ScreenshotLoader
 from eval.schema import build_answer_schema
 from sft.encoding import StepEncoder
+from sft.errors import UserError
 from sft.memory import Memory
 from sft.packing import mrope_positions
 from sft.prompts import AgentConfig, format_answer
@@ -113,7 +114,10 @@ class ModelPolicy:
 
 def build_constraint(model: Any, encoder: StepEncoder) -> "SchemaConstraint":
     """Build what holds answers to the agent's answer schema."""
-    from eval.constraint import SchemaConstraint
+    try:
+        from eval.constraint import SchemaConstraint
+    except ImportError as error:
+        raise UserError(f"found no xgrammar ({error}); expected pip install -e '.[constrained]'") from error
 
     n_tokens = model.get_output_embeddings().weight.shape[0]
     return SchemaConstraint(encoder.tokenizer, build_answer_schema(encoder.agent), n_tokens)

@@ -8,4 +8,4 @@ export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 ruff check .
 ruff format --check .
 mypy
-pytest "$@"
+pytest -n 2 "$@"

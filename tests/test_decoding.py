@@ -85,21 +85,34 @@ def test_a_shared_prefix_is_run_once(model, encoder, requests):
 
 def test_an_answer_that_is_complete_leaves_the_batch(model, encoder, requests):
     policy = ModelPolicy(model, encoder)
-    whole = policy.answer(requests[:3])
+    seen = []
 
-    class AfterFive(AnswerEnd):
-        """Ends the first answer of the batch only, by what it is five tokens long."""
+    class Never(AnswerEnd):
+        """Ends no answer and notes each one's ids as they grow."""
 
         def is_reached(self, ids):
-            return len(ids) == 5 and whole[0].text.startswith(self.tokenizer.decode(ids))
+            seen.append(list(ids))
+            return False
 
-    policy._end = AfterFive(encoder.tokenizer)
+    policy._end = Never(encoder.tokenizer)
+    whole = policy.answer(requests[:3])
+    answers = seen[-3:]
+    n = next(n for n in range(2, N_TOKENS) if answers[0][:n] not in (answers[1][:n], answers[2][:n]))
+
+    class AfterFirst(AnswerEnd):
+        """Ends the first answer of the batch only, by what its first tokens are."""
+
+        def is_reached(self, ids):
+            return list(ids) == answers[0][:n]
+
+    policy._end = AfterFirst(encoder.tokenizer)
     sizes = []
     model.register_forward_pre_hook(lambda _, __, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
     again = policy.answer(requests[:3])
-    assert (again[0].finish_reason, again[0].n_answer_tokens) == ("stop", 5)
+    assert (again[0].finish_reason, again[0].n_answer_tokens) == ("stop", n)
     assert [a.text for a in again[1:]] == [a.text for a in whole[1:]]
-    assert sizes[3:7] == [3] * 4 and sizes[7:] == [2] * (N_TOKENS - 5)
+    n_prefill = len(sizes) - (N_TOKENS - 1)
+    assert sizes[n_prefill:] == [3] * (n - 1) + [2] * (N_TOKENS - n)
 
 
 @pytest.mark.parametrize(
