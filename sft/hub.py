@@ -41,7 +41,7 @@ def find_base_model(model_name_or_path: str, revision: str = "main", needs_weigh
         except OSError as error:
             problem = f"the Hub cannot be reached ({error})"
         except Exception as error:
-            if type(error).__module__.split(".")[0] != "httpx":
+            if not type(error).__module__.startswith("httpx"):  # httpx or httpx2, as huggingface_hub has it
                 raise
             problem = f"the Hub cannot be reached ({error})"
     raise UserError(

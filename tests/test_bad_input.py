@@ -1,6 +1,7 @@
 """Bad input, line by line: each stops before a model is loaded with one message: where, found, expected."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -222,3 +223,14 @@ def test_rollout_ends_with_code_2_on_a_model_folder_that_is_none(tmp_path):
     code, message, imported = _run("eval/rollout.py", *arguments, "--model_path", f"{tmp_path}/model")
     assert (code, "torch" in imported) == (2, False)
     assert message.startswith(f"{tmp_path}/model/agent_config.json: found prompt_version '0'; expected '1'")
+
+
+@pytest.mark.parametrize("recipe", ["qwen3vl", "qwen2_5vl"])
+def test_published_recipe_without_weights_or_hub_says_what_is_missing_and_the_way_out(recipe):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/nonexistent"}
+    command = [sys.executable, "sft/run.py", f"recipes/{recipe}.yaml"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "found no folder Qwen/Qwen" in done.stderr and "the Hub cannot be reached" in done.stderr
+    assert "--model_name_or_path /path/to/its/folder" in done.stderr
+    assert "Traceback" not in done.stderr
