@@ -11,10 +11,8 @@ import csv
 import hashlib
 import json
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,14 +21,13 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from demo.practice import build_step, generate_task
-from demo.pretraining_pairs import Element, Screen, build_chat
+from demo.pretraining_examples import Example, ExampleEncoder, ExampleMaker
+from demo.pretraining_pairs import Element, Screen
 from demo.tiny_qwen3vl import SPECIAL_TOKENS, TinySize, build_model, build_tokenizer, save_checkpoint
-from sft.collator import pad
 from sft.packing import IGNORED_LABEL
 from sft.processors import load_processor
-from sft.prompts import AgentConfig, Message, build_system_text
-from sft.screenshots import hash_screenshot, open_screenshot
+from sft.prompts import AgentConfig, build_system_text
+from sft.screenshots import hash_screenshot
 
 DATA = Path(__file__).with_name("data")
 SIZE = TinySize(
@@ -48,17 +45,8 @@ SIZE = TinySize(
     vision_grid=32,
     deepstack=(1,),
 )
-MAX_LABEL_CHARS = 24
 POOL_BATCHES = 8
 MIN_PIXELS, MAX_PIXELS = 65_536, 98_304  # 12 x 7 tokens for a screenshot of 1280x800
-
-
-@dataclass(frozen=True)
-class Example:
-    """A conversation; the loss is on the assistant's turns. `image` is the screenshot of its one image part."""
-
-    messages: Sequence[Message]
-    image: Path | None = None
 
 
 def main() -> None:
@@ -115,92 +103,6 @@ def load_training_split(folder: Path) -> tuple[list[Screen], list[str]]:
     texts = [text for row in rows for text in (row["Instruction"], row["Output"])]
     texts += [e.name for screen in screens for e in screen.elements]
     return screens, [*texts, *[build_system_text(AgentConfig())] * 20]
-
-
-class ExampleMaker:
-    """Makes up examples without end from a seed.
-
-    Practice tasks act on short element labels and on single words of the vocabulary, so that every token is copied
-    somewhere.
-    """
-
-    def __init__(self, screens: Sequence[Screen], vocabulary: Sequence[str], seed: int):
-        self.screens, self.rng = screens, random.Random(seed)
-        self.labels = sorted({e.name for screen in screens for e in screen.elements})
-        words = {word.strip() for word in vocabulary if word.strip().isalnum()}
-        self.short_labels = [x for x in self.labels if len(x) <= MAX_LABEL_CHARS] + sorted(words)
-
-    def make_practice(self, progress: float) -> Example:
-        """Make one practice step. The first tenth of the training is one plan item and the bare action: copying."""
-        rng = self.rng
-        if progress < 0.1:
-            task = generate_task(rng, self.short_labels, max_items=1)
-            return Example(self._as_messages(*build_step(rng, task, AgentConfig(memory_writer="rule")), False, False))
-        task = generate_task(rng, self.short_labels)
-        prompt, answer = build_step(rng, task, AgentConfig())
-        is_whole = rng.random() < 0.3
-        image = rng.choice(self.screens).image if is_whole else None
-        return Example(self._as_messages(prompt, answer, is_whole, is_whole), image)
-
-    def make_screen_chat(self) -> Example:
-        """Make questions about one screen."""
-        screen = self.rng.choice(self.screens)
-        return Example(build_chat(self.rng, screen, self.labels, n_questions=6), screen.image)
-
-    def _as_messages(self, prompt: list[Message], answer: str, has_system: bool, has_image: bool) -> list[Message]:
-        system, user = prompt
-        content = [part for part in user["content"] if has_image or part["type"] == "text"]
-        turns = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-        return [system, *turns] if has_system else turns
-
-
-class ExampleEncoder:
-    """Turns examples into padded batches, images processed once."""
-
-    def __init__(self, processor: Any):
-        self.processor, self.tokenizer = processor, processor.tokenizer
-        self._answer_start = self.tokenizer.encode("<|im_start|>assistant\n")
-        self._pixels: dict[Path, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def encode(self, example: Example) -> tuple[list[int], list[int]]:
-        """Return token ids and labels; labels are -100 outside the assistant's words and their end-of-turn token."""
-        text = self.processor.apply_chat_template(example.messages, tokenize=False)
-        if example.image is not None:
-            n_tokens = int(self._load_pixels(example.image)[1].prod()) // self.processor.image_processor.merge_size**2
-            text = text.replace(self.processor.image_token, self.processor.image_token * n_tokens)
-        ids = self.tokenizer.encode(text)
-        return ids, self._mask(ids)
-
-    def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Build a right-padded batch, of the shapes that `sft.collator` documents."""
-        encoded = [self.encode(example) for example in examples]
-        ids = pad([ids for ids, _ in encoded], self.tokenizer.pad_token_id)
-        batch = {
-            "input_ids": ids,
-            "labels": pad([labels for _, labels in encoded], IGNORED_LABEL),
-            "attention_mask": pad([[1] * len(ids) for ids, _ in encoded], 0),
-            "mm_token_type_ids": (ids == self.processor.image_token_id).long(),
-        }
-        if images := [self._load_pixels(e.image) for e in examples if e.image is not None]:
-            batch["pixel_values"] = torch.cat([pixels.float() for pixels, _ in images])
-            batch["image_grid_thw"] = torch.cat([grid for _, grid in images])
-        return batch
-
-    def _mask(self, ids: list[int]) -> list[int]:
-        labels, n, is_answer = [], len(self._answer_start), False
-        for i, token in enumerate(ids):
-            labels.append(token if is_answer else IGNORED_LABEL)
-            if ids[i - n + 1 : i + 1] == self._answer_start:
-                is_answer = True
-            elif token == self.tokenizer.eos_token_id:
-                is_answer = False
-        return labels
-
-    def _load_pixels(self, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-        if path not in self._pixels:
-            fields = self.processor.image_processor(open_screenshot(path), return_tensors="pt")
-            self._pixels[path] = (fields["pixel_values"].half(), fields["image_grid_thw"])  # half the memory
-        return self._pixels[path]
 
 
 def train(

@@ -58,7 +58,8 @@ def main(argv: list[str]) -> None:
     processor = load_processor(recipe.model.model_name_or_path, recipe.agent.min_pixels, recipe.agent.max_pixels)
     cache_dir = Path(recipe.data.screenshot_cache) if recipe.data.screenshot_cache else None
     encoder = StepEncoder(processor, recipe.agent, cache_dir)
-    train = build_step_rows(split.train, recipe.data.train_csv, encoder)
+    noise = {"memory_noise": recipe.data.memory_noise, "seed": training.seed}
+    train = build_step_rows(split.train, recipe.data.train_csv, encoder, **noise)
     val = build_step_rows(split.val, recipe.data.val_csv or recipe.data.train_csv, encoder) if split.val else None
     sample = [train.dataset[i] for i in range(min(2, len(train.dataset)))]
     collator_class = PaddingCollator if recipe.batch.packing == "none" else PackingCollator
@@ -170,7 +171,8 @@ def build_validation_rollout(
     from eval.policy import ModelPolicy
     from eval.walk import walk_tasks
 
-    chosen = tasks[: recipe.validation.val_rollout_tasks]
+    n_chosen = min(recipe.validation.val_rollout_tasks, len(tasks))
+    chosen = [tasks[i * len(tasks) // n_chosen] for i in range(n_chosen)]  # spread over the order, hence applications
     if not chosen:
         return None
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from demo.practice import build_step, generate_task
-from demo.pretrain import Example, ExampleEncoder
+from demo.pretraining_examples import Example, ExampleEncoder
 from demo.pretraining_pairs import Element, Screen, build_chat
 from demo.tiny_qwen3vl import build_tiny_checkpoint
 from sft.collator import PaddingCollator
