@@ -239,8 +239,6 @@ def _find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any
                 "per_device_train_batch_size: found together with packing; expected tokens_per_batch, which says how "
                 "much goes into one sequence"
             )
-    if not 0 <= data.memory_noise < 1:
-        problems.append(f"memory_noise: found {data.memory_noise}; expected a share from 0 to below 1")
     if not 0 <= data.val_split < 1:
         problems.append(f"val_split: found {data.val_split}; expected a share from 0 to below 1")
     if data.val_csv and data.val_split:

@@ -111,13 +111,8 @@ def build_step_rows(
     csv_path: str,
     encoder: StepEncoder,
     show_progress: bool = True,
-    memory_noise: float = 0.0,
-    seed: int = 0,
 ) -> StepRows:
     """Build one row a step: prompt text under gold memory, the answer, the screenshot's path. Decodes no image.
-
-    A share `memory_noise` of the steps, drawn by the seed, is shown the memory of another step instead. In a rollout a
-    wrong answer leaves a wrong memory behind; a model that has only ever seen right ones follows it to the end.
 
     Returns:
         A dataset with the columns `task_id, step, image, image_sha256, prompt, completion` and the token counts
@@ -132,12 +127,9 @@ def build_step_rows(
     agent, rows, problems, n_shortened = encoder.agent, [], [], 0
     image_hash = lru_cache(maxsize=None)(hash_screenshot)
     bar = tqdm(trajectories, desc="Building training rows", unit="task", disable=not show_progress)
-    memories_of = {t.task_id: gold_memories(t, agent.memory_writer, agent.memory_budget_chars) for t in trajectories}
-    pool, rng = [memory for memories in memories_of.values() for memory in memories], random.Random(seed)
     for trajectory in bar:
-        for step, memory in zip(trajectory.steps, memories_of[trajectory.task_id]):
-            if rng.random() < memory_noise:
-                memory = rng.choice(pool)
+        memories = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
+        for step, memory in zip(trajectory.steps, memories):
 
             def report(column: str, message: str, row: int = step.row) -> None:
                 problems.append(Problem(Path(csv_path), row, column, message))

@@ -58,8 +58,7 @@ def main(argv: list[str]) -> None:
     processor = load_processor(recipe.model.model_name_or_path, recipe.agent.min_pixels, recipe.agent.max_pixels)
     cache_dir = Path(recipe.data.screenshot_cache) if recipe.data.screenshot_cache else None
     encoder = StepEncoder(processor, recipe.agent, cache_dir)
-    noise = {"memory_noise": recipe.data.memory_noise, "seed": training.seed}
-    train = build_step_rows(split.train, recipe.data.train_csv, encoder, **noise)
+    train = build_step_rows(split.train, recipe.data.train_csv, encoder)
     val = build_step_rows(split.val, recipe.data.val_csv or recipe.data.train_csv, encoder) if split.val else None
     sample = [train.dataset[i] for i in range(min(2, len(train.dataset)))]
     collator_class = PaddingCollator if recipe.batch.packing == "none" else PackingCollator

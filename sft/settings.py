@@ -20,10 +20,6 @@ class DataSettings:
     screenshot_cache: str | None = field(
         default=None, metadata={"help": "Folder that keeps resized screenshots between epochs and runs [none]."}
     )
-    memory_noise: float = field(
-        default=0.0,
-        metadata={"help": "Share of training steps shown another step's memory, so that the screen is trusted too."},
-    )
     task_start: int = field(default=0, metadata={"help": "First task of train_csv, by position in natural order."})
     task_end: int | None = field(default=None, metadata={"help": "Position after the last task of train_csv."})
 
