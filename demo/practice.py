@@ -17,8 +17,16 @@ CLAUSES = {
         "choose {target}",
         "go to {target}",
         "use {target}",
+        "{target}",
     ),
-    "TEXT": ("type {text} into {target}", "fill {target} with {text}", "enter {text} as {target}"),
+    "TEXT": (
+        "type {text} into {target}",
+        "fill {target} with {text}",
+        "enter {text} as {target}",
+        "search {target} {text}",
+        "{target} {text}",
+        "{target}: {text}",
+    ),
     "SCROLL": ("scroll {target} {direction}", "move {direction} in {target}"),
     "ZOOM": ("zoom {direction} on {target}", "zoom {target} {direction}"),
     "SEGMENT": ("draw {target}", "measure with {target}", "mark a {target} on the image"),
@@ -64,22 +72,49 @@ def generate_task(rng: random.Random, labels: Sequence[str], max_items: int = 4)
     return PracticeTask(goal, tuple(_write_answers(plan)))
 
 
+def generate_task_on(
+    rng: random.Random, here: Mapping[str, str], elsewhere: Sequence[str], max_items: int = 4
+) -> tuple[PracticeTask, int]:
+    """Make up a task of which one step, whose index is returned too, acts on a screen's own element.
+
+    `here` are the elements on the screen, label to kind of action; all other steps act on labels of `elsewhere`. The
+    screen thus says which step it is, whatever the memory says.
+    """
+    plan = _draw_plan(rng, elsewhere, rng.randint(1, max_items))
+    places = [(item, i) for item, steps in plan.items() for i in range(len(steps))]
+    item, i = rng.choice(places)
+    label = rng.choice(sorted(here))
+    action = _make_action(rng, elsewhere, here[label], label)
+    plan[item][i] = (action, _observe(action))
+    return PracticeTask(_word_plan(rng, plan), tuple(_write_answers(plan))), places.index((item, i))
+
+
 def build_step(
-    rng: random.Random, task: PracticeTask, agent: AgentConfig, step: int | None = None
+    rng: random.Random,
+    task: PracticeTask,
+    agent: AgentConfig,
+    step: int | None = None,
+    memory: Memory | None = None,
 ) -> tuple[list[Message], str]:
-    """Return prompt and answer text of one step of the task (a random one by default), memory written by the gold."""
+    """Return prompt and answer text of one step: a random one and the right memory, where none is given."""
     step = rng.randrange(len(task.answers)) if step is None else step
+    memory = remember(task, step, agent) if memory is None else memory
+    return build_prompt(task.instruction, memory, agent), format_answer(task.answers[step], agent)
+
+
+def remember(task: PracticeTask, step: int, agent: AgentConfig) -> Memory:
+    """Return the memory before a step whose steps before were all right."""
     memory: Memory = EMPTY_MEMORY
     for answer in task.answers[:step]:
         memory = update(memory, answer, agent.memory_writer, agent.memory_budget_chars)
-    return build_prompt(task.instruction, memory, agent), format_answer(task.answers[step], agent)
+    return memory
 
 
 def _ask_for_procedures(rng: random.Random, labels: Sequence[str], n_items: int) -> tuple[str, Plan]:
     quote, joint = rng.choice(("", "", '"')), rng.choice(JOINTS)
     clauses, plan = [], {}
     for procedure in rng.sample(PROCEDURES, n_items):
-        slots = {name: _pick_label(rng, labels) for name in "xy"}
+        slots = {name: pick_label(rng, labels) for name in "xy"}
         quoted = {name: f"{quote}{label}{quote}" for name, label in slots.items()}
         clauses.append(rng.choice(procedure.wordings).format(**quoted))
         plan[procedure.name] = [_fill_step(step, slots) for step in procedure.steps]
@@ -93,11 +128,20 @@ def _fill_step(step: Sequence[str], slots: Mapping[str, str]) -> tuple[Action, s
 
 
 def _spell_out(rng: random.Random, labels: Sequence[str], n_items: int) -> tuple[str, Plan]:
-    plan = {}
+    plan = _draw_plan(rng, labels, n_items)
+    return _word_plan(rng, plan), plan
+
+
+def _draw_plan(rng: random.Random, labels: Sequence[str], n_items: int) -> dict[str, list[tuple[Action, str]]]:
+    plan: dict[str, list[tuple[Action, str]]] = {}
     while len(plan) < n_items:
-        item = f"{rng.choice(PLAN_VERBS)} {_pick_label(rng, labels).lower()}"
+        item = f"{rng.choice(PLAN_VERBS)} {pick_label(rng, labels).lower()}"
         actions = [_make_action(rng, labels) for _ in range(rng.randint(1, 3))]
-        plan[item] = [(a, OBSERVATIONS[a.kind].format(target=a.target, **a.arguments)) for a in actions]
+        plan[item] = [(action, _observe(action)) for action in actions]
+    return plan
+
+
+def _word_plan(rng: random.Random, plan: Plan) -> str:
     quote, nouns = rng.choice(("", "", '"', "'")), rng.sample(NOUNS, len(NOUNS))
     details: list[str] = []
     items = []
@@ -106,17 +150,23 @@ def _spell_out(rng: random.Random, labels: Sequence[str], n_items: int) -> tuple
         for action, _ in steps:
             text += (rng.choice(JOINTS[:5]) if text else "") + _write_clause(rng, action, quote, nouns, details)
         items.append((item, text))
-    return rng.choice(OPENINGS) + _join_items(rng, items) + "".join(rng.sample(details, len(details))), plan
+    return rng.choice(OPENINGS) + _join_items(rng, items) + "".join(rng.sample(details, len(details)))
 
 
-def _make_action(rng: random.Random, labels: Sequence[str]) -> Action:
-    kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-    target = _pick_label(rng, labels)
+def _make_action(
+    rng: random.Random, labels: Sequence[str], kind: str | None = None, target: str | None = None
+) -> Action:
+    kind = kind or rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+    target = target or pick_label(rng, labels)
     if kind == "TEXT":
-        return Action(kind, target, {"text": _pick_label(rng, labels)})
+        return Action(kind, target, {"text": pick_label(rng, labels)})
     if kind in DIRECTIONS:
         return Action(kind, target, {"direction": rng.choice(DIRECTIONS[kind])})
     return Action(kind, target)
+
+
+def _observe(action: Action) -> str:
+    return OBSERVATIONS[action.kind].format(target=action.target, **action.arguments)
 
 
 def _write_clause(rng: random.Random, action: Action, quote: str, nouns: list[str], details: list[str]) -> str:
@@ -159,7 +209,7 @@ def _answer(action: Action, observation: str, done: Sequence[str], remaining: Se
     return Answer(action, short_term, long_term)
 
 
-def _pick_label(rng: random.Random, labels: Sequence[str]) -> str:
+def pick_label(rng: random.Random, labels: Sequence[str]) -> str:
     """Take a given label or make up what one may look like: a word, a person's name, a code, a number."""
     kind = rng.randrange(10)
     if kind < 6 and labels:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from demo.practice import build_step, generate_task
-from demo.pretraining_pairs import Screen, build_chat
+from demo.copying import build_copying
+from demo.practice import build_step, generate_task, generate_task_on, remember
+from demo.pretraining_pairs import Screen, build_chat, name_usable_elements
 from sft.collator import pad
 from sft.packing import IGNORED_LABEL
 from sft.prompts import AgentConfig, Message
@@ -29,38 +30,64 @@ class Example:
 class ExampleMaker:
     """Makes up examples without end from a seed.
 
-    Practice tasks act on short element labels and on single words of the vocabulary, so that every token is copied
-    somewhere.
+    `vocabulary` are the tokenizer's words: whatever it can write is copied somewhere.
     """
 
     def __init__(self, screens: Sequence[Screen], vocabulary: Sequence[str], seed: int):
         self.screens, self.rng = screens, random.Random(seed)
         self.labels = sorted({e.name for screen in screens for e in screen.elements})
-        words = {word.strip() for word in vocabulary if word.strip().isalnum()}
-        self.short_labels = [x for x in self.labels if len(x) <= MAX_LABEL_CHARS] + sorted(words)
+        self.words = sorted({word.strip() for word in vocabulary if word.strip().isalnum()})
+        self.short_labels = [x for x in self.labels if len(x) <= MAX_LABEL_CHARS]
+        applications = {screen.application for screen in screens}
+        self._labels_of = {
+            name: {e.name for s in screens if s.application == name for e in s.elements} & set(self.short_labels)
+            for name in applications
+        }
 
-    def make_practice(self, progress: float) -> Example:
-        """Make one practice step. The first tenth of the training is one plan item and the bare action: copying."""
+    def make_text(self, copying: float, is_first: bool = False) -> Example:
+        """Make an exercise without a screenshot: copying with the given probability, else a practice step.
+
+        `is_first` asks for the short kind of practice: one plan item, the bare action.
+        """
         rng = self.rng
-        if progress < 0.1:
-            task = generate_task(rng, self.short_labels, max_items=1)
-            return Example(self._as_messages(*build_step(rng, task, AgentConfig(memory_writer="rule")), False, False))
-        task = generate_task(rng, self.short_labels)
-        prompt, answer = build_step(rng, task, AgentConfig())
-        is_whole = rng.random() < 0.3
-        image = rng.choice(self.screens).image if is_whole else None
-        return Example(self._as_messages(prompt, answer, is_whole, is_whole), image)
+        if rng.random() < copying:
+            return Example(build_copying(rng, self.short_labels, self.words))
+        labels = self.short_labels if rng.random() < 0.7 else self.words
+        agent = AgentConfig(memory_writer="rule" if is_first else "model")
+        task = generate_task(rng, labels, max_items=1 if is_first else 4)
+        return Example(self._as_messages(*build_step(rng, task, agent), has_image=False))
 
-    def make_screen_chat(self) -> Example:
-        """Make questions about one screen."""
+    def make_with_screen(self, practice: float) -> Example:
+        """Make a practice step on a screen with the given probability, else questions about one."""
+        if self.rng.random() < practice:
+            return self.make_step_on_screen()
         screen = self.rng.choice(self.screens)
         return Example(build_chat(self.rng, screen, self.labels, n_questions=6), screen.image)
 
-    def _as_messages(self, prompt: list[Message], answer: str, has_system: bool, has_image: bool) -> list[Message]:
+    def make_step_on_screen(self) -> Example:
+        """Make a practice step on a screen that shows its element; two in five come with a memory that is wrong.
+
+        What an agent remembers of its own steps is not always true: it has to read the goal and the screen.
+        """
+        rng, agent = self.rng, AgentConfig()
+        screen = rng.choice(self.screens)
+        here = name_usable_elements(screen, MAX_LABEL_CHARS)
+        if not here:
+            return self.make_step_on_screen()
+        elsewhere = sorted(self._labels_of[screen.application] - {e.name for e in screen.elements})
+        task, step = generate_task_on(rng, here, elsewhere)
+        memory = None
+        if rng.random() < 0.4:
+            other = generate_task(rng, elsewhere) if rng.random() < 0.5 else task
+            memory = remember(other, rng.randrange(len(other.answers)), agent)
+        return Example(self._as_messages(*build_step(rng, task, agent, step, memory), has_image=True), screen.image)
+
+    def _as_messages(self, prompt: list[Message], answer: str, has_image: bool) -> list[Message]:
+        """Return the whole conversation, or its text alone without system message and image part."""
         system, user = prompt
         content = [part for part in user["content"] if has_image or part["type"] == "text"]
         turns = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-        return [system, *turns] if has_system else turns
+        return [system, *turns] if has_image else turns
 
 
 class ExampleEncoder:

@@ -11,6 +11,7 @@ from sft.prompts import Message
 SCREEN_WH = (1280, 800)
 POINT_STEP = 50  # points are given in thousandths of the screen, as Qwen3-VL gives them, rounded to this
 MAX_LISTED = 8
+_KIND_OF_ROLE = {"textbox": "TEXT", "image": "ZOOM"}
 INTERACTIVE_ROLES = ("button", "link", "tab", "menuitem", "checkbox", "textbox", "combobox", "switch", "option")
 
 
@@ -36,6 +37,16 @@ class Screen:
     image: Path
     application: str
     elements: tuple[Element, ...]
+
+
+def name_usable_elements(screen: Screen, max_chars: int) -> dict[str, str]:
+    """Return what can be acted on, label to kind of action; labels that are long or stand there twice are left out."""
+    names = [e.name for e in screen.elements]
+    return {
+        e.name.rstrip(":"): _KIND_OF_ROLE.get(e.role, "CLICK")
+        for e in screen.elements
+        if len(e.name) <= max_chars and names.count(e.name) == 1
+    }
 
 
 def build_chat(rng: random.Random, screen: Screen, labels: Sequence[str], n_questions: int) -> list[Message]:

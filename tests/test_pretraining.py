@@ -7,12 +7,15 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from demo.practice import build_step, generate_task
-from demo.pretraining_examples import Example, ExampleEncoder
-from demo.pretraining_pairs import Element, Screen, build_chat
-from demo.tiny_qwen3vl import build_tiny_checkpoint
+from demo.copying import build_copying
+from demo.practice import build_step, generate_task, generate_task_on, remember
+from demo.pretrain import build_optimizers, relate_word_starts
+from demo.pretraining_examples import Example, ExampleEncoder, ExampleMaker
+from demo.pretraining_pairs import Element, Screen, build_chat, name_usable_elements
+from demo.tiny_qwen3vl import TinySize, build_model, build_tiny_checkpoint, build_tokenizer
 from sft.collator import PaddingCollator
 from sft.encoding import StepEncoder
 from sft.packing import IGNORED_LABEL
@@ -69,6 +72,73 @@ def test_practice_prompt_of_a_step_holds_the_memory_of_the_step_before():
     task = generate_task(rng, LABELS)
     prompt, _ = build_step(rng, task, agent, step=1)
     assert f'"last_target":"{task.answers[0].action.target}"' in prompt[1]["content"][1]["text"]
+
+
+def test_practice_step_on_a_screen_acts_on_its_element_and_all_others_elsewhere():
+    rng, here = random.Random(5), {"MRN": "TEXT", "Layout": "CLICK"}
+    for _ in range(50):
+        task, step = generate_task_on(rng, here, ["Patient", "Tools"])
+        action = task.answers[step].action
+        assert here[action.target] == action.kind
+        assert action.target in task.instruction
+        assert not {a.action.target for i, a in enumerate(task.answers) if i != step} & set(here)
+
+
+def test_two_in_five_practice_steps_on_a_screen_come_with_a_memory_of_another_step():
+    screen = Screen(Path("x.png"), "OHIF Viewer", (Element("textbox", "MRN", (0, 0, 640, 400)),))
+    other = Screen(Path("y.png"), "OHIF Viewer", (Element("button", "Layout", (0, 0, 640, 400)),))
+    maker = ExampleMaker([screen, other], ["word"], seed=0)
+    n_right = 0
+    for _ in range(400):
+        system, user, assistant = maker.make_step_on_screen().messages
+        before = json.loads(user["content"][1]["text"].split("Long-term memory: ")[1])
+        after = json.loads(assistant["content"])["long_term"]
+        done = before.get("completed_subtasks", [])
+        n_right += done == after["completed_subtasks"][: len(done)] and (not before or _items(before) == _items(after))
+    assert 0.6 < n_right / 400 < 0.9  # another step of one plan item leaves the same plan behind
+
+
+def _items(long_term):
+    return [*long_term["completed_subtasks"], *long_term["remaining_subtasks"]]
+
+
+def test_what_a_copying_exercise_asks_for_stands_in_its_question():
+    rng = random.Random(6)
+    for _ in range(100):
+        question, answer = (m["content"] for m in build_copying(rng, LABELS, ["code", "zoom"]))
+        assert answer and answer in question
+
+
+def test_memory_of_the_first_step_is_empty_and_of_the_third_names_the_second():
+    task = generate_task(random.Random(7), LABELS)
+    while len(task.answers) < 3:
+        task = generate_task(random.Random(8), LABELS)
+    agent = AgentConfig()
+    assert (remember(task, 0, agent).short_term, remember(task, 0, agent).long_term) == ({}, {})
+    assert remember(task, 2, agent).short_term["last_target"] == task.answers[1].action.target
+
+
+def test_labels_that_are_long_or_stand_twice_are_not_acted_on():
+    elements = [("button", "OK"), ("button", "OK"), ("textbox", "Name:"), ("image", "viewport"), ("link", "x" * 40)]
+    screen = Screen(Path("x.png"), "A", tuple(Element(role, name, (0, 0, 1, 1)) for role, name in elements))
+    assert name_usable_elements(screen, 24) == {"Name": "TEXT", "viewport": "ZOOM"}
+
+
+def test_a_word_after_a_blank_begins_near_the_same_word_without_one():
+    tokenizer = build_tokenizer(["zoom zoom zoom study study"] * 50, 320)
+    weight = build_model(tokenizer, "qwen3_vl", TinySize(vocab=320), seed=0).get_input_embeddings().weight
+    vocabulary = tokenizer.get_vocab()
+    pair, unrelated = (vocabulary["zoom"], vocabulary["\u0120zoom"]), vocabulary["\u0120study"]
+    relate_word_starts(weight, tokenizer)
+    near, far = (torch.cosine_similarity(weight[pair[0]], weight[i], dim=0) for i in (pair[1], unrelated))
+    assert near > far + 0.2
+
+
+def test_every_parameter_is_trained_by_exactly_one_optimizer():
+    tokenizer = build_tokenizer(["zoom study"] * 50, 300)
+    model = build_model(tokenizer, "qwen3_vl", TinySize(vocab=300), seed=0)
+    trained = [id(p) for o in build_optimizers(model, 1e-3) for group in o.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in model.parameters())
 
 
 def test_point_is_the_middle_in_thousandths_of_the_screen():
