@@ -34,6 +34,13 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def read_peak_mb() -> int:
+    """Return the most memory this process has held, in MB; Linux only."""
+    # not getrusage: its ru_maxrss starts at what the parent process held
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) // 1024
+
+
 def publish(title: str, rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], json_path: Path | None) -> None:
     """Print the rows as a table and, where a path is given, save them with the machine as JSON."""
     table = Table(title=title)
