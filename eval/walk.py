@@ -135,6 +135,7 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
         walk.memory = walk.gold[walk.next_index]
     return replace(
         blank,
+        memory_before=blank.memory_before if raw.memory_shown is None else _as_json(raw.memory_shown),
         memory_after=_as_json(walk.memory),
         raw_text=raw.text,
         parse_status=parsed.status,
