@@ -79,30 +79,11 @@ def measure_speed(images: list[Path], model: Path, folder: Path) -> list[dict[st
 
 def train(encoder: Any, steps: list[dict[str, Any]], model: Path, folder: Path) -> float:
     """Train a few packed batches; return the share of the time that the trainer says it waited for data."""
-    import torch
-    from transformers import AutoModelForImageTextToText
-    from trl import SFTConfig
+    from benchmarks.sides import build_cpu_arguments, build_our_trainer, build_pack_sampler, load_model
 
-    from benchmarks.sides import build_our_trainer, build_pack_sampler
-
-    arguments = SFTConfig(
-        output_dir=str(folder / "out"),
-        max_steps=N_TRAINED,
-        per_device_train_batch_size=1,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
-        max_length=None,
-        remove_unused_columns=False,
-        logging_steps=N_TRAINED,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    network = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
-    trainer = build_our_trainer(
-        steps, encoder, build_pack_sampler(steps, TOKENS_PER_BATCH), model=network, args=arguments
-    )
+    sampler = build_pack_sampler(steps, TOKENS_PER_BATCH)
+    arguments = build_cpu_arguments(str(folder), N_TRAINED, 1, 1, logging_steps=N_TRAINED)
+    trainer = build_our_trainer(steps, encoder, sampler, model=load_model(model), args=arguments)
     trainer.train()
     return float(trainer.state.log_history[0]["data_wait_share"])
 

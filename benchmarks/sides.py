@@ -147,3 +147,33 @@ def build_pack_sampler(rows: Sequence[dict[str, Any]], tokens_per_batch: int) ->
     from sft.sampler import PackSampler
 
     return PackSampler(read_step_sizes(Dataset.from_list(list(rows))), tokens_per_batch, seed=0)
+
+
+def build_cpu_arguments(folder: str, n_steps: int, micro_batch: int, accumulation: int, **settings: Any) -> Any:
+    """Return TRL's configuration of a run of `n_steps` optimiser steps in fp32 on the CPU, without checkpointing."""
+    from trl import SFTConfig
+
+    fixed = {
+        "output_dir": f"{folder}/out",
+        "max_steps": n_steps,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_checkpointing": False,
+        "learning_rate": 1e-4,
+        "use_cpu": True,
+        "bf16": False,
+        "max_length": None,
+        "remove_unused_columns": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return SFTConfig(**{**fixed, **settings})
+
+
+def load_model(folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)

@@ -1,6 +1,6 @@
 """Training speed and memory against TRL's stock SFTTrainer on the same steps.
 
-python benchmarks/train_throughput.py [--json FILE] [--steps_per_screenshot 1 2 4 8 16] [--no_demo]
+python benchmarks/train_throughput.py [--json FILE] [--steps_per_screenshot 1 2 4 8 16]
 
 Stock: `SFTTrainer` with `DataCollatorForVisionLanguageModeling` on prompt/completion rows, at the better of two
 micro-batch sizes. Ours: shared-screenshot packing. Same tiny model and weights, same steps, same trained tokens, same
@@ -25,11 +25,13 @@ from benchmarks.sides import (
     DEMO_DATA,
     VOCAB,
     Turns,
+    build_cpu_arguments,
     build_encoder,
     build_our_trainer,
     build_pack_sampler,
     build_rows,
     build_stock_trainer,
+    load_model,
     read_demo_texts,
 )
 
@@ -48,12 +50,11 @@ def main() -> None:
     parser.add_argument("--steps_per_screenshot", type=int, nargs="*", default=[1, 2, 4, 8, 16])
     parser.add_argument("--micro_batch_sizes", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--turns", type=int, default=3, help="optimiser steps of each side that are timed [3]")
-    parser.add_argument("--no_demo", action="store_true", help="leave the row of the demonstration data out")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         build_inputs(Path(folder))
-        settings = [str(n) for n in arguments.steps_per_screenshot] + ([] if arguments.no_demo else [DEMO])
+        settings = [*map(str, arguments.steps_per_screenshot), DEMO]
         micro_batch = choose_micro_batch(folder, settings[0], arguments.micro_batch_sizes)
         for setting in settings:
             rows.append(compare(folder, setting, micro_batch, arguments.turns))
@@ -143,12 +144,13 @@ def train(connection: Connection, folder: str, setting: str, n_turns: int, side:
     encoder = build_encoder(Path(folder) / "model")
     rows = build_demo_rows(encoder) if setting == DEMO else build_shared_rows(encoder, Path(folder), int(setting))
     if side == "stock":
-        arguments = build_arguments(folder, micro_batch, -(-len(rows) // micro_batch), n_turns)
-        trainer = build_stock_trainer(rows, encoder, model=load(folder), args=arguments)
+        accumulation = -(-len(rows) // micro_batch)
+        arguments = build_cpu_arguments(folder, n_turns, micro_batch, accumulation)
+        trainer = build_stock_trainer(rows, encoder, model=load_model(Path(folder) / "model"), args=arguments)
     else:
         sampler = build_pack_sampler(rows, TOKENS_PER_BATCH)
-        arguments = build_arguments(folder, 1, len(sampler), n_turns)
-        trainer = build_our_trainer(rows, encoder, sampler, model=load(folder), args=arguments)
+        arguments = build_cpu_arguments(folder, n_turns, 1, len(sampler))
+        trainer = build_our_trainer(rows, encoder, sampler, model=load_model(Path(folder) / "model"), args=arguments)
     trainer.add_callback(Turns(connection))
     trainer.train()
     peak_mb = read_peak_mb()
@@ -184,34 +186,6 @@ def build_demo_rows(encoder: Any) -> list[dict[str, Any]]:
     packs = sorted(build_pack_sampler(rows, TOKENS_PER_BATCH).plan(epoch=1), key=len)
     chosen = packs[len(packs) // (2 * N_DEMO_PACKS) :: len(packs) // N_DEMO_PACKS][:N_DEMO_PACKS]
     return [rows[i] for pack in chosen for i in pack]
-
-
-def load(folder: str) -> Any:
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    return AutoModelForImageTextToText.from_pretrained(f"{folder}/model", dtype=torch.float32)
-
-
-def build_arguments(folder: str, micro_batch: int, accumulation: int, n_steps: int) -> Any:
-    from trl import SFTConfig
-
-    return SFTConfig(
-        output_dir=f"{folder}/out",
-        max_steps=n_steps,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulation,
-        gradient_checkpointing=False,
-        learning_rate=1e-4,
-        use_cpu=True,
-        bf16=False,
-        max_length=None,
-        remove_unused_columns=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
 
 
 if __name__ == "__main__":
