@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.machine import describe_machine, publish, read_own_mb
 
 DATA = Path(__file__).parent.parent / "demo/data"
-TOKENS_PER_BATCH, N_TRAINED = 4608, 6
+TOKENS_PER_BATCH, N_TRAINED = 4608, 4
 
 
 def main() -> None:
