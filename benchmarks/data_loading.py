@@ -1,24 +1,29 @@
 """Speed and memory of loading: screenshots decoded anew, cached cold and cached warm; memory against number of rows.
 
-python -m benchmarks.data_loading [--json FILE] [--rows 1000 50000] [--screenshots 64]
+python benchmarks/data_loading.py [--json FILE] [--rows 1000 50000] [--screenshots 64]
 
-Steps are collated one by one in the main process, on screenshots of the demonstration data at the 8B recipe's pixel
-budget. Memory is that of a process that holds the rows of a run, after reading every one of them once.
+Speed: steps collated one by one in the main process, on screenshots of the demonstration data at the 8B recipe's pixel
+budget; `data_wait_share` is what a short training of a tiny model logs as the share of its time spent waiting for
+data, without workers. Memory: the steps of the demonstration data, repeated under other tasks and goals, are read,
+checked, made into training rows, planned into packs and read back one by one, as a run does before and while it
+trains; the peak is that of memory that is the process's own (RssAnon, every 10 ms). Needs Linux.
 """
 
 import argparse
+import csv
 import json
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.machine import describe_machine, publish, read_own_mb
 
-SCREENSHOTS = Path(__file__).parent.parent / "demo/data/images"
+DATA = Path(__file__).parent.parent / "demo/data"
+TOKENS_PER_BATCH, N_TRAINED = 4608, 4
 
 
 def main() -> None:
@@ -26,64 +31,122 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 50_000])
     parser.add_argument("--screenshots", type=int, default=64)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=2, metavar=("CSV", "MODEL"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        print(json.dumps(measure_memory(int(arguments.worker))))
+        print(json.dumps(measure_memory(*arguments.worker)))
         return
-    images = sorted(SCREENSHOTS.iterdir())[: arguments.screenshots]
-    rows = [*measure_speed(images), *(run_worker(n) for n in arguments.rows)]
+    from benchmarks.sides import VOCAB, read_demo_texts
+    from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = build_tiny_checkpoint(Path(folder) / "model", read_demo_texts(), size=TinySize(VOCAB))
+        rows = measure_speed(sorted((DATA / "images").iterdir())[: arguments.screenshots], model, Path(folder))
+        rows += [run_worker(n_rows, model, Path(folder)) for n_rows in arguments.rows]
     publish("Data loading", rows, describe_machine(), arguments.json)
 
 
-def measure_speed(images: list[Path]) -> list[dict[str, Any]]:
-    """Collate one step on each screenshot, three ways."""
-    from benchmarks.sides import build_encoder, build_goal, build_rows
-    from demo.tiny_qwen3vl import build_tiny_checkpoint
+def measure_speed(images: list[Path], model: Path, folder: Path) -> list[dict[str, Any]]:
+    """Collate one step on each screenshot, three ways, and train a few."""
+    from benchmarks.sides import build_encoder, build_rows
     from sft.collator import PaddingCollator
     from sft.encoding import StepEncoder
 
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        model = build_tiny_checkpoint(Path(folder) / "model", [build_goal(i) for i in range(16)])
-        plain = build_encoder(model)
-        cached = StepEncoder(plain.processor, plain.agent, Path(folder) / "cache")
-        steps = build_rows(plain, images)
-        for setting, encoder in (("no cache", plain), ("cache, cold", cached), ("cache, warm", cached)):
-            collate = PaddingCollator(encoder)
-            started = time.perf_counter()
-            for step in steps:
-                collate([step])
-            seconds = time.perf_counter() - started
-            rows.append(
-                {"setting": setting, "rows": len(steps), "rows_a_second": len(steps) / seconds, "peak_mb": None}
-            )
-    return rows
+    plain = build_encoder(model)
+    cached = StepEncoder(plain.processor, plain.agent, folder / "cache")
+    steps = build_rows(plain, images)
+    measured = []
+    for setting, encoder in (("no cache", plain), ("cache, cold", cached), ("cache, warm", cached)):
+        collate = PaddingCollator(encoder)
+        started = time.perf_counter()
+        for step in steps:
+            collate([step])
+        seconds = time.perf_counter() - started
+        if setting == "cache, cold":
+            encoder = StepEncoder(plain.processor, plain.agent, folder / "cold")  # those just collated are warm now
+        measured.append(
+            {
+                "setting": setting,
+                "n_rows": len(steps),
+                "rows_a_second": len(steps) / seconds,
+                "images_a_second": len({step["image"] for step in steps}) / seconds,
+                "data_wait_share": train(encoder, steps, model, folder),
+                "peak_mb": None,
+            }
+        )
+    return measured
 
 
-def run_worker(n_rows: int) -> dict[str, Any]:
+def train(encoder: Any, steps: list[dict[str, Any]], model: Path, folder: Path) -> float:
+    """Train a few packed batches; return the share of the time that the trainer says it waited for data."""
+    from benchmarks.sides import build_cpu_arguments, build_our_trainer, build_pack_sampler, load_model
+
+    sampler = build_pack_sampler(steps, TOKENS_PER_BATCH)
+    arguments = build_cpu_arguments(str(folder), N_TRAINED, 1, 1, logging_steps=N_TRAINED)
+    trainer = build_our_trainer(steps, encoder, sampler, model=load_model(model), args=arguments)
+    trainer.train()
+    return float(trainer.state.log_history[0]["data_wait_share"])
+
+
+def run_worker(n_rows: int, model: Path, folder: Path) -> dict[str, Any]:
     """Measure memory in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.data_loading", "--worker", str(n_rows)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    write_tasks(folder / "tasks.csv", n_rows)
+    command = [sys.executable, "-m", "benchmarks.data_loading", "--worker", str(folder / "tasks.csv"), str(model)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_memory(n_rows: int) -> dict[str, Any]:
-    """Build `n_rows` training rows as a run does, read each once and return peak memory."""
-    from datasets import Dataset
+def write_tasks(path: Path, n_rows: int) -> None:
+    """Write `n_rows` steps: the demonstration's tasks over and over, each under an id and a goal of its own."""
+    with (DATA / "train.csv").open(encoding="utf-8", newline="") as file:
+        steps = list(csv.DictReader(file))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(steps[0]))
+        writer.writeheader()
+        for i in range(n_rows):
+            again, step = i // len(steps), steps[i % len(steps)]
+            goal = f"{step['Instruction']} Study {again}."
+            writer.writerow({**step, "Task_id": f"{step['Task_id']}_{again}", "Instruction": goal})
 
-    rows = [
-        {"task_id": f"t{i}", "image": f"{i}.png", "prompt": f"{i} " * 400, "completion": f"{i} " * 60}
-        for i in range(n_rows)
-    ]
-    dataset = Dataset.from_list(rows)  # as sft.data.build_step_rows does
-    del rows
+
+def measure_memory(csv_path: str, model: str) -> dict[str, Any]:
+    """Prepare a run on a file and read its rows once; return the peak of the process's own memory."""
+    peak_mb, is_done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak_mb
+        while not is_done.wait(0.01):
+            peak_mb = max(peak_mb, read_own_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        n_rows, seconds = prepare_and_read(csv_path, model)
+    finally:
+        is_done.set()
+        watcher.join()
+    rates = {"rows_a_second": n_rows / seconds, "images_a_second": None, "data_wait_share": None}
+    return {"setting": "run prepared, rows read", "n_rows": n_rows, **rates, "peak_mb": peak_mb}
+
+
+def prepare_and_read(csv_path: str, model: str) -> tuple[int, float]:
+    """Do what a run does with its data, without a model; return the number of rows and the seconds to read them."""
+    from sft.data import build_step_rows, load_task_split, read_step_sizes
+    from sft.prompts import AgentConfig
+    from sft.sampler import PackSampler
+    from sft.settings import DataSettings
+
+    split = load_task_split(DataSettings(csv_path, image_root=str(DATA)), AgentConfig(), 0, show_progress=False)
+
+    from benchmarks.sides import build_encoder
+
+    rows = build_step_rows(split.train, csv_path, build_encoder(Path(model)), show_progress=False).dataset
+    for pack in PackSampler(read_step_sizes(rows), TOKENS_PER_BATCH, seed=0):
+        assert pack
     started = time.perf_counter()
-    for _ in dataset:
+    for _ in rows:
         pass
-    seconds = time.perf_counter() - started
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return {"setting": "rows held", "rows": n_rows, "rows_a_second": n_rows / seconds, "peak_mb": peak_mb}
+    return len(rows), time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -19,13 +19,14 @@ from typing import Any
 
 from benchmarks.machine import describe_machine, publish
 from benchmarks.sides import (
+    VOCAB,
     Clock,
     build_encoder,
-    build_goal,
     build_our_trainer,
     build_pack_sampler,
     build_rows,
     build_stock_trainer,
+    read_demo_texts,
 )
 
 SCREENS = {"1280x800": (1280, 800), "1920x1080": (1920, 1080)}
@@ -103,9 +104,9 @@ def run_worker(**job: Any) -> dict[str, Any]:
 
 def build_checkpoint(folder: Path, tiny: bool) -> None:
     """Write tokenizer, processor and config; the weights stay random and are never written at full size."""
-    from demo.tiny_qwen3vl import build_tiny_checkpoint
+    from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
 
-    build_tiny_checkpoint(folder, [build_goal(i) for i in range(16)])
+    build_tiny_checkpoint(folder, read_demo_texts(), size=TinySize(VOCAB))
     if not tiny:
         config = json.loads((folder / "config.json").read_text())
         config["text_config"].update(TEXT_8B)

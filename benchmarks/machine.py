@@ -34,6 +34,21 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def read_peak_mb() -> int:
+    """Return the most memory this process has held, in MB; Linux only."""
+    return _read_status("VmHWM")  # not getrusage: its ru_maxrss starts at what the parent process held
+
+
+def read_own_mb() -> int:
+    """Return the memory that is this process's own now, in MB: no files mapped into it; Linux only."""
+    return _read_status("RssAnon")
+
+
+def _read_status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) // 1024
+
+
 def publish(title: str, rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], json_path: Path | None) -> None:
     """Print the rows as a table and, where a path is given, save them with the machine as JSON."""
     table = Table(title=title)

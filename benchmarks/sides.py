@@ -1,11 +1,16 @@
 """What the training benchmarks share: the same steps for both sides, stock TRL's rows and ours."""
 
+import csv
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+DEMO_DATA = Path(__file__).parent.parent / "demo/data"
+VOCAB = 1536  # with a vocabulary of the demonstration's texts, its branches have about 180 tokens
 
 
 class Clock(TrainerCallback):
@@ -21,8 +26,41 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self._started)
 
 
+class Turns(TrainerCallback):
+    """Times optimiser steps, each of which waits for a word on the connection and answers with its seconds.
+
+    Two trainers in two processes so take turns, step by step, and whatever else the machine does meets both alike.
+    The next batch is fetched in the next turn, outside the time.
+    """
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._connection.recv()
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._connection.send(time.perf_counter() - self._started)
+        if state.global_step < state.max_steps:
+            self._connection.recv()
+
+
+def read_demo_texts() -> list[str]:
+    """Return goals and answers of the demonstration data, for a tokenizer to learn."""
+    with (DEMO_DATA / "train.csv").open(encoding="utf-8", newline="") as file:
+        return [row[column] for row in csv.DictReader(file) for column in ("Instruction", "Output")]
+
+
 def build_goal(i: int) -> str:
-    return f"Open study {i} of patient DOE^J{i} and measure the lesion on slice {3 * i} with the length tool"
+    return (
+        f"Open study {i} of patient DOE^J{i}, zoom in twice, then measure the lesion on slice {3 * i} with the Length "
+        "tool, track the measurement, and zoom out again before you leave the viewer"
+    )
 
 
 def build_encoder(model_folder: Path) -> Any:
@@ -43,9 +81,10 @@ def build_rows(encoder: Any, images: Sequence[Path]) -> list[dict[str, Any]]:
 
     rows = []
     for i, image in enumerate(images):
-        memory = Memory({"last_action": "CLICK", "last_target": f"Layout {i}"}, {"completed_subtasks": ["open study"]})
-        done = {"completed_subtasks": ["open study", "set window"]}
-        answer = Answer(Action("CLICK", f"Length {i}"), {"last_action": "CLICK"}, done)
+        memory = Memory(*_build_memory(f"Layout {i}", ["open study", "zoom in"]))
+        answer = Answer(
+            Action("CLICK", f"Length {i}"), *_build_memory(f"Length {i}", ["open study", "zoom in", "measure"])
+        )
         prompt, completion = encoder.build_prompt(build_goal(i), memory, image), format_answer(answer, encoder.agent)
         rows.append(
             {
@@ -61,6 +100,13 @@ def build_rows(encoder: Any, images: Sequence[Path]) -> list[dict[str, Any]]:
     return rows
 
 
+def _build_memory(target: str, done: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return short-term and long-term memory as the demonstration data writes them."""
+    left = ["zoom in", "measure length", "track", "zoom out"][len(done) - 1 :]
+    short_term = {"last_action": "CLICK", "last_target": target, "last_observation": f"{target} active"}
+    return short_term, {"completed_subtasks": done, "remaining_subtasks": left}
+
+
 def build_stock_trainer(rows: Sequence[dict[str, Any]], encoder: Any, **trainer: Any) -> Any:
     """Return TRL's own trainer and collator on the same steps, as prompt/completion rows."""
     from datasets import Dataset, Image
@@ -71,7 +117,7 @@ def build_stock_trainer(rows: Sequence[dict[str, Any]], encoder: Any, **trainer:
     plain = [{"prompt": r["prompt"], "completion": r["completion"] + end, "images": [r["image"]]} for r in rows]
     return SFTTrainer(
         train_dataset=Dataset.from_list(plain).cast_column("images", [Image()]),
-        data_collator=DataCollatorForVisionLanguageModeling(encoder.processor, max_length=None),
+        data_collator=DataCollatorForVisionLanguageModeling(encoder.processor, completion_only_loss=True),
         processing_class=encoder.processor,
         **trainer,
     )
@@ -101,3 +147,33 @@ def build_pack_sampler(rows: Sequence[dict[str, Any]], tokens_per_batch: int) ->
     from sft.sampler import PackSampler
 
     return PackSampler(read_step_sizes(Dataset.from_list(list(rows))), tokens_per_batch, seed=0)
+
+
+def build_cpu_arguments(folder: str, n_steps: int, micro_batch: int, accumulation: int, **settings: Any) -> Any:
+    """Return TRL's configuration of a run of `n_steps` optimiser steps in fp32 on the CPU, without checkpointing."""
+    from trl import SFTConfig
+
+    fixed = {
+        "output_dir": f"{folder}/out",
+        "max_steps": n_steps,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_checkpointing": False,
+        "learning_rate": 1e-4,
+        "use_cpu": True,
+        "bf16": False,
+        "max_length": None,
+        "remove_unused_columns": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return SFTConfig(**{**fixed, **settings})
+
+
+def load_model(folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)

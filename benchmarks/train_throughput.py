@@ -1,88 +1,65 @@
 """Training speed and memory against TRL's stock SFTTrainer on the same steps.
 
-python benchmarks/train_throughput.py [--json FILE] [--steps_per_screenshot 1 2 4 8 16] [--demo]
+python benchmarks/train_throughput.py [--json FILE] [--steps_per_screenshot 1 2 4 8 16]
 
-Stock: `SFTTrainer` with `DataCollatorForVisionLanguageModeling` on prompt/completion rows, at its best micro-batch
-size. Ours: shared-screenshot packing. Same tiny model and weights, same steps, same trained tokens, same optimiser,
-no checkpointing on either side. Each side runs in a process of its own, in turn; times are medians over optimiser
-steps after a warm-up.
+Stock: `SFTTrainer` with `DataCollatorForVisionLanguageModeling` on prompt/completion rows, at the better of two
+micro-batch sizes. Ours: shared-screenshot packing. Same tiny model and weights, same steps, same trained tokens, same
+optimiser, no checkpointing on either side. A screenshot has 1,280 image tokens, a branch about 180 tokens; the last
+row trains packs of the demonstration data, drawn evenly from one epoch.
+
+Each side has a process of its own, hence a peak of its own. They take turns optimiser step by optimiser step; `ratio`
+is the median over the turns of stock's time by ours, after a warm-up. Fetching a batch is not in the time of either.
 """
 
 import argparse
-import json
-import resource
+import multiprocessing
 import statistics
-import subprocess
 import sys
 import tempfile
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.machine import describe_machine, publish, read_peak_mb
 from benchmarks.sides import (
-    Clock,
+    DEMO_DATA,
+    VOCAB,
+    Turns,
+    build_cpu_arguments,
     build_encoder,
-    build_goal,
     build_our_trainer,
     build_pack_sampler,
     build_rows,
     build_stock_trainer,
+    load_model,
+    read_demo_texts,
 )
 
 IMAGE_WH = (1280, 1024)  # 1,280 image tokens of 32x32 pixels
 STEPS_A_BATCH = 16
 TOKENS_PER_BATCH = 4608
-N_WARMUP, N_TIMED = 1, 3
+N_WARMUP = 1
+N_DEMO_PACKS = 5
+DEMO = "demo"
+SPAWN = multiprocessing.get_context("spawn")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--steps_per_screenshot", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--steps_per_screenshot", type=int, nargs="*", default=[1, 2, 4, 8, 16])
     parser.add_argument("--micro_batch_sizes", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--turns", type=int, default=3, help="optimiser steps of each side that are timed [3]")
     arguments = parser.parse_args()
-    if arguments.worker:
-        print(json.dumps(measure(**json.loads(arguments.worker))))
-        return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         build_inputs(Path(folder))
-        for shared in arguments.steps_per_screenshot:
-            rows.append(compare(Path(folder), shared, arguments.micro_batch_sizes))
+        settings = [*map(str, arguments.steps_per_screenshot), DEMO]
+        micro_batch = choose_micro_batch(folder, settings[0], arguments.micro_batch_sizes)
+        for setting in settings:
+            rows.append(compare(folder, setting, micro_batch, arguments.turns))
             print(rows[-1], file=sys.stderr)
-    publish(
-        "Training: ours against stock TRL, one optimiser step of 16 steps", rows, describe_machine(), arguments.json
-    )
-
-
-def compare(folder: Path, shared: int, micro_batch_sizes: list[int]) -> dict[str, Any]:
-    """Measure both sides on screenshots that `shared` steps share."""
-    ours = run_worker(folder=str(folder), side="ours", shared=shared, micro_batch=1)
-    stock = [run_worker(folder=str(folder), side="stock", shared=shared, micro_batch=m) for m in micro_batch_sizes]
-    best = min(stock, key=lambda result: result["seconds"])
-    if best["trained_tokens"] != ours["trained_tokens"]:
-        raise AssertionError(f"trained tokens differ: stock {best['trained_tokens']}, ours {ours['trained_tokens']}")
-    return {
-        "steps_per_screenshot": shared,
-        "stock_s": best["seconds"],
-        "stock_micro_batch": best["micro_batch"],
-        "ours_s": ours["seconds"],
-        "ratio": best["seconds"] / ours["seconds"],
-        "token_ratio": best["tokens"] / ours["tokens"],
-        "stock_peak_mb": best["peak_mb"],
-        "ours_peak_mb": ours["peak_mb"],
-        "loss_difference": abs(best["loss"] - ours["loss"]) / best["loss"],
-    }
-
-
-def run_worker(**job: Any) -> dict[str, Any]:
-    """Run one measurement in its own process, so that peak memory is its own."""
-    command = [sys.executable, "-m", "benchmarks.train_throughput", "--worker", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-4000:])
-    return {**job, **json.loads(done.stdout.splitlines()[-1])}
+    publish("Training: ours against stock TRL", rows, describe_machine(), arguments.json)
 
 
 def build_inputs(folder: Path) -> None:
@@ -92,68 +69,123 @@ def build_inputs(folder: Path) -> None:
 
     from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
 
-    size = TinySize(hidden=128, layers=4, heads=4, kv_heads=2, intermediate=384, vision_hidden=64, vision_depth=2)
-    build_tiny_checkpoint(folder / "model", [build_goal(i) for i in range(16)], size=size)
+    size = TinySize(VOCAB, hidden=128, layers=4, heads=4, kv_heads=2, intermediate=384, vision_depth=2)
+    build_tiny_checkpoint(folder / "model", read_demo_texts(), size=size)
     rng = np.random.default_rng(0)
     for i in range(STEPS_A_BATCH):
         pixels = np.kron(rng.integers(0, 256, (32, 40, 3), dtype=np.uint8), np.ones((32, 32, 1), dtype=np.uint8))
         Image.fromarray(pixels).resize(IMAGE_WH).save(folder / f"{i}.png")
 
 
-def measure(folder: str, side: str, shared: int, micro_batch: int) -> dict[str, Any]:
-    """Train a few optimiser steps on one side.
+def choose_micro_batch(folder: str, setting: str, sizes: list[int]) -> int:
+    """Return stock's fastest micro-batch size; its work is the same however many steps share a screenshot."""
+    if len(sizes) == 1:
+        return sizes[0]
+    sides = [{"side": "stock", "micro_batch": size} for size in sizes]
+    seconds, _ = take_turns(folder, setting, sides, n_turns=N_WARMUP + 1)
+    return sizes[min(range(len(sizes)), key=lambda i: seconds[i][-1])]
 
-    Returns:
-        Median seconds an optimiser step, tokens and trained tokens of one, first loss, peak memory in MB.
-    """
-    encoder = build_encoder(Path(folder) / "model")
-    rows = build_rows(encoder, [Path(folder) / f"{i // shared}.png" for i in range(STEPS_A_BATCH)])
-    if side == "stock":
-        arguments = build_arguments(folder, micro_batch, accumulation=STEPS_A_BATCH // micro_batch)
-        trainer = build_stock_trainer(rows, encoder, model=load(folder), args=arguments)
-    else:
-        sampler = build_pack_sampler(rows, TOKENS_PER_BATCH)
-        arguments = build_arguments(folder, 1, accumulation=len(sampler))
-        trainer = build_our_trainer(rows, encoder, sampler, model=load(folder), args=arguments)
-    clock = Clock()
-    trainer.add_callback(clock)
-    trainer.train()
-    batches = list(trainer.get_train_dataloader())
+
+def compare(folder: str, setting: str, micro_batch: int, n_timed: int) -> dict[str, Any]:
+    """Measure both sides in turn and return one row of the table."""
+    sides = [{"side": "stock", "micro_batch": micro_batch}, {"side": "ours", "micro_batch": 1}]
+    seconds, (stock, ours) = take_turns(folder, setting, sides, N_WARMUP + n_timed)
+    if stock["trained_tokens"] != ours["trained_tokens"]:
+        raise AssertionError(f"trained tokens differ: stock {stock['trained_tokens']}, ours {ours['trained_tokens']}")
+    stock_s, ours_s = (times[N_WARMUP:] for times in seconds)
+    ratio = statistics.median(s / o for s, o in zip(stock_s, ours_s))
+    token_ratio = stock["tokens"] / ours["tokens"]
     return {
-        "seconds": statistics.median(clock.seconds[N_WARMUP:]),
-        "tokens": sum(batch["input_ids"].numel() for batch in batches),
-        "trained_tokens": sum(int((batch["labels"] != -100).sum()) for batch in batches),
-        "loss": trainer.state.log_history[0]["loss"],
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "setting": "demo data" if setting == DEMO else "1,280 image tokens",
+        "steps_per_screenshot": ours["steps_per_screenshot"],
+        "n_steps": ours["n_steps"],
+        "stock_micro_batch": micro_batch,
+        "stock_s": statistics.median(stock_s),
+        "ours_s": statistics.median(ours_s),
+        "ratio": ratio,
+        "token_ratio": token_ratio,
+        "share_of_token_ratio": ratio / token_ratio,
+        "stock_peak_mb": stock["peak_mb"],
+        "ours_peak_mb": ours["peak_mb"],
+        "loss_difference": abs(stock["loss"] - ours["loss"]) / stock["loss"],
     }
 
 
-def load(folder: str) -> Any:
-    import torch
-    from transformers import AutoModelForImageTextToText
+def take_turns(
+    folder: str, setting: str, sides: list[dict[str, Any]], n_turns: int
+) -> tuple[list[list[float]], list[dict[str, Any]]]:
+    """Train each side in a process of its own, one optimiser step of one side at a time.
 
-    return AutoModelForImageTextToText.from_pretrained(f"{folder}/model", dtype=torch.float32)
+    Returns:
+        The seconds of every optimiser step of each side, and what each side says of its run.
+    """
+    connections: list[Connection] = []
+    processes = []
+    for side in sides:
+        connection, remote = SPAWN.Pipe()
+        process = SPAWN.Process(target=train, args=(remote, folder, setting, n_turns), kwargs=side, daemon=True)
+        process.start()
+        remote.close()  # so that a side that dies is an EOFError here, not a wait without end
+        connections.append(connection)
+        processes.append(process)
+    seconds: list[list[float]] = [[] for _ in sides]
+    for _ in range(n_turns):
+        for times, connection in zip(seconds, connections):
+            connection.send("your turn")
+            times.append(connection.recv())
+    summaries = [connection.recv() for connection in connections]
+    for process in processes:
+        process.join()
+    return seconds, summaries
 
 
-def build_arguments(folder: str, micro_batch: int, accumulation: int) -> Any:
-    from trl import SFTConfig
-
-    return SFTConfig(
-        output_dir=f"{folder}/out",
-        max_steps=N_WARMUP + N_TIMED,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulation,
-        gradient_checkpointing=False,
-        learning_rate=1e-4,
-        use_cpu=True,
-        bf16=False,
-        max_length=None,
-        remove_unused_columns=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+def train(connection: Connection, folder: str, setting: str, n_turns: int, side: str, micro_batch: int) -> None:
+    """Train `n_turns` optimiser steps of one side, each when the connection says so, and send a summary."""
+    encoder = build_encoder(Path(folder) / "model")
+    rows = build_demo_rows(encoder) if setting == DEMO else build_shared_rows(encoder, Path(folder), int(setting))
+    if side == "stock":
+        accumulation = -(-len(rows) // micro_batch)
+        arguments = build_cpu_arguments(folder, n_turns, micro_batch, accumulation)
+        trainer = build_stock_trainer(rows, encoder, model=load_model(Path(folder) / "model"), args=arguments)
+    else:
+        sampler = build_pack_sampler(rows, TOKENS_PER_BATCH)
+        arguments = build_cpu_arguments(folder, n_turns, 1, len(sampler))
+        trainer = build_our_trainer(rows, encoder, sampler, model=load_model(Path(folder) / "model"), args=arguments)
+    trainer.add_callback(Turns(connection))
+    trainer.train()
+    peak_mb = read_peak_mb()
+    n_tokens = n_trained = 0
+    for batch in trainer.get_train_dataloader():
+        n_tokens += int(batch["attention_mask"].sum()) if side == "stock" else batch["input_ids"].numel()
+        n_trained += int((batch["labels"] != -100).sum())
+    connection.send(
+        {
+            "n_steps": len(rows),
+            "steps_per_screenshot": len(rows) / len({row["image_sha256"] for row in rows}),
+            "tokens": n_tokens,
+            "trained_tokens": n_trained,
+            "loss": trainer.state.log_history[0]["loss"],
+            "peak_mb": peak_mb,
+        }
     )
+
+
+def build_shared_rows(encoder: Any, folder: Path, shared: int) -> list[dict[str, Any]]:
+    """Build 16 steps on screenshots that `shared` steps share."""
+    return build_rows(encoder, [folder / f"{i // shared}.png" for i in range(STEPS_A_BATCH)])
+
+
+def build_demo_rows(encoder: Any) -> list[dict[str, Any]]:
+    """Take the steps of every n-th pack of an epoch on the demonstration data, packs in the order of their steps."""
+    from sft.data import build_step_rows
+    from sft.trajectory import load_trajectories
+
+    csv_path = DEMO_DATA / "train.csv"
+    tasks = load_trajectories(csv_path, show_progress=False)
+    rows = build_step_rows(tasks, str(csv_path), encoder, show_progress=False).dataset.to_list()
+    packs = sorted(build_pack_sampler(rows, TOKENS_PER_BATCH).plan(epoch=1), key=len)
+    chosen = packs[len(packs) // (2 * N_DEMO_PACKS) :: len(packs) // N_DEMO_PACKS][:N_DEMO_PACKS]
+    return [rows[i] for pack in chosen for i in pack]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 from eval.decoding import AnswerEnd, EncodedPrompt, Screenshot, generate_greedy
 from eval.prefetch import ScreenshotLoader
 from eval.schema import build_answer_schema
-from sft.encoding import StepEncoder
+from sft.encoding import Prompt, StepEncoder
 from sft.errors import UserError
 from sft.memory import Memory
 from sft.packing import mrope_positions
@@ -42,7 +42,8 @@ class StepRequest:
 class RawAnswer:
     """What a policy said. `finish_reason` is "stop", or "length" where the token limit cut the answer.
 
-    `error` says why a step could not be answered at all; the text is then empty.
+    `error` says why a step could not be answered at all; the text is then empty. `memory_shown` is the memory that the
+    prompt held, shortened where it had to be; None is the whole one.
     """
 
     text: str
@@ -52,6 +53,7 @@ class RawAnswer:
     latency_s: float = 0.0
     prompt_text: str = field(default="", repr=False)
     error: str | None = None
+    memory_shown: Memory | None = None
 
 
 class Policy(Protocol):
@@ -72,23 +74,21 @@ class ModelPolicy:
     def answer(self, requests: Sequence[StepRequest]) -> list[RawAnswer]:
         """Answer each step whose prompt fits; one that is too long even without memory becomes an error."""
         built = [self._build_prompt(request) for request in requests]
-        fitting = [(r, p) for r, p in zip(requests, built) if isinstance(p, str)]
+        fitting = [(r, p) for r, p in zip(requests, built) if isinstance(p, Prompt)]
         answers = iter(self._generate(*zip(*fitting)) if fitting else ())
-        return [next(answers) if isinstance(p, str) else RawAnswer("", error=str(p)) for p in built]
+        return [next(answers) if isinstance(p, Prompt) else RawAnswer("", error=str(p)) for p in built]
 
-    def _build_prompt(self, request: StepRequest) -> str | ValueError:
+    def _build_prompt(self, request: StepRequest) -> Prompt | ValueError:
         try:
-            return self.encoder.build_prompt(
-                request.instruction, request.memory, request.image_path, request.elements
-            ).text
+            return self.encoder.build_prompt(request.instruction, request.memory, request.image_path, request.elements)
         except ValueError as error:
             return error
 
-    def _generate(self, requests: Sequence[StepRequest], texts: Sequence[str]) -> list[RawAnswer]:
+    def _generate(self, requests: Sequence[StepRequest], built: Sequence[Prompt]) -> list[RawAnswer]:
         started = time.perf_counter()
         loaded = self.screenshots.load(request.image_path for request in requests)
         self.screenshots.prepare(r.next_image_path for r in requests if r.next_image_path is not None)
-        prompts = [self._encode(text, r.image_path, loaded[r.image_path]) for r, text in zip(requests, texts)]
+        prompts = [self._encode(p.text, r.image_path, loaded[r.image_path]) for r, p in zip(requests, built)]
         constraint = self._constraint.start(len(prompts)) if self._constraint else None
         answers = generate_greedy(self.model, prompts, self._end, self.encoder.agent.max_answer_tokens, constraint)
         latency_s = (time.perf_counter() - started) / len(prompts)
@@ -99,9 +99,10 @@ class ModelPolicy:
                 len(prompt.ids),
                 len(answer.ids),
                 latency_s,
-                text,
+                source.text,
+                memory_shown=source.memory,
             )
-            for answer, prompt, text in zip(answers, prompts, texts)
+            for answer, prompt, source in zip(answers, prompts, built)
         ]
 
     def _encode(self, text: str, path: Path, screenshot: Screenshot) -> EncodedPrompt:

@@ -95,9 +95,11 @@ def load_model_for_inference(
     model.eval()
     if torch.cuda.is_available() and not settings.load_in_4bit:
         model.to("cuda")
-    processor = load_processor(
-        folder if _has_processor(folder) else settings.model_name_or_path, agent.min_pixels, agent.max_pixels
-    )
+    budget = (agent.min_pixels, agent.max_pixels)
+    if _has_processor(folder):
+        processor = load_processor(folder, *budget)
+    else:
+        processor = load_processor(settings.model_name_or_path, *budget, settings.model_revision)
     return Predictor(ModelPolicy(model, StepEncoder(processor, agent), is_constrained), agent)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from eval.policy import RawAnswer, StepRequest
 from eval.schema import build_answer_schema
 from sft.config import load_model_settings
-from sft.encoding import StepEncoder
+from sft.encoding import Prompt, StepEncoder
 from sft.errors import UserError
 from sft.model import read_base_model_name
 from sft.processors import load_processor
@@ -56,23 +56,30 @@ class VllmPolicy:
         """Answer each step whose prompt fits; one that is too long even without memory becomes an error."""
         started = time.perf_counter()
         answers: dict[int, RawAnswer] = {}
-        prompts: dict[int, str] = {}
+        prompts: dict[int, Prompt] = {}
         for i, request in enumerate(requests):
             try:
-                prompt = self.encoder.build_prompt(
+                prompts[i] = self.encoder.build_prompt(
                     request.instruction, request.memory, request.image_path, request.elements
                 )
-                prompts[i] = prompt.text
             except ValueError as error:
                 answers[i] = RawAnswer("", error=str(error))
         inputs = [
-            {"prompt": text, "multi_modal_data": {"image": open_screenshot(requests[i].image_path)}}
-            for i, text in prompts.items()
+            {"prompt": prompt.text, "multi_modal_data": {"image": open_screenshot(requests[i].image_path)}}
+            for i, prompt in prompts.items()
         ]
         outputs = self._llm.generate(inputs, self._sampling, lora_request=self._adapter, use_tqdm=False)
         latency_s = (time.perf_counter() - started) / max(len(prompts), 1)
-        for (i, text), output in zip(prompts.items(), outputs):
+        for (i, prompt), output in zip(prompts.items(), outputs):
             answer = output.outputs[0]
             n_prompt, n_answer = len(output.prompt_token_ids), len(answer.token_ids)
-            answers[i] = RawAnswer(answer.text, answer.finish_reason, n_prompt, n_answer, latency_s, text)
+            answers[i] = RawAnswer(
+                answer.text,
+                answer.finish_reason,
+                n_prompt,
+                n_answer,
+                latency_s,
+                prompt.text,
+                memory_shown=prompt.memory,
+            )
         return [answers[i] for i in range(len(requests))]

@@ -106,6 +106,7 @@ def _start(trajectory: Trajectory, agent: AgentConfig, mode: Mode, done: Sequenc
     if done:
         memory = Memory(**max(done, key=lambda r: r.index).memory_after)
     is_stopped = mode == "own_stop" and not all(_is_right(result) for result in done)
+    trajectory = replace(trajectory, steps=tuple(trajectory.steps))  # inflated while the task is under way
     return _Walk(trajectory, gold, memory, next_index=len(done), is_stopped=is_stopped)
 
 
@@ -134,6 +135,7 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
         walk.memory = walk.gold[walk.next_index]
     return replace(
         blank,
+        memory_before=blank.memory_before if raw.memory_shown is None else _as_json(raw.memory_shown),
         memory_after=_as_json(walk.memory),
         raw_text=raw.text,
         parse_status=parsed.status,

@@ -34,7 +34,7 @@ def read_gold(output: str, grounding: str, actions: Sequence[ActionType]) -> Ans
     action = _find_action(fields)
     truth = read_object(grounding, "an object").get("ground_truth") if grounding.strip() else None
     if isinstance(truth, Mapping) and truth.get("action"):
-        action = {**(action if action.get("action") == truth["action"] else {}), **truth}
+        action = {**(action if _is_same_kind(action.get("action"), truth["action"]) else {}), **truth}
     memory = {
         "short_term": fields.get("short_term", fields.get("Short Term")),
         "long_term": fields.get("long_term", fields.get("Long Term")),
@@ -108,6 +108,11 @@ def _find_action(fields: Mapping[str, Any]) -> Mapping[str, Any]:
         f"found keys {', '.join(map(str, fields))[:80] or 'none'}; "
         'expected "action", "Predicted", "predicted_action" or "predicted_next_action"'
     )
+
+
+def _is_same_kind(one: Any, other: Any) -> bool:
+    """Compare two action names as `sft.actions` does: letter case and white space around them do not count."""
+    return isinstance(one, str) and isinstance(other, str) and one.strip().upper() == other.strip().upper()
 
 
 def _load_json(cell: str) -> Any:

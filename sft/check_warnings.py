@@ -12,7 +12,11 @@ def list_warnings(report: Mapping[str, Any]) -> list[str]:
     """Say in sentences what a person should look at before training; none of it makes a row unusable."""
     warnings = []
     if n := report["step_numbers_missing"]:
-        warnings.append(f"{n} step numbers are left out inside tasks: the steps there were lost before this file.")
+        first = report["step_number_gaps"][0]
+        warnings.append(
+            f"{n} step numbers are left out inside tasks: the steps there were lost before this file. The first: row "
+            f"{first['row']}, task {first['task_id']}, Slide_number {first['found']}; expected {first['expected']}."
+        )
     if report["steps_without_memory"]:
         warnings.append(
             f"{report['steps_without_memory']} steps carry no memory in Output: train with memory_writer: rule, or "

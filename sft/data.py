@@ -1,10 +1,14 @@
 """Trajectories to training rows, and which tasks train and which validate. Knows nothing of models or collation."""
 
+import os
 import random
+import shutil
+import sys
+import tempfile
+import weakref
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +18,6 @@ from sft.encoding import StepEncoder
 from sft.goals import hash_goal
 from sft.prompts import AgentConfig, format_answer
 from sft.sampler import StepSize
-from sft.screenshots import hash_screenshot
 from sft.settings import DataSettings
 from sft.split_manifest import find_split
 from sft.trajectory import (
@@ -28,7 +31,7 @@ from sft.trajectory import (
 )
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,9 @@ def build_step_rows(
 ) -> StepRows:
     """Build one row a step: prompt text under gold memory, the answer, the screenshot's path. Decodes no image.
 
+    Rows go to a file in the system's folder for temporary ones as they are made and are read from there, so that
+    memory does not grow with their number; the file goes with the dataset.
+
     Returns:
         A dataset with the columns `task_id, step, image, image_sha256, prompt, completion` and the token counts
         `n_prefix_tokens` (what steps on one screenshot share), `n_prompt_tokens`, `n_answer_tokens`.
@@ -123,53 +129,82 @@ def build_step_rows(
             that `memory_writer: model` is to learn.
     """
     from datasets import Dataset
+    from datasets.arrow_writer import ArrowWriter
 
-    agent, rows, problems, n_shortened = encoder.agent, [], [], 0
-    image_hash = lru_cache(maxsize=None)(hash_screenshot)
-    bar = tqdm(trajectories, desc="Building training rows", unit="task", disable=not show_progress)
-    for trajectory in bar:
+    problems: list[Problem] = []
+    folder = Path(tempfile.mkdtemp(prefix="step_rows_"))
+    try:
+        bar = tqdm(trajectories, desc="Building training rows", unit="task", disable=not show_progress)
+        n_shortened = 0
+        with ArrowWriter(features=_build_features(), path=str(folder / "rows.arrow")) as writer:
+            for row, is_shortened in _generate_rows(bar, Path(csv_path), encoder, problems):
+                writer.write(row)
+                n_shortened += is_shortened
+            writer.finalize()
+        if problems:
+            raise TrajectoryError(problems)
+        dataset = Dataset.from_file(str(folder / "rows.arrow"))
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    weakref.finalize(dataset, _remove_folder, folder, os.getpid())
+    return StepRows(dataset, n_shortened)
+
+
+def _build_features() -> "Features":
+    from datasets import Features, Value
+
+    texts = ("task_id", "image", "image_sha256", "prompt", "completion")
+    numbers = ("step", "n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
+    return Features({name: Value("string") for name in texts} | {name: Value("int64") for name in numbers})
+
+
+def _generate_rows(
+    trajectories: Iterable[Trajectory], csv_path: Path, encoder: StepEncoder, problems: list[Problem]
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Yield each step's row and whether its memory was shortened; what is wrong with a step goes to `problems`."""
+    agent = encoder.agent
+    for trajectory in trajectories:
         memories = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
         for step, memory in zip(trajectory.steps, memories):
-
-            def report(column: str, message: str, row: int = step.row) -> None:
-                problems.append(Problem(Path(csv_path), row, column, message))
-
             if message := _find_missing_memory(step.gold, agent):
-                report("Output", message)
+                problems.append(Problem(csv_path, step.row, "Output", message))
             try:
                 prompt = encoder.build_prompt(trajectory.instruction, memory, step.image_path, step.elements)
             except ValueError as error:
-                report("Instruction", str(error))
+                problems.append(Problem(csv_path, step.row, "Instruction", str(error)))
                 continue
             answer = format_answer(step.gold, agent)
             n_answer = len(encoder.encode_completion(answer))
             if n_answer > agent.max_answer_tokens:
                 limit = f"max_answer_tokens={agent.max_answer_tokens}"
-                report("Output", f"found an answer of {n_answer} tokens; expected at most {limit}")
-            n_shortened += prompt.is_shortened
-            rows.append(
-                {
-                    "task_id": trajectory.task_id,
-                    "step": step.index,
-                    "image": str(step.image_path),
-                    "image_sha256": image_hash(step.image_path),
-                    "prompt": prompt.text,
-                    "completion": answer,
-                    "n_prefix_tokens": encoder.count_prefix_tokens(step.image_path),
-                    "n_prompt_tokens": prompt.n_tokens,
-                    "n_answer_tokens": n_answer,
-                }
-            )
-    if problems:
-        raise TrajectoryError(problems)
-    return StepRows(Dataset.from_list(rows), n_shortened)
+                message = f"found an answer of {n_answer} tokens; expected at most {limit}"
+                problems.append(Problem(csv_path, step.row, "Output", message))
+            row = {
+                "task_id": trajectory.task_id,
+                "step": step.index,
+                "image": str(step.image_path),
+                "image_sha256": step.image_sha256,
+                "prompt": prompt.text,
+                "completion": answer,
+                "n_prefix_tokens": encoder.count_prefix_tokens(step.image_path),
+                "n_prompt_tokens": prompt.n_tokens,
+                "n_answer_tokens": n_answer,
+            }
+            yield row, prompt.is_shortened
+
+
+def _remove_folder(folder: Path, owner: int) -> None:
+    """Remove the rows when their dataset is gone; a worker forked off must not, its parent still has it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_step_sizes(rows: "Dataset") -> list[StepSize]:
     """Return what each row of `build_step_rows` costs in tokens, for packing."""
     columns = ("image_sha256", "n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
     return [
-        StepSize(image, n_prefix, n_prompt + n_answer - n_prefix)
+        StepSize(sys.intern(image), n_prefix, n_prompt + n_answer - n_prefix)  # a column holds each text anew
         for image, n_prefix, n_prompt, n_answer in zip(*(rows[c] for c in columns))
     ]
 

@@ -23,6 +23,7 @@ def describe(
     """Count what is in the usable tasks of a file; every number of `sft.check` but those that need a tokenizer."""
     steps = [step for t in tasks.trajectories for step in t.steps]
     cells_of = dict(table.rows)
+    gaps = list(_find_gaps(tasks.trajectories, cells_of))
     audits = audit_columns(tasks.trajectories, cells_of)
     final = {a.name for a in agent.actions if a.is_final}
     return {
@@ -40,7 +41,8 @@ def describe(
         "majority_share": Counter(s.gold.action.kind for s in steps).most_common(1)[0][1] / len(steps),
         "n_tasks_with_final_action": sum(t.steps[-1].gold.action.kind in final for t in tasks.trajectories),
         "steps_without_memory": sum(s.gold.short_term is None or s.gold.long_term is None for s in steps),
-        "step_numbers_missing": _count_gaps(tasks.trajectories, cells_of),
+        "step_numbers_missing": sum(gap["found"] - gap["expected"] for gap in gaps),
+        "step_number_gaps": gaps,
         "screenshots": describe_screenshots(tasks, steps),
         "image_tokens": _describe_image_tokens(tasks, steps, agent, pixels_per_token),
         "memory_columns": [asdict(audit) for audit in audits],
@@ -108,13 +110,15 @@ def _count_parts(trajectories: Sequence[Trajectory], name: str) -> dict[str, dic
     return {part: {"tasks": n, "steps": steps[part]} for part, n in tasks.most_common()}
 
 
-def _count_gaps(trajectories: Sequence[Trajectory], cells_of: Mapping[int, Cells]) -> int:
-    """Return how many step numbers are left out between a task's first step and its last."""
-    missing = 0
+def _find_gaps(trajectories: Sequence[Trajectory], cells_of: Mapping[int, Cells]) -> Iterator[dict[str, Any]]:
+    """Yield every step whose number does not follow on the one before it, the first one on 0."""
     for t in trajectories:
-        last = cells_of[t.steps[-1].row].get("Slide_number", "").strip().partition(".")[0]
-        missing += int(last) - len(t.steps) if last else 0
-    return missing
+        expected = 1
+        for step in t.steps:
+            text = cells_of[step.row].get("Slide_number", "").strip().partition(".")[0]
+            if text and int(text) > expected:
+                yield {"task_id": t.task_id, "row": step.row, "found": int(text), "expected": expected}
+            expected = int(text or 0) + 1
 
 
 def _read_column(trajectory: Trajectory, cells_of: Mapping[int, Cells], column: str) -> Iterator[MemoryCell]:

@@ -7,12 +7,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from sft.cache import ScreenshotCache
 from sft.memory import EMPTY_MEMORY, Memory, fit_memory, memory_chars
 from sft.prompts import AgentConfig, Message, build_prompt
-from sft.screenshots import open_screenshot
+from sft.screenshots import open_screenshot, read_upright_size
 from sft.weights import weigh_tokens
 
 
@@ -20,13 +18,14 @@ from sft.weights import weigh_tokens
 class Prompt:
     """One step's model input as text, and the messages it was rendered from.
 
-    `n_tokens` counts image tokens in; `is_shortened` says that memory was cut.
+    `n_tokens` counts image tokens in; `memory` is the memory that the text shows, `is_shortened` says that it was cut.
     """
 
     text: str
     n_tokens: int
     is_shortened: bool
     messages: Sequence[Message]
+    memory: Memory
 
 
 class StepEncoder:
@@ -129,10 +128,7 @@ class StepEncoder:
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         n_text_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         # the template holds one placeholder that the processor repeats once an image token
-        return Prompt(text, n_text_tokens - 1 + self.count_image_tokens(image_path), is_shortened, messages)
+        return Prompt(text, n_text_tokens - 1 + self.count_image_tokens(image_path), is_shortened, messages, memory)
 
 
-@lru_cache(maxsize=65_536)
-def _read_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
+_read_size = lru_cache(maxsize=65_536)(read_upright_size)

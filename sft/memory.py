@@ -1,5 +1,6 @@
 """Short- and long-term memory of an agent: pure functions from memory and answer to memory. Knows no files."""
 
+import heapq
 import json
 import math
 from collections.abc import Mapping
@@ -67,12 +68,17 @@ def fit_memory(memory: Memory, budget_chars: int) -> Memory:
     keys go, long-term first. Short-term memory and long-term memory share the budget.
     """
     short_term, long_term = dict(memory.short_term), dict(memory.long_term)
-    while (excess := memory_chars(Memory(short_term, long_term)) - budget_chars) > 0:
-        if not (_drop_oldest_item(long_term, short_term) or _cut_longest_text(excess, long_term, short_term)):
-            part = long_term or short_term
-            if not part:
+    excess = memory_chars(memory) - budget_chars
+    if excess > 0:
+        excess = _drop_oldest_items(excess, long_term, short_term)
+    if excess > 0:
+        excess = _cut_longest_texts(excess, long_term, short_term)
+    for part in (long_term, short_term):
+        for key in list(part):
+            if excess <= 0:
                 break
-            part.pop(next(iter(part)))
+            comma = len(part) > 1
+            excess -= len(dump_json({key: part.pop(key)})) - 2 + comma
     return Memory(short_term, long_term)
 
 
@@ -115,19 +121,36 @@ def _memory_by_rule(memory: Memory, action: Action) -> Memory:
     return Memory(short_term, {"completed_subtasks": [*done, f"{action.kind} {action.target}".strip()]})
 
 
-def _drop_oldest_item(*parts: dict[str, Any]) -> bool:
-    lists = [(len(dump_json(v)), part, k) for part in parts for k, v in part.items() if isinstance(v, list) and v]
-    if not lists:
-        return False
-    _, part, key = max(lists, key=lambda entry: entry[0])
-    part[key] = part[key][1:]
-    return True
+def _drop_oldest_items(excess: int, *parts: dict[str, Any]) -> int:
+    """Drop first items, each from the list that is then longest as JSON; return how many characters are still over."""
+    keys = [(part, key) for part in parts for key, value in part.items() if isinstance(value, list) and value]
+    # an item takes its own characters and a comma; the comma of the last one left was never there
+    sizes = [[len(dump_json(item)) + 1 for item in part[key]] for part, key in keys]
+    dropped = [0] * len(keys)
+    longest = [(-sum(size), i) for i, size in enumerate(sizes)]  # a list before another of its length keeps its place
+    heapq.heapify(longest)
+    while excess > 0 and longest:
+        negative, i = longest[0]
+        size = sizes[i][dropped[i]]
+        dropped[i] += 1
+        is_empty = dropped[i] == len(sizes[i])
+        excess -= size - is_empty
+        if is_empty:
+            heapq.heappop(longest)
+        else:
+            heapq.heapreplace(longest, (negative + size, i))
+    for (part, key), n in zip(keys, dropped):
+        part[key] = part[key][n:]
+    return excess
 
 
-def _cut_longest_text(excess: int, *parts: dict[str, Any]) -> bool:
-    texts = [(len(v), part, k) for part in parts for k, v in part.items() if isinstance(v, str) and v]
-    if not texts:
-        return False
-    _, part, key = max(texts, key=lambda entry: entry[0])
-    part[key] = part[key][max(excess, 1) :]
-    return True
+def _cut_longest_texts(excess: int, *parts: dict[str, Any]) -> int:
+    """Cut the beginnings of texts, longest text first; return how many characters are still over."""
+    texts = [(part, key) for part in parts for key, value in part.items() if isinstance(value, str) and value]
+    for part, key in sorted(texts, key=lambda text: -len(text[0][text[1]])):
+        if excess <= 0:
+            break
+        kept = part[key][excess:]
+        excess -= len(dump_json(part[key])) - len(dump_json(kept))
+        part[key] = kept
+    return excess

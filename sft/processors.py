@@ -64,8 +64,10 @@ class Qwen2_5_VLProcessor(_ImageTextProcessor, transformers.Qwen2_5_VLProcessor)
 PROCESSORS: dict[str, type[_ImageTextProcessor]] = {c.__name__: c for c in (Qwen3VLProcessor, Qwen2_5_VLProcessor)}
 
 
-def load_processor(path: str | Path, min_pixels: int, max_pixels: int) -> ProcessorMixin:
+def load_processor(path: str | Path, min_pixels: int, max_pixels: int, revision: str = "main") -> ProcessorMixin:
     """Open the processor of a checkpoint folder or hub model; screenshots are resized into the given area in pixels.
+
+    `revision` is that of a hub model and counts for nothing in a folder.
 
     Reads hub-style folders (`preprocessor_config.json`) and folders written by `save_processor`
     (`processor_config.json`). Called with images, the processor returns `pixel_values` (sum of patches,
@@ -74,14 +76,16 @@ def load_processor(path: str | Path, min_pixels: int, max_pixels: int) -> Proces
     Raises:
         UserError: no such folder or model, no processor in it, or a family without a processor here.
     """
-    cls = _find_processor_class(path)
-    processor_fields, _ = cls.get_processor_dict(path)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    cls = _find_processor_class(path, revision)
+    processor_fields, _ = cls.get_processor_dict(path, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     chat_template = processor_fields.get("chat_template") or tokenizer.chat_template
     if not chat_template:
         raise UserError(f"{path}: found no chat template; expected chat_template.jinja: copy it from the base model")
-    image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, min_pixels=min_pixels, max_pixels=max_pixels)
-    video_settings = _read_json(path, VIDEO_FILE) or processor_fields.get("video_processor")
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(
+        path, min_pixels=min_pixels, max_pixels=max_pixels, revision=revision
+    )
+    video_settings = _read_json(path, VIDEO_FILE, revision) or processor_fields.get("video_processor")
     return cls(image_processor, tokenizer, chat_template=chat_template, video_settings=video_settings)
 
 
@@ -90,10 +94,10 @@ def save_processor(processor: ProcessorMixin, folder: str | Path) -> None:
     processor.save_pretrained(folder)
 
 
-def _find_processor_class(path: str | Path) -> type[_ImageTextProcessor]:
+def _find_processor_class(path: str | Path, revision: str) -> type[_ImageTextProcessor]:
     fields: dict[str, Any] = {}
     for name in PROCESSOR_FILES:
-        fields = {**(_read_json(path, name) or {}), **fields}
+        fields = {**(_read_json(path, name, revision) or {}), **fields}
     if not fields:
         raise UserError(
             f"{path}: found no {' or '.join(PROCESSOR_FILES)}; expected a vision-language checkpoint: download the "
@@ -108,7 +112,7 @@ def _find_processor_class(path: str | Path) -> type[_ImageTextProcessor]:
     return PROCESSORS[name]
 
 
-def _read_json(path: str | Path, name: str) -> dict[str, Any] | None:
+def _read_json(path: str | Path, name: str, revision: str) -> dict[str, Any] | None:
     """Return a JSON file of a checkpoint folder or hub model, or None where it is not there."""
     is_path = isinstance(path, Path) or str(path).startswith(("/", ".", "~")) or str(path).count("/") != 1
     if is_path and not Path(path).is_dir():
@@ -116,7 +120,7 @@ def _read_json(path: str | Path, name: str) -> dict[str, Any] | None:
             f"{path}: found no such folder; expected a model folder: check the path, or download the model"
         )
     try:
-        file = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
+        file = cached_file(str(path), name, revision=revision, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise UserError(

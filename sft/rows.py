@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from sft.actions import ActionType, find_action_type
 from sft.cells import MAX_CELL_CHARS, read_application, read_elements, read_gold, read_grounding
+from sft.compact import CompactList
 from sft.problems import Problem
 from sft.screenshots import ScreenshotFacts, read_facts
 from sft.steps import Step, Trajectory
@@ -79,7 +80,7 @@ class RowReader:
         if len(task_id) > MAX_NAME_CHARS:
             self._report(task_id, rows[0][0], "Task_id", f"found {len(task_id)} characters; expected a short id")
         rows = self._order(task_id, rows)
-        steps = [self._read_step(task_id, i, number, cells) for i, (number, cells) in enumerate(rows)]
+        steps = [self._read_step(task_id, i, row, screenshots) for i, row in enumerate(rows)]
         for column in ("Instruction", "Application", "Group"):
             self._check_same(task_id, rows, column)
         self._check_instruction(task_id, *rows[0])
@@ -90,7 +91,8 @@ class RowReader:
         first = rows[0][1]
         application = first.get("Application", "").strip() or read_application(first["Grounding"])
         group = first.get("Group", "").strip()
-        return Trajectory(task_id, first["Instruction"].strip(), application, group, tuple(s for s in steps if s))
+        steps_of_task = CompactList((s for s in steps if s), block_size=len(steps))
+        return Trajectory(task_id, first["Instruction"].strip(), application, group, steps_of_task)
 
     def _report(self, task_id: str, row: int, column: str, message: str) -> None:
         self.problems.append(Problem(self.path, row, column, message, task_id))
@@ -144,7 +146,11 @@ class RowReader:
             if step and message and first_row_of.setdefault(step.image_path, step.row) == step.row:
                 self._report(task_id, step.row, "Image_id", message)
 
-    def _read_step(self, task_id: str, index: int, row: int, cells: Cells) -> Step | None:
+    def _read_step(
+        self, task_id: str, index: int, numbered: Row, screenshots: Mapping[Path, ScreenshotFacts]
+    ) -> Step | None:
+        row, cells = numbered
+
         def read(column: str, function: Callable[[], T]) -> T | None:
             try:
                 return function()
@@ -162,7 +168,8 @@ class RowReader:
             return None
         if gold is None or grounding is None or elements is None:
             return None
-        return Step(task_id, index, row, image_path, cells["Image_id"].strip(), gold, grounding, elements)
+        sha256 = screenshots[image_path].sha256
+        return Step(task_id, index, row, image_path, cells["Image_id"].strip(), gold, grounding, sha256, elements)
 
     def _find_image(self, cell: str) -> Path | ValueError:
         if cell not in self._paths:

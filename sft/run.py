@@ -55,7 +55,8 @@ def main(argv: list[str]) -> None:
     from sft.trainer import TrajectoryTrainer
 
     family = find_family(recipe.model.model_name_or_path, recipe.model.model_revision)
-    processor = load_processor(recipe.model.model_name_or_path, recipe.agent.min_pixels, recipe.agent.max_pixels)
+    budget = (recipe.agent.min_pixels, recipe.agent.max_pixels)
+    processor = load_processor(recipe.model.model_name_or_path, *budget, recipe.model.model_revision)
     cache_dir = Path(recipe.data.screenshot_cache) if recipe.data.screenshot_cache else None
     encoder = StepEncoder(processor, recipe.agent, cache_dir)
     train = build_step_rows(split.train, recipe.data.train_csv, encoder)
@@ -105,7 +106,8 @@ def print_plan(argv: list[str]) -> None:
     recipe = parse_recipe(argv)
     split = check_inputs(recipe, needs_weights=False)
     agent = recipe.agent
-    processor = load_processor(recipe.model.model_name_or_path, agent.min_pixels, agent.max_pixels)
+    budget = (agent.min_pixels, agent.max_pixels)
+    processor = load_processor(recipe.model.model_name_or_path, *budget, recipe.model.model_revision)
     rows = build_step_rows(split.train, recipe.data.train_csv, StepEncoder(processor, agent)).dataset
     sizes = read_step_sizes(rows)
     tokens = plan_tokens(recipe, sizes, n_ranks=1)

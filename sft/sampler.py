@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sft.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StepSize:
     """What a step costs in tokens: `n_prefix` for what steps on its screenshot share, `n_own` for the rest."""
 

@@ -78,8 +78,7 @@ def inspect_bytes(data: bytes, name: str, decode: bool) -> ScreenshotFacts:
                 return refuse(f"found an animation of {image.n_frames} frames: {name}; expected one still image")  # type: ignore[attr-defined]
             if message := _find_damage(data, image.format or ""):
                 return refuse(f"found a damaged image: {name} ({message}); restore the file")
-            has_exif = "exif" in image.info or (image.format == "PNG" and b"eXIf" in data)  # getexif() decodes a PNG
-            turned = has_exif and image.getexif().get(_EXIF_ORIENTATION) in _TURNED_BY_90
+            width_height = _find_upright_size(image, data)
             if decode:
                 image.load()
     except UnidentifiedImageError:
@@ -88,7 +87,14 @@ def inspect_bytes(data: bytes, name: str, decode: bool) -> ScreenshotFacts:
         return refuse(f"found too many pixels in {name} ({error}); expected at most {MAX_IMAGE_PIXELS}")
     except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error, zlib.error) as error:
         return refuse(f"found a damaged image: {name} ({error}); restore the file")
-    return ScreenshotFacts(sha256, image.format or "", (height, width) if turned else (width, height))
+    return ScreenshotFacts(sha256, image.format or "", width_height)
+
+
+def read_upright_size(path: Path) -> tuple[int, int]:
+    """Return width and height of the image that `open_screenshot` returns, without decoding it."""
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
+        return _find_upright_size(image, data)
 
 
 def open_screenshot(path: Path) -> Image.Image:
@@ -138,6 +144,13 @@ def find_screenshot(name: str, folders: Sequence[Path]) -> Path | None:
     if not relative.is_absolute() and ".." not in relative.parts:
         paths.insert(0, relative)
     return next((folder / path for folder in folders for path in paths if (folder / path).is_file()), None)
+
+
+def _find_upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
+    width, height = image.size
+    has_exif = "exif" in image.info or (image.format == "PNG" and b"eXIf" in data)  # getexif() decodes a PNG
+    turned = has_exif and image.getexif().get(_EXIF_ORIENTATION) in _TURNED_BY_90
+    return (height, width) if turned else (width, height)
 
 
 def _find_damage(data: bytes, image_format: str) -> str | None:

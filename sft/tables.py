@@ -4,10 +4,11 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sft.compact import CompactList
 from sft.problems import Problem, TrajectoryError
 
 REQUIRED_COLUMNS = ("Task_id", "Image_id", "Instruction", "Output", "Grounding")
@@ -24,7 +25,7 @@ class Table:
     """
 
     path: Path
-    rows: list[Row] = field(repr=False)
+    rows: Sequence[Row] = field(repr=False)
     sha256: str
     image_root: Path
     bad_rows: tuple[Problem, ...] = ()
@@ -65,7 +66,7 @@ def split_source(source: str | Path) -> tuple[Path, str | None]:
     return Path(name), split
 
 
-def parse_csv(data: bytes, path: Path) -> tuple[list[Row], tuple[Problem, ...]]:
+def parse_csv(data: bytes, path: Path) -> tuple[Sequence[Row], tuple[Problem, ...]]:
     """Return the records that are not blank, and the problems of records with too few or too many cells.
 
     Raises:
@@ -84,28 +85,32 @@ def parse_csv(data: bytes, path: Path) -> tuple[list[Row], tuple[Problem, ...]]:
     if "\0" in text:
         raise fail("found a NUL character; expected text: is this a CSV file?")
     csv.field_size_limit(max(131_072, len(text)))
+    del text  # from here on one row at a time
+    bad_rows: list[Problem] = []
     try:
-        records = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        records = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""), strict=True)
+        header = [name.strip() for name in next(records)]
+        _check_header(header, path)
+        rows = CompactList(_lay_out(header, records, path, bad_rows))
     except csv.Error as error:
         raise fail(f"found broken CSV ({error}); expected comma-separated cells, quoted with double quotes") from error
-    header = [name.strip() for name in records[0]]
-    _check_header(header, path)
-    numbered = [(n, record) for n, record in enumerate(records[1:], start=2) if any(c.strip() for c in record)]
-    if not numbered:
+    if not rows and not bad_rows:
         raise fail("found a header and no rows; expected one row a step")
+    return rows, tuple(bad_rows)
+
+
+def _lay_out(
+    header: Sequence[str], records: Iterable[list[str]], path: Path, bad_rows: list[Problem]
+) -> Iterator[Row]:
+    """Yield the records that are not blank as rows; one with too few or too many cells goes to `bad_rows`."""
     task_at = header.index("Task_id")
-    bad_rows = tuple(
-        Problem(
-            path,
-            n,
-            None,
-            f"found {len(record)} cells; expected {len(header)}",
-            record[task_at].strip() or None if task_at < len(record) else None,
-        )
-        for n, record in numbered
-        if len(record) != len(header)
-    )
-    return [(n, dict(zip(header, record))) for n, record in numbered if len(record) == len(header)], bad_rows
+    for number, record in enumerate(records, start=2):
+        if len(record) == len(header) and any(cell.strip() for cell in record):
+            yield number, dict(zip(header, record))
+        elif any(cell.strip() for cell in record):
+            task_id = record[task_at].strip() if task_at < len(record) else ""
+            message = f"found {len(record)} cells; expected {len(header)}"
+            bad_rows.append(Problem(path, number, None, message, task_id or None))
 
 
 def check_columns(columns: Iterable[str], path: Path) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.memory import EMPTY_MEMORY, Memory, MemoryWriter, update
@@ -12,7 +12,7 @@ from sft.problems import Problem, QuarantinedTask, TrajectoryError
 from sft.rows import RowReader, check_screenshots
 from sft.screenshots import ScreenshotFacts
 from sft.steps import Step, Trajectory
-from sft.tables import REQUIRED_COLUMNS, Row, Table, read_table
+from sft.tables import REQUIRED_COLUMNS, Table, read_table
 
 __all__ = [
     "OPTIONAL_COLUMNS",
@@ -48,61 +48,33 @@ class TaskSet:
     screenshots: Mapping[Path, ScreenshotFacts] = field(default_factory=dict, repr=False)
 
 
+class ReadOptions(TypedDict, total=False):
+    """How a data file is read; what each means and its default are `read_task_set`'s."""
+
+    actions: Sequence[ActionType]
+    task_start: int
+    task_end: int | None
+    needs_elements: bool
+    on_bad_rows: OnBadRows
+    show_progress: bool
+
+
 def load_trajectories(
-    csv_path: str | Path,
-    image_root: str | Path | None = None,
-    *,
-    actions: Sequence[ActionType] = DEFAULT_ACTIONS,
-    task_start: int = 0,
-    task_end: int | None = None,
-    needs_elements: bool = False,
-    on_bad_rows: OnBadRows = "refuse",
-    show_progress: bool = True,
+    source: str | Path, image_root: str | Path | None = None, **options: Unpack[ReadOptions]
 ) -> list[Trajectory]:
     """Read and validate trajectories; as `load_task_set`, without what was set aside."""
-    task_set = load_task_set(
-        csv_path,
-        image_root,
-        actions=actions,
-        task_start=task_start,
-        task_end=task_end,
-        needs_elements=needs_elements,
-        on_bad_rows=on_bad_rows,
-        show_progress=show_progress,
-    )
-    return task_set.trajectories
+    return load_task_set(source, image_root, **options).trajectories
 
 
-def load_task_set(
-    source: str | Path,
-    image_root: str | Path | None = None,
-    *,
-    actions: Sequence[ActionType] = DEFAULT_ACTIONS,
-    task_start: int = 0,
-    task_end: int | None = None,
-    needs_elements: bool = False,
-    on_bad_rows: OnBadRows = "refuse",
-    show_progress: bool = True,
-) -> TaskSet:
+def load_task_set(source: str | Path, image_root: str | Path | None = None, **options: Unpack[ReadOptions]) -> TaskSet:
     """Read and validate a trajectory CSV or a `datasets` data set; tasks come in natural order (`t2` before `t10`).
 
-    `task_start` and `task_end` choose tasks by position, as a Python slice does. `image_root` defaults to the folder
-    of the CSV. With `on_bad_rows` "quarantine" a task with a bad row is set aside whole; what cannot be laid at one
-    task's door (no such file, a missing column, a row that names no task) is refused all the same.
+    `image_root` defaults to the folder of the CSV.
 
     Raises:
         TrajectoryError: with every problem of the file, each naming file, row, column, what was found and expected.
     """
-    table = read_table(source, image_root)
-    return read_task_set(
-        table,
-        actions=actions,
-        task_start=task_start,
-        task_end=task_end,
-        needs_elements=needs_elements,
-        on_bad_rows=on_bad_rows,
-        show_progress=show_progress,
-    )
+    return read_task_set(read_table(source, image_root), **options)
 
 
 def read_task_set(
@@ -115,7 +87,15 @@ def read_task_set(
     on_bad_rows: OnBadRows = "refuse",
     show_progress: bool = True,
 ) -> TaskSet:
-    """Validate the rows of a table; see `load_task_set`."""
+    """Validate the rows of a table.
+
+    `task_start` and `task_end` choose tasks by position, as a Python slice does. With `on_bad_rows` "quarantine" a
+    task with a bad row is set aside whole; what cannot be laid at one task's door (a missing column, a row that names
+    no task) is refused all the same.
+
+    Raises:
+        TrajectoryError: with every problem of the file, each naming file, row, column, what was found and expected.
+    """
     by_task, problems = _group_by_task(table)
     if not table.image_root.is_dir():
         message = f"found no folder {table.image_root}; expected one"
@@ -128,22 +108,27 @@ def read_task_set(
         message = f"found {len(by_task)} tasks, none in task_start={task_start}, task_end={task_end}"
         raise TrajectoryError([*problems, Problem(table.path, None, None, message)])
     reader = RowReader(table, actions, needs_elements)
-    images = reader.find_images(row for task_id in chosen for row in by_task[task_id])
+    images = reader.find_images(table.rows[i] for task_id in chosen for i in by_task[task_id])
     screenshots = check_screenshots(images, show_progress)
-    read = [reader.read_task(task_id, by_task[task_id], screenshots) for task_id in chosen if by_task[task_id]]
+    read = [
+        reader.read_task(task_id, [table.rows[i] for i in by_task[task_id]], screenshots)
+        for task_id in chosen
+        if by_task[task_id]
+    ]
     problems = sorted([*problems, *reader.problems], key=lambda p: p.row or 0)
     unusable = {p.task_id for p in problems}
     trajectories = [t for t in read if t is not None and t.task_id not in unusable]
     if problems and (on_bad_rows == "refuse" or None in unusable or not trajectories):
         raise TrajectoryError(problems)
-    quarantined = tuple(_set_aside(t, by_task[t], problems) for t in chosen if t in unusable)
+    quarantined = tuple(
+        _set_aside(t, [table.rows[i][0] for i in by_task[t]], problems) for t in chosen if t in unusable
+    )
     return TaskSet(table.path, table.sha256, table.image_root, trajectories, quarantined, screenshots)
 
 
-def _set_aside(task_id: str, rows: Sequence[Row], problems: Sequence[Problem]) -> QuarantinedTask:
+def _set_aside(task_id: str, rows: Sequence[int], problems: Sequence[Problem]) -> QuarantinedTask:
     own = tuple(p for p in problems if p.task_id == task_id)
-    numbers = {number for number, _ in rows} | {p.row for p in own if p.row is not None}
-    return QuarantinedTask(task_id, tuple(sorted(numbers)), own)
+    return QuarantinedTask(task_id, tuple(sorted({*rows, *(p.row for p in own if p.row is not None)})), own)
 
 
 def gold_memories(trajectory: Trajectory, writer: MemoryWriter, budget_chars: int) -> list[Memory]:
@@ -164,13 +149,13 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
     return [(0, len(digits[part]), digits[part]) if part in digits else (1, 0, part) for part in parts]
 
 
-def _group_by_task(table: Table) -> tuple[dict[str, list[Row]], list[Problem]]:
-    """Return the rows of every task, and the problems of rows that cannot be read or name no task."""
-    by_task: dict[str, list[Row]] = {}
+def _group_by_task(table: Table) -> tuple[dict[str, list[int]], list[Problem]]:
+    """Return where in `table.rows` every task's rows are, and the problems of rows that are broken or name no task."""
+    by_task: dict[str, list[int]] = {}
     problems = list(table.bad_rows)
-    for number, cells in table.rows:
+    for i, (number, cells) in enumerate(table.rows):
         if task_id := cells["Task_id"].strip():
-            by_task.setdefault(task_id, []).append((number, cells))
+            by_task.setdefault(task_id, []).append(i)
         else:
             problems.append(Problem(table.path, number, "Task_id", "found an empty cell; expected the task's id"))
     for problem in table.bad_rows:

@@ -4,6 +4,37 @@ import json
 import subprocess
 import sys
 
+from conftest import ROOT
+from PIL import Image
+
+from benchmarks.sides import VOCAB, build_encoder, build_pack_sampler, read_demo_texts
+from benchmarks.train_throughput import TOKENS_PER_BATCH, build_demo_rows, compare
+from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
+
+
+def test_stock_and_our_trainer_take_turns_on_the_same_answers(tmp_path):
+    build_tiny_checkpoint(tmp_path / "model", read_demo_texts(), size=TinySize(VOCAB))
+    for i in range(2):
+        Image.new("RGB", (320, 192), (0, 99 * i, 0)).save(tmp_path / f"{i}.png")
+    row = compare(str(tmp_path), "8", micro_batch=4, n_timed=1)  # trained tokens that differ are an error there
+    assert (row["steps_per_screenshot"], row["n_steps"]) == (8, 16)
+    assert row["loss_difference"] < 1e-5
+    assert 1.5 < row["token_ratio"] < 8
+    assert row["share_of_token_ratio"] == row["ratio"] / row["token_ratio"] > 0
+    assert min(row["stock_peak_mb"], row["ours_peak_mb"]) > 100
+
+
+def test_demo_rows_of_the_benchmark_save_about_what_an_epoch_does():
+    encoder = build_encoder(ROOT / "demo/base")
+    rows = build_demo_rows(encoder)
+    assert 15 < len(rows) < 60
+    assert 1.7 < read_token_ratio(build_pack_sampler(rows, TOKENS_PER_BATCH)) < 2.2  # 1.94 over all 1,861 steps
+
+
+def read_token_ratio(sampler):
+    alone = sum(size.n_prefix + size.n_own for size in sampler.sizes)
+    return alone / sum(sampler.count_tokens(pack) for pack in sampler.plan(0))
+
 
 def test_gpu_benchmark_trains_every_side_on_a_tiny_model(tmp_path):
     file = tmp_path / "rows.json"

@@ -152,6 +152,17 @@ def test_goals_of_several_tasks_are_named(tmp_path, capsys):
     assert "Tasks a, b have the same goal" in capsys.readouterr().out
 
 
+def test_left_out_step_number_is_told_with_its_row(tmp_path, capsys):
+    rows = [*build_task("a", "Open the study", 3), *build_task("b", "Close the study", 3)]
+    for row, number in zip(rows[3:], ("1", "2", "4")):
+        row["Slide_number"] = number
+    code, report = _report(tmp_path, write_trajectories(tmp_path, rows))
+    assert code == 0
+    assert report["step_numbers_missing"] == 1
+    assert report["step_number_gaps"] == [{"task_id": "b", "row": 7, "found": 4, "expected": 3}]
+    assert "row 7, task b, Slide_number 4; expected 3" in " ".join(capsys.readouterr().out.split())
+
+
 def test_personal_data_is_hinted_at_outside_the_target_only(tmp_path):
     rows = build_task("a", "Send it to jane.doe@hospital.org", 3)
     rows[0]["Output"] = build_output("CLICK", "ROE^RICHARD")

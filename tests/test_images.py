@@ -10,7 +10,7 @@ from PIL import Image
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft.errors import UserError
-from sft.screenshots import find_image_problem, inspect_bytes, open_screenshot, read_facts
+from sft.screenshots import find_image_problem, inspect_bytes, open_screenshot, read_facts, read_upright_size
 from sft.trajectory import load_trajectories
 
 
@@ -105,6 +105,17 @@ def test_exif_rotated_image_is_opened_upright(tmp_path, image_format):
     assert opened.size == (48, 64)
     assert opened.getpixel((44, 32))[0] > 200
     assert opened.getpixel((4, 32))[2] > 200
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    ("orientation", "width_height"), [(1, (64, 48)), (3, (64, 48)), (5, (48, 64)), (6, (48, 64)), (8, (48, 64))]
+)
+def test_size_read_without_decoding_is_that_of_the_opened_image(tmp_path, image_format, orientation, width_height):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = _save(tmp_path / "turned", Image.new("RGB", (64, 48)), image_format, exif=exif)
+    assert read_upright_size(path) == open_screenshot(path).size == width_height
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])

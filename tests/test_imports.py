@@ -30,6 +30,7 @@ MAY_KNOW = {
     "sft.prompts": {"sft.actions", "sft.memory"},
     "sft.cells": {"sft.actions", "sft.memory", "sft.prompts"},
     "sft.packing": set(),
+    "sft.compact": set(),
     "sft.sampler": {"sft.errors"},
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -154,3 +155,31 @@ def test_clean_json_bounds_the_depth():
     assert clean_json(value) == value
     with pytest.raises(ValueError, match="more than 16 levels"):
         clean_json([value])
+
+
+@pytest.mark.parametrize(
+    ("budget", "short_term", "long_term"),
+    [
+        (58, {"note": "seen"}, {"done": ["one", "two"], "left": ["six", "ten"]}),
+        (57, {"note": "seen"}, {"done": ["two"], "left": ["six", "ten"]}),  # of equals, the first list
+        (51, {"note": "seen"}, {"done": ["two"], "left": ["ten"]}),  # then the one that is longest now
+        (45, {"note": "seen"}, {"done": [], "left": ["ten"]}),
+        (40, {"note": "seen"}, {"done": [], "left": []}),
+        (33, {"note": "n"}, {"done": [], "left": []}),  # no list has an item left: texts lose their beginning
+        (32, {"note": ""}, {"done": [], "left": []}),
+        (31, {"note": ""}, {"left": []}),  # no text is left: keys go, the first of long-term memory first
+        (21, {"note": ""}, {}),
+        (12, {}, {}),
+    ],
+)
+def test_lists_give_way_to_texts_and_texts_to_keys(budget, short_term, long_term):
+    memory = Memory({"note": "seen"}, {"done": ["one", "two"], "left": ["six", "ten"]})
+    fitted = fit_memory(memory, budget)
+    assert (fitted.short_term, fitted.long_term) == (short_term, long_term)
+
+
+def test_memory_of_a_hundred_thousand_entries_is_shortened_at_once():
+    memory = Memory({f"key {i}": "x" for i in range(100_000)}, {"done": [f"step {i}" for i in range(100_000)]})
+    started = time.perf_counter()
+    assert fit_memory(memory, 60) == Memory({"key 99997": "", "key 99998": "", "key 99999": ""}, {})
+    assert time.perf_counter() - started < 60  # dropping one entry at a time and measuring anew takes hours

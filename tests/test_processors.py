@@ -116,6 +116,20 @@ def test_folder_without_processor_files_says_which_are_missing(checkpoints, tmp_
         load_processor(folder, 65_536, 131_072)
 
 
+def test_the_revision_of_a_hub_model_is_the_one_that_is_opened(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub = tmp_path / "models--owner--model"
+    for revision in ("main", "v2"):
+        folder = shutil.copytree(checkpoints["qwen3_vl"], hub / "snapshots" / f"{revision}-commit")
+        (hub / "refs").mkdir(exist_ok=True)
+        (hub / "refs" / revision).write_text(folder.name)
+        (folder / "chat_template.jinja").write_text(f"template of {revision}")
+    for revision in ("main", "v2"):
+        processor = load_processor("owner/model", 65_536, 131_072, revision)
+        assert processor.chat_template == f"template of {revision}"
+
+
 def test_unknown_family_lists_the_known_ones(checkpoints, tmp_path):
     folder = shutil.copytree(checkpoints["qwen3_vl"], tmp_path / "model")
     (folder / "preprocessor_config.json").write_text('{"processor_class": "LlavaProcessor"}')

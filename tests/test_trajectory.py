@@ -64,6 +64,19 @@ def test_ground_truth_in_grounding_is_the_gold_action(tmp_path):
     assert load_output(tmp_path, record, truth).gold == Answer(GOLD, SHORT)
 
 
+@pytest.mark.parametrize("kind", ["text", " Text ", "TEXT"])
+def test_letter_case_of_the_true_action_does_not_cost_its_arguments(tmp_path, kind):
+    truth = json.dumps({"ground_truth": {"action": kind, "target": "Name"}})
+    gold = load_output(tmp_path, {"action": "TEXT", "target": "Other", "text": "DOE"}, truth).gold
+    assert gold.action == Action("TEXT", "Name", {"text": "DOE"})
+
+
+def test_arguments_of_another_action_than_the_true_one_are_not_kept(tmp_path):
+    truth = json.dumps({"ground_truth": {"action": "ZOOM", "target": "Image"}})
+    gold = load_output(tmp_path, {"action": "SCROLL", "target": "Image", "direction": "down"}, truth).gold
+    assert gold.action == Action("ZOOM", "Image")
+
+
 def test_grounding_is_kept_apart_from_the_answer(tmp_path):
     step = load_output(tmp_path, TYPE, '{"bbox": [1, 2, 3.5, 4], "screen": [320, 192]}')
     assert (step.grounding.bbox, step.grounding.screen_wh) == ((1, 2, 3.5, 4), (320, 192))

@@ -1,13 +1,18 @@
 """Walking tasks: whose memory a step is shown, and that the recording replayed is right everywhere."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import DEMO_FILES, load_demo
 from trajectory_samples import TINY_AGENT
+from transformers import AutoModelForImageTextToText
 
 from eval.matching import MATCHERS, judge_step
-from eval.policy import RawAnswer, ReplayPolicy
+from eval.policy import ModelPolicy, RawAnswer, ReplayPolicy
 from eval.walk import walk_tasks
-from sft.memory import EMPTY_MEMORY
+from sft.encoding import StepEncoder
+from sft.memory import EMPTY_MEMORY, dump_json
+from sft.processors import load_processor
 from sft.prompts import AgentConfig
 from sft.trajectory import gold_memories
 
@@ -65,3 +70,28 @@ def test_replay_is_right_about_every_demo_step():
         for mode in ("own", "teacher"):
             for result in walk_tasks(trajectories, ReplayPolicy(trajectories, agent), agent, mode, 16):
                 assert judge_step(result, MATCHERS["action_target"]) == "right", (result.task_id, result.index)
+
+
+def test_memory_of_a_result_is_what_its_prompt_showed(tasks, tiny_checkpoints):
+    folder = tiny_checkpoints["qwen3_vl"]
+    processor = load_processor(folder, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels)
+    step, gold = tasks[0].steps[1], gold_memories(tasks[0], "model", TINY_AGENT.memory_budget_chars)[1]
+    prompt = StepEncoder(processor, TINY_AGENT).build_prompt(tasks[0].instruction, gold, step.image_path)
+    agent = replace(TINY_AGENT, max_prompt_tokens=prompt.n_tokens, max_answer_tokens=2)  # the third step needs more
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    prompts = {}
+
+    class Watched(ModelPolicy):
+        def answer(self, requests):
+            answers = super().answer(requests)
+            prompts.update({(r.task_id, r.index): a.prompt_text for r, a in zip(requests, answers)})
+            return answers
+
+    results = list(walk_tasks(tasks[:1], Watched(model, StepEncoder(processor, agent)), agent, "teacher", 2))
+    for result in results:
+        for part in ("short_term", "long_term"):
+            assert dump_json(result.memory_before[part]) in prompts[result.task_id, result.index]
+    assert results[1].memory_before == results[1].gold_memory
+    assert results[2].memory_before != results[2].gold_memory
+    shown, gold = (dump_json(memory) for memory in (results[2].memory_before, results[2].gold_memory))
+    assert len(shown) < len(gold)

@@ -1,0 +1,87 @@
+"""Data held small: compressed sequences, training rows on disk, hashes taken from the check."""
+
+import gc
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
+
+from sft.compact import CompactList
+from sft.data import build_step_rows
+from sft.encoding import StepEncoder
+from sft.processors import load_processor
+from sft.trajectory import TrajectoryError, load_trajectories
+
+
+@pytest.fixture
+def encoder(tiny_checkpoints):
+    folder = tiny_checkpoints["qwen3_vl"]
+    return StepEncoder(load_processor(folder, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels), TINY_AGENT)
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, 5, 8, 9])
+def test_compact_list_reads_as_the_list_it_was_made_of(n):
+    items = [{"step": i, "text": "the same text"} for i in range(n)]
+    compact = CompactList(iter(items), block_size=4)
+    assert len(compact) == n
+    assert list(compact) == items
+    assert [compact[i] for i in range(-n, n)] == items + items
+    assert (compact[1:], compact[:-1], compact[::-2]) == (items[1:], items[:-1], items[::-2])
+    assert compact == items and compact != [*items, {}]
+    with pytest.raises(IndexError, match="expected one of"):
+        compact[n]
+
+
+def test_compact_list_takes_a_tenth_of_the_pickled_items():
+    cells = [{"Instruction": "Open the study of DOE^JOHN", "Output": f"CLICK {i}"} for i in range(1000)]
+    compact = CompactList(cells)
+    assert sum(map(len, compact._blocks)) < sum(len(json.dumps(c)) for c in cells) / 10
+
+
+def test_rows_are_read_from_a_file_that_goes_with_them(tasks, encoder):
+    dataset = build_step_rows(tasks, "tasks.csv", encoder, show_progress=False).dataset
+    (cached,) = dataset.cache_files
+    file = Path(cached["filename"])
+    assert file.is_file()
+    assert not file.is_relative_to(Path.home() / ".cache")
+    assert [(row["task_id"], row["step"]) for row in dataset] == [(t.task_id, s.index) for t in tasks for s in t.steps]
+    del dataset
+    gc.collect()
+    assert not file.parent.exists()
+
+
+def test_refused_rows_leave_no_file(tasks, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(encoder, "agent", TINY_AGENT.__class__(max_answer_tokens=1))
+    with pytest.raises(TrajectoryError):
+        build_step_rows(tasks, "tasks.csv", encoder, show_progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hash_of_a_row_is_that_of_the_screenshot_that_was_checked(tmp_path, encoder):
+    csv_path = write_trajectories(tmp_path, build_tasks(1))
+    files = [tmp_path / f"screens/{i}.png" for i in (0, 1)]
+    hashes = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    trajectories = load_trajectories(csv_path, show_progress=False)
+    for file in files:
+        Image.new("RGB", (320, 192)).save(file)  # another content: one that is hashed again would show it
+    rows = list(build_step_rows(trajectories, str(csv_path), encoder, show_progress=False).dataset)
+    assert {row["image"]: row["image_sha256"] for row in rows} == hashes
+
+
+def test_memory_of_a_run_with_ten_times_the_rows_is_about_the_same(tmp_path):
+    file = tmp_path / "rows.json"
+    command = [sys.executable, "benchmarks/data_loading.py", "--screenshots", "2", "--rows", "200", "2000"]
+    subprocess.run([*command, "--json", str(file)], cwd=ROOT, check=True, capture_output=True, timeout=400)
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["setting"] for row in rows[:3]] == ["no cache", "cache, cold", "cache, warm"]
+    assert all(row["images_a_second"] > 0 and 0 < row["data_wait_share"] < 1 for row in rows[:3])
+    few, many = rows[3:]
+    assert (few["n_rows"], many["n_rows"]) == (200, 2000)
+    assert 0 < many["peak_mb"] < 1.1 * few["peak_mb"]
