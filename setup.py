@@ -29,6 +29,9 @@ setup(
         "rich>=15",
         "tqdm>=4.67",
         "tensorboard>=2.20",
+        "codecarbon>=3.3,<4",
+        "nvidia-ml-py>=13",
+        "psutil>=7",
     ],
     extras_require={
         "constrained": ["xgrammar>=0.2.8"],  # brings triton, which is large

@@ -105,7 +105,7 @@ def train(arguments: argparse.Namespace, name: str, folder: Path) -> None:
     """Train one variant in a process of its own."""
     settings = [part for key, value in VARIANTS[name].items() for part in (f"--{key}", json.dumps(value).strip('"'))]
     command = [*shlex.split(arguments.launch), str(ROOT / "sft/run.py"), str(arguments.recipe), *settings]
-    run([*command, "--output_dir", str(folder)], f"training of {name}")
+    run([*command, "--run_purpose", "ablation", "--output_dir", str(folder)], f"training of {name}")
 
 
 def roll_out(arguments: argparse.Namespace, model: Path, folder: Path) -> None:
@@ -113,7 +113,7 @@ def roll_out(arguments: argparse.Namespace, model: Path, folder: Path) -> None:
     command = [sys.executable, str(ROOT / "eval/rollout.py"), "--model_path", str(model), "--output_dir", str(folder)]
     command += ["--test_csv", arguments.test_csv, "--batch_size", str(arguments.batch_size)]
     command += ["--max_tasks", str(arguments.max_tasks)] if arguments.max_tasks else []
-    run(command, f"rollout of {model}")
+    run([*command, "--run_purpose", "ablation"], f"rollout of {model}")
 
 
 def run(command: list[str], what: str) -> None:

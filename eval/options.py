@@ -2,8 +2,11 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from sft.config import load_agent_config
+from sft.countries import list_countries
+from sft.ledger import Purpose
 from sft.prompts import AgentConfig
 
 MODES = ("teacher", "own", "own_stop")
@@ -47,6 +50,10 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     run.add_argument("--num_shards", type=int, default=1, help="machines that share the tasks [1]")
     run.add_argument("--shard", type=int, default=0, help="which of them this is, from 0 [0]")
     run.add_argument("--report_images", choices=["embed", "link"], default="embed", help="screenshots [embed]")
+    run.add_argument(
+        "--run_purpose", choices=get_args(Purpose), default="inference", help="for the compute report [inference]"
+    )
+    run.add_argument("--country_iso_code", help="where this runs, e.g. DEU, for CO2e [as in the model's recipe]")
     run.add_argument("--self_check", action="store_true", help="check the evaluation itself; exit code 1 if it fails")
     arguments = parser.parse_args(argv)
     if problem := find_problem(arguments):
@@ -64,6 +71,8 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
         return "--batch_size and --max_tasks: expected at least 1"
     if not 0 <= arguments.shard < arguments.num_shards:
         return f"--shard: found {arguments.shard} of {arguments.num_shards}; expected 0 to --num_shards - 1"
+    if arguments.country_iso_code and arguments.country_iso_code not in list_countries():
+        return f"--country_iso_code: found {arguments.country_iso_code}; expected three letters, e.g. DEU"
     if arguments.num_shards > 1 and arguments.mode == "all":
         return "--mode all: found --num_shards too; run each mode in shards, merge them and compare"
     return None

@@ -13,8 +13,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.card_results import enter_results
 from eval.data_notes import describe_test_data
 from eval.manifest import build_run_info, for_mode, for_shard, open_run
+from eval.metering import meter, record_rollout
 from eval.options import parse_arguments, read_agent
 from eval.publish import publish_comparison, publish_run
 from eval.results import StepResult
@@ -67,13 +69,25 @@ def main(argv: list[str]) -> None:
     if arguments.num_shards > 1:
         trajectories = trajectories[arguments.shard :: arguments.num_shards]
         info = for_shard(info, arguments.shard, arguments.num_shards, trajectories)
+    with record_rollout(arguments, info) as recorder:
+        roll_out(arguments, info, agent, trajectories, meter(build, recorder))
+
+
+def roll_out(
+    arguments: argparse.Namespace,
+    info: dict[str, Any],
+    agent: AgentConfig,
+    trajectories: list[Trajectory],
+    build: Any,
+) -> None:
+    """Answer what is left to answer, score it and write everything a run publishes."""
     if arguments.mode == "all":
         run_all_modes(arguments, info, agent, trajectories, build)
         return
     results, info = run_tasks(
         arguments.output_dir, info, trajectories, agent, arguments.mode, arguments.batch_size, build
     )
-    publish_run(arguments.output_dir, results, info, images=arguments.report_images)
+    enter_results(info, publish_run(arguments.output_dir, results, info, images=arguments.report_images))
 
 
 def run_self_check(
@@ -105,7 +119,7 @@ def run_all_modes(
     for mode in ("teacher", "own"):
         folder: Path = arguments.output_dir / mode
         runs[mode] = run_tasks(folder, for_mode(info, mode), trajectories, agent, mode, arguments.batch_size, build)
-        publish_run(folder, *runs[mode], images=arguments.report_images)
+        enter_results(runs[mode][1], publish_run(folder, *runs[mode], images=arguments.report_images))
     folder = arguments.output_dir / "own_stop"
     stopped_info = open_run(folder, for_mode(runs["own"][1], "own_stop"))
     stopped = write_in_order(folder / "steps.jsonl", cut_tasks(runs["own"][0]), trajectories)

@@ -11,7 +11,6 @@ from eval.schema import build_answer_schema
 from sft.config import load_model_settings
 from sft.encoding import Prompt, StepEncoder
 from sft.errors import UserError
-from sft.model import read_base_model_name
 from sft.processors import load_processor
 from sft.prompts import AgentConfig
 from sft.screenshots import open_screenshot
@@ -25,6 +24,7 @@ class VllmPolicy:
 
     def __init__(self, model_path: str, base_model: str | None, agent: AgentConfig, is_constrained: bool):
         try:
+            import torch
             from vllm import LLM, SamplingParams
             from vllm.lora.request import LoRARequest
             from vllm.sampling_params import StructuredOutputsParams
@@ -33,17 +33,25 @@ class VllmPolicy:
         folder = Path(model_path)
         is_adapter = (folder / "adapter_config.json").is_file()
         options: dict[str, Any] = {}
+        base = base_model or model_path
+        if (folder / "config.json").is_file():  # vLLM's own choice would round an fp32 model to half precision
+            options["dtype"] = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("dtype") or "auto"
         if is_adapter:
-            rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]
-            options = {"enable_lora": True, "max_lora_rank": rank, "dtype": load_model_settings(folder).dtype}
-        base = base_model or (read_base_model_name(folder) if is_adapter else model_path)
+            adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+            base = base_model or adapter["base_model_name_or_path"]
+            options = {
+                "enable_lora": True,
+                "max_lora_rank": round_rank(adapter["r"]),
+                "dtype": load_model_settings(folder).dtype,
+            }
         self.encoder = StepEncoder(load_processor(model_path, agent.min_pixels, agent.max_pixels), agent)
         self._llm = LLM(
             model=base,
-            limit_mm_per_prompt={"image": 1},
+            limit_mm_per_prompt={"image": 1, "video": 0},
             mm_processor_kwargs={"min_pixels": agent.min_pixels, "max_pixels": agent.max_pixels},
             max_model_len=agent.max_prompt_tokens + agent.max_answer_tokens,
             enable_prefix_caching=True,
+            enforce_eager=not torch.cuda.is_available(),  # compiling for a CPU takes minutes
             **options,
         )
         self._adapter = LoRARequest("adapter", 1, str(folder)) if is_adapter else None
@@ -83,3 +91,8 @@ class VllmPolicy:
                 memory_shown=prompt.memory,
             )
         return [answers[i] for i in range(len(requests))]
+
+
+def round_rank(rank: int) -> int:
+    """Return the least rank that vLLM prepares for and that an adapter of this rank fits into."""
+    return next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)

@@ -12,10 +12,11 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sft.actions import ActionType
+from sft.countries import list_countries
 from sft.errors import UserError
 from sft.prompts import AgentConfig, agent_from_json
 from sft.recipe_yaml import RecipeError, load_yaml, parse_overrides
-from sft.settings import BatchSettings, DataSettings, ModelSettings, ValidationSettings
+from sft.settings import BatchSettings, ComputeSettings, DataSettings, ModelSettings, ValidationSettings
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -31,12 +32,13 @@ class Recipe:
     agent: AgentConfig
     batch: BatchSettings
     validation: ValidationSettings
+    compute: ComputeSettings
     training: Mapping[str, Any]
 
     def to_yaml(self) -> str:
         """Render the resolved recipe, every setting of ours spelled out, as YAML that `parse_recipe` reads."""
         resolved: dict[str, Any] = {}
-        for settings in (self.data, self.model, self.agent, self.batch, self.validation):
+        for settings in (self.data, self.model, self.agent, self.batch, self.validation, self.compute):
             resolved.update(dataclasses.asdict(settings))
         resolved.pop("prompt_version")
         return yaml.safe_dump(_plain({**resolved, **self.training}), sort_keys=False, allow_unicode=True)
@@ -54,6 +56,10 @@ _REFUSED_KEYS = {
     "eos_token": "the answer ends with the model's own end-of-turn token",
     "chat_template_path": "the model's own chat template is used",
     "model_init_kwargs": "use dtype, attn_implementation, model_revision",
+    "hub_token": "a recipe is saved with the model; log in with `hf auth login` or set HF_TOKEN",
+    "hub_strategy": "the model is uploaded once, when it is saved",
+    "hub_always_push": "the model is uploaded once, when it is saved",
+    "hub_revision": "the model is uploaded to the main branch",
     "padding_free": "TRL refuses padding-free batches for vision data",
 }
 
@@ -90,6 +96,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         "agent": AgentConfig,
         "batch": BatchSettings,
         "validation": ValidationSettings,
+        "compute": ComputeSettings,
     }
     own_keys = {name for cls in sections.values() for name in _field_types(cls)} - {"prompt_version"}
     training = {k: v for k, v in values.items() if k not in own_keys}
@@ -164,6 +171,7 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
         "max_length": None,
         "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
+        "push_to_hub": False,  # the trainer would upload its whole folder; sft.push knows what may leave
     }
     if recipe.batch.packing != "none":
         fixed["per_device_train_batch_size"] = 1
@@ -241,6 +249,9 @@ def _find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any
             )
     if not 0 <= data.val_split < 1:
         problems.append(f"val_split: found {data.val_split}; expected a share from 0 to below 1")
+    country = settings["compute"].country_iso_code
+    if country is not None and country not in list_countries():
+        problems.append(f"country_iso_code: found {country!r}; expected an ISO 3166 code of three letters, e.g. DEU")
     if data.val_csv and data.val_split:
         problems.append("val_split: found together with val_csv; expected one of the two")
     has_validation = bool(data.val_csv or data.val_split)

@@ -19,9 +19,9 @@ from rich.text import Text
 from tqdm import tqdm
 
 from sft.careflow import read_careflow
+from sft.conversion import CSV_NAME, REPORT_NAME, Conversion, export_tasks
 from sft.converted import ConvertedTask, DroppedTask
 from sft.errors import run_command
-from sft.export import CSV_NAME, REPORT_NAME, Conversion, export_tasks
 from sft.hints import as_visible
 from sft.pipeline import audit_records, read_pipeline
 from sft.records import load_records, read_records

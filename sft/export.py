@@ -1,195 +1,129 @@
-"""Converted tasks to a folder of contract data: CSV, screenshots named by content, report. Whole or not at all."""
+"""Merge a fine-tuned adapter into its unquantised base model and check what that changes.
 
-import csv
-import io
+python -m sft.export --model_path OUT --to DIR [--dtype bfloat16] [--check_csv CSV] [--push OWNER/NAME [--public]]
+
+Writes DIR with safetensors shards, the processor and agent_config.json: a model folder for transformers and vLLM. It
+is reopened, and its logits are compared with the adapter's on the base as it was trained (4 bits) and unquantised;
+with --check_csv both are rolled out, and the difference in step-wise accuracy is printed with its interval.
+Without `--to`, `--push` uploads OUT itself. Repositories are private unless --public is given.
+"""
+
+import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sft.converted import ConvertedTask, DroppedTask, rebuild_memories
-from sft.errors import UserError
-from sft.memory import dump_json
-from sft.problems import TrajectoryError
-from sft.screenshots import ScreenshotFacts, inspect_bytes, store_screenshot
-from sft.tables import Table, read_table
-from sft.trajectory import read_task_set
+from sft.config import load_agent_config, load_model_settings
+from sft.errors import UserError, run_command
 
-COLUMNS = (
-    "Task_id",
-    "Slide_number",
-    "Image_id",
-    "Instruction",
-    "Output",
-    "Grounding",
-    "Application",
-    "Group",
-    "Detected_Elements",
-)
-CSV_NAME = "data.csv"
-REPORT_NAME = "conversion_report.json"
+COPIED = ("agent_config.json", "training_data.json", "versions.json", "recipe.yaml")
 
 
-@dataclass
-class Conversion:
-    """What became of every task of a source."""
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", type=Path, required=True, help="folder that sft/run.py wrote")
+    parser.add_argument("--to", type=Path, help="new folder for the merged model")
+    parser.add_argument("--base_model", help="unquantised base model [the one it was trained on]")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help="number format [that of the training]"
+    )
+    parser.add_argument("--check_csv", help="trajectory CSV on which both are rolled out")
+    parser.add_argument("--max_tasks", type=int, help="roll out only the first tasks of it")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload to this Hub repository")
+    parser.add_argument("--public", action="store_true", help="let everybody see a repository that --push creates")
+    arguments = parser.parse_args(argv)
+    if arguments.to is None and arguments.push is None:
+        parser.error("expected --to DIR, --push OWNER/NAME, or both")
+    load_agent_config(arguments.model_path)  # says what is missing in a folder that is not a trained model's
+    if arguments.to is not None:
+        export(arguments)
+    if arguments.push is not None:
+        from sft.push import push_folder
 
-    n_tasks: int = 0
-    n_steps: int = 0
-    n_screenshots: int = 0
-    dropped: list[DroppedTask] = field(default_factory=list)
-    remarks: dict[str, list[str]] = field(default_factory=dict)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the counts and reasons as the content of `conversion_report.json`."""
-        return {
-            "n_tasks": self.n_tasks,
-            "n_steps": self.n_steps,
-            "n_screenshots": self.n_screenshots,
-            "n_dropped_tasks": len(self.dropped),
-            "n_dropped_steps": sum(task.n_steps for task in self.dropped),
-            "dropped": [asdict(task) for task in self.dropped],
-            "remarks": self.remarks,
-        }
+        url = push_folder(arguments.to or arguments.model_path, arguments.push, is_private=not arguments.public)
+        print(f"Uploaded: {url}")
 
 
-def export_tasks(
-    tasks: Iterable[ConvertedTask | DroppedTask], output_dir: Path, about: Mapping[str, Any]
-) -> Conversion:
-    """Write tasks as they come; a task that the loader would not take is dropped with the loader's reason.
+def export(arguments: argparse.Namespace) -> None:
+    """Merge, reopen and compare; DIR appears under its name only when the merge is whole."""
+    folder, to = arguments.model_path, arguments.to
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"{to}: found something there; expected a new or empty folder")
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: found no adapter_config.json; expected an adapter: a full model needs no merge")
+    settings = load_model_settings(folder)
+    dtype = arguments.dtype or settings.dtype
+    base = find_base_folder(arguments.base_model or read_base_name(folder), settings.model_revision)
+    merge(folder, base, to, dtype)
 
-    `about` opens the report. The folder appears under its name only when all of it is written.
+    from eval.export_check import compare_logits, compare_rollouts
 
-    Raises:
-        UserError: the folder holds something, or not one task could be converted.
-    """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise UserError(f"{output_dir}: found something there; expected a new or empty folder")
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=output_dir.parent, prefix=f".{output_dir.name}.partial-"))
+    report: dict[str, Any] = {"dtype": dtype, "logits": []}
+    for row in compare_logits(folder, to, str(base), dtype, arguments.check_csv):
+        report["logits"].append(row)
+        gap = f"largest {row['max_gap']:.3g}, mean {row['mean_gap']:.3g}"
+        print(f"logits, merged against {row['form']}: {gap}; same best token {100 * row['same_choice']:.1f} %")
+    if arguments.check_csv:
+        compared = compare_rollouts(folder, to, str(base), arguments.check_csv, arguments.max_tasks)
+        report["rollout"] = {"n_tasks": compared["n_tasks"], "n_steps": compared["n_steps"], **compared["matchers"]}
+        for matcher, rates in compared["matchers"].items():
+            rate = rates["swa"]["difference"]
+            points = f"{100 * rate['value']:+.1f} [{100 * rate['low']:+.1f}, {100 * rate['high']:+.1f}] points"
+            print(f"SWA by {matcher}, merged - adapter: {points}, {compared['n_steps']} steps")
+    (to / "export_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+    from sft.card import write_card
+
+    write_card(to)
+
+
+def merge(folder: Path, base: Path, to: Path, dtype: str) -> None:
+    """Write the merged weights and all that belongs to them."""
+    import torch
+
+    from sft.merge import load_adapter, merge_weights
+    from sft.processors import load_processor, save_processor
+
+    to.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}.partial-"))
     try:
-        conversion = _write(tasks, partial, about)
+        n_tensors = merge_weights(base, load_adapter(folder), partial, getattr(torch, dtype))
+        agent = load_agent_config(folder)
+        save_processor(load_processor(folder, agent.min_pixels, agent.max_pixels), partial)
+        for name in COPIED:
+            if (folder / name).is_file():
+                shutil.copy(folder / name, partial)
         partial.chmod(0o755)
-        if output_dir.is_dir():
-            output_dir.rmdir()
-        partial.rename(output_dir)
+        if to.is_dir():
+            to.rmdir()
+        partial.rename(to)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return conversion
+    print(f"Merged {n_tensors} tensors into {to}")
 
 
-def _write(tasks: Iterable[ConvertedTask | DroppedTask], folder: Path, about: Mapping[str, Any]) -> Conversion:
-    conversion = Conversion()
-    rows_of: dict[str, list[dict[str, str]]] = {}
-    images = _ImageFolder(folder / "images")
-    for task in tasks:
-        if isinstance(task, DroppedTask):
-            conversion.dropped.append(task)
-            continue
-        try:
-            rows_of[task.task_id] = _build_rows(task, images)
-        except ValueError as error:
-            conversion.dropped.append(DroppedTask(task.task_id, task.source, len(task.steps), str(error)))
-            continue
-        if task.remarks:
-            conversion.remarks[task.task_id] = list(task.remarks)
-    _drop_what_the_loader_refuses(rows_of, folder, conversion)
-    if not rows_of:
-        reasons = "; ".join(f"{t.task_id}: {t.reason}" for t in conversion.dropped[:5])
-        raise UserError(f"found no task that can be converted ({reasons or 'the source is empty'})")
-    used = {row["Image_id"].partition("/")[2] for rows in rows_of.values() for row in rows}
-    for file in (folder / "images").iterdir():
-        if file.name not in used:
-            file.unlink()
-    conversion.n_tasks, conversion.n_steps = len(rows_of), sum(map(len, rows_of.values()))
-    conversion.n_screenshots = len(used)
-    content = {**about, **conversion.describe()}
-    (folder / REPORT_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return conversion
+def read_base_name(folder: Path) -> str:
+    """Return the base model that an adapter's configuration names."""
+    return str(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
-def _build_rows(task: ConvertedTask, images: "_ImageFolder") -> list[dict[str, str]]:
-    rows = []
-    for step, memory in zip(task.steps, rebuild_memories(task.steps)):
-        name, (width, height) = images.add(step.image, step.number)
-        output = {**step.action, "short_term": dict(memory.short_term), "long_term": dict(memory.long_term)}
-        grounding: dict[str, Any] = {} if step.bbox is None else {"bbox": list(step.bbox)}
-        grounding |= {"screen": [width, height]}
-        cells = (
-            task.task_id,
-            str(step.number),
-            f"images/{name}",
-            task.instruction,
-            dump_json(output),
-            dump_json(grounding),
-            task.application,
-            task.group,
-            step.elements,
-        )
-        if any("\0" in cell for cell in cells):
-            raise ValueError(f"step {step.number}: found a NUL character; expected text")
-        rows.append(dict(zip(COLUMNS, cells)))
-    return rows
+def find_base_folder(name: str, revision: str) -> Path:
+    """Return the folder of a base model: the one named, or the local cache's copy, fetched from the Hub if need be.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    from sft.hub import find_base_model
+
+    find_base_model(name, revision)
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
 
 
-class _ImageFolder:
-    """Writes screenshots by content; remembers what it has checked."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._facts_of_path: dict[Path, tuple[str, ScreenshotFacts]] = {}
-        folder.mkdir()
-
-    def add(self, image: bytes | Path, number: int) -> tuple[str, tuple[int, int]]:
-        """Store an image; return its file name and upright size.
-
-        Raises:
-            ValueError: it cannot be used as a screenshot.
-        """
-        if isinstance(image, Path) and image in self._facts_of_path:
-            name, facts = self._facts_of_path[image]
-            return name, facts.width_height
-        data = image.read_bytes() if isinstance(image, Path) else image
-        facts = inspect_bytes(data, image.name if isinstance(image, Path) else "the embedded image", decode=True)
-        if facts.problem:
-            raise ValueError(f"step {number}: {facts.problem}")
-        name = store_screenshot(data, facts, self.folder)
-        if isinstance(image, Path):
-            self._facts_of_path[image] = (name, facts)
-        return name, facts.width_height
-
-
-def _drop_what_the_loader_refuses(
-    rows_of: dict[str, list[dict[str, str]]], folder: Path, conversion: Conversion
-) -> None:
-    """Write the CSV, read it back as training would, and write it again without the tasks that were refused."""
-    if not rows_of:
-        return
-    _write_csv(folder / CSV_NAME, rows_of)
-    table: Table = read_table(folder / CSV_NAME)
-    try:
-        refused = {task.task_id: task.problems for task in read_task_set(table, on_bad_rows="quarantine").quarantined}
-    except TrajectoryError as error:  # not one task is left
-        refused = {
-            task_id: tuple(p for p in error.problems if p.task_id == task_id) or error.problems for task_id in rows_of
-        }
-    for task_id, problems in refused.items():
-        reason = f"{problems[0].column}: {problems[0].message}"
-        conversion.dropped.append(DroppedTask(task_id, "loader", len(rows_of.pop(task_id)), reason))
-        conversion.remarks.pop(task_id, None)
-    if refused and rows_of:
-        _write_csv(folder / CSV_NAME, rows_of)
-
-
-def _write_csv(path: Path, rows_of: Mapping[str, list[dict[str, str]]]) -> None:
-    file = io.StringIO()
-    has_elements = any(row["Detected_Elements"] for rows in rows_of.values() for row in rows)
-    columns = COLUMNS if has_elements else COLUMNS[:-1]
-    writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    for rows in rows_of.values():
-        writer.writerows(rows)
-    path.write_bytes(file.getvalue().encode("utf-8", "replace"))
+if __name__ == "__main__":
+    run_command(main)

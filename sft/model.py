@@ -148,6 +148,12 @@ def count_parameters(model: torch.nn.Module) -> dict[str, dict[str, int]]:
     return {part: {"trainable": trainable[part], "total": total[part]} for part in PARTS}
 
 
+def count_quantised(model: torch.nn.Module) -> int:
+    """Count the parameters held in 4 bits."""
+    shapes = [getattr(getattr(parameter, "quant_state", None), "shape", None) for parameter in model.parameters()]
+    return sum(shape.numel() for shape in shapes if shape is not None)
+
+
 def trained_parts(model: torch.nn.Module) -> set[str]:
     """Return the parts that have at least one trainable parameter."""
     return {part_of(name) for name, p in model.named_parameters() if p.requires_grad}

@@ -8,27 +8,26 @@ checkpoint in the output folder. `--plan` prints what the run will take (tokens,
 needs the base model's config, tokenizer and processor files, but no weights and no GPU.
 """
 
-import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sft.config import Recipe, build_training_arguments, parse_recipe
-from sft.data import TaskSplit, build_step_rows, describe_tasks, load_task_split, read_step_sizes
+from sft.data import TaskSplit, build_step_rows, load_task_split, read_step_sizes
 from sft.errors import UserError, run_command
 from sft.hub import find_base_model
-from sft.problems import QUARANTINE_NAME, describe_quarantine, write_quarantine
+from sft.problems import describe_quarantine
+from sft.run_files import save_run_files
 from sft.sampler import PackSampler
 from sft.trajectory import Trajectory
-from sft.versions import read_versions
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import SFTConfig
 
     from sft.encoding import StepEncoder
+    from sft.recorder import RunRecorder
     from sft.trainer import TrajectoryTrainer
 
 log = logging.getLogger("sft")
@@ -48,10 +47,21 @@ def main(argv: list[str]) -> None:
     log.setLevel(logging.INFO if training.process_index == 0 else logging.WARNING)
     checkpoint = find_checkpoint(training)
 
+    from sft.tracking import record_training
+
+    with record_training(recipe, split, training) as recorder:
+        train_model(recipe, split, training, checkpoint, recorder)
+
+
+def train_model(
+    recipe: Recipe, split: TaskSplit, training: "SFTConfig", checkpoint: str | None, recorder: "RunRecorder"
+) -> None:
+    """Train and save; every figure of it goes to `recorder`."""
     from sft.collator import PackingCollator, PaddingCollator, check_answer_only_labels
     from sft.encoding import StepEncoder
     from sft.model import build_lora_config, count_parameters, find_family, load_model
     from sft.processors import load_processor
+    from sft.step_meter import StepMeter
     from sft.trainer import TrajectoryTrainer
 
     family = find_family(recipe.model.model_name_or_path, recipe.model.model_revision)
@@ -70,6 +80,8 @@ def main(argv: list[str]) -> None:
         log.warning("quarantine: %s", describe_quarantine(split.quarantined)["summary"])
     log.info("prompts whose memory was shortened: %d; first supervised text: %s", train.n_shortened, supervised)
 
+    pack_sampler = build_pack_sampler(recipe, train.dataset, training)
+    recorder.note(packing_factor=pack_sampler.packing_factor if pack_sampler else 1.0)
     trainer = TrajectoryTrainer(
         model=load_model(recipe.model, family),
         args=training,
@@ -77,9 +89,10 @@ def main(argv: list[str]) -> None:
         eval_dataset=val.dataset if val else None,
         processing_class=processor,
         data_collator=collator,
-        pack_sampler=build_pack_sampler(recipe, train.dataset, training),
+        pack_sampler=pack_sampler,
         peft_config=build_lora_config(recipe.model, family),
         validation_rollout=build_validation_rollout(recipe, split.val, encoder),
+        step_meter=StepMeter(recorder),
     )
     add_early_stopping(trainer, recipe)
     log_parameters(count_parameters(trainer.model))
@@ -87,6 +100,10 @@ def main(argv: list[str]) -> None:
     save_run_files(recipe, split, folder, processor)
     trainer.train(resume_from_checkpoint=checkpoint)
     save(trainer, folder)
+    if recipe.training.get("push_to_hub") and trainer.is_world_process_zero():
+        from sft.push import push_trained
+
+        log.info("uploaded to %s", push_trained(folder, recipe.training))
 
 
 def print_plan(argv: list[str]) -> None:
@@ -155,11 +172,9 @@ def build_pack_sampler(recipe: Recipe, rows: "Dataset", training: "SFTConfig") -
         return None
     sizes = read_step_sizes(rows)
     sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, training.seed, training.world_size)
-    n_alone = sum(s.n_prefix + s.n_own for s in sizes)
-    n_packed = sum(sampler.count_tokens(pack) for pack in sampler.plan(0))
     log.info(
-        "packing: %d steps in %d sequences an epoch; %d tokens instead of %d (%.2f times fewer)",
-        *(len(sizes), len(sampler), n_packed, n_alone, n_alone / n_packed),
+        "packing: %d steps in %d sequences an epoch; %.2f times fewer tokens",
+        *(len(sizes), len(sampler), sampler.packing_factor),
     )
     return sampler
 
@@ -203,32 +218,9 @@ def log_parameters(counts: dict[str, dict[str, int]]) -> None:
         log.info("%-8s %13d parameters, %12d trainable (%.2f %%)", part, count["total"], count["trainable"], share)
 
 
-def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: Any) -> None:
-    """Save what the rollout and a reader need beside the weights: agent, recipe, versions, data, processor."""
-    from accelerate import PartialState
-
-    from sft.processors import save_processor
-
-    if not PartialState().is_main_process:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    train_csv, val_csv = recipe.data.train_csv, recipe.data.val_csv or recipe.data.train_csv
-    data = {"train": describe_tasks(split.train, train_csv, split.sha256_of[train_csv])}
-    if split.val:
-        data["val"] = describe_tasks(split.val, val_csv, split.sha256_of[val_csv])
-    write_quarantine(folder / QUARANTINE_NAME, split.quarantined)
-    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    for name, content in (
-        ("agent_config.json", asdict(recipe.agent)),
-        ("training_data.json", data),
-        ("versions.json", read_versions()),
-    ):
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    save_processor(processor, folder)
-
-
 def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
-    """Save the weights, reopen and check them, and draw the curves."""
+    """Save the weights, reopen and check them, draw the curves and write the model card."""
+    from sft.card import write_card
     from sft.curves import plot_curves
     from sft.model import check_adapter
 
@@ -240,6 +232,7 @@ def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
         n_tensors = check_adapter(folder, trainer.accelerator.unwrap_model(trainer.model))
         log.info("adapter reopened: %d tensors, as trained", n_tensors)
     plot_curves(trainer.state.log_history, folder / "training_curves.png")
+    write_card(folder)
     log.info("saved to %s", folder)
 
 

@@ -5,6 +5,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from sft.errors import UserError
 
@@ -73,6 +74,12 @@ class PackSampler:
         """Count the tokens of a pack: each screenshot's prefix once, every step's own tokens."""
         prefixes = {self.sizes[i].image: self.sizes[i].n_prefix for i in pack}
         return sum(prefixes.values()) + sum(self.sizes[i].n_own for i in pack)
+
+    @cached_property
+    def packing_factor(self) -> float:
+        """How many times fewer tokens the first epoch has than its steps one by one."""
+        n_alone = sum(size.n_prefix + size.n_own for size in self.sizes)
+        return n_alone / sum(self.count_tokens(pack) for pack in self.plan(0))
 
     def _fill(self, rng: random.Random) -> list[list[int]]:
         """Put groups of steps on one screenshot, in random order, each into the fullest pack that still has room."""

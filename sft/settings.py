@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sft.ledger import Purpose
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -75,4 +77,16 @@ class ValidationSettings:
     val_rollout_batch_size: int = field(default=16, metadata={"help": "Tasks answered at once in that rollout."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
+    )
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """What the compute ledger notes of a run."""
+
+    run_purpose: Purpose = field(
+        default="training", metadata={"help": "What the run is for, in the compute report's breakdown."}
+    )
+    country_iso_code: str | None = field(
+        default=None, metadata={"help": "Where the run takes place, e.g. DEU: needed for CO2e [energy alone]."}
     )

@@ -16,6 +16,7 @@ from sft.collator import build_tree_mask
 from sft.errors import UserError
 from sft.model import parts_with_gradient, trained_parts
 from sft.sampler import PackSampler
+from sft.step_meter import StepMeter
 
 ValidationRollout = Callable[[torch.nn.Module], dict[str, float]]
 
@@ -30,11 +31,15 @@ class TrajectoryTrainer(SFTTrainer):
         *args: Any,
         pack_sampler: PackSampler | None = None,
         validation_rollout: ValidationRollout | None = None,
+        step_meter: StepMeter | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.pack_sampler = pack_sampler
         self.validation_rollout = validation_rollout
+        self.step_meter = step_meter
+        if step_meter is not None:
+            self.add_callback(step_meter)
         self._wait_s, self._logged_at = 0.0, time.perf_counter()
         # Qwen-VL says it takes no `num_items_in_batch`, whereupon the loss would be averaged per micro-batch. TRL's
         # loss never asks the model: with this it is normalised over all answer tokens of the global batch.
@@ -65,6 +70,18 @@ class TrajectoryTrainer(SFTTrainer):
         if loader.batch_sampler is not self.pack_sampler:
             loader.batch_sampler.set_epoch = self.pack_sampler.set_epoch  # accelerate's shard does not pass it on
         return loader
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        """Train on one batch, measured."""
+        if self.step_meter is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        is_checkpointed = bool(self.args.gradient_checkpointing)
+        is_sharded = bool(self.is_deepspeed_enabled)
+        with self.step_meter.measure(self.model, inputs, is_checkpointed=is_checkpointed, is_sharded=is_sharded):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: `sft.card` writes the model card, once the weights are saved."""
 
     def compute_loss(
         self,

@@ -133,17 +133,3 @@ def test_vllm_is_asked_for_by_name_where_it_is_missing(csv, tmp_path, tiny_check
     command = ["--engine", "vllm", "--model_path", str(tiny_checkpoints["qwen3_vl"]), "--agent_config", str(agent)]
     with pytest.raises(UserError, match=r"pip install -e '\.\[vllm\]'"):
         main([*command, "--test_csv", str(csv), "--output_dir", str(tmp_path / "run")])
-
-
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="found no vllm: pip install -e '.[vllm]'")
-def test_vllm_gives_the_answers_of_hf(csv, tmp_path, tiny_checkpoints):
-    agent = tmp_path / "agent_config.json"
-    agent.write_text(json.dumps({**asdict(AGENT), "max_answer_tokens": 16}))
-    for engine in ("hf", "vllm"):
-        model = ["--model_path", str(tiny_checkpoints["qwen3_vl"]), "--agent_config", str(agent), "--engine", engine]
-        main([*model, "--test_csv", str(csv), "--output_dir", str(tmp_path / engine)])
-    texts = [
-        [json.loads(line)["raw_text"] for line in (tmp_path / engine / "steps.jsonl").read_text().splitlines()]
-        for engine in ("hf", "vllm")
-    ]
-    assert texts[0] == texts[1]

@@ -21,6 +21,12 @@ ENTRIES = {
 }
 MAY_IMPORT_TORCH = {"sft.model", "sft.collator", "sft.trainer", "sft.run", "eval.policy", "eval.predictor"}
 MAY_IMPORT_TORCH |= {"eval.decoding", "eval.constraint"}  # parts of the policy
+MAY_IMPORT_TORCH |= {
+    "sft.flops",
+    "sft.step_meter",
+    "sft.merge",
+    "eval.export_check",
+}  # loaded by the trainer and by the export
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 # What the lowest layers may know of this project; everything above may know all of `sft`.
 MAY_KNOW = {
@@ -88,8 +94,8 @@ def test_low_layer_knows_nothing_of_those_above(name):
 
 
 @pytest.mark.parametrize("name", sorted(m for m in MODULES if m.startswith("sft.")))
-def test_training_knows_nothing_of_evaluation_but_for_its_validation_rollout(name):
-    allowed = {m for m in MODULES if m.startswith("eval.")} if name == "sft.run" else set()
+def test_training_knows_nothing_of_evaluation_but_for_its_rollouts(name):
+    allowed = {m for m in MODULES if m.startswith("eval.")} if name in ("sft.run", "sft.export") else set()
     assert {m for m in _known(name) if m.startswith("eval.")} <= allowed
 
 

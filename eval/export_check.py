@@ -1,0 +1,122 @@
+"""Whether a merged model is the adapter it came from: logits side by side, and a paired rollout of both."""
+
+import gc
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from eval.comparison import compare_results
+from eval.predictor import load_model_for_inference
+from eval.walk import walk_tasks
+from sft.collator import PaddingCollator
+from sft.config import load_agent_config, load_model_settings
+from sft.data import build_step_rows
+from sft.encoding import StepEncoder
+from sft.memory import EMPTY_MEMORY
+from sft.model import find_family, load_model
+from sft.processors import load_processor
+from sft.settings import ModelSettings
+from sft.trajectory import Trajectory, load_task_set
+
+N_STEPS = 4
+ANSWER = '{"action":"CLICK","target":"Search"}'
+
+
+def compare_logits(folder: Path, merged: Path, base: str, dtype: Any, check_csv: str | None) -> list[dict[str, Any]]:
+    """Compare the logits of a few answers between the merged model and the adapter on each form of its base.
+
+    The steps are the first of `check_csv`, or one made up where there is none. Models are loaded one at a time.
+
+    Returns:
+        One row a form: `form`, `max_gap`, `mean_gap` and `same_choice`, the share of tokens with the same best one.
+    """
+    trained = replace(load_model_settings(folder), model_name_or_path=base)
+    forms = {f"adapter on the {dtype} base": replace(trained, load_in_4bit=False, dtype=dtype)}
+    if trained.load_in_4bit:
+        forms["adapter on the 4-bit base"] = trained
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        batches = list(_build_batches(merged, check_csv, Path(scratch)))
+    with _open_model(ModelSettings(str(merged), dtype=dtype, load_in_4bit=False), None) as model:
+        reference = _read_logits(model, batches)
+    for form, settings in forms.items():
+        with _open_model(settings, folder) as model:
+            rows.append({"form": form, **_describe_gap(reference, _read_logits(model, batches))})
+    return rows
+
+
+def compare_rollouts(folder: Path, merged: Path, base: str, check_csv: str, max_tasks: int | None) -> dict[str, Any]:
+    """Roll adapter and merged model out with their own memory on the same tasks, and compare them (merged minus)."""
+    agent = load_agent_config(merged)
+    tasks = load_task_set(check_csv, actions=agent.actions, task_end=max_tasks, needs_elements=agent.use_grounding)
+    results = {}
+    for name, path, of in (("merged", merged, None), ("adapter", folder, base)):
+        predictor = load_model_for_inference(path, of)
+        results[name] = list(walk_tasks(tasks.trajectories, predictor.policy, agent, "own", batch_size=16))
+        del predictor
+        _free()
+    return compare_results(results["merged"], results["adapter"], names=("merged", "adapter"))
+
+
+def _build_batches(folder: Path, check_csv: str | None, scratch: Path) -> Iterator[dict[str, torch.Tensor]]:
+    agent = load_agent_config(folder)
+    encoder = StepEncoder(load_processor(folder, agent.min_pixels, agent.max_pixels), agent)
+    collate = PaddingCollator(encoder)
+    if check_csv is None:
+        path = scratch / "screen.png"
+        Image.linear_gradient("L").resize((640, 400)).convert("RGB").save(path)
+        prompt = encoder.build_prompt("Open the study", EMPTY_MEMORY, path)
+        yield collate([{"prompt": prompt.text, "completion": ANSWER, "image": str(path)}])
+        return
+    tasks = load_task_set(check_csv, actions=agent.actions, needs_elements=agent.use_grounding).trajectories
+    steps: Sequence[Trajectory] = tasks[:N_STEPS]
+    rows = build_step_rows(steps, check_csv, encoder, show_progress=False).dataset
+    for i in range(min(N_STEPS, len(rows))):
+        yield collate([rows[i * len(rows) // min(N_STEPS, len(rows))]])
+
+
+@contextmanager
+def _open_model(settings: ModelSettings, adapter: Path | None) -> Iterator[torch.nn.Module]:
+    model: Any = load_model(settings, find_family(settings.model_name_or_path, settings.model_revision))
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter))
+    model.eval()
+    if torch.cuda.is_available() and not settings.load_in_4bit:
+        model.to("cuda")
+    try:
+        yield model
+    finally:
+        del model
+        _free()
+
+
+@torch.no_grad()
+def _read_logits(model: Any, batches: Sequence[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
+    """Return the logits that predict each answer's tokens: one (n tokens, vocabulary) a batch, fp32."""
+    found = []
+    for batch in batches:
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
+        logits = model(**inputs).logits[:, :-1]
+        found.append(logits[(batch["labels"][:, 1:] != -100).to(logits.device)].float().cpu())
+    return found
+
+
+def _describe_gap(reference: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> dict[str, float]:
+    a, b = torch.cat(list(reference)), torch.cat(list(other))
+    gap = (a - b).abs()
+    same = (a.argmax(dim=-1) == b.argmax(dim=-1)).float().mean()
+    return {"max_gap": gap.max().item(), "mean_gap": gap.mean().item(), "same_choice": same.item()}
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

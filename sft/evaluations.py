@@ -1,0 +1,48 @@
+"""`evaluations.jsonl` of a model folder: the scores of its rollouts, one line each, of its present weights only."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sft.versions import hash_files
+
+EVALUATIONS_NAME = "evaluations.jsonl"
+
+
+def add_evaluation(folder: Path, run_info: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Append the scores of a finished rollout."""
+    line = {
+        "weights_sha256": hash_weights(folder),
+        "csv": Path(run_info["test_csv"]).name,
+        "csv_sha256": run_info["test_csv_sha256"],
+        "mode": metrics["mode"],
+        "engine": run_info["engine"],
+        "decoding": run_info["decoding"],
+        "n_tasks": metrics["n_tasks"],
+        "n_steps": metrics["n_steps"],
+        "matchers": {
+            name: {measure: rates[measure] for measure in ("swa", "ta")} for name, rates in metrics["matchers"].items()
+        },
+        "majority_baseline": metrics["majority_baseline"],
+    }
+    with (folder / EVALUATIONS_NAME).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def load_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Return the newest scores on each test file, mode, decoding and number of tasks, of the weights as they are."""
+    path = folder / EVALUATIONS_NAME
+    if not path.is_file():
+        return []
+    weights, found = hash_weights(folder), {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        evaluation = json.loads(line)
+        if evaluation["weights_sha256"] == weights:
+            key = tuple(evaluation[k] for k in ("csv_sha256", "mode", "engine", "decoding", "n_tasks"))
+            found[key] = evaluation
+    return list(found.values())
+
+
+def hash_weights(folder: Path) -> str:
+    return hash_files(sorted(folder.glob("*.safetensors")))

@@ -1,0 +1,35 @@
+"""What a training saves beside the weights: agent, recipe, versions, data, processor."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sft.config import Recipe
+from sft.data import TaskSplit, describe_tasks
+from sft.problems import QUARANTINE_NAME, write_quarantine
+from sft.versions import read_versions
+
+
+def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: Any) -> None:
+    """Save what the rollout and a reader need beside the weights: agent, recipe, versions, data, processor."""
+    from accelerate import PartialState
+
+    from sft.processors import save_processor
+
+    if not PartialState().is_main_process:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    train_csv, val_csv = recipe.data.train_csv, recipe.data.val_csv or recipe.data.train_csv
+    data = {"train": describe_tasks(split.train, train_csv, split.sha256_of[train_csv])}
+    if split.val:
+        data["val"] = describe_tasks(split.val, val_csv, split.sha256_of[val_csv])
+    write_quarantine(folder / QUARANTINE_NAME, split.quarantined)
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    for name, content in (
+        ("agent_config.json", asdict(recipe.agent)),
+        ("training_data.json", data),
+        ("versions.json", read_versions()),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    save_processor(processor, folder)

@@ -1,0 +1,194 @@
+"""A real training and rollout without a network, and the report over them: every figure against what was run."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from test_training import _write_recipe
+from torch.utils.flop_counter import FlopCounterMode
+
+from sft.compute import main
+from sft.compute_fields import Field
+from sft.compute_output import SECTIONS, sort_fields
+from sft.errors import UserError
+from sft.flops import FlopCounter
+from sft.ledger import load_runs
+
+# Any socket but a local one ends the process; the settings are those that make codecarbon ask the network.
+OFFLINE = """
+import os, sys
+
+def refuse(event, arguments):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname") or (
+        event in ("socket.connect", "socket.sendto") and not isinstance(arguments[1], (str, bytes))
+    ):
+        sys.stderr.write(f"SOCKET {event} {arguments}\\n")
+        os._exit(77)
+
+sys.addaudithook(refuse)
+from pathlib import Path
+from sft import run
+from eval import rollout
+recipe, folder = sys.argv[1:]
+run.main([recipe, "--country_iso_code", "DEU", "--val_rollout_tasks", "0"])
+rollout.main(["--model_path", f"{folder}/out", "--test_csv", f"{folder}/val/tasks.csv", "--allow_overlap",
+              "--output_dir", f"{folder}/results"])
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tiny_checkpoints, tmp_path_factory):
+    """The folder of a training of four steps and of a rollout, made by a process that no socket is open to."""
+    folder = tmp_path_factory.mktemp("project")
+    recipe = _write_recipe(folder, tiny_checkpoints["qwen3_vl"])
+    network = {
+        "CODECARBON_ELECTRICITYMAPS_API_TOKEN": "token",
+        "CODECARBON_CO2_SIGNAL_API_TOKEN": "token",
+        "CODECARBON_EMISSIONS_ENDPOINT": "http://127.0.0.1:9/",
+        "CODECARBON_SAVE_TO_API": "true",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, "-c", OFFLINE, str(recipe), str(folder)]
+    finished = subprocess.run(command, cwd=ROOT, env={**os.environ, **network}, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(project, tmp_path_factory):
+    """The report over them, in a folder of its own: {section: {field: value}}."""
+    folder = shutil.copytree(project, tmp_path_factory.mktemp("report") / "outputs")
+    main([str(folder)])
+    content = json.loads((folder / "compute_report.json").read_text())
+    return folder, {s: {f: v["value"] for f, v in fields.items()} for s, fields in content["sections"].items()}
+
+
+def test_training_and_rollout_are_recorded_without_a_network(project):
+    training, rollout = load_runs(project)
+    assert [(r.start["kind"], r.start["purpose"], r.outcome) for r in (training, rollout)] == [
+        ("training", "training", "finished"),
+        ("rollout", "inference", "finished"),
+    ]
+    assert training.figures["co2e_kg"] > 0 and rollout.figures["co2e_kg"] > 0, "the country is that of the recipe"
+    assert not list(project.rglob("emissions.csv"))
+
+
+def test_tokens_and_samples_are_those_of_the_data(project):
+    """Six tasks of three steps on a 60-token screenshot, twice: four packs of 9 steps, each with one screenshot."""
+    figures = load_runs(project)[0].figures
+    assert (figures["steps"], figures["samples"]) == (4, 36)
+    state = json.loads((project / "out/trainer_state.json").read_text())
+    n_tokens = max(row["num_tokens"] for row in state["log_history"] if "num_tokens" in row)
+    assert figures["tokens_text"] + figures["tokens_image"] == n_tokens
+    assert figures["tokens_image"] == 4 * 60
+    assert 0 < figures["tokens_trained"] < figures["tokens_text"]
+    assert figures["packing_factor"] > 1.5
+
+
+def test_measured_operations_agree_with_the_closed_formula(project):
+    """The formula leaves out edges (the first layer's input gradient), which weigh most in a model of two layers."""
+    figures = load_runs(project)[0].figures
+    assert figures["flops_batch_measured"] / figures["flops_batch_formula"] == pytest.approx(1, abs=0.05)
+    assert figures["flops_forward_measured"] < figures["flops_batch_measured"] / 2
+
+
+def test_counter_agrees_with_torchs_own_and_changes_no_bit():
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    inputs = torch.randn(3, 7, 16)
+
+    def run():
+        layer.zero_grad()
+        loss = layer(inputs).square().sum()
+        loss.backward()
+        return loss.detach(), layer.linear1.weight.grad.clone()
+
+    plain = run()
+    with FlopCounter() as counter:
+        counted = run()
+    with FlopCounterMode(display=False) as torchs:
+        run()
+    assert all(torch.equal(a, b) for a, b in zip(plain, counted))
+    attention = 3.5 * 4 * 3 * 2 * 7 * 7 * 8  # of a CPU, which torch's table lacks: batch, heads, pairs, head dimension
+    assert counter.total == torchs.get_total_flops() + attention
+
+
+def test_report_holds_every_section_and_no_empty_value(report):
+    folder, sections = report
+    assert list(sections) == list(SECTIONS)
+    assert all(value not in (None, "") for fields in sections.values() for value in fields.values())
+    rows = list(csv.DictReader((folder / "compute_report_summary.csv").open()))
+    assert list(rows[0]) == ["Section", "Field", "Value", "Status"]
+    assert {row["Status"] for row in rows} == {"measured", "estimated", "author"}
+    assert len(rows) == sum(map(len, sections.values()))
+    for name in ("memory", "throughput", "loss"):
+        assert (folder / f"compute_{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "## FLOPs" in (folder / "compute_report.md").read_text()
+
+
+def test_fields_of_one_name_are_numbered_and_an_empty_value_says_so():
+    fields = [Field("model", "name", "a", "measured"), Field("model", "name", None, "measured")]
+    assert sort_fields(fields) == [
+        Field("model", "name", "a", "measured"),
+        Field("model", "name (2)", "missing: not known", "measured"),
+    ]
+
+
+def test_report_reads_scores_from_the_rollout(report, project):
+    metrics = json.loads((project / "results/metrics.json").read_text())
+    swa = metrics["matchers"]["action"]["swa"]
+    shown = report[1]["performance"]["outputs/results, own: SWA by action (%), ours"]
+    assert shown == f"{100 * swa['value']:.1f} [{100 * swa['low']:.1f}, {100 * swa['high']:.1f}]"
+
+
+def test_model_parameters_are_counted_by_kind(report):
+    model = report[1]["model"]
+    assert model["parameters, trainable"] == 8192  # 2 layers, 7 linears, rank 4
+    assert model["parameters, in 4 bits"] == 73_728
+    assert model["parameters, total"] > 73_728 + 8192
+
+
+def test_what_only_an_author_knows_is_asked_for_until_it_is_given(report):
+    folder, sections = report
+    assert sections["dataset"]["licence"] == "missing: fill in dataset_licence in compute_author.yaml"
+    form = folder / "compute_author.yaml"
+    form.write_text(form.read_text().replace("dataset_licence:", "dataset_licence: CC-BY-4.0"))
+    main([str(folder)])
+    content = json.loads((folder / "compute_report.json").read_text())
+    assert content["sections"]["dataset"]["licence"] == {"value": "CC-BY-4.0", "status": "author"}
+    form.write_text(form.read_text() + "\ncolour: blue\n")
+    with pytest.raises(UserError, match="found colour; expected only"):
+        main([str(folder)])
+    form.unlink()
+
+
+def test_report_names_neither_user_nor_host_nor_folder(report, project, tmp_path, monkeypatch):
+    folder = shutil.copytree(project, tmp_path / "outputs")
+    (folder / "out/runs").mkdir()
+    (folder / "out/runs/events.out.tfevents.1700000000.gpu-node-7.alice.4711.0").touch()
+    main([str(folder)])
+    for path in folder.glob("compute_report*"):
+        text = path.read_text()
+        assert "gpu-node-7" not in text and "alice" not in text
+        assert os.uname().nodename not in text and str(tmp_path) not in text and str(project) not in text
+    log = "outputs/out/runs/events.out.tfevents.1700000000.HOST.4711.0"
+    assert log in json.loads((folder / "compute_report.json").read_text())["sections"]["log files"]
+
+
+def test_folder_without_a_ledger_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"found no compute_ledger\.jsonl below"):
+        main([str(tmp_path)])
+
+
+@pytest.mark.parametrize("module", ["sft.compute", "sft.export"])
+def test_command_starts_without_torch(module):
+    command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    imported = {line.rsplit("|", 1)[-1].strip() for line in finished.stderr.splitlines()}
+    assert not imported & {"torch", "transformers", "matplotlib", "codecarbon"}
