@@ -15,7 +15,7 @@ from sft.actions import ActionType
 from sft.errors import UserError
 from sft.prompts import AgentConfig, agent_from_json
 from sft.recipe_yaml import RecipeError, load_yaml, parse_overrides
-from sft.settings import BatchSettings, DataSettings, ModelSettings, ValidationSettings
+from sft.settings import BatchSettings, DataSettings, ModelSettings, ResumeSettings, ValidationSettings
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -31,12 +31,13 @@ class Recipe:
     agent: AgentConfig
     batch: BatchSettings
     validation: ValidationSettings
+    resume: ResumeSettings
     training: Mapping[str, Any]
 
     def to_yaml(self) -> str:
         """Render the resolved recipe, every setting of ours spelled out, as YAML that `parse_recipe` reads."""
         resolved: dict[str, Any] = {}
-        for settings in (self.data, self.model, self.agent, self.batch, self.validation):
+        for settings in (self.data, self.model, self.agent, self.batch, self.validation, self.resume):
             resolved.update(dataclasses.asdict(settings))
         resolved.pop("prompt_version")
         return yaml.safe_dump(_plain({**resolved, **self.training}), sort_keys=False, allow_unicode=True)
@@ -54,6 +55,10 @@ _REFUSED_KEYS = {
     "eos_token": "the answer ends with the model's own end-of-turn token",
     "chat_template_path": "the model's own chat template is used",
     "model_init_kwargs": "use dtype, attn_implementation, model_revision",
+    "resume_from_checkpoint": "use resume: auto, or resume: PATH",
+    "deepspeed": "how processes are started stands in accelerate_configs/",
+    "fsdp": "how processes are started stands in accelerate_configs/",
+    "hub_token": "the recipe is saved with the model; set the environment variable HF_TOKEN",
     "padding_free": "TRL refuses padding-free batches for vision data",
 }
 
@@ -90,6 +95,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         "agent": AgentConfig,
         "batch": BatchSettings,
         "validation": ValidationSettings,
+        "resume": ResumeSettings,
     }
     own_keys = {name for cls in sections.values() for name in _field_types(cls)} - {"prompt_version"}
     training = {k: v for k, v in values.items() if k not in own_keys}
@@ -164,6 +170,7 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
         "max_length": None,
         "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
+        "restore_callback_states_from_checkpoint": True,  # or early stopping would count anew after a resume
     }
     if recipe.batch.packing != "none":
         fixed["per_device_train_batch_size"] = 1
@@ -187,7 +194,6 @@ def _check_training_keys(values: Mapping[str, Any], own_keys: set[str], problems
     from trl import SFTConfig
 
     types: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(SFTConfig) if f.init}
-    types["resume_from_checkpoint"] = bool | str | None  # the trainer takes true for "the newest one"
     checked = {}
     for key, value in values.items():
         if key in _REFUSED_KEYS:

@@ -3,13 +3,17 @@
 accelerate launch sft/run.py RECIPE.yaml [--key value ...]
 python sft/run.py RECIPE.yaml --plan [--card_gb 40]
 
-Every key of a recipe can be given on the command line too. `--resume_from_checkpoint true` goes on from the newest
-checkpoint in the output folder. `--plan` prints what the run will take (tokens, packing, GPU memory) and ends; it
-needs the base model's config, tokenizer and processor files, but no weights and no GPU.
+Every key of a recipe can be given on the command line too. `--resume auto` goes on from the newest whole checkpoint
+in the output folder, and starts at step 0 where there is none. After SIGTERM or SIGUSR1 the step is finished, a
+checkpoint saved, and the exit code is 75: start the same command again.
+
+`--plan` prints what the run will take (tokens, packing, GPU memory) and ends; it needs the base model's config,
+tokenizer and processor files, but no weights and no GPU.
 """
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +23,11 @@ from sft.config import Recipe, build_training_arguments, parse_recipe
 from sft.data import TaskSplit, build_step_rows, describe_tasks, load_task_split, read_step_sizes
 from sft.errors import UserError, run_command
 from sft.hub import find_base_model
+from sft.preemption import watch_for_preemption
 from sft.problems import QUARANTINE_NAME, describe_quarantine, write_quarantine
-from sft.sampler import PackSampler
+from sft.resume import agree_on_checkpoint, describe_run
+from sft.sampler import PackSampler, PaddedSampler
+from sft.support import check_support, read_launch
 from sft.trajectory import Trajectory
 from sft.versions import read_versions
 
@@ -42,12 +49,19 @@ def main(argv: list[str]) -> None:
         print_plan([argument for argument in argv if argument != "--plan"])
         return
     recipe = parse_recipe(argv)
+    check_support(read_launch(os.environ), recipe.model, recipe.training.get("gradient_checkpointing", True))
     split = check_inputs(recipe)
     training = build_training_arguments(recipe)
-    logging.basicConfig(format="%(levelname)s %(message)s")
-    log.setLevel(logging.INFO if training.process_index == 0 else logging.WARNING)
-    checkpoint = find_checkpoint(training)
 
+    from sft.health import explain_lost_process, log_process
+
+    logs = Path(cast(str, training.output_dir)) / "logs"
+    with log_process(logs, training.process_index), explain_lost_process(training, logs):
+        train_and_save(recipe, split, training)
+
+
+def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig") -> None:
+    """Load the model, train it from step 0 or a checkpoint, and save what a rollout needs."""
     from sft.collator import PackingCollator, PaddingCollator, check_answer_only_labels
     from sft.encoding import StepEncoder
     from sft.model import build_lora_config, count_parameters, find_family, load_model
@@ -69,6 +83,9 @@ def main(argv: list[str]) -> None:
         log.warning("quarantine: %s", describe_quarantine(split.quarantined)["summary"])
     log.info("prompts whose memory was shortened: %d; first supervised text: %s", train.n_shortened, supervised)
 
+    folder = Path(cast(str, training.output_dir))
+    run = describe_run(recipe, read_launch(os.environ), train.dataset, val.dataset if val else None)
+    checkpoint = agree_on_checkpoint(recipe, folder, run, training)
     trainer = TrajectoryTrainer(
         model=load_model(recipe.model, family),
         args=training,
@@ -76,15 +93,15 @@ def main(argv: list[str]) -> None:
         eval_dataset=val.dataset if val else None,
         processing_class=processor,
         data_collator=collator,
-        pack_sampler=build_pack_sampler(recipe, train.dataset, training),
+        pack_sampler=build_sampler(recipe, train.dataset, training),
+        run=run,
         peft_config=build_lora_config(recipe.model, family),
         validation_rollout=build_validation_rollout(recipe, split.val, encoder),
     )
     add_early_stopping(trainer, recipe)
     log_parameters(count_parameters(trainer.model))
-    folder = Path(cast(str, training.output_dir))
     save_run_files(recipe, split, folder, processor)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save(trainer, folder)
 
 
@@ -129,30 +146,13 @@ def check_inputs(recipe: Recipe, needs_weights: bool = True) -> TaskSplit:
     return split
 
 
-def find_checkpoint(training: "SFTConfig") -> str | None:
-    """Return the checkpoint to go on from: the newest for `true`, the one named, or None."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    wanted = training.resume_from_checkpoint
-    if not wanted:
-        return None
-    folder = Path(cast(str, training.output_dir))
-    found = get_last_checkpoint(str(folder)) if wanted is True and folder.is_dir() else wanted
-    if not isinstance(found, str) or not Path(found).is_dir():
-        place = f"in {folder}" if wanted is True else wanted
-        raise UserError(
-            f"resume_from_checkpoint: found no checkpoint {place}; expected a folder such as checkpoint-100: "
-            "check output_dir, or start without resume_from_checkpoint"
-        )
-    return found
-
-
-def build_pack_sampler(recipe: Recipe, rows: "Dataset", training: "SFTConfig") -> PackSampler | None:
-    """Return what decides which steps are packed together, or None where nothing is packed."""
+def build_sampler(recipe: Recipe, rows: "Dataset", training: "SFTConfig") -> PackSampler | PaddedSampler:
+    """Return what decides which steps are one batch, the same for any number of processes with one global batch."""
+    processes = (training.world_size, training.gradient_accumulation_steps)
     if recipe.batch.packing == "none":
-        return None
+        return PaddedSampler(len(rows), training.per_device_train_batch_size, training.seed, *processes)
     sizes = read_step_sizes(rows)
-    sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, training.seed, training.world_size)
+    sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, training.seed, *processes)
     n_alone = sum(s.n_prefix + s.n_own for s in sizes)
     n_packed = sum(sampler.count_tokens(pack) for pack in sampler.plan(0))
     log.info(
@@ -242,4 +242,5 @@ def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    watch_for_preemption()
     run_command(main)

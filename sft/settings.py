@@ -1,4 +1,4 @@
-"""What a recipe can set beside TRL's own keys: data, model, batches, validation. Knows nothing of files."""
+"""What a recipe can set beside TRL's own keys: data, model, batches, validation, resume. Knows nothing of files."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -75,4 +75,17 @@ class ValidationSettings:
     val_rollout_batch_size: int = field(default=16, metadata={"help": "Tasks answered at once in that rollout."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
+    )
+
+
+@dataclass(frozen=True)
+class ResumeSettings:
+    """Whether a run goes on from a checkpoint."""
+
+    resume: str | None = field(
+        default=None,
+        metadata={"help": "auto: the newest whole checkpoint of output_dir, or step 0 without one; or a checkpoint."},
+    )
+    resume_anyway: bool = field(
+        default=False, metadata={"help": "Go on though recipe or data have changed; the changes are logged."}
     )
