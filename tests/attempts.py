@@ -4,8 +4,8 @@ Reads one JSON list a line: attempts {"arguments", "config", "ranks", "signal", 
 "max_file_bytes", "limit_s"}, all but the first optional. `config` is an accelerate configuration, whose variables the
 processes get as from `accelerate launch`; `ranks` without it starts plain DDP as torchrun does. The signal is sent to
 one process (or all: `to_rank` null) `delay_s` after it has logged the end of step `at_step` or a later one; what still
-runs after `limit_s` is killed. Answers one JSON list a line: the exit codes of each attempt, one number for one
-process. What attempt i printed is in `attempt-i.log`.
+runs `limit_s` after it, or after the start, is killed. Answers one JSON list a line: the exit codes of each attempt,
+one number for one process. What attempt i printed is in `attempt-i.log`.
 """
 
 import json
@@ -104,7 +104,7 @@ def run_attempt(attempt, number):
             time.sleep(attempt.get("delay_s", 0))
             for child in children if to_rank is None else [children[to_rank]]:
                 os.kill(child, getattr(signal, attempt["signal"]))
-            sent = True
+            sent, started = True, time.monotonic()
         if time.monotonic() - started > attempt.get("limit_s", 600):
             for child in set(children) - set(codes):
                 os.kill(child, signal.SIGKILL)
