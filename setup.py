@@ -44,8 +44,9 @@ setup(
             "playwright>=1.60",
             "types-PyYAML",
             "xgrammar>=0.2.8",
+            "deepspeed>=0.19.8",
         ],
-        "gpu": ["torchvision", "flash-attn"],
+        "gpu": ["torchvision", "flash-attn", "deepspeed>=0.19.8"],
         "vllm": ["vllm"],
     },
 )

@@ -4,8 +4,8 @@ python eval/ablate.py RECIPE.yaml --test_csv test.csv --output_dir ablations/ [-
 
 Each variant is the recipe with the settings below, trained into OUTPUT_DIR/VARIANT/model and rolled out into
 OUTPUT_DIR/VARIANT/rollout. A variant that is trained already, there or in a folder given by `--model VARIANT=FOLDER`,
-is taken as it is; a rollout that was stopped goes on. Ends with ablations.json and a table with 95 % intervals, in
-which each difference is to `full`, paired by task.
+is taken as it is; a training or rollout that was stopped goes on. Ends with ablations.json and a table with 95 %
+intervals, in which each difference is to `full`, paired by task.
 
   full            the recipe with both memories, written by the model, without detected elements
   no_short_term   without short-term memory
@@ -104,8 +104,9 @@ def is_trained(folder: Path) -> bool:
 def train(arguments: argparse.Namespace, name: str, folder: Path) -> None:
     """Train one variant in a process of its own."""
     settings = [part for key, value in VARIANTS[name].items() for part in (f"--{key}", json.dumps(value).strip('"'))]
-    command = [*shlex.split(arguments.launch), str(ROOT / "sft/run.py"), str(arguments.recipe), *settings]
-    run([*command, "--run_purpose", "ablation", "--output_dir", str(folder)], f"training of {name}")
+    command = [*shlex.split(arguments.launch), str(ROOT / "sft/run.py"), str(arguments.recipe)]
+    settings += ["--run_purpose", "ablation", "--output_dir", str(folder), "--resume", "auto"]
+    run([*command, *settings], f"training of {name}")
 
 
 def roll_out(arguments: argparse.Namespace, model: Path, folder: Path) -> None:

@@ -16,7 +16,14 @@ from sft.countries import list_countries
 from sft.errors import UserError
 from sft.prompts import AgentConfig, agent_from_json
 from sft.recipe_yaml import RecipeError, load_yaml, parse_overrides
-from sft.settings import BatchSettings, ComputeSettings, DataSettings, ModelSettings, ValidationSettings
+from sft.settings import (
+    BatchSettings,
+    ComputeSettings,
+    DataSettings,
+    ModelSettings,
+    ResumeSettings,
+    ValidationSettings,
+)
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -33,12 +40,14 @@ class Recipe:
     batch: BatchSettings
     validation: ValidationSettings
     compute: ComputeSettings
+    resume: ResumeSettings
     training: Mapping[str, Any]
 
     def to_yaml(self) -> str:
         """Render the resolved recipe, every setting of ours spelled out, as YAML that `parse_recipe` reads."""
         resolved: dict[str, Any] = {}
-        for settings in (self.data, self.model, self.agent, self.batch, self.validation, self.compute):
+        sections = (self.data, self.model, self.agent, self.batch, self.validation, self.compute, self.resume)
+        for settings in sections:
             resolved.update(dataclasses.asdict(settings))
         resolved.pop("prompt_version")
         return yaml.safe_dump(_plain({**resolved, **self.training}), sort_keys=False, allow_unicode=True)
@@ -60,6 +69,9 @@ _REFUSED_KEYS = {
     "hub_strategy": "the model is uploaded once, when it is saved",
     "hub_always_push": "the model is uploaded once, when it is saved",
     "hub_revision": "the model is uploaded to the main branch",
+    "resume_from_checkpoint": "use resume: auto, or resume: PATH",
+    "deepspeed": "how processes are started stands in accelerate_configs/",
+    "fsdp": "how processes are started stands in accelerate_configs/",
     "padding_free": "TRL refuses padding-free batches for vision data",
 }
 
@@ -97,6 +109,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         "batch": BatchSettings,
         "validation": ValidationSettings,
         "compute": ComputeSettings,
+        "resume": ResumeSettings,
     }
     own_keys = {name for cls in sections.values() for name in _field_types(cls)} - {"prompt_version"}
     training = {k: v for k, v in values.items() if k not in own_keys}
@@ -172,6 +185,7 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
         "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "push_to_hub": False,  # the trainer would upload its whole folder; sft.push knows what may leave
+        "restore_callback_states_from_checkpoint": True,  # or early stopping would count anew after a resume
     }
     if recipe.batch.packing != "none":
         fixed["per_device_train_batch_size"] = 1
@@ -195,7 +209,6 @@ def _check_training_keys(values: Mapping[str, Any], own_keys: set[str], problems
     from trl import SFTConfig
 
     types: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(SFTConfig) if f.init}
-    types["resume_from_checkpoint"] = bool | str | None  # the trainer takes true for "the newest one"
     checked = {}
     for key, value in values.items():
         if key in _REFUSED_KEYS:

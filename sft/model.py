@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sft.errors import UserError
 from sft.hub import find_base_model
@@ -87,14 +88,14 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
         bnb_4bit_quant_storage=dtype if dtype == torch.bfloat16 else torch.uint8,  # ZeRO-3 shards bf16 storage only
         llm_int8_skip_modules=list(family.not_quantised),
     )
-    has_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() and not is_deepspeed_zero3_enabled()  # ZeRO-3 places the weights itself
     model = AutoModelForImageTextToText.from_pretrained(
         settings.model_name_or_path,
         revision=settings.model_revision,
         dtype=dtype,
         attn_implementation=settings.attn_implementation,
         quantization_config=quantisation if settings.load_in_4bit else None,
-        device_map={"": PartialState().local_process_index} if settings.load_in_4bit and has_gpu else None,
+        device_map={"": PartialState().local_process_index} if settings.load_in_4bit and on_gpu else None,
         use_safetensors=True,
     )
     model.config.use_cache = False
@@ -159,13 +160,11 @@ def trained_parts(model: torch.nn.Module) -> set[str]:
     return {part_of(name) for name, p in model.named_parameters() if p.requires_grad}
 
 
-def parts_with_gradient(named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> set[str]:
-    """Return the parts in which some trainable parameter has a gradient other than zero."""
-    return {part_of(n) for n, p in named_parameters if p.grad is not None and bool(p.grad.any())}
-
-
-def check_adapter(folder: Path, model: torch.nn.Module) -> int:
+def check_adapter(folder: Path, model: torch.nn.Module, needs_update: bool = True) -> int:
     """Reopen a saved adapter and compare it with the one in memory: keys, shapes, finite numbers, some `lora_B` set.
+
+    Under ZeRO-3 a process holds a part of each tensor only: shapes are those of the whole. Without `needs_update` an
+    adapter that has learned nothing yet passes.
 
     Returns:
         The number of tensors in the file.
@@ -176,7 +175,8 @@ def check_adapter(folder: Path, model: torch.nn.Module) -> int:
     from peft import get_peft_model_state_dict
 
     path = folder / ADAPTER_FILE
-    expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model).items()}
+    whole = {n: torch.empty(getattr(p, "ds_shape", p.shape), device="meta") for n, p in model.named_parameters()}
+    expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, whole).items()}
     has_update = False
     with open_adapter(folder) as file:
         names = set(file.keys())
@@ -192,7 +192,7 @@ def check_adapter(folder: Path, model: torch.nn.Module) -> int:
             if not bool(torch.isfinite(tensor).all()):
                 raise UserError(f"{path}: {name}: found numbers that are not finite; training has diverged")
             has_update = has_update or ("lora_B" in name and bool(tensor.any()))
-    if not has_update and any("lora_B" in name for name in names):
+    if needs_update and not has_update and any("lora_B" in name for name in names):
         raise UserError(f"{path}: found every lora_B zero; expected a trained adapter: nothing was learned")
     return len(names)
 

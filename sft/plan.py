@@ -46,7 +46,8 @@ def plan_tokens(recipe: Recipe, sizes: list[StepSize], n_ranks: int) -> TokenPla
         return TokenPlan(
             len(sizes), sum(alone), sum(alone), len(sizes), max(alone) * batch, prefixes, n_optimizer_steps
         )
-    sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, recipe.training.get("seed", 42), n_ranks)
+    seed = recipe.training.get("seed", 42)
+    sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, seed, n_ranks, accumulation)
     packs = sampler.plan(0)
     counts = [sampler.count_tokens(pack) for pack in packs]
     largest = packs[counts.index(max(counts))]

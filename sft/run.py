@@ -3,12 +3,16 @@
 accelerate launch sft/run.py RECIPE.yaml [--key value ...]
 python sft/run.py RECIPE.yaml --plan [--card_gb 40]
 
-Every key of a recipe can be given on the command line too. `--resume_from_checkpoint true` goes on from the newest
-checkpoint in the output folder. `--plan` prints what the run will take (tokens, packing, GPU memory) and ends; it
-needs the base model's config, tokenizer and processor files, but no weights and no GPU.
+Every key of a recipe can be given on the command line too. `--resume auto` goes on from the newest whole checkpoint
+in the output folder, and starts at step 0 where there is none. After SIGTERM or SIGUSR1 the step is finished, a
+checkpoint saved, and the exit code is 75: start the same command again.
+
+`--plan` prints what the run will take (tokens, packing, GPU memory) and ends; it needs the base model's config,
+tokenizer and processor files, but no weights and no GPU.
 """
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,9 +21,12 @@ from sft.config import Recipe, build_training_arguments, parse_recipe
 from sft.data import TaskSplit, build_step_rows, load_task_split, read_step_sizes
 from sft.errors import UserError, run_command
 from sft.hub import find_base_model
+from sft.preemption import watch_for_preemption
 from sft.problems import describe_quarantine
+from sft.resume import agree_on_checkpoint, describe_run
 from sft.run_files import save_run_files
-from sft.sampler import PackSampler
+from sft.sampler import PackSampler, PaddedSampler
+from sft.support import check_support, read_launch
 from sft.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -41,22 +48,24 @@ def main(argv: list[str]) -> None:
         print_plan([argument for argument in argv if argument != "--plan"])
         return
     recipe = parse_recipe(argv)
+    check_support(read_launch(os.environ), recipe.model, recipe.training.get("gradient_checkpointing", True))
     split = check_inputs(recipe)
     training = build_training_arguments(recipe)
-    logging.basicConfig(format="%(levelname)s %(message)s")
-    log.setLevel(logging.INFO if training.process_index == 0 else logging.WARNING)
-    checkpoint = find_checkpoint(training)
 
+    from sft.health import explain_lost_process, log_process
     from sft.tracking import record_training
 
-    with record_training(recipe, split, training) as recorder:
-        train_model(recipe, split, training, checkpoint, recorder)
+    logs = Path(cast(str, training.output_dir)) / "logs"
+    with (
+        log_process(logs, training.process_index),
+        explain_lost_process(training, logs),
+        record_training(recipe, split, training) as recorder,
+    ):
+        train_and_save(recipe, split, training, recorder)
 
 
-def train_model(
-    recipe: Recipe, split: TaskSplit, training: "SFTConfig", checkpoint: str | None, recorder: "RunRecorder"
-) -> None:
-    """Train and save; every figure of it goes to `recorder`."""
+def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", recorder: "RunRecorder") -> None:
+    """Load the model, train it from step 0 or a checkpoint, save what a rollout needs; `recorder` notes the cost."""
     from sft.collator import PackingCollator, PaddingCollator, check_answer_only_labels
     from sft.encoding import StepEncoder
     from sft.model import build_lora_config, count_parameters, find_family, load_model
@@ -80,8 +89,11 @@ def train_model(
         log.warning("quarantine: %s", describe_quarantine(split.quarantined)["summary"])
     log.info("prompts whose memory was shortened: %d; first supervised text: %s", train.n_shortened, supervised)
 
-    pack_sampler = build_pack_sampler(recipe, train.dataset, training)
-    recorder.note(packing_factor=pack_sampler.packing_factor if pack_sampler else 1.0)
+    folder = Path(cast(str, training.output_dir))
+    run = describe_run(recipe, read_launch(os.environ), train.dataset, val.dataset if val else None)
+    checkpoint = agree_on_checkpoint(recipe, folder, run, training)
+    sampler = build_sampler(recipe, train.dataset, training)
+    recorder.note(packing_factor=sampler.packing_factor if isinstance(sampler, PackSampler) else 1.0)
     trainer = TrajectoryTrainer(
         model=load_model(recipe.model, family),
         args=training,
@@ -89,16 +101,16 @@ def train_model(
         eval_dataset=val.dataset if val else None,
         processing_class=processor,
         data_collator=collator,
-        pack_sampler=pack_sampler,
+        pack_sampler=sampler,
+        run=run,
         peft_config=build_lora_config(recipe.model, family),
         validation_rollout=build_validation_rollout(recipe, split.val, encoder),
         step_meter=StepMeter(recorder),
     )
     add_early_stopping(trainer, recipe)
     log_parameters(count_parameters(trainer.model))
-    folder = Path(cast(str, training.output_dir))
     save_run_files(recipe, split, folder, processor)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save(trainer, folder)
     if recipe.training.get("push_to_hub") and trainer.is_world_process_zero():
         from sft.push import push_trained
@@ -148,30 +160,13 @@ def check_inputs(recipe: Recipe, needs_weights: bool = True) -> TaskSplit:
     return split
 
 
-def find_checkpoint(training: "SFTConfig") -> str | None:
-    """Return the checkpoint to go on from: the newest for `true`, the one named, or None."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    wanted = training.resume_from_checkpoint
-    if not wanted:
-        return None
-    folder = Path(cast(str, training.output_dir))
-    found = get_last_checkpoint(str(folder)) if wanted is True and folder.is_dir() else wanted
-    if not isinstance(found, str) or not Path(found).is_dir():
-        place = f"in {folder}" if wanted is True else wanted
-        raise UserError(
-            f"resume_from_checkpoint: found no checkpoint {place}; expected a folder such as checkpoint-100: "
-            "check output_dir, or start without resume_from_checkpoint"
-        )
-    return found
-
-
-def build_pack_sampler(recipe: Recipe, rows: "Dataset", training: "SFTConfig") -> PackSampler | None:
-    """Return what decides which steps are packed together, or None where nothing is packed."""
+def build_sampler(recipe: Recipe, rows: "Dataset", training: "SFTConfig") -> PackSampler | PaddedSampler:
+    """Return what decides which steps are one batch, the same for any number of processes with one global batch."""
+    processes = (training.world_size, training.gradient_accumulation_steps)
     if recipe.batch.packing == "none":
-        return None
+        return PaddedSampler(len(rows), training.per_device_train_batch_size, training.seed, *processes)
     sizes = read_step_sizes(rows)
-    sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, training.seed, training.world_size)
+    sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, training.seed, *processes)
     log.info(
         "packing: %d steps in %d sequences an epoch; %.2f times fewer tokens",
         *(len(sizes), len(sampler), sampler.packing_factor),
@@ -237,4 +232,5 @@ def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    watch_for_preemption()
     run_command(main)

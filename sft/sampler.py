@@ -1,4 +1,4 @@
-"""Which steps are packed together in an epoch. Knows token counts only: nothing of text, images or models."""
+"""Which steps are one batch, packed or padded, in an epoch. Knows token counts only: nothing of text or models."""
 
 import random
 from bisect import bisect_left, insort
@@ -19,30 +19,75 @@ class StepSize:
     n_own: int
 
 
+def count_batches(n_batches: int, n_rows: int, n_ranks: int, accumulation: int) -> int:
+    """Return the number of batches of an epoch, at least `n_batches` where rows allow it.
+
+    Every optimiser step is full where there are rows enough; else processes have as many batches each.
+    """
+    if n_rows < n_ranks:
+        raise UserError(f"found {n_rows} training steps for {n_ranks} processes; expected at least one each")
+    for multiple in (n_ranks * accumulation, n_ranks):
+        rounded = -(-n_batches // multiple) * multiple
+        if rounded <= n_rows:
+            return rounded
+    return n_rows // n_ranks * n_ranks
+
+
+class PaddedSampler:
+    """Batch sampler of padded batches: at most `batch_size` rows each, every row in exactly one batch of an epoch.
+
+    Stock samplers repeat rows, or drop some, where the last batches are too few for all processes. Here batches
+    differ by one row at most, and their number fills every optimiser step, as in `PackSampler`.
+    """
+
+    def __init__(self, n_rows: int, batch_size: int, seed: int, n_ranks: int = 1, accumulation: int = 1):
+        self.n_rows, self.seed, self._epoch = n_rows, seed, 0
+        self._n_batches = count_batches(-(-n_rows // batch_size), n_rows, n_ranks, accumulation)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches are drawn next."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._n_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.plan(self._epoch))
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        """Return the batches of an epoch, in the order in which they are trained on."""
+        rows = list(range(self.n_rows))
+        random.Random(f"{self.seed}/{epoch}").shuffle(rows)
+        bounds = [i * self.n_rows // self._n_batches for i in range(self._n_batches + 1)]
+        return [rows[start:end] for start, end in zip(bounds, bounds[1:])]
+
+
 class PackSampler:
     """Batch sampler whose batches are packs: lists of row indices that fit into `tokens_per_batch` when packed.
 
     Every step is in exactly one pack of an epoch. Packs are drawn anew each epoch from seed and epoch alone, so a
-    resumed run sees the same ones; their number is the same in every epoch and a multiple of `n_ranks`, and packs
-    that ranks work on at the same time have about the same number of tokens. The largest pack of all comes first in
-    the first epoch, so that a budget the memory cannot hold shows at once.
+    resumed run sees the same ones; their number is the same in every epoch and fills every optimiser step (`n_ranks`
+    times `accumulation` packs, of about the same number of tokens) where there are steps enough. The packs of an
+    optimiser step are the same however they are spread over processes and accumulation. The largest pack of all
+    comes first in the first epoch, so that a budget the memory cannot hold shows at once.
     """
 
     N_TRIALS = 8
 
-    def __init__(self, sizes: Sequence[StepSize], tokens_per_batch: int, seed: int, n_ranks: int = 1):
+    def __init__(
+        self, sizes: Sequence[StepSize], tokens_per_batch: int, seed: int, n_ranks: int = 1, accumulation: int = 1
+    ):
         longest = max(s.n_prefix + s.n_own for s in sizes)
         if longest > tokens_per_batch:
             raise UserError(
                 f"tokens_per_batch: found {tokens_per_batch}, but the longest step has {longest} tokens; "
                 "expected at least that many"
             )
-        if len(sizes) < n_ranks:
-            raise UserError(f"found {len(sizes)} training steps for {n_ranks} processes; expected at least one each")
-        self.sizes, self.tokens_per_batch, self.seed, self.n_ranks = sizes, tokens_per_batch, seed, n_ranks
+        self.sizes, self.tokens_per_batch, self.seed = sizes, tokens_per_batch, seed
+        self.packs_per_step = n_ranks * accumulation
         self._epoch = 0
         most = max(len(self._fill(random.Random(f"{seed}/{trial}"))) for trial in range(self.N_TRIALS))
-        self._n_packs = min(-(-most // n_ranks) * n_ranks, len(sizes) // n_ranks * n_ranks)
+        self._n_packs = count_batches(most, len(sizes), n_ranks, accumulation)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose packs are drawn next."""
@@ -64,11 +109,13 @@ class PackSampler:
             packs = self._fill(rng)
         packs = self._adjust(packs)
         packs.sort(key=self.count_tokens, reverse=True)
-        rounds = [packs[i : i + self.n_ranks] for i in range(0, len(packs), self.n_ranks)]
-        rest = rounds[1:] if epoch == 0 else rounds
+        rounds = [packs[i : i + self.packs_per_step] for i in range(0, len(packs), self.packs_per_step)]
+        last = rounds.pop() if len(rounds[-1]) < self.packs_per_step else []  # a step that is not full ends the epoch
+        n_fixed = 1 if epoch == 0 else 0
+        rest = rounds[n_fixed:]
         rng.shuffle(rest)
-        rounds = rounds[:1] + rest if epoch == 0 else rest
-        return [pack for packs_of_ranks in rounds for pack in packs_of_ranks]
+        rounds = [*rounds[:n_fixed], *rest, last]
+        return [pack for packs_of_step in rounds for pack in packs_of_step]
 
     def count_tokens(self, pack: Sequence[int]) -> int:
         """Count the tokens of a pack: each screenshot's prefix once, every step's own tokens."""

@@ -1,4 +1,4 @@
-"""What a recipe can set beside TRL's own keys: data, model, batches, validation. Knows nothing of files."""
+"""What a recipe can set beside TRL's own keys: data, model, batches, validation, resume. Knows nothing of files."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -89,4 +89,17 @@ class ComputeSettings:
     )
     country_iso_code: str | None = field(
         default=None, metadata={"help": "Where the run takes place, e.g. DEU: needed for CO2e [energy alone]."}
+    )
+
+
+@dataclass(frozen=True)
+class ResumeSettings:
+    """Whether a run goes on from a checkpoint."""
+
+    resume: str | None = field(
+        default=None,
+        metadata={"help": "auto: the newest whole checkpoint of output_dir, or step 0 without one; or a checkpoint."},
+    )
+    resume_anyway: bool = field(
+        default=False, metadata={"help": "Go on though recipe or data have changed; the changes are logged."}
     )

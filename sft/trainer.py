@@ -1,21 +1,33 @@
-"""TRL's SFTTrainer with what it lacks: packed batches, fp32 adapters, a validation rollout, a gradient check."""
+"""TRL's SFTTrainer with what it lacks: packed batches, fp32 adapters, a validation rollout, whole checkpoints."""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from sft.checkpoints import (
+    UNFINISHED_NAME,
+    check_disk_space,
+    clear_unfinished,
+    finish_checkpoint,
+    list_checkpoints,
+    prepare_unfinished,
+    prune_checkpoints,
+    read_size,
+)
 from sft.collator import build_tree_mask
-from sft.errors import UserError
-from sft.model import parts_with_gradient, trained_parts
-from sft.sampler import PackSampler
+from sft.health import GradientCheck, StopWhenPreempted, check_batch, check_loss
+from sft.model import ADAPTER_FILE, check_adapter
+from sft.sampler import PackSampler, PaddedSampler
 from sft.step_meter import StepMeter
 
 ValidationRollout = Callable[[torch.nn.Module], dict[str, float]]
@@ -29,14 +41,17 @@ class TrajectoryTrainer(SFTTrainer):
     def __init__(
         self,
         *args: Any,
-        pack_sampler: PackSampler | None = None,
+        pack_sampler: PackSampler | PaddedSampler | None = None,
         validation_rollout: ValidationRollout | None = None,
         step_meter: StepMeter | None = None,
+        run: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.pack_sampler = pack_sampler
         self.validation_rollout = validation_rollout
+        self.run = run or {}
+        self._unfinished: Path | None = None
         self.step_meter = step_meter
         if step_meter is not None:
             self.add_callback(step_meter)
@@ -45,6 +60,7 @@ class TrajectoryTrainer(SFTTrainer):
         # loss never asks the model: with this it is normalised over all answer tokens of the global batch.
         self.model_accepts_loss_kwargs = True
         self.add_callback(GradientCheck())
+        self.add_callback(StopWhenPreempted())
         if self.model.dtype == torch.float32:
             # TRL casts a QLoRA adapter to bf16 whatever the base computes in; with an fp32 base that costs precision,
             # and on a CPU without bf16 arithmetic 20 to 40 times the time.
@@ -53,7 +69,7 @@ class TrajectoryTrainer(SFTTrainer):
                     parameter.data = parameter.data.float()
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the loader whose batches are packs, or the stock one where nothing is packed."""
+        """Return the loader whose batches the sampler chose, or the stock one without a sampler."""
         if self.pack_sampler is None:
             return super().get_train_dataloader()
         loader = self.accelerator.prepare(
@@ -104,6 +120,13 @@ class TrajectoryTrainer(SFTTrainer):
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
 
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        """Compute gradients as TRL does, and stop where there is nothing to learn or the loss is no number."""
+        check_batch(inputs["labels"], self.state.global_step)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        check_loss(loss, self.state.global_step)
+        return loss
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch the batches of one optimiser step and note how long that kept the model waiting."""
         started = time.perf_counter()
@@ -140,6 +163,47 @@ class TrajectoryTrainer(SFTTrainer):
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in rollout.items()})
         return output
 
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write the checkpoint to `unfinished/`, reopen and describe it, and only then give it its name.
+
+        Old ones are removed afterwards, by step and not by a clock as transformers does.
+        """
+        output_dir = Path(cast(str, self.args.output_dir))
+        name = f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            check_disk_space(output_dir, self._expected_checkpoint_bytes(output_dir))
+            prepare_unfinished(output_dir)
+        self.accelerator.wait_for_everyone()
+        self._unfinished = output_dir / UNFINISHED_NAME
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._unfinished = None
+        self.accelerator.wait_for_everyone()
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(output_dir / name)
+        if self.is_world_process_zero():
+            written = output_dir / UNFINISHED_NAME / name
+            self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # now with the best one's final path
+            if (written / ADAPTER_FILE).is_file():
+                trained = self.state.global_step >= GradientCheck.N_STEPS  # a warm-up's first step changes nothing
+                check_adapter(written, self.accelerator.unwrap_model(self.model), needs_update=trained)
+            finish_checkpoint(written, output_dir / name, self.run)
+            best = self.state.best_model_checkpoint
+            prune_checkpoints(output_dir, self.args.save_total_limit, Path(best) if best else None)
+            clear_unfinished(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)
+
+    def _expected_checkpoint_bytes(self, output_dir: Path) -> int:
+        """Return the size of the newest checkpoint, or else of weights and Adam's state, and a tenth more."""
+        if checkpoints := list_checkpoints(output_dir):
+            return int(1.1 * read_size(checkpoints[-1]))
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        return int(1.1 * sum(getattr(p, "ds_numel", p.numel()) * (p.element_size() + 12) for p in trained))
+
 
 @contextlib.contextmanager
 def weighted_log_probs(model: torch.nn.Module, weights: torch.Tensor) -> Iterator[None]:
@@ -157,29 +221,3 @@ def weighted_log_probs(model: torch.nn.Module, weights: torch.Tensor) -> Iterato
         yield
     finally:
         handle.remove()
-
-
-class GradientCheck(TrainerCallback):
-    """Stops a run in which some trained part of the model has had no gradient in its first steps.
-
-    A LoRA on the vision tower gets none under reentrant checkpointing, and nothing else would say so.
-    """
-
-    N_STEPS = 3
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Note which parts have a gradient; after `N_STEPS` steps all trained ones must have had one."""
-        if args.deepspeed or state.global_step >= self.N_STEPS:  # DeepSpeed keeps gradients in its own buffers
-            return
-        model = kwargs["model"]
-        self._seen |= parts_with_gradient(model.named_parameters())
-        if state.global_step == self.N_STEPS - 1 and (silent := trained_parts(model) - self._seen):
-            raise UserError(
-                f"found no gradient in the {' and '.join(sorted(silent))} part after {self.N_STEPS} steps; "
-                "with lora_parts vision set gradient_checkpointing_kwargs: {use_reentrant: false}"
-            )

@@ -62,8 +62,6 @@ def test_command_line_wins_over_the_file(parse):
         ("report_to", "none", "none"),
         ("bf16", "no", False),
         ("bf16", "true", True),
-        ("resume_from_checkpoint", "true", True),
-        ("resume_from_checkpoint", "outputs/checkpoint-8", "outputs/checkpoint-8"),
         ("run_name", "false_start", "false_start"),
         ("gradient_checkpointing_kwargs", "{use_reentrant: false}", {"use_reentrant": False}),
         ("warmup_steps", "0.03", 0.03),
@@ -113,6 +111,11 @@ def test_lists_and_null_can_be_given_on_the_command_line(parse):
         ("use_peft: false", "use_peft: found false with load_in_4bit"),
         ("lora_parts: []", "lora_parts: found nothing to train"),
         ("max_length: 1024", "max_length: found a key that does not apply here; steps are never cut"),
+        (
+            "resume_from_checkpoint: true",
+            "resume_from_checkpoint: found a key that does not apply here; use resume: auto",
+        ),
+        ("hub_token: hf_x", "hub_token: found a key that does not apply here; the recipe is saved with the model"),
         ("completion_only_loss: false", "completion_only_loss: found a key that does not apply here; the loss is"),
     ],
 )

@@ -20,6 +20,7 @@ ENTRIES = {
     if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body)
 }
 MAY_IMPORT_TORCH = {"sft.model", "sft.collator", "sft.trainer", "sft.run", "eval.policy", "eval.predictor"}
+MAY_IMPORT_TORCH |= {"sft.health"}  # the trainer's callbacks
 MAY_IMPORT_TORCH |= {"eval.decoding", "eval.constraint"}  # parts of the policy
 MAY_IMPORT_TORCH |= {
     "sft.flops",
@@ -151,3 +152,12 @@ def test_help_is_shown_without_torch(name):
     imported = {line.rsplit("|", 1)[-1].strip() for line in finished.stderr.splitlines()}
     assert path in finished.stdout
     assert not imported & set(HEAVY)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_files_are_read_by_loaders_that_run_no_code(name):
+    calls = [ast.unparse(node) for node in ast.walk(MODULES[name]) if isinstance(node, ast.Call)]
+    assert not [c for c in calls if c.startswith("torch.load(") and "weights_only=True" not in c]
+    assert not [c for c in calls if c.startswith("yaml.load(") and "Loader=_RecipeLoader" not in c]
+    assert not [c for c in calls if "trust_remote_code" in c]
+    assert "pickle" not in _imports(MODULES[name])

@@ -10,6 +10,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import get_peft_model
 
 from sft.errors import UserError
+from sft.health import GradientCheck
 from sft.model import (
     FAMILIES,
     PARTS,
@@ -21,7 +22,6 @@ from sft.model import (
     trained_parts,
 )
 from sft.settings import ModelSettings
-from sft.trainer import GradientCheck
 
 ATTENTION = tuple(f"self_attn.{x}_proj" for x in "qkvo")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -156,28 +156,24 @@ def test_hub_model_without_access_stops_at_once_and_points_to_a_local_folder(mon
         find_family("Qwen/Qwen3-VL-8B-Instruct")
 
 
-def _steps(check, model, n_steps, start=0):
-    arguments = SimpleNamespace(deepspeed=None)
-    for step in range(start, start + n_steps):
-        check.on_pre_optimizer_step(arguments, SimpleNamespace(global_step=step), None, model=model)
+def _steps(check, model, parts):
+    """Run one backward pass and one step for each entry: the named part gets a gradient, all others get zeros."""
+    check.on_train_begin(None, SimpleNamespace(global_step=0), None, model=model)
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for step, part in enumerate(parts):
+        sum(p.sum() * (part in name) for name, p in trained).backward()
+        check.on_step_end(None, SimpleNamespace(global_step=step + 1), None, model=model)
 
 
 def test_part_that_never_has_a_gradient_stops_the_run_after_three_steps(tiny_checkpoints):
     model = _load(tiny_checkpoints["qwen3_vl"], lora_parts=("language", "vision"), load_in_4bit=False)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.ones_like(parameter) if "language" in name else torch.zeros_like(parameter)
     check = GradientCheck()
-    _steps(check, model, 2)
     with pytest.raises(UserError, match="found no gradient in the vision part after 3 steps; .*use_reentrant: false"):
-        _steps(check, model, 1, start=2)
+        _steps(check, model, ["language"] * 3)
+    _steps(GradientCheck(), model, ["language"] * 2)
 
 
 def test_run_goes_on_where_every_trained_part_had_a_gradient_once(tiny_checkpoints):
     model = _load(tiny_checkpoints["qwen3_vl"], lora_parts=("language", "vision"), load_in_4bit=False)
-    check = GradientCheck()
-    for step, part in enumerate(("language", "visual", "language")):
-        for name, parameter in model.named_parameters():
-            parameter.grad = torch.ones_like(parameter) if parameter.requires_grad and part in name else None
-        _steps(check, model, 1, start=step)
+    _steps(GradientCheck(), model, ["language", "visual", "language"])
     assert trained_parts(model) == {"language", "vision"}

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from sft.errors import UserError
-from sft.sampler import PackSampler, StepSize
+from sft.sampler import PackSampler, PaddedSampler, StepSize
 
 
 def build_sizes(n_images=40, seed=0):
@@ -76,5 +76,52 @@ def test_a_step_longer_than_the_budget_is_refused_with_its_length():
 
 
 def test_fewer_steps_than_processes_are_refused():
-    with pytest.raises(UserError, match="found 1 training steps for 2 processes"):
+    message = "found 1 training steps for 2 processes"
+    with pytest.raises(UserError, match=message):
         PackSampler([StepSize("a", 10, 10)], 500, seed=0, n_ranks=2)
+    with pytest.raises(UserError, match=message):
+        PaddedSampler(1, 4, seed=0, n_ranks=2)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "batch_size", "accumulation", "sizes"),
+    [
+        (5, 2, 1, [2, 1, 1, 1]),
+        (7, 4, 1, [4, 3]),
+        (9, 2, 2, [2, 1, 1, 1, 1, 1, 1, 1]),
+        (6, 1, 2, [1, 1, 1, 1, 1, 1]),  # too few rows for two full optimiser steps of four: the second has two batches
+    ],
+)
+def test_padded_batches_hold_each_row_once_and_both_processes_have_as_many(n_rows, batch_size, accumulation, sizes):
+    sampler = PaddedSampler(n_rows, batch_size, seed=0, n_ranks=2, accumulation=accumulation)
+    for epoch in range(3):
+        batches = sampler.plan(epoch)
+        assert sorted(map(len, batches), reverse=True) == sizes
+        assert sorted(row for batch in batches for row in batch) == list(range(n_rows))
+    assert sampler.plan(0) != sampler.plan(1)
+    sampler.set_epoch(1)
+    assert list(sampler) == sampler.plan(1)
+    assert len(sampler) == len(sizes)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4, 64])
+def test_packs_stay_within_the_budget_when_each_step_fills_one(accumulation):
+    """100 packs of one step each cannot be made 128: the last optimiser step is not full, and is last."""
+    sizes = [StepSize(f"image{i}", 400, 100) for i in range(100)]
+    sampler = PackSampler(sizes, 600, seed=0, n_ranks=2, accumulation=accumulation)
+    for epoch in range(3):
+        packs = sampler.plan(epoch)
+        assert [len(pack) for pack in packs] == [1] * 100
+        assert sorted(row for pack in packs for row in pack) == list(range(100))
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 4])
+def test_an_optimiser_step_has_the_same_packs_on_any_number_of_processes(n_ranks):
+    """Rank r gets packs r, r + n, ... of the plan; four packs a step are one process with four, four with one."""
+    packs = PackSampler(build_sizes(), 2000, 0, n_ranks, 4 // n_ranks).plan(1)
+    assert packs == PackSampler(build_sizes(), 2000, 0, 1, 4).plan(1)
+    ranks = [packs[rank::n_ranks] for rank in range(n_ranks)]
+    per_rank = 4 // n_ranks
+    for step in range(len(packs) // 4):
+        found = [pack for rank in ranks for pack in rank[step * per_rank : (step + 1) * per_rank]]
+        assert sorted(found) == sorted(packs[4 * step : 4 * step + 4])

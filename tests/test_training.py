@@ -118,7 +118,7 @@ def test_four_steps_equal_two_and_two_resumed_by_another_process(trained, tmp_pa
     shutil.copytree(trained / "out/checkpoint-2", out / "checkpoint-2")
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     launch += ["--config_file", "accelerate_configs/cpu.yaml", "sft/run.py", str(trained / "recipe.yaml")]
-    arguments = ["--resume_from_checkpoint", "true", "--output_dir", str(out)]
+    arguments = ["--resume", "auto", "--output_dir", str(out)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     subprocess.run([*launch, *arguments], cwd=ROOT, env=environment, check=True, timeout=300)
     _assert_equal(_adapter(out), _adapter(trained / "out"))
@@ -132,7 +132,7 @@ def test_four_padded_steps_equal_two_and_two_resumed(tiny_checkpoints, tmp_path)
     run.main([str(recipe)])
     first = _adapter(tmp_path / "out")
     checkpoint = tmp_path / "out/checkpoint-2"
-    run.main([str(recipe), "--output_dir", f"{tmp_path}/again", "--resume_from_checkpoint", str(checkpoint)])
+    run.main([str(recipe), "--output_dir", f"{tmp_path}/again", "--resume", str(checkpoint)])
     _assert_equal(_adapter(tmp_path / "again"), first)
 
 

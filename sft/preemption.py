@@ -1,0 +1,33 @@
+"""Preemption: whether SIGTERM or SIGUSR1 asked this process to save and end. Knows nothing of training."""
+
+import ctypes
+import os
+import signal
+from types import FrameType
+
+REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not a failure, start the same command again
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2), Linux
+_received: list[int] = []
+
+
+def watch_for_preemption() -> None:
+    """From now on SIGTERM and SIGUSR1 are noted instead of ending the process.
+
+    A process that `accelerate launch` or `torchrun` started gets SIGTERM when its launcher dies: left alone it would
+    train on unseen, and write to the folder of the run that is started in its place.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _note)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def is_preempted() -> bool:
+    """Return whether one of the signals has arrived in this process."""
+    return bool(_received)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    _received.append(number)

@@ -1,0 +1,120 @@
+"""Runs sft/run.py again and again in real processes, disturbed as told; imports once and forks for every process.
+
+Reads one JSON list a line: attempts {"arguments", "config", "ranks", "signal", "to_rank", "at_step", "delay_s",
+"max_file_bytes", "limit_s"}, all but the first optional. `config` is an accelerate configuration, whose variables the
+processes get as from `accelerate launch`; `ranks` without it starts plain DDP as torchrun does. The signal is sent to
+one process (or all: `to_rank` null) `delay_s` after it has logged the end of step `at_step` or a later one; what still
+runs `limit_s` after it, or after the start, is killed. Answers one JSON list a line: the exit codes of each attempt,
+one number for one process. What attempt i printed is in `attempt-i.log`.
+"""
+
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
+
+import eval.predictor  # noqa: F401
+import sft.trainer  # noqa: F401
+from sft import run
+from sft.errors import run_command
+from sft.preemption import watch_for_preemption
+
+torch.set_num_threads(1)
+
+
+def find_free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def read_environment(attempt):
+    """Return the number of processes and the variables they have in common."""
+    n_ranks, environment = attempt.get("ranks", 1), {}
+    if config := attempt.get("config"):
+        arguments = launch_command_parser().parse_args(["--config_file", config, "--main_process_port", "0", "-"])
+        arguments, defaults, _ = _validate_launch_command(arguments)
+        n_ranks = arguments.num_processes
+        if arguments.use_deepspeed:
+            arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+            environment = prepare_deepspeed_cmd_env(arguments)[1]
+    if n_ranks > 1:
+        environment |= {"WORLD_SIZE": str(n_ranks), "LOCAL_WORLD_SIZE": str(n_ranks)}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
+    return n_ranks, environment
+
+
+def run_process(attempt, environment, rank, output):
+    os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 1)
+    os.dup2(1, 2)
+    os.environ.update(environment)
+    if "WORLD_SIZE" in environment:
+        os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
+    if limit := attempt.get("max_file_bytes"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # a write beyond it fails, as on a full disk
+    sys.argv = ["sft/run.py", *attempt["arguments"]]
+    watch_for_preemption()
+    code = 1
+    try:
+        run_command(run.main)
+        code = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, flush=True)
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException as error:
+        print(repr(error), flush=True)
+    os._exit(code)
+
+
+def read_step(log, offset):
+    found = re.findall(r"step (\d+) done", log.read_text()[offset:]) if log.is_file() else []
+    return int(found[-1]) if found else 0
+
+
+def run_attempt(attempt, number):
+    folder = Path(attempt["arguments"][attempt["arguments"].index("--output_dir") + 1])
+    folder.mkdir(parents=True, exist_ok=True)
+    output = folder / f"attempt-{number}.log"
+    output.unlink(missing_ok=True)
+    n_ranks, environment = read_environment(attempt)
+    to_rank = attempt.get("to_rank", 0)
+    log = folder / f"logs/rank-{to_rank or 0}.log"
+    offset = len(log.read_text()) if log.is_file() else 0
+    children = []
+    for rank in range(n_ranks):
+        children.append(os.fork())
+        if children[-1] == 0:
+            run_process(attempt, environment, rank, output)
+    codes, sent, started = {}, "signal" not in attempt, time.monotonic()
+    while len(codes) < n_ranks:
+        for child in children:
+            if child not in codes and (status := os.waitpid(child, os.WNOHANG))[0]:
+                codes[child] = os.waitstatus_to_exitcode(status[1])
+        if not sent and read_step(log, offset) >= attempt["at_step"]:
+            time.sleep(attempt.get("delay_s", 0))
+            for child in children if to_rank is None else [children[to_rank]]:
+                os.kill(child, getattr(signal, attempt["signal"]))
+            sent, started = True, time.monotonic()
+        if time.monotonic() - started > attempt.get("limit_s", 600):
+            for child in set(children) - set(codes):
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+    return codes[children[0]] if n_ranks == 1 else [codes[child] for child in children]
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print to stdout
+    for line in sys.stdin:
+        print(json.dumps([run_attempt(attempt, i) for i, attempt in enumerate(json.loads(line))]), file=answers)
+        answers.flush()

@@ -1,0 +1,147 @@
+"""Checkpoints on disk: a damaged or half-written one is never gone on from, the last good one and the best stay."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from sft.checkpoints import (
+    check_disk_space,
+    clear_unfinished,
+    find_damage,
+    find_newest_whole,
+    finish_checkpoint,
+    list_checkpoints,
+    prepare_unfinished,
+    prune_checkpoints,
+    read_run,
+    read_size,
+)
+from sft.errors import UserError
+from sft.resume import find_changes
+
+
+def write_checkpoint(output_dir, step, run=None):
+    written = prepare_unfinished(output_dir) / f"checkpoint-{step}"
+    (written / "shards").mkdir(parents=True)
+    (written / "adapter_model.safetensors").write_bytes(bytes([step]) * 1000)
+    (written / "shards/optimizer.pt").write_bytes(bytes([step]) * 500)
+    finish_checkpoint(written, output_dir / written.name, run or {})
+    return output_dir / written.name
+
+
+def names(output_dir):
+    return [path.name for path in list_checkpoints(output_dir)]
+
+
+def test_checkpoint_has_its_name_only_when_whole_and_says_what_it_holds(tmp_path):
+    checkpoint = write_checkpoint(tmp_path, 7, {"recipe": {"lora_r": 4}})
+    manifest = json.loads((checkpoint / "checkpoint.json").read_text())
+    assert {name: entry["bytes"] for name, entry in manifest["files"].items()} == {
+        "adapter_model.safetensors": 1000,
+        "shards/optimizer.pt": 500,
+    }
+    assert find_damage(checkpoint) is None
+    assert read_run(checkpoint) == {"recipe": {"lora_r": 4}}
+    assert read_size(checkpoint) == 1500
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: os.truncate(c / "shards/optimizer.pt", 499), "shards/optimizer.pt has 499 bytes; expected 500"),
+        (lambda c: (c / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is missing"),
+        (lambda c: (c / "adapter_model.safetensors").write_bytes(bytes(1000)), "has other content than was written"),
+        (lambda c: (c / "checkpoint.json").unlink(), "checkpoint.json cannot be read"),
+        (lambda c: os.truncate(c / "checkpoint.json", 40), "checkpoint.json cannot be read"),
+        (lambda c: (c / "checkpoint.json").write_text('{"format": 9}'), "found format 9; expected 1"),
+    ],
+    ids=["cut", "missing", "changed", "no manifest", "cut manifest", "format"],
+)
+def test_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(tmp_path, damage, message, caplog):
+    whole = write_checkpoint(tmp_path, 8)
+    damaged = write_checkpoint(tmp_path, 10)
+    damage(damaged)
+    assert message in find_damage(damaged)
+    assert find_newest_whole(tmp_path) == whole
+    assert message in caplog.text
+    assert names(tmp_path) == ["checkpoint-8"]
+    assert (tmp_path / "aside-checkpoint-10").is_dir()
+
+
+def test_what_a_killed_save_left_is_neither_a_checkpoint_nor_in_the_way(tmp_path):
+    write_checkpoint(tmp_path, 2)
+    half = prepare_unfinished(tmp_path) / "checkpoint-4"
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_bytes(b"x")
+    assert find_newest_whole(tmp_path).name == "checkpoint-2"
+    assert write_checkpoint(tmp_path, 4) == find_newest_whole(tmp_path)
+    clear_unfinished(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_order_is_by_step_though_the_clock_went_backwards(tmp_path):
+    for step in (2, 9, 10, 100):
+        write_checkpoint(tmp_path, step)
+        os.utime(tmp_path / f"checkpoint-{step}", (1e9 - step, 1e9 - step))  # the later the step, the older the folder
+    assert find_newest_whole(tmp_path).name == "checkpoint-100"
+    prune_checkpoints(tmp_path, 2, best=None)
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-100"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [
+        (None, None, [1, 2, 3, 4]),
+        (1, None, [4]),
+        (2, None, [3, 4]),
+        (1, 2, [2, 4]),  # the best and the newest stay, whatever the limit
+        (2, 1, [1, 4]),
+        (3, 1, [1, 3, 4]),
+        (9, 1, [1, 2, 3, 4]),
+    ],
+)
+def test_limit_removes_the_lowest_steps_but_never_the_best_or_the_newest(tmp_path, limit, best, left):
+    for step in (1, 2, 3, 4):
+        write_checkpoint(tmp_path, step)
+    prune_checkpoints(tmp_path, limit, best and tmp_path / f"checkpoint-{best}")
+    assert names(tmp_path) == [f"checkpoint-{step}" for step in left]
+
+
+def test_checkpoint_written_again_replaces_the_old_one(tmp_path):
+    write_checkpoint(tmp_path, 3, {"recipe": {"seed": 1}})
+    checkpoint = write_checkpoint(tmp_path, 3, {"recipe": {"seed": 2}})
+    assert read_run(checkpoint) == {"recipe": {"seed": 2}}
+    assert find_damage(checkpoint) is None
+
+
+def test_too_little_disk_space_is_refused_with_what_is_there_and_what_is_needed(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    check_disk_space(tmp_path, free // 2)
+    with pytest.raises(UserError, match=r"found [\d.]+ MB free on the disk; expected [\d.]+ MB .*--resume auto"):
+        check_disk_space(tmp_path, 2 * free)
+
+
+def test_changes_name_the_key_the_value_found_and_the_one_the_run_began_with():
+    before = {"recipe": {"lora_r": 4, "seed": 1}, "train tasks": {"t1": "aa", "t2": "bb"}, "launch": {"n": 2}}
+    now = {
+        "recipe": {"lora_r": 8, "seed": 1, "bf16": True},
+        "train tasks": {"t1": "cc", "t3": "bb"},
+        "launch": {"n": 2},
+    }
+    assert find_changes(before, before) == []
+    assert find_changes(before, now) == [
+        "recipe: lora_r: found 8; the run began with 4",
+        "recipe: bf16: found True; the run began with None",
+        "train tasks: t1 has changed",
+        "train tasks: t2 is missing",
+        "train tasks: t3 is new",
+    ]
+
+
+def test_many_changes_are_counted_rather_than_listed():
+    before = {"train tasks": {f"t{i}": "a" for i in range(20)}}
+    changes = find_changes(before, {"train tasks": {}})
+    assert len(changes) == 9
+    assert changes[-1] == "train tasks: and 12 more"

@@ -1,0 +1,151 @@
+"""Two processes end with the adapter of one that has the same global batch: DDP, ZeRO-2 and ZeRO-3, over gloo."""
+
+import json
+
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from attempt_samples import PREEMPTED, load_adapter, printed, read_losses, start_attempts, write_recipe
+from trajectory_samples import build_tasks, write_trajectories
+
+from sft.sampler import PackSampler, PaddedSampler, StepSize
+
+# One process accumulates over what two work on at the same time. Dropout is off: processes draw other random numbers.
+COMMON = ("--lora_dropout", "0", "--max_steps", "5", "--learning_rate", "1e-3", "--save_strategy", "no")
+PADDED = (
+    "--packing",
+    "none",
+    "--per_device_train_batch_size",
+    "2",
+)  # 15 steps: two of each process's four have one row
+LORA = ("--load_in_4bit", "false")
+ENGINES = {
+    "ddp": {"ranks": 2},
+    "zero2": {"config": "accelerate_configs/cpu_zero2.yaml"},
+    "zero3": {"config": "accelerate_configs/cpu_zero3.yaml"},
+}
+
+
+@pytest.fixture(scope="module")
+def attempt(tiny_checkpoints, tmp_path_factory):
+    pytest.importorskip("deepspeed")
+    recipe = write_recipe(tmp_path_factory.mktemp("distributed"), tiny_checkpoints["qwen3_vl"])
+    with start_attempts(recipe) as attempt:
+        yield attempt
+
+
+@pytest.fixture(scope="module")
+def one_process(attempt, tmp_path_factory):
+    """Train once in one process with each set of settings; return the output folder."""
+    folders = {}
+
+    def train(settings):
+        if settings not in folders:
+            folders[settings] = tmp_path_factory.mktemp("one")
+            arguments = [*COMMON, *settings, "--gradient_accumulation_steps", "2"]
+            assert attempt(folders[settings], {"arguments": arguments}) == [0], printed(folders[settings])
+        return folders[settings]
+
+    return train
+
+
+def assert_close(folder, other):
+    """Each number of the adapter within 1e-4; five steps with a learning rate of 1e-3 move it by up to 5e-3."""
+    first, second = load_adapter(folder), load_adapter(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("settings", [(), LORA, PADDED], ids=["packed QLoRA", "packed LoRA", "padded"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_end_where_one_with_the_same_global_batch_does(attempt, one_process, tmp_path, engine, settings):
+    if engine == "zero3" and "--load_in_4bit" not in settings:
+        settings = (*settings, *LORA)  # 4-bit under ZeRO-3 needs bf16: the test below
+    one = one_process(settings)
+    assert attempt(tmp_path, {**ENGINES[engine], "arguments": [*COMMON, *settings]}) == [[0, 0]], printed(tmp_path)
+    assert read_losses(tmp_path) == pytest.approx(read_losses(one), rel=1e-5)
+    assert_close(tmp_path, one)
+
+
+@pytest.mark.parametrize("n_ranks", [2, 3])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_processes_see_disjoint_steps_and_each_step_once_an_epoch(n_ranks, accumulation):
+    """Through accelerate's own sharding, with numbers of steps that do not come out even."""
+    sizes = [StepSize(f"image{i % 5}", 100, 20 + i) for i in range(23)]
+    for sampler in (PackSampler(sizes, 300, 0, n_ranks, accumulation), PaddedSampler(23, 4, 0, n_ranks, accumulation)):
+        for epoch in range(3):
+            sampler.set_epoch(epoch)
+            shares = [list(BatchSamplerShard(sampler, n_ranks, rank)) for rank in range(n_ranks)]
+            assert len({len(share) for share in shares}) == 1
+            seen = [row for share in shares for batch in share for row in batch]
+            assert sorted(seen) == list(range(23))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_preempted_processes_save_the_same_step_and_end_as_if_undisturbed(attempt, one_process, tmp_path, engine):
+    """One of two gets the signal; both save, and the checkpoint is of this engine."""
+    arguments = ["--resume", "auto", *COMMON, *LORA]
+    signal = {"signal": "SIGUSR1", "to_rank": 1, "at_step": 2}
+    engine_attempt = {**ENGINES[engine], "arguments": arguments}
+    assert attempt(tmp_path, {**engine_attempt, **signal}) == [[PREEMPTED, PREEMPTED]], printed(tmp_path)
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    manifest = json.loads((checkpoint / "checkpoint.json").read_text())
+    shards = [name for name in manifest["files"] if name.endswith("optim_states.pt")]
+    assert len(shards) == (0 if engine == "ddp" else 2)
+    assert manifest["run"]["launch"]["batches_per_step"] == 2
+    assert attempt(tmp_path, engine_attempt) == [[0, 0]], printed(tmp_path)
+    assert_close(tmp_path, one_process(LORA))
+
+
+def test_zero3_checkpoint_is_refused_for_another_number_of_processes(attempt, tmp_path):
+    arguments = ["--resume", "auto", *COMMON, *LORA]
+    signal = {"signal": "SIGUSR1", "at_step": 1}
+    two, one = {**ENGINES["zero3"], "arguments": arguments}, {"arguments": arguments}
+    assert attempt(tmp_path, {**two, **signal}, one) == [[PREEMPTED, PREEMPTED], 2]
+    assert "launch: processes: found None; the run began with 2" in printed(tmp_path, 1)
+
+
+def test_ddp_run_goes_on_in_one_process_with_the_same_global_batch(attempt, one_process, tmp_path):
+    arguments = ["--resume", "auto", *COMMON, *LORA]
+    two = {**ENGINES["ddp"], "arguments": arguments, "signal": "SIGTERM", "at_step": 2}
+    one = {"arguments": [*arguments, "--gradient_accumulation_steps", "2"]}
+    assert attempt(tmp_path, two, one) == [[PREEMPTED, PREEMPTED], 0], printed(tmp_path, 1)
+    assert_close(tmp_path, one_process(LORA))
+
+
+def test_zero3_trains_4bit_weights_stored_as_bf16_and_saves_the_adapter_whole(attempt, one_process, tmp_path):
+    """The run itself reopens what it saved and fails unless keys, shapes and numbers are those it trained."""
+    settings = ("--dtype", "bfloat16", "--max_steps", "2")
+    codes = attempt(tmp_path, {**ENGINES["zero3"], "arguments": [*COMMON, *settings]})
+    assert codes == [[0, 0]], printed(tmp_path)
+    first, second = load_adapter(tmp_path), load_adapter(one_process(settings))
+    assert {name: t.shape for name, t in first.items()} == {name: t.shape for name, t in second.items()}
+    assert read_losses(tmp_path) == pytest.approx(read_losses(one_process(settings)), rel=1e-2)
+
+
+def test_zero3_validates_with_a_rollout_in_which_all_processes_take_part(attempt, tmp_path):
+    val = write_trajectories(tmp_path / "val", build_tasks(1, n_steps=2, first=50))
+    arguments = [*COMMON, *LORA, "--val_csv", str(val), "--memory_writer", "rule", "--max_answer_tokens", "40"]
+    arguments += ["--max_steps", "1", "--eval_strategy", "steps", "--eval_steps", "1"]
+    assert attempt(tmp_path, {**ENGINES["zero3"], "arguments": arguments}) == [[0, 0]], printed(tmp_path)
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert [row["step"] for row in history if "eval_swa" in row] == [1]
+
+
+def test_killed_process_is_reported_by_the_other_and_the_run_goes_on(attempt, one_process, tmp_path):
+    arguments = ["--resume", "auto", *COMMON, *LORA, "--save_strategy", "steps", "--save_steps", "1"]
+    two = {**ENGINES["ddp"], "arguments": arguments}
+    assert attempt(tmp_path, {**two, "signal": "SIGKILL", "to_rank": 1, "at_step": 2}) == [[1, -9]]
+    assert "rank 0: another process has died, or did not answer for ddp_timeout=1800 s" in printed(tmp_path)
+    assert "go on with --resume auto" in printed(tmp_path)
+    assert "step 2 done" in (tmp_path / "logs/rank-1.log").read_text()
+    assert attempt(tmp_path, two) == [[0, 0]], printed(tmp_path)
+    assert_close(tmp_path, one_process(LORA))
+
+
+def test_process_that_hangs_ends_the_run_after_ddp_timeout(attempt, tmp_path):
+    arguments = [*COMMON, *LORA, "--ddp_timeout", "10"]
+    stopped = {"signal": "SIGSTOP", "to_rank": 1, "at_step": 2, "limit_s": 60}
+    assert attempt(tmp_path, {**ENGINES["ddp"], "arguments": arguments, **stopped}) == [[1, -9]]
+    assert "did not answer for ddp_timeout=10 s" in printed(tmp_path)

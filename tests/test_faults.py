@@ -1,0 +1,229 @@
+"""Faults in training: processes that are preempted, killed or out of disk go on and end as if nothing had happened."""
+
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from attempt_samples import (
+    PREEMPTED,
+    ROOT,
+    SECRETS,
+    assert_same_bits,
+    printed,
+    read_losses,
+    start_attempts,
+    write_recipe,
+)
+from trajectory_samples import build_tasks, write_trajectories
+
+from sft.checkpoints import finish_checkpoint, read_run
+from sft.errors import UserError
+from sft.health import check_batch
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_checkpoints, tmp_path_factory):
+    return write_recipe(tmp_path_factory.mktemp("faults"), tiny_checkpoints["qwen3_vl"])
+
+
+@pytest.fixture(scope="module")
+def attempt(recipe):
+    with start_attempts(recipe) as attempt:
+        yield attempt
+
+
+@pytest.fixture(scope="module")
+def undisturbed(attempt, tmp_path_factory):
+    """The output folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert attempt(folder, {}) == [0]
+    return folder
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in folder.glob("*checkpoint-*"))
+
+
+def assert_ends_the_same(folder, undisturbed):
+    assert_same_bits(folder, undisturbed)
+    assert len(read_losses(folder)) == 12 and read_losses(folder) == read_losses(undisturbed)
+    assert not (folder / "unfinished").exists()
+
+
+def test_five_kills_at_random_points_change_no_bit_of_the_adapter(attempt, undisturbed, tmp_path):
+    rng = random.Random(5)
+    steps = sorted(rng.sample(range(1, 11), 5))
+    kills = [{"signal": "SIGKILL", "at_step": step, "delay_s": rng.uniform(0, 0.1)} for step in steps]
+    assert attempt(tmp_path, *kills, {}) == [-9] * 5 + [0]
+    assert_ends_the_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR1"])
+def test_preempted_run_saves_the_step_it_is_in_and_asks_to_be_started_again(attempt, undisturbed, tmp_path, signal):
+    codes = attempt(tmp_path, {"signal": signal, "at_step": 4}, {"signal": signal, "at_step": 7}, {})
+    assert codes == [PREEMPTED, PREEMPTED, 0]
+    assert "preempted: saved step 5; go on with --resume auto" in printed(tmp_path, 0)
+    assert "going on from " in printed(tmp_path, 1) and "checkpoint-5\n" in printed(tmp_path, 1)
+    assert_ends_the_same(tmp_path, undisturbed)
+
+
+def test_truncated_checkpoint_is_set_aside_and_the_one_before_it_taken(attempt, undisturbed, tmp_path):
+    assert attempt(tmp_path, {"signal": "SIGKILL", "at_step": 7}) == [-9]
+    assert checkpoints(tmp_path) == ["checkpoint-3", "checkpoint-6"]
+    os.truncate(tmp_path / "checkpoint-6/optimizer.pt", 5000)
+    assert attempt(tmp_path, {}) == [0]
+    assert "optimizer.pt has 5000 bytes; expected" in printed(tmp_path, 0)
+    assert checkpoints(tmp_path) == ["aside-checkpoint-6", "checkpoint-12", "checkpoint-9"]
+    assert_ends_the_same(tmp_path, undisturbed)
+
+
+def test_write_that_fails_while_saving_leaves_the_last_good_checkpoint(attempt, undisturbed, tmp_path):
+    """A file size limit makes the optimiser's file fail half way, as a full disk or quota does."""
+    adapter = (undisturbed / "adapter_model.safetensors").stat().st_size
+    preempted = {"signal": "SIGTERM", "at_step": 2}
+    codes = attempt(tmp_path, preempted, {"max_file_bytes": adapter + 20_000}, {})
+    assert codes == [PREEMPTED, 1, 0]
+    assert "File too large" in printed(tmp_path, 1) or "write" in printed(tmp_path, 1)
+    assert_ends_the_same(tmp_path, undisturbed)
+
+
+def test_changed_recipe_is_refused_with_the_difference_and_goes_on_when_told_to(attempt, tmp_path):
+    changed = ["--resume", "auto", "--learning_rate", "0.02"]
+    codes = attempt(
+        tmp_path,
+        {"signal": "SIGTERM", "at_step": 1},
+        {"arguments": changed},
+        {"arguments": [*changed, "--resume_anyway", "true", "--max_steps", "3"]},
+        {"arguments": []},
+    )
+    assert codes == [PREEMPTED, 2, 0, 2]
+    assert "recipe: learning_rate: found 0.02; the run began with 0.01" in printed(tmp_path, 1)
+    assert "--resume_anyway true" in printed(tmp_path, 1)
+    assert "recipe: learning_rate: found 0.02; the run began with 0.01" in printed(tmp_path, 2)
+    assert "found checkpoint-3 of an earlier run; expected --resume auto" in printed(tmp_path, 3)
+
+
+def test_changed_data_is_refused_by_task(attempt, tmp_path):
+    other = write_trajectories(tmp_path / "other", build_tasks(4) + build_tasks(1, first=9))
+    go_on = {"arguments": ["--resume", "auto", "--train_csv", str(other)]}
+    moved = write_trajectories(tmp_path / "moved", build_tasks(5))
+    same = {"arguments": ["--resume", "auto", "--train_csv", str(moved), "--max_steps", "12"]}
+    assert attempt(tmp_path / "out", {"signal": "SIGTERM", "at_step": 1}, go_on, same) == [PREEMPTED, 2, 0]
+    assert "train tasks: t5 is missing" in printed(tmp_path / "out", 1)
+    assert "train tasks: t9 is new" in printed(tmp_path / "out", 1)
+
+
+def test_loss_that_is_no_number_stops_the_run(attempt, tmp_path):
+    arguments = ["--learning_rate", "1e30", "--max_grad_norm", "1e30"]
+    assert attempt(tmp_path, {"arguments": arguments}) == [2]
+    assert "found a loss of nan; expected a finite number: training has diverged" in printed(tmp_path, 0)
+    assert "found a loss of nan" in (tmp_path / "logs/rank-0.log").read_text()
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+
+
+def test_training_whose_launcher_is_killed_saves_and_ends_instead_of_going_on_alone(
+    attempt, recipe, undisturbed, tmp_path
+):
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launch += [
+        "--config_file",
+        "accelerate_configs/cpu.yaml",
+        "sft/run.py",
+        str(recipe),
+        "--output_dir",
+        str(tmp_path),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    log = tmp_path / "logs/rank-0.log"
+    with (tmp_path / "launch.log").open("w") as output:
+        launcher = subprocess.Popen(launch, cwd=ROOT, env=environment, stdout=output, stderr=output)
+
+    def wait_for(text):
+        for _ in range(6000):
+            if log.is_file() and text in log.read_text():
+                return
+            time.sleep(0.1)
+        pytest.fail((tmp_path / "launch.log").read_text())
+
+    wait_for("step 2 done")
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    wait_for("ended by SystemExit(75)")
+    assert attempt(tmp_path, {}) == [0]
+    assert_ends_the_same(tmp_path, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own, and what resizes it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "none", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
+    yield (
+        folder,
+        lambda n_bytes: subprocess.run(["mount", "-o", f"remount,size={n_bytes // 1024}k", folder], check=True),
+    )
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_full_disk_is_noticed_before_saving_and_the_run_goes_on_when_there_is_room(attempt, undisturbed, small_disk):
+    folder, resize = small_disk
+    out = folder / "out"
+    assert attempt(out, {"signal": "SIGTERM", "at_step": 1}) == [PREEMPTED]
+    used = sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))
+    resize(used + 100_000)
+    assert attempt(out, {}) == [2]
+    assert "MB free on the disk; expected" in printed(out)
+    resize(64 << 20)
+    assert attempt(out, {}) == [0]
+    assert_ends_the_same(out, undisturbed)
+
+
+class Payload:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_optimizer_state_that_would_run_code_is_refused(attempt, tmp_path):
+    """Even one whose manifest is right: the state is read as tensors and plain values only."""
+    out = tmp_path / "out"
+    assert attempt(out, {"signal": "SIGTERM", "at_step": 1}) == [PREEMPTED]
+    (checkpoint,) = out.glob("checkpoint-*")
+    run, payload = read_run(checkpoint), Payload(f"touch {tmp_path}/was_run")
+    (checkpoint / "optimizer.pt").write_bytes(pickle.dumps(payload))
+    (checkpoint / "checkpoint.json").unlink()
+    finish_checkpoint(checkpoint.rename(tmp_path / "forged"), checkpoint, run)
+    assert attempt(out, {}) == [1]
+    assert "Weights only load failed" in printed(out)
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_secrets_of_the_environment_are_in_no_file_of_a_run(undisturbed):
+    files = [path for path in undisturbed.rglob("*") if path.is_file()]
+    assert {"attempt-0.log", "rank-0.log", "recipe.yaml", "training_args.bin"} <= {path.name for path in files}
+    for path in files:
+        content = path.read_bytes()
+        assert not [name for name, secret in SECRETS.items() if secret.encode() in content], path
+
+
+def test_batch_without_a_label_is_refused():
+    labels = torch.full((2, 5), -100)
+    with pytest.raises(UserError, match="step 3: found a batch in which all 10 labels are masked"):
+        check_batch(labels, 2)
+    labels[1, 4] = 7
+    check_batch(labels, 2)

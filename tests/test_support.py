@@ -1,0 +1,109 @@
+"""What does not work together is refused before a model is loaded; configurations leave the recipe its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from attempt_samples import write_recipe
+from conftest import ROOT
+
+from sft.errors import UserError
+from sft.settings import ModelSettings
+from sft.support import Launch, check_support, read_launch
+
+CONFIGS = {path.stem: path for path in sorted((ROOT / "accelerate_configs").glob("*.yaml"))}
+QLORA, LORA = ModelSettings("m"), ModelSettings("m", load_in_4bit=False)
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "checkpointing", "message"),
+    [
+        ("single", ModelSettings("m", dtype="float32", lora_parts=("vision",)), True, None),
+        ("ddp", ModelSettings("m", lora_parts=("language", "vision")), True, None),
+        ("zero2", ModelSettings("m", dtype="float32", lora_parts=("vision",)), True, None),
+        ("zero3", QLORA, True, None),
+        ("zero3", ModelSettings("m", dtype="float32", load_in_4bit=False), True, None),
+        ("zero3", ModelSettings("m", load_in_4bit=False, lora_parts=("language", "vision")), False, None),
+        ("zero3", ModelSettings("m", load_in_4bit=False, use_peft=False), True, None),
+        ("zero3", ModelSettings("m", dtype="float32"), True, "found dtype float32 under ZeRO-3.*bfloat16"),
+        (
+            "zero3",
+            ModelSettings("m", lora_parts=("language", "merger")),
+            True,
+            "found language, merger with load_in_4bit",
+        ),
+        (
+            "zero3",
+            ModelSettings("m", lora_modules_to_save=("lm_head",)),
+            True,
+            "found language, lm_head with load_in_",
+        ),
+        (
+            "zero3",
+            ModelSettings("m", load_in_4bit=False, lora_parts=("vision",)),
+            True,
+            "found vision with gradient_ch",
+        ),
+        ("zero1", QLORA, True, "found zero1; expected one of accelerate_configs/"),
+        ("FSDP", LORA, True, "found FSDP; expected one of accelerate_configs/"),
+    ],
+)
+def test_combination_is_taken_or_refused_with_the_reason(engine, model, checkpointing, message):
+    launch = Launch(engine, 2)
+    if message is None:
+        check_support(launch, model, checkpointing)
+    else:
+        with pytest.raises(UserError, match=message):
+            check_support(launch, model, checkpointing)
+
+
+@pytest.mark.parametrize(
+    ("variables", "launch"),
+    [
+        ({}, Launch("single", 1)),
+        ({"WORLD_SIZE": "4"}, Launch("ddp", 4)),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "WORLD_SIZE": "8"},
+            Launch("zero3", 8),
+        ),
+        ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, Launch("FSDP", 2)),
+    ],
+)
+def test_launch_is_read_from_what_accelerate_and_torchrun_set(variables, launch):
+    assert read_launch(variables) == launch
+
+
+def test_refusal_comes_before_the_model_is_loaded(tiny_checkpoints, tmp_path):
+    """The weights are damaged, and are never looked into."""
+    base = tmp_path / "base"
+    base.mkdir()
+    for path in tiny_checkpoints["qwen3_vl"].iterdir():
+        (base / path.name).write_bytes(b"" if path.suffix == ".safetensors" else path.read_bytes())
+    recipe = write_recipe(tmp_path, base)
+    variables = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "WORLD_SIZE": "1"}
+    variables |= {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611"}
+    command = [sys.executable, "sft/run.py", str(recipe), "--output_dir", str(tmp_path / "out")]
+    environment = {**os.environ, **variables, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "load_in_4bit: found dtype float32 under ZeRO-3" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_way_to_start_has_its_configuration():
+    gpu = {"single_gpu", "multi_gpu", "zero2", "zero3", "zero3_offload", "multi_node_zero3"}
+    assert set(CONFIGS) == gpu | {"cpu", "cpu_zero2", "cpu_zero3"}
+
+
+@pytest.mark.parametrize("path", CONFIGS.values(), ids=CONFIGS)
+def test_configuration_says_when_to_use_it_and_leaves_the_recipe_its_own(path):
+    text = path.read_text()
+    assert text.startswith("# ")
+    values = yaml.safe_load(text)
+    settings = {**values, **values.get("deepspeed_config", {})}
+    assert not [key for key in settings if "accumulation" in key or "clipping" in key]
+    assert values["num_processes"] == 1 or values["distributed_type"] != "NO"
+    on_cpu = path.stem.startswith("cpu")
+    assert values["mixed_precision"] == ("no" if on_cpu else "bf16")
