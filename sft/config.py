@@ -33,6 +33,14 @@ class Recipe:
     validation: ValidationSettings
     training: Mapping[str, Any]
 
+    def longest_sequences(self) -> dict[str, int]:
+        """Return the tokens of the longest sequences this run may hold, by the key that allows them."""
+        alone = {
+            "max_prompt_tokens and max_answer_tokens": self.agent.max_prompt_tokens + self.agent.max_answer_tokens
+        }
+        packed = {"tokens_per_batch": self.batch.tokens_per_batch} if self.batch.packing != "none" else {}
+        return {**alone, **packed}
+
     def to_yaml(self) -> str:
         """Render the resolved recipe, every setting of ours spelled out, as YAML that `parse_recipe` reads."""
         resolved: dict[str, Any] = {}
@@ -54,6 +62,7 @@ _REFUSED_KEYS = {
     "eos_token": "the answer ends with the model's own end-of-turn token",
     "chat_template_path": "the model's own chat template is used",
     "model_init_kwargs": "use dtype, attn_implementation, model_revision",
+    "router_aux_loss_coef": "a router of experts is frozen; the loss is always on the answer only",
     "padding_free": "TRL refuses padding-free batches for vision data",
 }
 
@@ -164,6 +173,7 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
         "max_length": None,
         "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
+        "router_aux_loss_coef": 0.0,
     }
     if recipe.batch.packing != "none":
         fixed["per_device_train_batch_size"] = 1

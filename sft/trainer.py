@@ -39,7 +39,8 @@ class TrajectoryTrainer(SFTTrainer):
         # Qwen-VL says it takes no `num_items_in_batch`, whereupon the loss would be averaged per micro-batch. TRL's
         # loss never asks the model: with this it is normalised over all answer tokens of the global batch.
         self.model_accepts_loss_kwargs = True
-        self.add_callback(GradientCheck())
+        if not self.is_deepspeed_enabled:  # it keeps gradients in its own buffers
+            self.add_callback(GradientCheck())
         if self.model.dtype == torch.float32:
             # TRL casts a QLoRA adapter to bf16 whatever the base computes in; with an fp32 base that costs precision,
             # and on a CPU without bf16 arithmetic 20 to 40 times the time.

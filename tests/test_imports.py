@@ -21,6 +21,7 @@ ENTRIES = {
 }
 MAY_IMPORT_TORCH = {"sft.model", "sft.collator", "sft.trainer", "sft.run", "eval.policy", "eval.predictor"}
 MAY_IMPORT_TORCH |= {"eval.decoding", "eval.constraint"}  # parts of the policy
+MAY_IMPORT_TORCH |= {"sft.llama4"}  # part of the model
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 # What the lowest layers may know of this project; everything above may know all of `sft`.
 MAY_KNOW = {
