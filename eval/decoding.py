@@ -9,14 +9,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from sft.collator import pad
+from sft.collator import as_position_ids, pad
+from sft.llama4 import longest_sequence
 
-Screenshot = tuple[torch.Tensor, torch.Tensor]  # (patches, patch dim) pixels and the (1, 3) grid of one image
+Screenshot = dict[str, torch.Tensor]  # what the model takes of one image: `pixel_values` and, with Qwen-VL, its grid
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """One prompt as tokens. `ids`: (T,); `positions`: (3, T).
+    """One prompt as tokens. `ids`: (T,); `positions`: (3, T), or (1, T) where the model has one axis.
 
     The first `n_system` tokens come before the screenshot, the first `n_prefix` end with it.
     `image_key` says which screenshot: prompts with equal keys and equal prefix ids have equal prefixes.
@@ -40,6 +41,8 @@ class GeneratedAnswer:
 
 class Constraint(Protocol):
     """Restricts what each answer of a batch may go on with."""
+
+    def start(self, n_answers: int) -> Any: ...
 
     def mask_logits(self, logits: torch.Tensor, rows: Sequence[int]) -> None: ...
 
@@ -76,8 +79,17 @@ def generate_greedy(
     The system message is run once, a screenshot that several prompts stand on is run once, and their keys and values
     are copied. An answer that is complete leaves the batch, so that the others go on in a smaller one.
     """
+    if len(prompts) > 1 and _is_too_wide(model, prompts, limit):
+        half = len(prompts) // 2
+        return [
+            *generate_greedy(model, prompts[:half], end, limit, constraint),
+            *generate_greedy(model, prompts[half:], end, limit, constraint),
+        ]
+    if constraint is not None:
+        constraint.start(len(prompts))
     cache, mask, logits = _read_prompts(model, prompts)
     position = torch.tensor([int(p.positions.max()) + 1 for p in prompts], device=model.device)
+    n_axes = len(prompts[0].positions)
     answers: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     rows = list(range(len(prompts)))
@@ -99,9 +111,16 @@ def generate_greedy(
             cache, mask = _select(cache, mask, stay)
             tokens, position = tokens[stay], position[stay]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        output = _forward(model, cache, tokens[:, None], mask, position.expand(3, -1)[..., None])
+        output = _forward(model, cache, tokens[:, None], mask, position.expand(n_axes, -1)[..., None])
         logits, position = output.logits[:, -1], position + 1
     return [GeneratedAnswer(ids, is_ended) for ids, is_ended in zip(answers, ended)]
+
+
+def _is_too_wide(model: Any, prompts: Sequence[EncodedPrompt], limit: int) -> bool:
+    """Say whether padding might push a prompt across a border of the model's attention (see `longest_sequence`)."""
+    widths = [[p.n_system, p.n_prefix - p.n_system, len(p.ids) - p.n_prefix] for p in prompts]
+    longest = longest_sequence(model.config)
+    return longest is not None and sum(map(max, zip(*widths))) + limit > longest
 
 
 def _read_prompts(model: Any, prompts: Sequence[EncodedPrompt]) -> tuple[Any, torch.Tensor, torch.Tensor]:
@@ -120,10 +139,8 @@ def _read_prompts(model: Any, prompts: Sequence[EncodedPrompt]) -> tuple[Any, to
     if n_system:
         cache, mask, logits = _extend(model, None, mask[:1], [_cut(prompts[0], 0, n_system)])
         cache, mask = _select(cache, mask, [0] * len(firsts))
-    images = {
-        "pixel_values": torch.cat([p.screenshot[0] for p in firsts]).to(model.device, model.dtype),
-        "image_grid_thw": torch.cat([p.screenshot[1] for p in firsts]).to(model.device),
-    }
+    images = {name: torch.cat([p.screenshot[name] for p in firsts]).to(model.device) for name in firsts[0].screenshot}
+    images["pixel_values"] = images["pixel_values"].to(model.dtype)
     cache, mask, logits = _extend(model, cache, mask, [_cut(p, n_system, p.n_prefix) for p in firsts], **images)
     cache, mask = _select(cache, mask, group_of)
     return _extend(model, cache, mask, [_cut(p, p.n_prefix, len(p.ids)) for p in prompts])
@@ -159,10 +176,11 @@ def _extend(
 def _pad_left(
     model: Any, parts: Sequence[tuple[list[int], np.ndarray]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ids (B, T), attention mask (B, T) and positions (3, B, T); what a pad token is does not matter."""
+    """Return ids (B, T), attention mask (B, T) and positions (axes, B, T); what a pad token is does not matter."""
     ids = pad([ids for ids, _ in parts], 0, side="left")
     mask = pad([[1] * len(ids) for ids, _ in parts], 0, side="left")
-    positions = torch.stack([pad([p[axis] for _, p in parts], 0, side="left") for axis in range(3)])
+    axes = range(len(parts[0][1]))
+    positions = torch.stack([pad([p[axis] for _, p in parts], 0, side="left") for axis in axes])
     return ids.to(model.device), mask.to(model.device), positions.to(model.device)
 
 
@@ -172,7 +190,7 @@ def _forward(
     return model(
         input_ids=ids,
         attention_mask=mask,
-        position_ids=positions,
+        position_ids=as_position_ids(positions),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,

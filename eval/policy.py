@@ -14,7 +14,6 @@ from eval.schema import build_answer_schema
 from sft.encoding import Prompt, StepEncoder
 from sft.errors import UserError
 from sft.memory import Memory
-from sft.packing import mrope_positions
 from sft.prompts import AgentConfig, format_answer
 from sft.trajectory import Trajectory
 
@@ -89,8 +88,8 @@ class ModelPolicy:
         loaded = self.screenshots.load(request.image_path for request in requests)
         self.screenshots.prepare(r.next_image_path for r in requests if r.next_image_path is not None)
         prompts = [self._encode(p.text, r.image_path, loaded[r.image_path]) for r, p in zip(requests, built)]
-        constraint = self._constraint.start(len(prompts)) if self._constraint else None
-        answers = generate_greedy(self.model, prompts, self._end, self.encoder.agent.max_answer_tokens, constraint)
+        limit = self.encoder.agent.max_answer_tokens
+        answers = generate_greedy(self.model, prompts, self._end, limit, self._constraint)
         latency_s = (time.perf_counter() - started) / len(prompts)
         return [
             RawAnswer(
@@ -106,11 +105,12 @@ class ModelPolicy:
         ]
 
     def _encode(self, text: str, path: Path, screenshot: Screenshot) -> EncodedPrompt:
-        grid = screenshot[1][0].tolist()
+        layout = self.encoder.layout
+        grid = screenshot[layout.grid_name][0].tolist()
         ids, types = self.encoder.encode_prompt(text, grid)
-        positions = mrope_positions(np.array(types), grid, self.encoder.processor.image_processor.merge_size)
         n_prefix = len(types) - types[::-1].index(1)
-        return EncodedPrompt(ids, positions, types.index(1), n_prefix, path, screenshot)
+        positions = layout.place(np.array(types), grid)
+        return EncodedPrompt(ids, positions, types.index(1), n_prefix, path, layout.pick_inputs(screenshot))
 
 
 def build_constraint(model: Any, encoder: StepEncoder) -> "SchemaConstraint":

@@ -18,10 +18,10 @@ class ScreenshotLoader:
     def __init__(self, encoder: StepEncoder):
         self.encoder = encoder
         self._pool = ThreadPoolExecutor(N_WORKERS, thread_name_prefix="screenshots")
-        self._prepared: OrderedDict[Path, Future[tuple[Any, Any]]] = OrderedDict()
+        self._prepared: OrderedDict[Path, Future[dict[str, Any]]] = OrderedDict()
 
-    def load(self, paths: Iterable[Path]) -> dict[Path, tuple[Any, Any]]:
-        """Return pixels (patches, patch dim) and grid (1, 3) of each distinct screenshot; waits where needed."""
+    def load(self, paths: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+        """Return what `StepEncoder.encode_screenshots` gives of each distinct screenshot; waits where needed."""
         distinct = list(dict.fromkeys(paths))
         self.prepare(distinct)
         return {path: self._prepared[path].result() for path in distinct}
@@ -36,6 +36,5 @@ class ScreenshotLoader:
         while len(self._prepared) > max(CAPACITY, len(distinct)):
             self._prepared.popitem(last=False)
 
-    def _encode(self, path: Path) -> tuple[Any, Any]:
-        encoded = self.encoder.encode_screenshots([path])
-        return encoded["pixel_values"], encoded["image_grid_thw"]
+    def _encode(self, path: Path) -> dict[str, Any]:
+        return self.encoder.encode_screenshots([path])

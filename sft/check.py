@@ -29,7 +29,7 @@ from sft.config import load_agent_settings
 from sft.describe import describe, summarise
 from sft.encoding import StepEncoder
 from sft.errors import UserError, run_command
-from sft.light_processor import DEFAULT_PIXELS_PER_TOKEN, LightProcessor, read_pixels_per_token
+from sft.light_processor import LightProcessor
 from sft.memory import dump_json
 from sft.overlap import describe_overlap, find_overlap
 from sft.preview import StepPreview, build_dump_line, choose_evenly, preview_steps
@@ -65,7 +65,6 @@ def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
     agent = load_agent_settings(arguments.recipe) if arguments.recipe else AgentConfig()
     encoder = StepEncoder(LightProcessor(arguments.tokenizer, agent), agent) if arguments.tokenizer else None
-    side = read_pixels_per_token(arguments.tokenizer) if arguments.tokenizer else DEFAULT_PIXELS_PER_TOKEN
     console = build_console()
     try:
         table = read_table(arguments.data, arguments.image_root)
@@ -75,7 +74,7 @@ def main(argv: list[str]) -> None:
     except TrajectoryError as error:
         finish(arguments, console, {"data": arguments.data}, list(error.problems), n_bad=0, n_tasks=0)
         return
-    report = describe(table, tasks, agent, side)
+    report = describe(table, tasks, agent, arguments.tokenizer)
     problems = [problem for task in tasks.quarantined for problem in task.problems]
     panels = []
     if encoder or arguments.dump_prompts or arguments.show:

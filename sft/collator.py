@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sft.encoding import StepEncoder
-from sft.packing import IGNORED_LABEL, TokenSequence, mrope_positions, pack_sequences
+from sft.packing import IGNORED_LABEL, TokenSequence, pack_sequences
 
 Row = Mapping[str, Any]
 
@@ -25,19 +25,20 @@ class PaddingCollator:
         Returns:
             `input_ids`, `attention_mask`, `labels`, `mm_token_type_ids`: (B, T) int64, labels -100 outside the answer
             and its end-of-turn token; `pixel_values`: (sum of patches, patch dim); `image_grid_thw`: (B, 3);
-            `loss_weights`: (B, T) float32 where there are any.
+            `loss_weights`: (B, T) float32 where there are any. Llama-4 takes neither types nor grids.
         """
         images = self.encoder.encode_screenshots([Path(row["image"]) for row in rows])
-        grids = images["image_grid_thw"].tolist()
+        layout = self.encoder.layout
+        grids = images[layout.grid_name].tolist()
         encoded = [encode_row(self.encoder, row, grid, 0, self.loss_weights) for row, grid in zip(rows, grids)]
         weights = {"loss_weights": pad([e.weights for e in encoded], 1.0)} if self.loss_weights else {}
         return {
             "input_ids": pad([e.ids for e in encoded], self.encoder.tokenizer.pad_token_id),
             "attention_mask": pad([np.ones_like(e.ids) for e in encoded], 0),
             "labels": pad([e.labels for e in encoded], IGNORED_LABEL),
-            "mm_token_type_ids": pad([e.types for e in encoded], 0),
+            **({"mm_token_type_ids": pad([e.types for e in encoded], 0)} if layout.has_token_types else {}),
             **weights,
-            **images,
+            **layout.pick_inputs(images),
         }
 
 
@@ -61,31 +62,35 @@ class PackingCollator:
         paths = {row["image_sha256"]: Path(row["image"]) for row in rows}
         image_keys = {key: i for i, key in enumerate(paths)}
         images = self.encoder.encode_screenshots(list(paths.values()))
-        grids = images["image_grid_thw"].tolist()
+        layout = self.encoder.layout
+        grids = images[layout.grid_name].tolist()
         keys = [image_keys[row["image_sha256"]] for row in rows]
         packed = pack_sequences(
             [encode_row(self.encoder, row, grids[k], k, self.loss_weights) for row, k in zip(rows, keys)]
         )
         weights = {"loss_weights": torch.from_numpy(packed.weights)[None]} if self.loss_weights else {}
         order = [keys[i] for i in packed.image_sources]
-        patches = torch.split(images["pixel_values"], images["image_grid_thw"].prod(dim=1).tolist())
+        pixels = torch.split(images["pixel_values"], [layout.count_rows(grid) for grid in grids])
+        chosen = {
+            "pixel_values": torch.cat([pixels[k] for k in order]),
+            layout.grid_name: images[layout.grid_name][order],
+        }
         return {
             "input_ids": torch.from_numpy(packed.ids)[None],
             "labels": torch.from_numpy(packed.labels)[None],
-            "mm_token_type_ids": torch.from_numpy(packed.types)[None],
+            **({"mm_token_type_ids": torch.from_numpy(packed.types)[None]} if layout.has_token_types else {}),
             "subtree_end": torch.from_numpy(packed.subtree_end)[None],
-            "position_ids": torch.from_numpy(packed.positions)[:, None],
+            "position_ids": as_position_ids(torch.from_numpy(packed.positions)[:, None]),
             **weights,
-            "pixel_values": torch.cat([patches[k] for k in order]),
-            "image_grid_thw": images["image_grid_thw"][order],
+            **layout.pick_inputs(chosen),
         }
 
 
 def encode_row(
-    encoder: StepEncoder, row: Row, grid_thw: Sequence[int], image_key: int, loss_weights: Mapping[Any, float]
+    encoder: StepEncoder, row: Row, grid: Sequence[int], image_key: int, loss_weights: Mapping[Any, float]
 ) -> TokenSequence:
     """Encode one step: the prompt exactly as in a rollout, the answer's ids appended; no token crosses the border."""
-    prompt, types = encoder.encode_prompt(row["prompt"], grid_thw)
+    prompt, types = encoder.encode_prompt(row["prompt"], grid)
     answer = encoder.encode_completion(row["completion"])
     types_array = np.array(types + [0] * len(answer), dtype=np.int64)
     weights = encoder.weigh_completion(row["completion"], loss_weights) if loss_weights else [1.0] * len(answer)
@@ -94,7 +99,7 @@ def encode_row(
         labels=np.array([IGNORED_LABEL] * len(prompt) + answer, dtype=np.int64),
         types=types_array,
         weights=np.array([1.0] * len(prompt) + weights, dtype=np.float32),
-        positions=mrope_positions(types_array, grid_thw, encoder.processor.image_processor.merge_size),
+        positions=encoder.layout.place(types_array, grid),
         n_prompt=len(prompt),
         image_key=image_key,
     )
@@ -104,6 +109,11 @@ def pad(sequences: Sequence[Any], value: float, side: str = "right") -> torch.Te
     """Stack sequences of numbers into (B, longest), filled with `value` on the given side."""
     tensors = [torch.as_tensor(s) for s in sequences]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+
+
+def as_position_ids(positions: torch.Tensor) -> torch.Tensor:
+    """Turn (axes, B, T) positions into what the model takes: all three axes of Qwen-VL, (B, T) where there is one."""
+    return positions[0] if len(positions) == 1 else positions
 
 
 def build_tree_mask(subtree_end: torch.Tensor, attn_implementation: str, dtype: torch.dtype) -> torch.Tensor:

@@ -43,6 +43,14 @@ class Recipe:
     resume: ResumeSettings
     training: Mapping[str, Any]
 
+    def longest_sequences(self) -> dict[str, int]:
+        """Return the tokens of the longest sequences this run may hold, by the key that allows them."""
+        alone = {
+            "max_prompt_tokens and max_answer_tokens": self.agent.max_prompt_tokens + self.agent.max_answer_tokens
+        }
+        packed = {"tokens_per_batch": self.batch.tokens_per_batch} if self.batch.packing != "none" else {}
+        return {**alone, **packed}
+
     def to_yaml(self) -> str:
         """Render the resolved recipe, every setting of ours spelled out, as YAML that `parse_recipe` reads."""
         resolved: dict[str, Any] = {}
@@ -72,6 +80,7 @@ _REFUSED_KEYS = {
     "resume_from_checkpoint": "use resume: auto, or resume: PATH",
     "deepspeed": "how processes are started stands in accelerate_configs/",
     "fsdp": "how processes are started stands in accelerate_configs/",
+    "router_aux_loss_coef": "a router of experts is frozen; the loss is always on the answer only",
     "padding_free": "TRL refuses padding-free batches for vision data",
 }
 
@@ -186,6 +195,7 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "push_to_hub": False,  # the trainer would upload its whole folder; sft.push knows what may leave
         "restore_callback_states_from_checkpoint": True,  # or early stopping would count anew after a resume
+        "router_aux_loss_coef": 0.0,
     }
     if recipe.batch.packing != "none":
         fixed["per_device_train_batch_size"] = 1

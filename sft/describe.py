@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from sft.goals import find_duplicate_goals
 from sft.hints import find_hidden_characters, find_personal_data
-from sft.light_processor import DEFAULT_PIXELS_PER_TOKEN, count_image_tokens
+from sft.light_processor import DEFAULT_PIXELS_PER_TOKEN, build_image_counter, read_pixels_per_token
 from sft.memory import dump_json
 from sft.memory_audit import MEMORY_COLUMNS, MemoryAudit, MemoryCell, audit_memory
 from sft.prompts import AgentConfig
@@ -17,10 +18,11 @@ from sft.tables import Cells, Table
 from sft.trajectory import TaskSet
 
 
-def describe(
-    table: Table, tasks: TaskSet, agent: AgentConfig, pixels_per_token: int = DEFAULT_PIXELS_PER_TOKEN
-) -> dict[str, Any]:
-    """Count what is in the usable tasks of a file; every number of `sft.check` but those that need a tokenizer."""
+def describe(table: Table, tasks: TaskSet, agent: AgentConfig, tokenizer: Path | None = None) -> dict[str, Any]:
+    """Count what is in the usable tasks of a file; every number of `sft.check` but those that need a tokenizer.
+
+    Image tokens are those of the checkpoint folder `tokenizer`, or of Qwen3-VL.
+    """
     steps = [step for t in tasks.trajectories for step in t.steps]
     cells_of = dict(table.rows)
     gaps = list(_find_gaps(tasks.trajectories, cells_of))
@@ -44,7 +46,7 @@ def describe(
         "step_numbers_missing": sum(gap["found"] - gap["expected"] for gap in gaps),
         "step_number_gaps": gaps,
         "screenshots": describe_screenshots(tasks, steps),
-        "image_tokens": _describe_image_tokens(tasks, steps, agent, pixels_per_token),
+        "image_tokens": _describe_image_tokens(tasks, steps, agent, tokenizer),
         "memory_columns": [asdict(audit) for audit in audits],
         "duplicate_goals": find_duplicate_goals(tasks.trajectories),
         "personal_data": find_personal_data(steps, cells_of),
@@ -93,11 +95,11 @@ def summarise(values: Sequence[int]) -> dict[str, Any]:
 
 
 def _describe_image_tokens(
-    tasks: TaskSet, steps: Sequence[Step], agent: AgentConfig, pixels_per_token: int
+    tasks: TaskSet, steps: Sequence[Step], agent: AgentConfig, tokenizer: Path | None
 ) -> dict[str, Any]:
-    counts = [
-        count_image_tokens(*tasks.screenshots[s.image_path].width_height, agent, pixels_per_token) for s in steps
-    ]
+    count = build_image_counter(tokenizer, agent)
+    counts = [count(*tasks.screenshots[s.image_path].width_height) for s in steps]
+    pixels_per_token = read_pixels_per_token(tokenizer) if tokenizer else DEFAULT_PIXELS_PER_TOKEN
     budget = {"min_pixels": agent.min_pixels, "max_pixels": agent.max_pixels, "pixels_per_token": pixels_per_token}
     return {**budget, "total": sum(counts), "per_step": summarise(counts)}
 

@@ -1,6 +1,5 @@
 """Messages and screenshots to prompt text and token ids: one path for training and rollout. Knows no datasets."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.cache import ScreenshotCache
+from sft.layouts import Layout
 from sft.memory import EMPTY_MEMORY, Memory, fit_memory, memory_chars
 from sft.prompts import AgentConfig, Message, build_prompt
 from sft.screenshots import open_screenshot, read_upright_size
@@ -33,7 +33,12 @@ class StepEncoder:
 
     def __init__(self, processor: Any, agent: AgentConfig, cache_dir: Path | None = None):
         self.processor, self.tokenizer, self.agent = processor, processor.tokenizer, agent
-        self._cache = ScreenshotCache(cache_dir, processor.image_processor) if cache_dir else None
+        self._cache = ScreenshotCache(cache_dir, self.layout) if cache_dir else None
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What the model's family makes of a screenshot."""
+        return self.processor.build_layout()
 
     def build_prompt(
         self,
@@ -61,33 +66,30 @@ class StepEncoder:
             )
         return prompt
 
-    def encode_prompt(self, text: str, grid_thw: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Tokenise a prompt, its one image placeholder repeated once an image token.
+    def encode_prompt(self, text: str, grid: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Tokenise a prompt, its one image placeholder replaced by the tokens that stand for the screenshot.
 
-        `grid_thw` is the screenshot's row of `image_grid_thw`. The result is what the family's processor gives for
+        `grid` is the screenshot's row of `layout.grid_name`. The result is what the family's processor gives for
         text and image together, so that a screenshot many prompts share is prepared once.
 
         Returns:
             The ids and, for each, its modality: 1 for an image token, 0 for text.
         """
-        placeholder = self.processor.image_token_id
-        n_image_tokens = int(math.prod(int(n) for n in grid_thw)) // self.processor.image_processor.merge_size**2
-        ids: list[int] = []
-        for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
-            ids += [token] * (n_image_tokens if token == placeholder else 1)
-        return ids, [int(token == placeholder) for token in ids]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        image, at = self.layout.write_tokens(grid), ids.index(self.processor.image_token_id)
+        types = [0] * at + [1] * len(image) + [0] * (len(ids) - at - 1)
+        return [*ids[:at], *image, *ids[at + 1 :]], types
 
     def encode_screenshots(self, image_paths: Sequence[Path]) -> dict[str, Any]:
         """Prepare screenshots for the vision tower.
 
         Returns:
-            `pixel_values`: (sum of patches, patch dim) float32; `image_grid_thw`: (n_images, 3) int64.
+            `pixel_values`: (sum of patches, patch dim) float32; `image_grid_thw`: (n_images, 3) int64. With Llama-4
+            (sum of tiles, 3, tile, tile) and `aspect_ratios`: (n_images, 2).
         """
-        process = self.processor.image_processor
         if self._cache is None:
-            return dict(process(images=[open_screenshot(path) for path in image_paths], return_tensors="pt"))
-        pixels = [self._cache.load(path) for path in image_paths]
-        return dict(process(images=pixels, do_resize=False, input_data_format="channels_first", return_tensors="pt"))
+            return self.layout.encode_images([open_screenshot(path) for path in image_paths])
+        return self.layout.encode_prepared([self._cache.load(path) for path in image_paths])
 
     def encode_completion(self, answer_text: str) -> list[int]:
         """Return the ids the loss is computed on: the answer and the end of the turn, nothing else."""

@@ -3,54 +3,30 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sft.errors import UserError
+from sft.families import PARTS, Family, find_family_of, part_of
 from sft.hub import find_base_model
+from sft.llama4 import (
+    Llama4ForConditionalGeneration,
+    MakeLinear,
+    add_empty_experts,
+    longest_sequence,
+    read_experts,
+)
 from sft.settings import ModelSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
-PARTS = ("language", "merger", "vision")
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where a model family keeps its parts. Each value is a regex that matches whole module names of linear layers."""
-
-    linears: Mapping[str, str]
-    not_quantised: tuple[str, ...] = ("model.visual", "lm_head")
-
-
-_LANGUAGE_LINEARS = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-
-# Suffix lists such as "q_proj, up_proj" hit different parts in different families (Qwen2.5-VL's vision MLP, for one):
-# one anchored regex a part instead. Names are those of transformers 5.
-FAMILIES: Mapping[str, Family] = {
-    "qwen3_vl": Family(
-        {
-            "language": _LANGUAGE_LINEARS,
-            "merger": r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]",
-            "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])",
-        }
-    ),
-    "qwen2_5_vl": Family(
-        {
-            "language": _LANGUAGE_LINEARS,
-            "merger": r"model\.visual\.merger\.mlp\.[02]",
-            "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)",
-        }
-    ),
-}
 
 
 def find_family(model_name_or_path: str, revision: str = "main") -> Family:
@@ -63,21 +39,34 @@ def find_family(model_name_or_path: str, revision: str = "main") -> Family:
     return find_family_of(AutoConfig.from_pretrained(model_name_or_path, revision=revision).model_type)
 
 
-def find_family_of(model_type: str) -> Family:
-    """Return the family of a config's `model_type`.
+def check_sequence_lengths(settings: ModelSettings, lengths: Mapping[str, int]) -> None:
+    """Refuse sequences that the model would not treat as it treats the same steps alone (`longest_sequence`).
+
+    `lengths` are tokens by the name of the key that allows them.
 
     Raises:
-        UserError: a family that is not supported.
+        UserError: a key allows more than the model can take.
     """
-    if model_type not in FAMILIES:
-        raise UserError(f"model_name_or_path: found model type {model_type!r}; expected one of {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
+    longest = longest_sequence(
+        AutoConfig.from_pretrained(settings.model_name_or_path, revision=settings.model_revision)
+    )
+    problems = [
+        f"{name}: found {n} tokens; expected at most {longest} with this model: its attention is cut and sharpened by "
+        "the place in the sequence, so that a packed or batched step beyond would differ from the same step alone"
+        for name, n in lengths.items()
+        if longest is not None and n > longest
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
     """Load the base model, its language linears in nf4 where `load_in_4bit` is set, everything else in `dtype`.
 
-    Weights are read from safetensors only. Vision tower, merger and `lm_head` are not quantised.
+    Weights are read from safetensors only. Vision tower, merger, `lm_head` and a router of experts are not quantised.
+
+    Raises:
+        UserError: Llama-4 is to be trained in full.
     """
     dtype = getattr(torch, settings.dtype)
     quantisation = BitsAndBytesConfig(
@@ -85,11 +74,14 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=dtype if dtype == torch.bfloat16 else torch.uint8,  # ZeRO-3 shards bf16 storage only
+        bnb_4bit_quant_storage=_quant_storage(dtype),
         llm_int8_skip_modules=list(family.not_quantised),
     )
     on_gpu = torch.cuda.is_available() and not is_deepspeed_zero3_enabled()  # ZeRO-3 places the weights itself
-    model = AutoModelForImageTextToText.from_pretrained(
+    if "experts" in family.linears and not settings.use_peft:
+        raise UserError("use_peft: found false with Llama-4; expected true: its experts are trained through LoRA only")
+    model_class = Llama4ForConditionalGeneration if "experts" in family.linears else AutoModelForImageTextToText
+    model = model_class.from_pretrained(
         settings.model_name_or_path,
         revision=settings.model_revision,
         dtype=dtype,
@@ -99,8 +91,55 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
         use_safetensors=True,
     )
     model.config.use_cache = False
+    if isinstance(model, Llama4ForConditionalGeneration):
+        read_experts(model, _find_folder(settings), build_linear_maker(settings, dtype, model.device))
     _keep_quantised_weights(model)
     return model
+
+
+def build_empty_model(settings: ModelSettings) -> PreTrainedModel:
+    """Build the model from its config alone, its layers those that `load_model` gives it, to count parameters."""
+    config = AutoConfig.from_pretrained(settings.model_name_or_path, revision=settings.model_revision)
+    with torch.device("meta"):
+        if config.model_type != "llama4":
+            return AutoModelForImageTextToText.from_config(config)
+        model = Llama4ForConditionalGeneration(config)
+        add_empty_experts(model)
+        return model
+
+
+def _find_folder(settings: ModelSettings) -> Path:
+    """Return the folder the weights are in, the local cache's where the model came from the Hub."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(settings.model_name_or_path)
+    patterns = ["*.safetensors", "*.json"]
+    if folder.is_dir():
+        return folder
+    return Path(snapshot_download(str(folder), revision=settings.model_revision, allow_patterns=patterns))
+
+
+def build_linear_maker(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> MakeLinear:
+    """Return what makes a frozen linear layer of weights (out, in): nf4 as `load_model` has it, or plain."""
+
+    def make(weight: torch.Tensor) -> torch.nn.Linear:
+        n_out, n_in = weight.shape
+        weight = weight.to(dtype)
+        if not settings.load_in_4bit:
+            linear = torch.nn.Linear(n_in, n_out, bias=False, device="meta")
+            linear.weight = torch.nn.Parameter(weight.to(device), requires_grad=False)
+            return linear
+        quantised = {"quant_type": "nf4", "quant_storage": _quant_storage(dtype)}
+        linear = Linear4bit(n_in, n_out, bias=False, compute_dtype=dtype, device="meta", **quantised)
+        parameter = Params4bit(weight, requires_grad=False, module=linear, **quantised)
+        linear.weight = parameter.to(device)  # quantises
+        return linear
+
+    return make
+
+
+def _quant_storage(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.bfloat16 else torch.uint8  # ZeRO-3 shards bf16 storage only
 
 
 def _keep_quantised_weights(model: torch.nn.Module) -> None:
@@ -119,6 +158,8 @@ def build_lora_config(settings: ModelSettings, family: Family) -> LoraConfig | N
     """Return the adapter's configuration, or None where every parameter is trained."""
     if not settings.use_peft:
         return None
+    if missing := [part for part in settings.lora_parts if part not in family.linears]:
+        raise UserError(f"lora_parts: found {', '.join(missing)}; expected some of {', '.join(family.linears)}")
     pattern = "|".join(f"(?:{family.linears[part]})" for part in settings.lora_parts)
     return LoraConfig(
         r=settings.lora_r,
@@ -131,13 +172,6 @@ def build_lora_config(settings: ModelSettings, family: Family) -> LoraConfig | N
     )
 
 
-def part_of(parameter_name: str) -> str:
-    """Return the part of the model a parameter belongs to: language, merger or vision."""
-    if "visual." not in parameter_name:
-        return "language"
-    return "merger" if "merger" in parameter_name else "vision"
-
-
 def count_parameters(model: torch.nn.Module) -> dict[str, dict[str, int]]:
     """Count parameters by part: `{part: {"trainable": n, "total": n}}`. A packed 4-bit byte counts as two."""
     trainable, total = Counter[str](), Counter[str]()
@@ -146,7 +180,7 @@ def count_parameters(model: torch.nn.Module) -> dict[str, dict[str, int]]:
         n = shape.numel() if shape is not None else getattr(parameter, "ds_numel", parameter.numel())
         total[part_of(name)] += n
         trainable[part_of(name)] += n if parameter.requires_grad else 0
-    return {part: {"trainable": trainable[part], "total": total[part]} for part in PARTS}
+    return {part: {"trainable": trainable[part], "total": total[part]} for part in PARTS if total[part]}
 
 
 def count_quantised(model: torch.nn.Module) -> int:

@@ -14,7 +14,8 @@ class TokenSequence:
 
     `ids`, `labels`, `types`: (T,) int64; `labels` is -100 up to `n_prompt` and the ids after it; `types` is 1 on image
     tokens. `weights`: (T,) float32, each token's weight in the loss. `positions`: (3, T) int64. `image_key` identifies
-    the screenshot: two sequences with one key show the same pixels.
+    the screenshot: two sequences with one key show the same pixels. `positions` has one axis in families that count
+    tokens.
     """
 
     ids: np.ndarray

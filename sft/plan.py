@@ -63,15 +63,11 @@ def estimate_memory(recipe: Recipe, longest: int, n_patches: int) -> dict[str, f
     with checkpointing one hidden state a layer and the inside of one layer, without it the inside of every layer.
     `longest` counts the tokens of the longest batch, `n_patches` the patches of its screenshots.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    from sft.model import find_family_of
+    from sft.model import build_empty_model, find_family_of
 
     settings = recipe.model
-    config = AutoConfig.from_pretrained(settings.model_name_or_path, revision=settings.model_revision)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+    model = build_empty_model(settings)
+    config = model.config
     family = find_family_of(config.model_type)
     memory = _weight_memory(model, settings, family)
     n_trained = _count_trained(model, settings, family)
@@ -119,7 +115,7 @@ def _weight_memory(model: Any, settings: ModelSettings, family: Any) -> dict[str
     linears = {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and not name.startswith(family.not_quantised)
+        if isinstance(module, torch.nn.Linear) and family.quantises(name)
     }
     sizes: dict[str, float] = {}
     for part in PARTS:
@@ -154,7 +150,9 @@ def _activation_numbers(text: Any, n_tokens: int, checkpointing: bool) -> float:
     """Count the numbers kept for the backward pass: inputs of a layer's linears, attention's q, k, v and output."""
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     attention = head_dim * (2 * text.num_attention_heads + 2 * text.num_key_value_heads)
-    inside = n_tokens * (6 * text.hidden_size + attention + 4 * text.intermediate_size)
+    # in Llama-4 a token passes the shared expert and one of its own, together as wide as the MLP of a dense layer
+    inner = text.intermediate_size_mlp if text.model_type == "llama4_text" else text.intermediate_size
+    inside = n_tokens * (6 * text.hidden_size + attention + 4 * inner)
     if checkpointing:
         return text.num_hidden_layers * n_tokens * text.hidden_size + 2 * inside
     return text.num_hidden_layers * inside

@@ -10,6 +10,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.utils import cached_file
 
 from sft.errors import UserError
+from sft.layouts import Layout, QwenLayout
+from sft.llama4_processor import Llama4Processor
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 VIDEO_FILE = "video_preprocessor_config.json"
@@ -41,6 +43,17 @@ class _ImageTextProcessor(ProcessorMixin):
             setattr(self, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
         self._video_settings = video_settings or {"video_processor_type": self.video_processor_type}
 
+    @classmethod
+    def load_image_processor(
+        cls, path: str | Path, min_pixels: int, max_pixels: int, revision: str
+    ) -> Qwen2VLImageProcessorPil:
+        """Open the image processor; screenshots are resized into the given area."""
+        budget = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        return Qwen2VLImageProcessorPil.from_pretrained(path, **budget, revision=revision)
+
+    def build_layout(self) -> Layout:
+        return QwenLayout(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `processor_config.json`, as the family's own processor with video would write it."""
         fields = super().to_dict()
@@ -61,7 +74,9 @@ class Qwen2_5_VLProcessor(_ImageTextProcessor, transformers.Qwen2_5_VLProcessor)
     video_processor_type = "Qwen2VLVideoProcessor"
 
 
-PROCESSORS: dict[str, type[_ImageTextProcessor]] = {c.__name__: c for c in (Qwen3VLProcessor, Qwen2_5_VLProcessor)}
+PROCESSORS: dict[str, type[_ImageTextProcessor] | type[Llama4Processor]] = {
+    c.__name__: c for c in (Qwen3VLProcessor, Qwen2_5_VLProcessor, Llama4Processor)
+}
 
 
 def load_processor(path: str | Path, min_pixels: int, max_pixels: int, revision: str = "main") -> ProcessorMixin:
@@ -71,7 +86,8 @@ def load_processor(path: str | Path, min_pixels: int, max_pixels: int, revision:
 
     Reads hub-style folders (`preprocessor_config.json`) and folders written by `save_processor`
     (`processor_config.json`). Called with images, the processor returns `pixel_values` (sum of patches,
-    3 * 2 * patch * patch) float32 and `image_grid_thw` (n_images, 3). The side of padding is the caller's to set.
+    3 * 2 * patch * patch) float32 and `image_grid_thw` (n_images, 3); Llama-4's is described in `sft.llama4_images`.
+    The side of padding is the caller's to set.
 
     Raises:
         UserError: no such folder or model, no processor in it, or a family without a processor here.
@@ -82,9 +98,9 @@ def load_processor(path: str | Path, min_pixels: int, max_pixels: int, revision:
     chat_template = processor_fields.get("chat_template") or tokenizer.chat_template
     if not chat_template:
         raise UserError(f"{path}: found no chat template; expected chat_template.jinja: copy it from the base model")
-    image_processor = Qwen2VLImageProcessorPil.from_pretrained(
-        path, min_pixels=min_pixels, max_pixels=max_pixels, revision=revision
-    )
+    image_processor = cls.load_image_processor(path, min_pixels, max_pixels, revision)
+    if cls is Llama4Processor:
+        return cls(image_processor, tokenizer, chat_template=chat_template)
     video_settings = _read_json(path, VIDEO_FILE, revision) or processor_fields.get("video_processor")
     return cls(image_processor, tokenizer, chat_template=chat_template, video_settings=video_settings)
 
@@ -94,7 +110,7 @@ def save_processor(processor: ProcessorMixin, folder: str | Path) -> None:
     processor.save_pretrained(folder)
 
 
-def _find_processor_class(path: str | Path, revision: str) -> type[_ImageTextProcessor]:
+def _find_processor_class(path: str | Path, revision: str) -> type[_ImageTextProcessor] | type[Llama4Processor]:
     fields: dict[str, Any] = {}
     for name in PROCESSOR_FILES:
         fields = {**(_read_json(path, name, revision) or {}), **fields}

@@ -68,12 +68,13 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     """Load the model, train it from step 0 or a checkpoint, save what a rollout needs; `recorder` notes the cost."""
     from sft.collator import PackingCollator, PaddingCollator, check_answer_only_labels
     from sft.encoding import StepEncoder
-    from sft.model import build_lora_config, count_parameters, find_family, load_model
+    from sft.model import build_lora_config, check_sequence_lengths, count_parameters, find_family, load_model
     from sft.processors import load_processor
     from sft.step_meter import StepMeter
     from sft.trainer import TrajectoryTrainer
 
     family = find_family(recipe.model.model_name_or_path, recipe.model.model_revision)
+    check_sequence_lengths(recipe.model, recipe.longest_sequences())
     budget = (recipe.agent.min_pixels, recipe.agent.max_pixels)
     processor = load_processor(recipe.model.model_name_or_path, *budget, recipe.model.model_revision)
     cache_dir = Path(recipe.data.screenshot_cache) if recipe.data.screenshot_cache else None
@@ -121,7 +122,9 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
 def print_plan(argv: list[str]) -> None:
     """Print what a run will take, from configs and data alone."""
     from sft.encoding import StepEncoder
+    from sft.model import build_empty_model, find_family_of
     from sft.plan import estimate_memory, format_plan, plan_tokens
+    from sft.plan_zero3 import CARDS_GB, format_zero3, measure_largest_layer
     from sft.processors import load_processor
 
     card_gb = 40.0
@@ -137,11 +140,16 @@ def print_plan(argv: list[str]) -> None:
     agent = recipe.agent
     budget = (agent.min_pixels, agent.max_pixels)
     processor = load_processor(recipe.model.model_name_or_path, *budget, recipe.model.model_revision)
-    rows = build_step_rows(split.train, recipe.data.train_csv, StepEncoder(processor, agent)).dataset
+    encoder = StepEncoder(processor, agent)
+    rows = build_step_rows(split.train, recipe.data.train_csv, encoder).dataset
     sizes = read_step_sizes(rows)
     tokens = plan_tokens(recipe, sizes, n_ranks=1)
-    n_patches = tokens.longest_prefixes * processor.image_processor.merge_size**2
-    print(format_plan(recipe, tokens, estimate_memory(recipe, tokens.longest, n_patches), card_gb))
+    memory = estimate_memory(recipe, tokens.longest, tokens.longest_prefixes * encoder.layout.patches_a_token)
+    print(format_plan(recipe, tokens, memory, card_gb))
+    if sum(memory.values()) > min(CARDS_GB):
+        model = build_empty_model(recipe.model)
+        largest_gb = measure_largest_layer(model, recipe.model, find_family_of(model.config.model_type))
+        print(format_zero3(memory, largest_gb))
 
 
 def check_inputs(recipe: Recipe, needs_weights: bool = True) -> TaskSplit:

@@ -88,13 +88,18 @@ class TrajectoryTrainer(SFTTrainer):
         return loader
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-        """Train on one batch, measured."""
+        """Compute gradients as TRL does, measured; stop where nothing is to be learned or the loss is no number."""
+        check_batch(inputs["labels"], self.state.global_step)
+        with self._measure(inputs):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        check_loss(loss, self.state.global_step)
+        return loss
+
+    def _measure(self, inputs: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
         if self.step_meter is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        is_checkpointed = bool(self.args.gradient_checkpointing)
-        is_sharded = bool(self.is_deepspeed_enabled)
-        with self.step_meter.measure(self.model, inputs, is_checkpointed=is_checkpointed, is_sharded=is_sharded):
-            return super().training_step(model, inputs, num_items_in_batch)
+            return contextlib.nullcontext()
+        is_checkpointed, is_sharded = bool(self.args.gradient_checkpointing), bool(self.is_deepspeed_enabled)
+        return self.step_meter.measure(self.model, inputs, is_checkpointed=is_checkpointed, is_sharded=is_sharded)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: `sft.card` writes the model card, once the weights are saved."""
@@ -118,13 +123,6 @@ class TrajectoryTrainer(SFTTrainer):
             n_tokens = self.accelerator.gather(torch.tensor(subtree_end.numel(), device=subtree_end.device)).sum()
             self._total_train_tokens = n_tokens_before + int(n_tokens)
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        return loss
-
-    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-        """Compute gradients as TRL does, and stop where there is nothing to learn or the loss is no number."""
-        check_batch(inputs["labels"], self.state.global_step)
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        check_loss(loss, self.state.global_step)
         return loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 from sft.prompts import build_system_text
 from sft.trajectory import load_trajectories
 
-FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+FAMILIES = ("qwen3_vl", "qwen2_5_vl", "llama4")
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_FILES = sorted((ROOT / "demo" / "data").glob("*.csv"))
 
@@ -23,11 +23,17 @@ def load_demo(path):
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory):
     """A checkpoint folder of each family, its tokenizer trained on the texts of the sample tasks."""
-    from demo.tiny_qwen3vl import build_tiny_checkpoint
-
     folder = tmp_path_factory.mktemp("checkpoints")
     texts = [build_system_text(TINY_AGENT), *(row[c] for row in build_tasks(4) for c in ("Instruction", "Output"))]
-    return {family: build_tiny_checkpoint(folder / family, texts, family) for family in FAMILIES}
+    return {family: build_tiny(folder / family, texts, family) for family in FAMILIES}
+
+
+def build_tiny(folder, texts, family):
+    """Write a tiny checkpoint of any family; return its folder."""
+    from demo.tiny_llama4 import build_tiny_llama4
+    from demo.tiny_qwen3vl import build_tiny_checkpoint
+
+    return build_tiny_llama4(folder, texts) if family == "llama4" else build_tiny_checkpoint(folder, texts, family)
 
 
 @pytest.fixture(params=FAMILIES)

@@ -1,6 +1,7 @@
 """Batched greedy decoding: the answers of the simple loop, whatever is batched, shared or dropped on the way."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,12 +46,12 @@ def generate_alone(model, encoder, request):
     """Answer one step with the model's own `generate` and position ids: the simple loop."""
     text = encoder.build_prompt(request.instruction, request.memory, request.image_path).text
     batch = encoder.encode_screenshots([request.image_path])
-    ids, types = encoder.encode_prompt(text, batch["image_grid_thw"][0].tolist())
+    ids, types = encoder.encode_prompt(text, batch[encoder.layout.grid_name][0].tolist())
     output = model.generate(
-        **batch,
+        **encoder.layout.pick_inputs(batch),
+        **({"mm_token_type_ids": torch.tensor([types])} if encoder.layout.has_token_types else {}),
         input_ids=torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        mm_token_type_ids=torch.tensor([types]),
         max_new_tokens=N_TOKENS,
         do_sample=False,
         eos_token_id=encoder.tokenizer.eos_token_id,
@@ -147,3 +148,20 @@ def test_a_prompt_that_is_too_long_is_an_error_of_its_step_alone(model, encoder,
     answers = ModelPolicy(model, encoder).answer([requests[0], long, requests[1]])
     assert [a.error is None for a in answers] == [True, False, True]
     assert "max_prompt_tokens" in answers[1].error
+
+
+def test_prompts_that_padding_would_push_across_a_border_of_the_attention_are_answered_apart(
+    tiny_checkpoints, requests
+):
+    """Llama-4: each prompt alone is shorter than a chunk, the padded batch is not."""
+    processor = load_processor(tiny_checkpoints["llama4"], TINY_AGENT.min_pixels, TINY_AGENT.max_pixels)
+    encoder = StepEncoder(processor, replace(TINY_AGENT, max_answer_tokens=N_TOKENS))
+    model = AutoModelForImageTextToText.from_pretrained(tiny_checkpoints["llama4"], dtype=torch.float32).eval()
+    chosen = [requests[1], requests[2], requests[5]]
+    prompts = [encoder.build_prompt(r.instruction, r.memory, r.image_path) for r in chosen]
+    model.config.text_config.attention_chunk_size = max(p.n_tokens for p in prompts) + N_TOKENS + 1
+    expected = [generate_alone(model, encoder, request) for request in chosen]
+    rows = []
+    model.register_forward_pre_hook(lambda _, __, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    assert [a.text for a in ModelPolicy(model, encoder).answer(chosen)] == expected
+    assert max(rows) < len(chosen)

@@ -68,15 +68,19 @@ def test_every_step_is_read_alike_in_training_and_in_rollout(checkpoint, tmp_pat
     rows = list(build_step_rows(trajectories, "tasks.csv", encoder, show_progress=False).dataset)
     assert len(rows) == 12
     batch = PaddingCollator(encoder)(rows)
-    pixels = torch.split(batch["pixel_values"], batch["image_grid_thw"].prod(dim=1).tolist())
+    pixels = torch.split(
+        batch["pixel_values"], [len(rollout.steps[r["task_id"], r["step"]].screenshot["pixel_values"]) for r in rows]
+    )
     for i, row in enumerate(rows):
         n_prompt = int((batch["labels"][i] != IGNORED_LABEL).nonzero()[0])
         read = rollout.steps[row["task_id"], row["step"]]
         assert batch["input_ids"][i, :n_prompt].tolist() == list(read.ids)
         assert row["n_prompt_tokens"] == n_prompt
-        assert torch.equal(batch["image_grid_thw"][i], read.screenshot[1][0])
-        assert torch.equal(pixels[i], read.screenshot[0])
-        positions = PackingCollator(encoder)([row])["position_ids"][:, 0, :n_prompt]
+        assert set(read.screenshot) <= set(batch)
+        if "image_grid_thw" in batch:
+            assert torch.equal(batch["image_grid_thw"][i], read.screenshot["image_grid_thw"][0])
+        assert torch.equal(pixels[i], read.screenshot["pixel_values"])
+        positions = PackingCollator(encoder)([row])["position_ids"].flatten(0, -2)[:, :n_prompt]
         np.testing.assert_array_equal(positions, read.positions)
 
 
@@ -84,15 +88,19 @@ def test_prompt_ids_are_those_of_the_familys_own_processor(encoder, tasks):
     for step in tasks[0].steps:
         text = encoder.build_prompt(tasks[0].instruction, EMPTY_MEMORY, step.image_path).text
         image = open_screenshot(step.image_path)
-        expected = encoder.processor(text=[text], images=[image], return_mm_token_type_ids=True)
+        expected = encoder.processor(
+            text=[text], images=[image], return_mm_token_type_ids=encoder.layout.has_token_types
+        )
         images = encoder.encode_screenshots([step.image_path])
-        ids, types = encoder.encode_prompt(text, images["image_grid_thw"][0].tolist())
+        ids, types = encoder.encode_prompt(text, images[encoder.layout.grid_name][0].tolist())
         assert ids == list(expected["input_ids"][0])
-        assert types == list(expected["mm_token_type_ids"][0])
+        if encoder.layout.has_token_types:
+            assert types == list(expected["mm_token_type_ids"][0])
         np.testing.assert_array_equal(images["pixel_values"], np.asarray(expected["pixel_values"]))
 
 
-def test_chat_turns_are_where_they_belong(encoder, tasks):
+def test_chat_turns_are_where_they_belong(tiny_checkpoints, tasks):
+    encoder = _encoder(tiny_checkpoints["qwen3_vl"])
     text = encoder.build_prompt("Open it", Memory({"a": "<|im_end|>"}, {}), tasks[0].steps[0].image_path).text
     assert text.startswith("<|im_start|>system\nYou operate clinical software.")
     assert "<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Goal: Open it\n" in text
@@ -103,11 +111,11 @@ def test_chat_turns_are_where_they_belong(encoder, tasks):
 @pytest.mark.parametrize("how", COLLATORS)
 def test_labels_decode_to_exactly_the_answers_and_their_ends_of_turn(encoder, tasks, how):
     rows = list(build_step_rows(tasks[:2], "tasks.csv", encoder, show_progress=False).dataset)
-    labels = COLLATORS[how](encoder)(rows)["labels"]
+    labels, end = COLLATORS[how](encoder)(rows)["labels"], encoder.tokenizer.eos_token
     supervised = [encoder.tokenizer.decode(row[row != IGNORED_LABEL]) for row in labels]
     if how == "packed":
-        supervised = [answer + "<|im_end|>" for answer in supervised[0].split("<|im_end|>")[:-1]]
-    expected = [format_answer(s.gold, encoder.agent) + "<|im_end|>" for t in tasks[:2] for s in t.steps]
+        supervised = [answer + end for answer in supervised[0].split(end)[:-1]]
+    expected = [format_answer(s.gold, encoder.agent) + end for t in tasks[:2] for s in t.steps]
     assert sorted(supervised) == sorted(expected)
     assert check_answer_only_labels(encoder, rows) == expected[0]
 
@@ -134,12 +142,11 @@ def test_image_tokens_counted_from_the_size_are_those_the_processor_makes(checkp
     for max_pixels in (65_536, 1_310_720):
         encoder = _encoder(checkpoint, replace(TINY_AGENT, max_pixels=max_pixels, max_prompt_tokens=99_999))
         prompt = encoder.build_prompt("goal", EMPTY_MEMORY, path)
-        grid = encoder.encode_screenshots([path])["image_grid_thw"][0]
-        ids, _ = encoder.encode_prompt(prompt.text, grid.tolist())
-        n_image = ids.count(encoder.processor.image_token_id)
-        assert encoder.count_image_tokens(path) == n_image == int(grid.prod()) // 4
+        grid = encoder.encode_screenshots([path])[encoder.layout.grid_name][0]
+        ids, types = encoder.encode_prompt(prompt.text, grid.tolist())
+        assert encoder.count_image_tokens(path) == sum(types) > 0
         assert prompt.n_tokens == len(ids)
-        assert encoder.count_prefix_tokens(path) == ids.index(encoder.processor.image_token_id) + n_image
+        assert encoder.count_prefix_tokens(path) == types.index(1) + sum(types)
 
 
 def test_screenshot_turned_by_its_exif_tag_is_counted_as_it_is_shown(checkpoint, tmp_path):
@@ -147,9 +154,9 @@ def test_screenshot_turned_by_its_exif_tag_is_counted_as_it_is_shown(checkpoint,
     exif[0x0112] = 6
     Image.new("RGB", (700, 300), "teal").save(path, exif=exif)
     encoder = _encoder(checkpoint)
-    grid = encoder.encode_screenshots([path])["image_grid_thw"][0].tolist()
-    assert grid[1] > grid[2]
-    assert encoder.count_image_tokens(path) == grid[1] * grid[2] // 4
+    grid = encoder.encode_screenshots([path])[encoder.layout.grid_name][0].tolist()
+    assert grid[-2] > grid[-1]
+    assert encoder.count_image_tokens(path) == len(encoder.layout.write_tokens(grid))
 
 
 def test_memory_is_shortened_until_the_prompt_fits_and_nothing_else(checkpoint, tasks):

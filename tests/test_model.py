@@ -10,15 +10,13 @@ from bitsandbytes.nn import Linear4bit
 from peft import get_peft_model
 
 from sft.errors import UserError
+from sft.families import FAMILIES, part_of
 from sft.health import GradientCheck
 from sft.model import (
-    FAMILIES,
-    PARTS,
     build_lora_config,
     count_parameters,
     find_family,
     load_model,
-    part_of,
     trained_parts,
 )
 from sft.settings import ModelSettings
@@ -66,27 +64,27 @@ def _linear_names(model):
     return {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LINEARS)
 def test_patterns_of_the_parts_cover_every_linear_layer_but_the_head_once(tiny_checkpoints, family):
     names = _linear_names(load_model(_settings(tiny_checkpoints[family], load_in_4bit=False), FAMILIES[family]))
     assert names - {"lm_head"} == set().union(*LINEARS[family].values())
-    for part in PARTS:
+    for part in LINEARS[family]:
         matched = {name for name in names if re.fullmatch(FAMILIES[family].linears[part], name)}
         assert matched == LINEARS[family][part]
 
 
 @pytest.mark.parametrize("parts", [("language",), ("merger",), ("vision",), ("language", "merger", "vision")], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LINEARS)
 def test_lora_matrices_sit_on_exactly_the_layers_of_the_chosen_parts(tiny_checkpoints, family, parts):
     model = _load(tiny_checkpoints[family], lora_parts=parts, load_in_4bit=False)
     adapted = {name.removeprefix("base_model.model.") for name, m in model.named_modules() if hasattr(m, "lora_A")}
     assert adapted == set().union(*(LINEARS[family][part] for part in parts))
     assert trained_parts(model) == set(parts)
     counts = count_parameters(model)
-    assert {part for part in PARTS if counts[part]["trainable"]} == set(parts)
+    assert {part for part, count in counts.items() if count["trainable"]} == set(parts)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LINEARS)
 def test_language_layers_alone_are_quantised_to_nf4(tiny_checkpoints, family):
     model = load_model(_settings(tiny_checkpoints[family]), FAMILIES[family])
     quantised = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
@@ -112,8 +110,9 @@ def test_inference_leaves_the_quantised_weights_as_they_are_and_computes_as_trai
         assert torch.equal(tensor, before[name]), name
 
 
-def test_quantisation_does_not_change_the_count_of_parameters(checkpoint):
-    quantised, plain = (count_parameters(_load(checkpoint, load_in_4bit=on)) for on in (True, False))
+@pytest.mark.parametrize("family", LINEARS)
+def test_quantisation_does_not_change_the_count_of_parameters(tiny_checkpoints, family):
+    quantised, plain = (count_parameters(_load(tiny_checkpoints[family], load_in_4bit=on)) for on in (True, False))
     assert quantised == plain
     # rank * (inputs + outputs) of q, k, v, o, gate, up, down in each of two layers; 32 is the width of k and v
     assert plain["language"]["trainable"] == 2 * 4 * (128 + 96 + 96 + 128 + 3 * 192)
@@ -125,6 +124,11 @@ def test_parts_of_parameters_are_told_by_their_names():
     assert part_of("model.visual.blocks.3.attn.qkv.weight") == "vision"
     assert part_of("model.visual.patch_embed.proj.weight") == "vision"
     assert part_of("model.visual.deepstack_merger_list.0.linear_fc1.weight") == "merger"
+    assert part_of("language_model.model.layers.1.feed_forward.shared_expert.up_proj.weight") == "language"
+    assert part_of("language_model.model.layers.1.feed_forward.experts.7.down_proj.weight") == "experts"
+    assert part_of("vision_model.vision_adapter.mlp.fc1.weight") == "merger"
+    assert part_of("multi_modal_projector.linear_1.weight") == "merger"
+    assert part_of("vision_model.model.layers.0.self_attn.q_proj.weight") == "vision"
 
 
 def test_model_of_another_family_is_refused(tiny_checkpoints, tmp_path):

@@ -54,10 +54,17 @@ def train(checkpoint, tasks, tasks_csv, collator_class, folder, **settings):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2}], ids=str
+    ("family", "settings"),
+    [
+        ("qwen3_vl", {}),
+        ("qwen3_vl", {"gradient_checkpointing": True}),
+        ("qwen3_vl", {"gradient_accumulation_steps": 2}),
+        ("llama4", {"gradient_checkpointing": True, "router_aux_loss_coef": 0.0}),
+    ],
+    ids=str,
 )
-def test_packed_epochs_end_where_padded_ones_do(tiny_checkpoints, tasks, tasks_csv, tmp_path, settings):
-    checkpoint = tiny_checkpoints["qwen3_vl"]
+def test_packed_epochs_end_where_padded_ones_do(tiny_checkpoints, tasks, tasks_csv, tmp_path, family, settings):
+    checkpoint = tiny_checkpoints[family]
     packed, packed_losses = train(checkpoint, tasks, tasks_csv, PackingCollator, tmp_path / "a", **settings)
     padded, padded_losses = train(checkpoint, tasks, tasks_csv, PaddingCollator, tmp_path / "b", **settings)
     assert len(packed_losses) >= 4 and packed_losses[-1] < packed_losses[0]

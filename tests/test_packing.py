@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import FAMILIES, build_tiny
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 from trl.trainer.utils import add_fused_lm_head
 
-from demo.tiny_qwen3vl import build_tiny_checkpoint
 from sft.actions import Action
 from sft.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, build_tree_mask, check_answer_only_labels
 from sft.encoding import StepEncoder
 from sft.memory import Answer, Memory
-from sft.model import build_lora_config, find_family
+from sft.model import build_lora_config, find_family, load_model
 from sft.packing import TokenSequence, mrope_positions, pack_sequences
 from sft.processors import load_processor
 from sft.prompts import AgentConfig, format_answer
@@ -27,10 +27,10 @@ TOLERANCE = 1e-5
 AGENT = AgentConfig(min_pixels=16_384, max_pixels=65_536)
 
 
-@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=FAMILIES)
 def checkpoint(request, tmp_path_factory):
     texts = ["Open the study of DOE^J and measure the lesion", '{"action":"CLICK","target":"Layout"}']
-    return build_tiny_checkpoint(tmp_path_factory.mktemp(request.param), texts, request.param)
+    return build_tiny(tmp_path_factory.mktemp(request.param), texts, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def model(checkpoint):
     """The tiny model with LoRA on its language layers, `lora_B` random so that every matrix has a gradient."""
     from peft import get_peft_model
 
-    base = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="sdpa")
-    settings = ModelSettings(str(checkpoint), lora_dropout=0.0)
+    settings = ModelSettings(str(checkpoint), dtype="float32", load_in_4bit=False, lora_dropout=0.0)
+    family = find_family(str(checkpoint))
     torch.manual_seed(1)
-    model = get_peft_model(base, build_lora_config(settings, find_family(str(checkpoint))))
+    model = get_peft_model(load_model(settings, family), build_lora_config(settings, family))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -119,18 +119,16 @@ def test_packed_branches_on_one_screenshot_train_as_separate_steps(model, encode
     packed = PackingCollator(encoder)(rows)
     alone = [PaddingCollator(encoder)([row]) for row in rows]
     n_alone = sum(batch["input_ids"].numel() for batch in alone)
-    assert len(packed["image_grid_thw"]) == 1
+    assert len(packed["pixel_values"]) == len(alone[0]["pixel_values"])
     assert packed["input_ids"].numel() < n_alone or n_branches == 1
     assert_same(compute_gradients(model, [packed]), compute_gradients(model, alone))
 
 
 def test_packed_steps_on_different_screenshots_train_as_separate_steps(model, encoder, screenshots):
     rows = build_rows(encoder, [screenshots[i] for i in (0, 1, 0, 2, 1, 0)])
-    packed = PackingCollator(encoder)(rows)
-    assert len(packed["image_grid_thw"]) == 3
-    assert_same(
-        compute_gradients(model, [packed]), compute_gradients(model, [PaddingCollator(encoder)([r]) for r in rows])
-    )
+    packed, alone = PackingCollator(encoder)(rows), [PaddingCollator(encoder)([row]) for row in rows]
+    assert len(packed["pixel_values"]) == sum(len(alone[i]["pixel_values"]) for i in (0, 1, 3))
+    assert_same(compute_gradients(model, [packed]), compute_gradients(model, alone))
 
 
 def test_padded_batch_trains_as_separate_steps(model, encoder, screenshots):
@@ -209,6 +207,7 @@ def test_loss_weights_multiply_each_field_s_share_of_the_gradient(model, encoder
     assert both == pytest.approx(plain + doubled["action"] - 0.7 * doubled["memory"], rel=1e-4)
 
 
+@pytest.mark.parametrize("checkpoint", ["qwen3_vl", "qwen2_5_vl"], indirect=True)
 def test_positions_of_a_packed_sequence_are_those_the_model_gives_each_step_alone(checkpoint, encoder, screenshots):
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     for row in build_rows(encoder, screenshots):

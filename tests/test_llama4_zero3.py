@@ -1,0 +1,109 @@
+"""Llama-4 on two CPU processes under ZeRO-3: experts sharded as they are read, trained, saved, resumed, rolled out."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from trajectory_samples import build_tasks, write_trajectories
+
+from eval.policy import StepRequest
+from eval.predictor import load_model_for_inference
+from sft.memory import EMPTY_MEMORY
+
+ZERO3 = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: DEEPSPEED
+deepspeed_config: {zero_stage: 3, zero3_init_flag: true, zero3_save_16bit_model: true}
+mixed_precision: "no"
+num_machines: 1
+num_processes: 2
+use_cpu: true
+"""
+RECIPE = """\
+output_dir: {folder}/out
+model_name_or_path: {base}
+train_csv: {folder}/tasks.csv
+dtype: float32
+lora_r: 4
+lora_parts: [language, experts]
+lora_dropout: 0.0
+min_pixels: 16384
+max_pixels: 65536
+memory_budget_chars: 400
+max_prompt_tokens: 2048
+max_answer_tokens: 160
+tokens_per_batch: 1500
+use_cpu: true
+bf16: false
+max_steps: 4
+learning_rate: 1.0e-2
+logging_steps: 1
+save_strategy: steps
+save_steps: 2
+report_to: none
+gradient_checkpointing: true
+"""
+
+
+def run(*command):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=570
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout + done.stderr
+
+
+def launch(folder, *overrides):
+    accelerate = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", folder / "zero3.yaml"]
+    return run(*accelerate, "sft/run.py", folder / "recipe.yaml", *overrides)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_checkpoints, tmp_path_factory):
+    """The folder of a run of four steps on two ranks, with a checkpoint after two, and what it said."""
+    folder = tmp_path_factory.mktemp("zero3")
+    write_trajectories(folder, build_tasks(6))
+    (folder / "zero3.yaml").write_text(ZERO3)
+    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder, base=tiny_checkpoints["llama4"]))
+    return folder, launch(folder)
+
+
+def test_ranks_that_choose_different_experts_train_every_matrix(trained):
+    folder, log = trained
+    adapter = load_file(folder / "out/adapter_model.safetensors")
+    experts = {name for name in adapter if ".experts." in name}
+    assert len(experts) == 2 * 4 * 2 * 2  # layers, experts, linears of each, A and B
+    assert all(torch.isfinite(tensor).all() and tensor.any() for tensor in adapter.values())
+    history = json.loads((folder / "out/trainer_state.json").read_text())["log_history"]
+    losses = [row["loss"] for row in history if "loss" in row]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    assert "experts" in log
+
+
+def test_two_ranks_resume_where_they_stopped(trained, tmp_path):
+    folder, _ = trained
+    shutil.copytree(folder / "out/checkpoint-2", tmp_path / "out/checkpoint-2")
+    launch(folder, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "true")
+    whole, resumed = (load_file(path / "out/adapter_model.safetensors") for path in (folder, tmp_path))
+    halfway = load_file(folder / "out/checkpoint-2/adapter_model.safetensors")
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=1e-5, atol=1e-7)
+    assert any(not torch.equal(halfway[name], tensor) for name, tensor in whole.items())
+
+
+def test_what_two_ranks_trained_is_rolled_out_by_one_process(trained, tasks, tiny_checkpoints):
+    folder, _ = trained
+    request = StepRequest("", 0, "Open the study of DOE001", EMPTY_MEMORY, tasks[0].steps[0].image_path)
+    tuned = load_model_for_inference(folder / "out").policy.answer([request])[0]
+    agent = folder / "out/agent_config.json"
+    base = load_model_for_inference(tiny_checkpoints["llama4"], agent_config=agent).policy.answer([request])[0]
+    assert tuned.n_answer_tokens > 0 and tuned.prompt_text == base.prompt_text
+    assert tuned.text != base.text
