@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -76,7 +76,7 @@ class Llama4ForConditionalGeneration(stock.Llama4ForConditionalGeneration):
             super().__init__(config)
 
     @property
-    def base_model(self) -> "_Backbone":
+    def base_model(self) -> "_Backbone":  # type: ignore[override]
         """The model up to its head, which TRL's fused head calls; the stock class has no such part."""
         return _Backbone(self)
 
@@ -103,7 +103,7 @@ class _Backbone:
         if pixel_values is not None:
             features = owner.get_image_features(pixel_values, return_dict=True).last_hidden_state
             pictures = owner.multi_modal_projector(features.flatten(0, -2)).to(embedded.dtype)
-            mask = owner.get_placeholder_mask(input_ids, inputs_embeds=embedded, image_features=pictures)
+            mask = owner.get_placeholder_mask(cast(Any, input_ids), inputs_embeds=embedded, image_features=pictures)
             embedded = embedded.masked_scatter(mask, pictures)
         return owner.language_model.model(inputs_embeds=embedded, **kwargs)
 
@@ -115,7 +115,7 @@ def read_experts(model: Llama4ForConditionalGeneration, folder: Path, make_linea
     sharded over the ranks before the next layer is read, and a layer is gathered as one (ranks choose different
     experts; gathered one by one they would wait for each other).
     """
-    config = model.config.text_config
+    config: Any = model.config.text_config
     with ExitStack() as files:
         read = _open_tensors(folder, files)
         for name, layer in model.named_modules():
@@ -123,8 +123,8 @@ def read_experts(model: Llama4ForConditionalGeneration, folder: Path, make_linea
                 continue
             gate_up, down = (read(f"{name}.experts.{part}_proj") for part in ("gate_up", "down"))
             for i in range(config.num_local_experts):
-                linears = (make_linear(whole[i].T.contiguous()) for whole in (gate_up, down))
-                layer.experts.append(Llama4Expert(*linears, activation=config.hidden_act))
+                first, second = (make_linear(whole[i].T.contiguous()) for whole in (gate_up, down))
+                layer.experts.append(Llama4Expert(first, second, config.hidden_act))
             if is_deepspeed_zero3_enabled():
                 _shard(layer.experts)
     if is_deepspeed_zero3_enabled():
@@ -135,7 +135,7 @@ def read_experts(model: Llama4ForConditionalGeneration, folder: Path, make_linea
 
 def add_empty_experts(model: Llama4ForConditionalGeneration) -> None:
     """Give the MoE layers experts without weights (on the meta device), to count parameters."""
-    config = model.config.text_config
+    config: Any = model.config.text_config
     hidden, inner = config.hidden_size, config.intermediate_size
     for layer in model.modules():
         if isinstance(layer, Llama4SparseMoe):
@@ -189,9 +189,10 @@ def _shard(experts: nn.ModuleList) -> None:
 
 @contextmanager
 def _in_place_of_stock_moe() -> Iterator[None]:
-    original = stock.Llama4TextMoe
-    stock.Llama4TextMoe = Llama4SparseMoe
+    module: Any = stock
+    original = module.Llama4TextMoe
+    module.Llama4TextMoe = Llama4SparseMoe
     try:
         yield
     finally:
-        stock.Llama4TextMoe = original
+        module.Llama4TextMoe = original

@@ -61,7 +61,9 @@ class Llama4ImageProcessor(PilBackend):
         }
         return BatchFeature(data=data, tensor_type=return_tensors)
 
-    def _preprocess(self, images: list[np.ndarray], return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
+    def _preprocess(  # type: ignore[override]
+        self, images: list[np.ndarray], return_tensors: Any = None, **kwargs: Any
+    ) -> BatchFeature:
         return self.encode([self.lay_out(image) for image in images], return_tensors)
 
     def _resize_to(self, image: np.ndarray, height: int, width: int) -> np.ndarray:

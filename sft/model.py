@@ -129,9 +129,9 @@ def build_linear_maker(settings: ModelSettings, dtype: torch.dtype, device: torc
             linear = torch.nn.Linear(n_in, n_out, bias=False, device="meta")
             linear.weight = torch.nn.Parameter(weight.to(device), requires_grad=False)
             return linear
-        quantised = {"quant_type": "nf4", "quant_storage": _quant_storage(dtype)}
+        quantised: dict[str, Any] = {"quant_type": "nf4", "quant_storage": _quant_storage(dtype)}
         linear = Linear4bit(n_in, n_out, bias=False, compute_dtype=dtype, device="meta", **quantised)
-        parameter = Params4bit(weight, requires_grad=False, module=linear, **quantised)
+        parameter: Any = Params4bit(weight, requires_grad=False, module=linear, **quantised)
         linear.weight = parameter.to(device)  # quantises
         return linear
 

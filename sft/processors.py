@@ -48,7 +48,7 @@ class _ImageTextProcessor(ProcessorMixin):
         cls, path: str | Path, min_pixels: int, max_pixels: int, revision: str
     ) -> Qwen2VLImageProcessorPil:
         """Open the image processor; screenshots are resized into the given area."""
-        budget = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        budget: dict[str, Any] = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         return Qwen2VLImageProcessorPil.from_pretrained(path, **budget, revision=revision)
 
     def build_layout(self) -> Layout:
