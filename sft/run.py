@@ -56,12 +56,11 @@ def main(argv: list[str]) -> None:
     from sft.tracking import record_training
 
     logs = Path(cast(str, training.output_dir)) / "logs"
-    with (
-        log_process(logs, training.process_index),
-        explain_lost_process(training, logs),
-        record_training(recipe, split, training) as recorder,
-    ):
-        train_and_save(recipe, split, training, recorder)
+    with log_process(logs, training.process_index), explain_lost_process(training, logs):
+        with record_training(recipe, split, training) as recorder:
+            train_and_save(recipe, split, training, recorder)
+        if training.process_index == 0:
+            publish(recipe, logs.parent)
 
 
 def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", recorder: "RunRecorder") -> None:
@@ -113,7 +112,14 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     save_run_files(recipe, split, folder, processor)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save(trainer, folder)
-    if recipe.training.get("push_to_hub") and trainer.is_world_process_zero():
+
+
+def publish(recipe: Recipe, folder: Path) -> None:
+    """Write the model card, once the ledger has the run's last figures, and upload where the recipe says so."""
+    from sft.card import write_card
+
+    write_card(folder)
+    if recipe.training.get("push_to_hub"):
         from sft.push import push_trained
 
         log.info("uploaded to %s", push_trained(folder, recipe.training))
@@ -222,8 +228,7 @@ def log_parameters(counts: dict[str, dict[str, int]]) -> None:
 
 
 def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
-    """Save the weights, reopen and check them, draw the curves and write the model card."""
-    from sft.card import write_card
+    """Save the weights, reopen and check them, and draw the curves."""
     from sft.curves import plot_curves
     from sft.model import check_adapter
 
@@ -235,7 +240,6 @@ def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
         n_tensors = check_adapter(folder, trainer.accelerator.unwrap_model(trainer.model))
         log.info("adapter reopened: %d tensors, as trained", n_tensors)
     plot_curves(trainer.state.log_history, folder / "training_curves.png")
-    write_card(folder)
     log.info("saved to %s", folder)
 
 

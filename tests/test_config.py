@@ -115,7 +115,7 @@ def test_lists_and_null_can_be_given_on_the_command_line(parse):
             "resume_from_checkpoint: true",
             "resume_from_checkpoint: found a key that does not apply here; use resume: auto",
         ),
-        ("hub_token: hf_x", "hub_token: found a key that does not apply here; the recipe is saved with the model"),
+        ("hub_token: hf_x", "hub_token: found a key that does not apply here; a recipe is saved with the model"),
         ("completion_only_loss: false", "completion_only_loss: found a key that does not apply here; the loss is"),
     ],
 )

@@ -30,6 +30,7 @@ output_dir: {folder}/out
 model_name_or_path: {base}
 train_csv: {folder}/tasks.csv
 dtype: float32
+load_in_4bit: false
 lora_r: 4
 lora_parts: [language, experts]
 lora_dropout: 0.0
@@ -90,7 +91,7 @@ def test_ranks_that_choose_different_experts_train_every_matrix(trained):
 def test_two_ranks_resume_where_they_stopped(trained, tmp_path):
     folder, _ = trained
     shutil.copytree(folder / "out/checkpoint-2", tmp_path / "out/checkpoint-2")
-    launch(folder, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "true")
+    launch(folder, "--output_dir", tmp_path / "out", "--resume", "auto")
     whole, resumed = (load_file(path / "out/adapter_model.safetensors") for path in (folder, tmp_path))
     halfway = load_file(folder / "out/checkpoint-2/adapter_model.safetensors")
     assert whole.keys() == resumed.keys()

@@ -70,4 +70,4 @@ def test_packed_epochs_end_where_padded_ones_do(tiny_checkpoints, tasks, tasks_c
     assert len(packed_losses) >= 4 and packed_losses[-1] < packed_losses[0]
     assert packed_losses == pytest.approx(padded_losses, rel=1e-4)
     for name, parameter in packed.items():
-        torch.testing.assert_close(parameter, padded[name], rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(parameter, padded[name], rtol=1e-3, atol=5e-5)
