@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, Llama4Config, Llama4ForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.llama4.processing_llama4 import (
     chat_template as CHAT_TEMPLATE,
 )  # Meta's, as transformers has it
+
+from demo.tiny_bpe import train_bpe
 
 # Llama-4's control tokens; they follow the learned vocabulary, as in the published tokenizer.
 SPECIAL_TOKENS = (
@@ -31,6 +32,7 @@ SPECIAL_TOKENS = (
     "<|image|>",
     "<|patch|>",
 )
+
 # The published tokenizer's pre-tokenisation (that of Llama-3 with case-aware words).
 PRETOKENIZE_REGEX = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -93,20 +95,7 @@ def build_tiny_llama4(
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE with Llama-4's pre-tokenizer; fewer than `vocab_size` entries where the texts are few."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts, trainer)
+    bpe = train_bpe(texts, PRETOKENIZE_REGEX, vocab_size - len(SPECIAL_TOKENS))
     bpe.add_special_tokens(list(SPECIAL_TOKENS))
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import normalizers
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -18,6 +18,8 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+from demo.tiny_bpe import train_bpe
 
 Family = Literal["qwen3_vl", "qwen2_5_vl"]
 
@@ -98,21 +100,7 @@ def build_tiny_checkpoint(
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
     """Train a byte-level BPE with Qwen's pre-tokenizer; fewer than `vocab_size` entries where the texts are few."""
-    bpe = Tokenizer(models.BPE())
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts, trainer)
+    bpe = train_bpe(texts, PRETOKENIZE_REGEX, vocab_size - len(SPECIAL_TOKENS), normalizers.NFC())
     learned = json.loads(bpe.to_str())["model"]
     first = len(learned["vocab"])
     return Qwen2Tokenizer(

@@ -48,7 +48,12 @@ def main(argv: list[str]) -> None:
         print_plan([argument for argument in argv if argument != "--plan"])
         return
     recipe = parse_recipe(argv)
-    check_support(read_launch(os.environ), recipe.model, recipe.training.get("gradient_checkpointing", True))
+    launch = read_launch(os.environ)
+    check_support(launch, recipe.model, recipe.training.get("gradient_checkpointing", True))
+    if launch.engine.startswith("zero"):
+        from sft.build_lock import use_build_lock
+
+        use_build_lock()
     split = check_inputs(recipe)
     training = build_training_arguments(recipe)
 

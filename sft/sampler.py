@@ -33,16 +33,11 @@ def count_batches(n_batches: int, n_rows: int, n_ranks: int, accumulation: int) 
     return n_rows // n_ranks * n_ranks
 
 
-class PaddedSampler:
-    """Batch sampler of padded batches: at most `batch_size` rows each, every row in exactly one batch of an epoch.
+class _EpochSampler:
+    """Batch sampler that plans one epoch at a time; `_n_batches` is the same in every epoch."""
 
-    Stock samplers repeat rows, or drop some, where the last batches are too few for all processes. Here batches
-    differ by one row at most, and their number fills every optimiser step, as in `PackSampler`.
-    """
-
-    def __init__(self, n_rows: int, batch_size: int, seed: int, n_ranks: int = 1, accumulation: int = 1):
-        self.n_rows, self.seed, self._epoch = n_rows, seed, 0
-        self._n_batches = count_batches(-(-n_rows // batch_size), n_rows, n_ranks, accumulation)
+    _n_batches: int
+    _epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches are drawn next."""
@@ -56,13 +51,29 @@ class PaddedSampler:
 
     def plan(self, epoch: int) -> list[list[int]]:
         """Return the batches of an epoch, in the order in which they are trained on."""
+        raise NotImplementedError
+
+
+class PaddedSampler(_EpochSampler):
+    """Batch sampler of padded batches: at most `batch_size` rows each, every row in exactly one batch of an epoch.
+
+    Stock samplers repeat rows, or drop some, where the last batches are too few for all processes. Here batches
+    differ by one row at most, and their number fills every optimiser step, as in `PackSampler`.
+    """
+
+    def __init__(self, n_rows: int, batch_size: int, seed: int, n_ranks: int = 1, accumulation: int = 1):
+        self.n_rows, self.seed = n_rows, seed
+        self._n_batches = count_batches(-(-n_rows // batch_size), n_rows, n_ranks, accumulation)
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        """Return the batches of an epoch, in the order in which they are trained on."""
         rows = list(range(self.n_rows))
         random.Random(f"{self.seed}/{epoch}").shuffle(rows)
         bounds = [i * self.n_rows // self._n_batches for i in range(self._n_batches + 1)]
         return [rows[start:end] for start, end in zip(bounds, bounds[1:])]
 
 
-class PackSampler:
+class PackSampler(_EpochSampler):
     """Batch sampler whose batches are packs: lists of row indices that fit into `tokens_per_batch` when packed.
 
     Every step is in exactly one pack of an epoch. Packs are drawn anew each epoch from seed and epoch alone, so a
@@ -85,26 +96,15 @@ class PackSampler:
             )
         self.sizes, self.tokens_per_batch, self.seed = sizes, tokens_per_batch, seed
         self.packs_per_step = n_ranks * accumulation
-        self._epoch = 0
         most = max(len(self._fill(random.Random(f"{seed}/{trial}"))) for trial in range(self.N_TRIALS))
-        self._n_packs = count_batches(most, len(sizes), n_ranks, accumulation)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose packs are drawn next."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._n_packs
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.plan(self._epoch))
+        self._n_batches = count_batches(most, len(sizes), n_ranks, accumulation)
 
     def plan(self, epoch: int) -> list[list[int]]:
         """Return the packs of an epoch, in the order in which they are trained on."""
         rng = random.Random(f"{self.seed}/{epoch}")
         packs = self._fill(rng)
         for _ in range(self.N_TRIALS):
-            if len(packs) <= self._n_packs:
+            if len(packs) <= self._n_batches:
                 break
             packs = self._fill(rng)
         packs = self._adjust(packs)
@@ -167,11 +167,11 @@ class PackSampler:
 
     def _adjust(self, packs: list[list[int]]) -> list[list[int]]:
         """Split the largest or join the smallest packs until there are as many as in every other epoch."""
-        while len(packs) < self._n_packs:
+        while len(packs) < self._n_batches:
             largest = max((p for p in packs if len(p) > 1), key=self.count_tokens)
             packs.remove(largest)
             packs += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
-        while len(packs) > self._n_packs:
+        while len(packs) > self._n_batches:
             packs.sort(key=self.count_tokens)
             packs[:2] = [packs[0] + packs[1]]
         return packs

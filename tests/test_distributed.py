@@ -144,7 +144,9 @@ def test_killed_process_is_reported_by_the_other_and_the_run_goes_on(attempt, on
     assert_close(tmp_path, one_process(LORA))
 
 
-@pytest.mark.xfail(reason="the other process did not end by itself within the limit (docs/reliability.md)")
+@pytest.mark.xfail(
+    strict=True, reason="the other process did not end by itself within the limit (docs/reliability.md)"
+)
 def test_process_that_hangs_ends_the_run_after_ddp_timeout(attempt, tmp_path):
     arguments = [*COMMON, *LORA, "--ddp_timeout", "10"]
     stopped = {"signal": "SIGSTOP", "to_rank": 1, "at_step": 2, "limit_s": 60}
