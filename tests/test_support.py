@@ -36,6 +36,12 @@ QLORA, LORA = ModelSettings("m"), ModelSettings("m", load_in_4bit=False)
         ),
         (
             "zero3",
+            ModelSettings("m", lora_parts=("language", "experts")),
+            True,
+            "found language, experts with load_in_4bit under ZeRO-3; expected language alone",
+        ),
+        (
+            "zero3",
             ModelSettings("m", lora_modules_to_save=("lm_head",)),
             True,
             "found language, lm_head with load_in_",
