@@ -8,13 +8,17 @@ import sys
 
 import pytest
 import torch
+from attempt_samples import load_adapter, printed, read_losses, start_attempts, write_recipe
 from conftest import ROOT
 from safetensors.torch import load_file
 from trajectory_samples import build_tasks, write_trajectories
 
+from demo.tiny_llama4 import build_tiny_llama4
 from eval.policy import StepRequest
 from eval.predictor import load_model_for_inference
+from sft.ledger import load_runs
 from sft.memory import EMPTY_MEMORY
+from sft.recipe_yaml import load_yaml
 
 ZERO3 = """\
 compute_environment: LOCAL_MACHINE
@@ -50,6 +54,35 @@ save_steps: 2
 report_to: none
 gradient_checkpointing: true
 """
+
+TWO_RANKS = {"config": "accelerate_configs/cpu_zero3.yaml"}
+# A published recipe but for its model, data and length, in numbers that tiny weights learn from in two steps.
+TWO_STEPS = {
+    "val_csv": "null",
+    "tokens_per_batch": 700,
+    "lora_dropout": 0,
+    "max_steps": 2,
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": "false",
+    "dataloader_num_workers": 0,
+    "logging_steps": 1,
+    "report_to": "none",
+    "use_cpu": "true",
+}
+# Experts, and attention, shared experts and the MLP of layers without experts: layers x matrices x height x width.
+EXPERTS = 2 * 4 * 3 * 64 * 128
+OTHERS = 4 * (2 * 64 * 64 + 2 * 64 * 32) + 2 * 3 * 64 * 128 + 2 * 3 * 64 * 192
+
+
+@pytest.fixture(scope="module")
+def attempt(tiny_checkpoints, tmp_path_factory):
+    pytest.importorskip("deepspeed")
+    recipe = write_recipe(tmp_path_factory.mktemp("recipe"), tiny_checkpoints["llama4"])
+    with start_attempts(recipe) as attempt:
+        yield attempt
 
 
 def run(*command):
@@ -108,3 +141,30 @@ def test_what_two_ranks_trained_is_rolled_out_by_one_process(trained, tasks, tin
     base = load_model_for_inference(tiny_checkpoints["llama4"], agent_config=agent).policy.answer([request])[0]
     assert tuned.n_answer_tokens > 0 and tuned.prompt_text == base.prompt_text
     assert tuned.text != base.text
+
+
+def test_maverick_recipe_trains_a_tiny_model_with_experts_in_4_bits(attempt, tmp_path, tasks_csv):
+    """bf16 arithmetic and nf4, as the recipe asks: the run ends as one process with the same global batch does."""
+    base = build_tiny_llama4(tmp_path / "base", [row["Output"] for row in build_tasks(4)])
+    settings = {**TWO_STEPS, "model_name_or_path": base, "train_csv": tasks_csv}
+    arguments = [f"--{key}={value}" for key, value in settings.items()]
+    recipe = ROOT / "recipes/llama4_maverick.yaml"
+    two, one = tmp_path / "two", tmp_path / "one"
+    assert attempt(two, {**TWO_RANKS, "arguments": arguments}, recipe=recipe) == [[0, 0]], printed(two)
+    accumulated = [*arguments, "--gradient_accumulation_steps=2"]
+    assert attempt(one, {"arguments": accumulated}, recipe=recipe) == [0], printed(one)
+    assert read_losses(two) == pytest.approx(read_losses(one), rel=1e-2)
+    adapter, expected = load_adapter(two), load_adapter(one)
+    assert {n: t.shape for n, t in adapter.items()} == {n: t.shape for n, t in expected.items()}
+    assert not any(".experts." in n for n in adapter) and any(".shared_expert." in n for n in adapter)
+    assert all(t.any() for n, t in adapter.items() if "lora_B" in n)
+    for folder in (two, one):
+        (record,) = load_runs(folder)
+        assert record.figures["quantised_parameters"] == EXPERTS + OTHERS
+        assert record.figures["parameters"]["experts"] == {"trainable": 0, "total": EXPERTS}
+
+
+def test_scout_recipe_has_the_settings_of_mavericks():
+    scout, maverick = (load_yaml(ROOT / f"recipes/llama4_{name}.yaml") for name in ("scout", "maverick"))
+    assert scout.keys() == maverick.keys()
+    assert {k for k in scout if scout[k] != maverick[k]} == {"model_name_or_path", "output_dir"}
