@@ -4,8 +4,8 @@ Reads one JSON list a line: attempts {"arguments", "config", "ranks", "signal", 
 "max_file_bytes", "limit_s"}, all but the first optional. `config` is an accelerate configuration, whose variables the
 processes get as from `accelerate launch`; `ranks` without it starts plain DDP as torchrun does. The signal is sent to
 one process (or all: `to_rank` null) `delay_s` after it has logged the end of step `at_step` or a later one; what still
-runs `limit_s` after it, or after the start, is killed, as is a stopped process left alone. Answers one JSON list a line: the exit codes of each attempt,
-one number for one process. What attempt i printed is in `attempt-i.log`.
+runs `limit_s` after it, or after the start, is killed, as is a stopped process once it is the last. Answers one JSON
+list a line: the exit codes of each attempt, one number for one process. What attempt i printed is in `attempt-i.log`.
 """
 
 import json
