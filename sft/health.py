@@ -3,11 +3,13 @@
 import contextlib
 import logging
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.errors import UserError
@@ -102,6 +104,16 @@ def check_loss(loss: torch.Tensor, step: int) -> None:
             f"step {step + 1}: found a loss of {loss.item()}; expected a finite number: training has diverged: lower "
             "learning_rate or max_grad_norm; the checkpoints before it are intact"
         )
+
+
+def limit_waiting(ddp_timeout_s: int) -> None:
+    """Have every group of processes that is built from now on wait for its slowest so long, and then fail.
+
+    `ddp_timeout` alone reaches one group on GPUs: transformers (5.23) passes it on where `use_cpu` is false, and
+    DeepSpeed builds groups of its own with torch's default, which is half an hour with gloo and 10 minutes with NCCL.
+    """
+    timeout = timedelta(seconds=ddp_timeout_s)
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
 
 
 @contextlib.contextmanager

@@ -55,11 +55,12 @@ def main(argv: list[str]) -> None:
 
         use_build_lock()
     split = check_inputs(recipe)
-    training = build_training_arguments(recipe)
 
-    from sft.health import explain_lost_process, log_process
+    from sft.health import explain_lost_process, limit_waiting, log_process
     from sft.tracking import record_training
 
+    limit_waiting(recipe.training.get("ddp_timeout", 1800))  # before the processes meet, in the next line
+    training = build_training_arguments(recipe)
     logs = Path(cast(str, training.output_dir)) / "logs"
     with log_process(logs, training.process_index), explain_lost_process(training, logs):
         with record_training(recipe, split, training) as recorder:

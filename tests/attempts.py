@@ -4,8 +4,8 @@ Reads one JSON list a line: attempts {"arguments", "config", "ranks", "signal", 
 "max_file_bytes", "limit_s"}, all but the first optional. `config` is an accelerate configuration, whose variables the
 processes get as from `accelerate launch`; `ranks` without it starts plain DDP as torchrun does. The signal is sent to
 one process (or all: `to_rank` null) `delay_s` after it has logged the end of step `at_step` or a later one; what still
-runs `limit_s` after it, or after the start, is killed. Answers one JSON list a line: the exit codes of each attempt,
-one number for one process. What attempt i printed is in `attempt-i.log`.
+runs `limit_s` after it, or after the start, is killed, as is a stopped process once it is the last. Answers one JSON
+list a line: the exit codes of each attempt, one number for one process. What attempt i printed is in `attempt-i.log`.
 """
 
 import json
@@ -105,7 +105,8 @@ def run_attempt(attempt, number):
             for child in children if to_rank is None else [children[to_rank]]:
                 os.kill(child, getattr(signal, attempt["signal"]))
             sent, started = True, time.monotonic()
-        if time.monotonic() - started > attempt.get("limit_s", 600):
+        is_last_stopped = attempt.get("signal") == "SIGSTOP" and len(codes) == n_ranks - 1
+        if is_last_stopped or time.monotonic() - started > attempt.get("limit_s", 600):
             for child in set(children) - set(codes):
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.002)

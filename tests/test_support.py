@@ -26,6 +26,8 @@ QLORA, LORA = ModelSettings("m"), ModelSettings("m", load_in_4bit=False)
         ("zero3", QLORA, True, None),
         ("zero3", ModelSettings("m", dtype="float32", load_in_4bit=False), True, None),
         ("zero3", ModelSettings("m", load_in_4bit=False, lora_parts=("language", "vision")), False, None),
+        ("ddp", ModelSettings("m", load_in_4bit=False, use_peft=False), True, None),
+        ("zero2", ModelSettings("m", load_in_4bit=False, use_peft=False), True, None),
         ("zero3", ModelSettings("m", load_in_4bit=False, use_peft=False), True, None),
         ("zero3", ModelSettings("m", dtype="float32"), True, "found dtype float32 under ZeRO-3.*bfloat16"),
         (
