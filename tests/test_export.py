@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -15,11 +16,14 @@ from test_training import _write_recipe
 
 from eval import rollout
 from eval.predictor import load_model_for_inference
+from eval.score import merge as merge_shards
 from sft import export, run
 from sft.card import BEGIN, END, write_card
 from sft.errors import UserError
 from sft.merge import list_weights
 
+# So little trained a model never ends its answer: each runs to the limit. Without memory a right one is short.
+SHORT_ANSWERS = ("--memory_writer", "rule", "--max_answer_tokens", "32")
 # Peak of the resident set over a merge, the imports' own memory taken off, in bytes.
 MEASURE = """
 import sys
@@ -48,7 +52,7 @@ def project(tiny_checkpoints, tmp_path_factory):
     """A folder with a QLoRA training that also trains the output layer, and its export with both checks."""
     folder = tmp_path_factory.mktemp("export")
     recipe = _write_recipe(folder, tiny_checkpoints["qwen3_vl"], "lora_modules_to_save: [lm_head]\n")
-    run.main([str(recipe), "--max_steps", "3", "--eval_strategy", "no", "--val_rollout_tasks", "0"])
+    run.main([str(recipe), "--max_steps", "3", "--eval_strategy", "no", "--val_rollout_tasks", "0", *SHORT_ANSWERS])
     csv = str(folder / "val/tasks.csv")
     export.main(["--model_path", f"{folder}/out", "--to", f"{folder}/merged", "--check_csv", csv, "--max_tasks", "1"])
     return folder
@@ -145,9 +149,28 @@ def test_rollout_enters_its_results_and_keeps_what_a_person_wrote(project):
     assert swa == round(metrics["matchers"]["action"]["swa"]["value"], 4)
 
 
-def test_results_of_other_weights_leave_the_card(project, tmp_path):
-    import shutil
+def test_merged_shards_enter_their_results_and_shards_do_not(project, tmp_path, capsys):
+    model = shutil.copytree(project / "out", tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    card = model / "README.md"
+    before = card.read_text()
+    command = ["--model_path", str(model), "--test_csv", str(project / "val/tasks.csv"), "--allow_overlap"]
+    shards = [str(tmp_path / f"shard{i}") for i in range(2)]
+    for i, shard in enumerate(shards):
+        rollout.main([*command, "--output_dir", shard, "--num_shards", "2", "--shard", str(i)])
+    assert card.read_text() == before
+    merge_shards([str(tmp_path / "whole"), *shards])
+    after = card.read_text()
+    swa = json.loads((tmp_path / "whole/metrics.json").read_text())["matchers"]["action"]["swa"]
+    shown = f"{100 * swa['value']:.1f} [{100 * swa['low']:.1f}, {100 * swa['high']:.1f}]"
+    assert f"| tasks.csv, 2 tasks, 6 steps | own | action | {shown} |" in after
+    recipe = model / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("dtype: float32", "dtype: bfloat16"))
+    merge_shards([str(tmp_path / "late"), *reversed(shards)])
+    assert card.read_text() == after
+    assert f"{model}: not the model that was rolled out, or not here" in capsys.readouterr().out
 
+
+def test_results_of_other_weights_leave_the_card(project, tmp_path):
     folder = shutil.copytree(project / "merged", tmp_path / "merged")
     shutil.copy(project / "out/evaluations.jsonl", folder)
     write_card(folder)
