@@ -8,10 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
 from test_training import _write_recipe
 
 from eval import rollout
@@ -20,7 +22,8 @@ from eval.score import merge as merge_shards
 from sft import export, run
 from sft.card import BEGIN, END, write_card
 from sft.errors import UserError
-from sft.merge import list_weights
+from sft.ledger import load_runs
+from sft.merge import Adapter, list_weights, merge_weights
 
 # So little trained a model never ends its answer: each runs to the limit. Without memory a right one is short.
 SHORT_ANSWERS = ("--memory_writer", "rule", "--max_answer_tokens", "32")
@@ -98,6 +101,20 @@ def test_export_refuses_a_folder_that_holds_something_and_a_base_that_does_not_f
     assert not (tmp_path / "merged").exists()
 
 
+def test_sum_is_formed_in_fp32_and_rounded_once_to_the_format_asked_for(tmp_path):
+    """bfloat16 has 1 and 1.0078125 and nothing between: 1.003 + 0.001 is nearer the second, 1.003 nearer the first."""
+    weights = {"layer.weight": np.full((2, 2), 1.003, np.float32), "norm.weight": np.full(2, 1.003, np.float32)}
+    save_file({**weights, "count": np.array([7])}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"text_config": {"dtype": "float32"}}')
+    adapter = Adapter(0.5, {"layer.weight": (torch.ones(1, 2), torch.full((2, 1), 0.002))}, {})
+    (tmp_path / "out").mkdir()
+    merge_weights(tmp_path, adapter, tmp_path / "out", torch.bfloat16)
+    merged = {name: tensor.tolist() for name, tensor in load_file(tmp_path / "out/model.safetensors").items()}
+    assert merged == {"layer.weight": [[1.0078125] * 2] * 2, "norm.weight": [1.0, 1.0], "count": [7]}
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config == {"dtype": "bfloat16", "text_config": {"dtype": "bfloat16"}}
+
+
 def test_merge_takes_the_memory_of_two_shards_and_not_of_the_model(tmp_path):
     """32 weights of 10 MB in 8 files, merged into shards of 41 MB; an 8B model has shards of 2 GB."""
     base, out = tmp_path / "base", tmp_path / "out"
@@ -140,6 +157,8 @@ def test_rollout_enters_its_results_and_keeps_what_a_person_wrote(project):
     command = ["--model_path", str(project / "out"), "--test_csv", str(project / "val/tasks.csv"), "--mode", "all"]
     rollout.main([*command, "--output_dir", str(project / "results"), "--allow_overlap", "--max_tasks", "1"])
     text = path.read_text()
+    (record,) = load_runs(project / "results")
+    assert record.figures["steps"] == 6, "both modes on one loaded model"
     assert text.rstrip().endswith("## Our ward") and text.count(BEGIN) == text.count(END) == 1
     assert "license: apache-2.0" in text and "Exposure gap on tasks.csv" in text
     assert re.search(r"\| tasks.csv, 1 tasks, 3 steps \| own \| action_target \| [\d.]+ \[", text)

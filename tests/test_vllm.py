@@ -22,7 +22,7 @@ BASE = ROOT / "demo/base"
 # The demo's recipe, but for what vLLM serves only merged (weights trained in full, LoRA on the merger). fp32 on both
 # sides: with bf16 two engines round differently, and a tie between two tokens may go either way.
 SETTINGS = """
-    --load_in_4bit false --lora_parts language --lora_modules_to_save --task_end 20 --max_steps 20 --warmup_steps 2
+    --load_in_4bit false --lora_parts [language] --lora_modules_to_save [] --task_end 20 --max_steps 20
     --eval_strategy no --save_strategy no --load_best_model_at_end false --report_to none
 """
 
