@@ -5,14 +5,17 @@ docs/serving.md says how to make one; VLLM_PYTHON names its interpreter.
 
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
+import torch
 from conftest import ROOT
 
 from eval import rollout
 from sft import run
 from sft.export import merge
+from sft.merge import merge_weights
 
 VLLM_PYTHON = os.environ.get("VLLM_PYTHON")
 pytestmark = pytest.mark.skipif(
@@ -29,20 +32,22 @@ SETTINGS = """
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A folder with a demo adapter trained on the unquantised base, and with the model it was merged into."""
+    """A folder with a demo adapter of the unquantised base, the model it was merged into, and the base in fp32."""
     folder = tmp_path_factory.mktemp("vllm")
     data = [word for key in ("train", "val") for word in (f"--{key}_csv", f"{ROOT}/demo/data/{key}.csv")]
     paths = ["--model_name_or_path", str(BASE), "--output_dir", f"{folder}/out", "--screenshot_cache", f"{folder}/px"]
     run.main([str(ROOT / "recipes/demo.yaml"), *SETTINGS.split(), *data, *paths])
     merge(folder / "out", BASE, folder / "merged", "float32")
+    shutil.copytree(BASE, folder / "base")
+    merge_weights(BASE, None, folder / "base", torch.float32)
     return folder
 
 
-def _command(models, model, output_dir):
+def _command(models, name, output_dir):
     """Roll out steps whose prompts do not depend on the answers before: one difference stays one."""
     data = ["--test_csv", f"{ROOT}/demo/data/val.csv", "--max_tasks", "4", "--mode", "teacher"]
-    agent = ["--agent_config", str(models / "out/agent_config.json")]
-    return ["--model_path", str(model), *agent, *data, "--output_dir", str(output_dir)]
+    model = ["--model_path", str(models / name), "--agent_config", str(models / "out/agent_config.json")]
+    return [*model, *data, "--output_dir", str(output_dir)]
 
 
 def _read_steps(folder):
@@ -55,15 +60,15 @@ def _read_answers(folder):
 
 @pytest.fixture(scope="module")
 def base_answers(models):
-    rollout.main(_command(models, BASE, models / "of_base"))
-    return _read_answers(models / "of_base")
+    rollout.main(_command(models, "base", models / "hf_base"))
+    return _read_answers(models / "hf_base")
 
 
 @pytest.mark.parametrize("name", ["merged", "out"], ids=["merged model", "base and LoRA adapter"])
 def test_vllm_gives_the_greedy_answers_of_hf(models, base_answers, name):
-    rollout.main(_command(models, models / name, models / f"hf_{name}"))
+    rollout.main(_command(models, name, models / f"hf_{name}"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    rolled_out = _command(models, models / name, models / f"vllm_{name}")
+    rolled_out = _command(models, name, models / f"vllm_{name}")
     finished = subprocess.run(
         [VLLM_PYTHON, "eval/rollout.py", "--engine", "vllm", *rolled_out],
         cwd=ROOT,
