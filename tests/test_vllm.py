@@ -86,6 +86,6 @@ def test_vllm_gives_the_greedy_answers_of_hf(models, base_answers, name):
         f"{name}: {n_equal} of {len(answers)} answers equal, {len(set(answers))} of them distinct, {n_read} of them "
         f"actions; {n_trained} are not the untrained base's"
     )
-    assert len(set(answers)) > len(answers) // 2 and n_read > 0.9 * len(answers), "answers that mean something"
+    assert len(set(answers)) > len(answers) // 2 and n_read > 0.8 * len(answers), "answers that mean something"
     assert n_trained > len(answers) // 2, "the adapter is what answers"
     assert served == answers
