@@ -38,9 +38,9 @@ def build_run_info(
         "engine": engine,
         "decoding": decoding,
         "model_path": model_path,
-        "model_sha256": _hash_model(model_path),
+        "model_sha256": hash_model(model_path),
         "base_model": base_model or _read_base_model(model_path),
-        "base_model_sha256": _hash_model(base_model or _read_base_model(model_path)),
+        "base_model_sha256": hash_model(base_model or _read_base_model(model_path)),
         "test_csv": test_csv,
         "test_csv_sha256": test_csv_sha256,
         "image_root": image_root,
@@ -153,11 +153,12 @@ def _read_run(path: Path) -> dict[str, Any]:
     return run
 
 
-def _hash_model(model_path: str | None) -> str | None:
+def hash_model(model_path: str | None) -> str | None:
     """Hash the weights, configuration and tokenizer of a local folder; a Hub id is named by itself."""
     if model_path is None or not Path(model_path).is_dir():
         return model_path
-    unrelated = ("training_data.json", "versions.json", "trainer_state.json")
+    reports = ("compute_report.json", "compute_author.yaml")  # may be written here after a rollout
+    unrelated = ("training_data.json", "versions.json", "trainer_state.json", *reports)
     suffixes = (".safetensors", ".json", ".jinja", ".txt", ".yaml")
     files = [p for p in Path(model_path).iterdir() if p.is_file() and p.suffix in suffixes]
     return hash_files(sorted(p for p in files if p.name not in unrelated))

@@ -6,14 +6,16 @@ python eval/score.py merge RUN SHARD_0 SHARD_1 ...
 
 The first reads steps.jsonl and run.json of the folder and writes predictions.csv, metrics.json, details.json and
 report.html anew. `compare` pairs two runs of the same steps by task: differences (A minus B) with intervals, and the
-sign of every task. `merge` joins the shards of a rollout into the folder RUN and scores it.
+sign of every task. `merge` joins the shards of a rollout into the folder RUN, scores it and enters the scores into the
+model's card, as an unsharded rollout does.
 """
 
 import argparse
 import logging
 from pathlib import Path
 
-from eval.manifest import merge_run_infos, write_run
+from eval.card_results import enter_results
+from eval.manifest import hash_model, merge_run_infos, write_run
 from eval.publish import load_run, publish_comparison, publish_run
 from eval.results import format_result
 from eval.variants import build_variants, load_synonyms
@@ -79,7 +81,7 @@ def merge(argv: list[str]) -> None:
     arguments.run_dir.mkdir(parents=True, exist_ok=True)
     write_run(arguments.run_dir, run_info)
     write_text(arguments.run_dir / "steps.jsonl", "".join(map(format_result, results)))
-    publish_run(
+    metrics = publish_run(
         arguments.run_dir,
         results,
         run_info,
@@ -87,6 +89,10 @@ def merge(argv: list[str]) -> None:
         n_resamples=arguments.n_resamples,
         images=arguments.report_images,
     )
+    if hash_model(run_info["model_path"]) == run_info["model_sha256"]:
+        enter_results(run_info, metrics)
+    else:
+        print(f"{run_info['model_path']}: not the model that was rolled out, or not here: its card is left as it is")
 
 
 def build_parser() -> argparse.ArgumentParser:

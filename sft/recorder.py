@@ -17,7 +17,7 @@ from sft.versions import read_versions
 
 log = logging.getLogger("sft")
 
-Kind = Literal["training", "rollout", "export"]
+Kind = Literal["training", "rollout"]
 
 
 class RunRecorder:

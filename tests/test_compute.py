@@ -36,7 +36,8 @@ from pathlib import Path
 from sft import run
 from eval import rollout
 recipe, folder = sys.argv[1:]
-run.main([recipe, "--country_iso_code", "DEU", "--val_rollout_tasks", "0"])
+run.main([recipe, "--country_iso_code", "DEU", "--val_rollout_tasks", "0", "--memory_writer", "rule",
+          "--max_answer_tokens", "32"])  # so little trained a model never ends its answer: each runs to the limit
 rollout.main(["--model_path", f"{folder}/out", "--test_csv", f"{folder}/val/tasks.csv", "--allow_overlap",
               "--output_dir", f"{folder}/results"])
 """

@@ -2,24 +2,31 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
 from test_training import _write_recipe
 
 from eval import rollout
 from eval.predictor import load_model_for_inference
+from eval.score import merge as merge_shards
 from sft import export, run
 from sft.card import BEGIN, END, write_card
 from sft.errors import UserError
-from sft.merge import list_weights
+from sft.ledger import load_runs
+from sft.merge import Adapter, list_weights, merge_weights
 
+# So little trained a model never ends its answer: each runs to the limit. Without memory a right one is short.
+SHORT_ANSWERS = ("--memory_writer", "rule", "--max_answer_tokens", "32")
 # Peak of the resident set over a merge, the imports' own memory taken off, in bytes.
 MEASURE = """
 import sys
@@ -48,7 +55,7 @@ def project(tiny_checkpoints, tmp_path_factory):
     """A folder with a QLoRA training that also trains the output layer, and its export with both checks."""
     folder = tmp_path_factory.mktemp("export")
     recipe = _write_recipe(folder, tiny_checkpoints["qwen3_vl"], "lora_modules_to_save: [lm_head]\n")
-    run.main([str(recipe), "--max_steps", "3", "--eval_strategy", "no", "--val_rollout_tasks", "0"])
+    run.main([str(recipe), "--max_steps", "3", "--eval_strategy", "no", "--val_rollout_tasks", "0", *SHORT_ANSWERS])
     csv = str(folder / "val/tasks.csv")
     export.main(["--model_path", f"{folder}/out", "--to", f"{folder}/merged", "--check_csv", csv, "--max_tasks", "1"])
     return folder
@@ -94,6 +101,20 @@ def test_export_refuses_a_folder_that_holds_something_and_a_base_that_does_not_f
     assert not (tmp_path / "merged").exists()
 
 
+def test_sum_is_formed_in_fp32_and_rounded_once_to_the_format_asked_for(tmp_path):
+    """bfloat16 has 1 and 1.0078125 and nothing between: 1.003 + 0.001 is nearer the second, 1.003 nearer the first."""
+    weights = {"layer.weight": np.full((2, 2), 1.003, np.float32), "norm.weight": np.full(2, 1.003, np.float32)}
+    save_file({**weights, "count": np.array([7])}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"text_config": {"dtype": "float32"}}')
+    adapter = Adapter(0.5, {"layer.weight": (torch.ones(1, 2), torch.full((2, 1), 0.002))}, {})
+    (tmp_path / "out").mkdir()
+    merge_weights(tmp_path, adapter, tmp_path / "out", torch.bfloat16)
+    merged = {name: tensor.tolist() for name, tensor in load_file(tmp_path / "out/model.safetensors").items()}
+    assert merged == {"layer.weight": [[1.0078125] * 2] * 2, "norm.weight": [1.0, 1.0], "count": [7]}
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config == {"dtype": "bfloat16", "text_config": {"dtype": "bfloat16"}}
+
+
 def test_merge_takes_the_memory_of_two_shards_and_not_of_the_model(tmp_path):
     """32 weights of 10 MB in 8 files, merged into shards of 41 MB; an 8B model has shards of 2 GB."""
     base, out = tmp_path / "base", tmp_path / "out"
@@ -136,6 +157,8 @@ def test_rollout_enters_its_results_and_keeps_what_a_person_wrote(project):
     command = ["--model_path", str(project / "out"), "--test_csv", str(project / "val/tasks.csv"), "--mode", "all"]
     rollout.main([*command, "--output_dir", str(project / "results"), "--allow_overlap", "--max_tasks", "1"])
     text = path.read_text()
+    (record,) = load_runs(project / "results")
+    assert record.figures["steps"] == 6, "both modes on one loaded model"
     assert text.rstrip().endswith("## Our ward") and text.count(BEGIN) == text.count(END) == 1
     assert "license: apache-2.0" in text and "Exposure gap on tasks.csv" in text
     assert re.search(r"\| tasks.csv, 1 tasks, 3 steps \| own \| action_target \| [\d.]+ \[", text)
@@ -145,9 +168,28 @@ def test_rollout_enters_its_results_and_keeps_what_a_person_wrote(project):
     assert swa == round(metrics["matchers"]["action"]["swa"]["value"], 4)
 
 
-def test_results_of_other_weights_leave_the_card(project, tmp_path):
-    import shutil
+def test_merged_shards_enter_their_results_and_shards_do_not(project, tmp_path, capsys):
+    model = shutil.copytree(project / "out", tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    card = model / "README.md"
+    before = card.read_text()
+    command = ["--model_path", str(model), "--test_csv", str(project / "val/tasks.csv"), "--allow_overlap"]
+    shards = [str(tmp_path / f"shard{i}") for i in range(2)]
+    for i, shard in enumerate(shards):
+        rollout.main([*command, "--output_dir", shard, "--num_shards", "2", "--shard", str(i)])
+    assert card.read_text() == before
+    merge_shards([str(tmp_path / "whole"), *shards])
+    after = card.read_text()
+    swa = json.loads((tmp_path / "whole/metrics.json").read_text())["matchers"]["action"]["swa"]
+    shown = f"{100 * swa['value']:.1f} [{100 * swa['low']:.1f}, {100 * swa['high']:.1f}]"
+    assert f"| tasks.csv, 2 tasks, 6 steps | own | action | {shown} |" in after
+    recipe = model / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("dtype: float32", "dtype: bfloat16"))
+    merge_shards([str(tmp_path / "late"), *reversed(shards)])
+    assert card.read_text() == after
+    assert f"{model}: not the model that was rolled out, or not here" in capsys.readouterr().out
 
+
+def test_results_of_other_weights_leave_the_card(project, tmp_path):
     folder = shutil.copytree(project / "merged", tmp_path / "merged")
     shutil.copy(project / "out/evaluations.jsonl", folder)
     write_card(folder)
