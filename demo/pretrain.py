@@ -1,13 +1,17 @@
-"""Pre-train the demo's base model from random weights, on the CPU, and write it to demo/base.
+r"""Pre-train the demo's base model from random weights, on the CPU, and write it to demo/base.
 
-python -m demo.pretrain --output_dir STAGE_1 --steps 2000 --text_batch 10 --screen_batch 4 --copying 0.8 0.1
-python -m demo.pretrain --output_dir demo/base --start_from STAGE_1 --learning_rate 1.5e-3 --seed 1
+python -m demo.pretrain --output_dir STAGE_1
+python -m demo.pretrain --output_dir STAGE_2 --start_from STAGE_1 --steps 1000 --text_batch 20 --copying 0.6 0.4 \
+    --learning_rate 1.5e-3 --seed 1
+python -m demo.pretrain --output_dir demo/base --start_from STAGE_2 --steps 900 --screen_batch 4 --copying 0.3 0.2 \
+    --planning 0.3 --learning_rate 1.5e-3 --seed 2
 
-demo/base was made in these two stages; its `pretraining.json` says what each took. After the first, the model
-answered practice steps but copied badly (half of the tokens of a copying exercise right); the second is for that.
+demo/base was made in these three stages. After the first the model planned but copied badly, which is what the second
+is for; the third has more practice steps.
+`pretraining.json` in the output folder says what was read, with hashes, and what each stage took.
 
-It reads screenshots of training tasks and the elements on them, and makes up exercises. The model never sees a
-goal or an answer of a recorded task; only its vocabulary is taken from the training tasks' text.
+The program reads screenshots of training tasks and the elements on them, and makes up exercises. The model never sees
+a goal or an answer of a recorded task; only its vocabulary is taken from the training tasks' text.
 """
 
 import argparse
@@ -80,8 +84,7 @@ def main() -> None:
     save_checkpoint(args.output_dir, model, tokenizer, "qwen3_vl")
     arguments = {name: value for name, value in vars(args).items() if name not in ("output_dir", "start_from")}
     stage = {**arguments, "seconds": round(seconds), "final_loss": round(sum(losses[-50:]) / 50, 4)}
-    n_parameters = sum(p.numel() for p in model.parameters())
-    record = {"parameters": n_parameters, "stages": [*stages, stage], **inputs}
+    record = {"parameters": sum(p.numel() for p in model.parameters()), "stages": [*stages, stage], **inputs}
     (args.output_dir / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -89,12 +92,17 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).with_name("base"))
     parser.add_argument("--start_from", type=Path, help="the output folder of an earlier stage")
-    parser.add_argument("--steps", type=int, default=1300, help="optimiser steps")
-    parser.add_argument("--text_batch", type=int, default=12, help="exercises without a screenshot in a step")
+    parser.add_argument("--steps", type=int, default=2600, help="optimiser steps")
+    parser.add_argument("--text_batch", type=int, default=14, help="exercises without a screenshot in a step")
     parser.add_argument("--screen_batch", type=int, default=3, help="exercises with a screenshot in a step")
     parser.add_argument(
-        "--copying", type=float, nargs=2, default=(0.6, 0.2), help="share of copying in the former, at first and last"
+        "--copying",
+        type=float,
+        nargs=2,
+        default=(0.9, 0.1),
+        help="share of copying in the former, at first and half-way",
     )
+    parser.add_argument("--planning", type=float, default=0.6, help="share of planning in the rest of them")
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -124,8 +132,16 @@ def train(
     model.train()
     optimizers = build_optimizers(model, args.learning_rate)
     losses: list[float] = []
-    texts = _iterate_batches(encoder, lambda: examples.make_text(len(losses) / args.steps), args.text_batch)
-    screens = _iterate_batches(encoder, lambda: examples.make_with_screen(len(losses) / args.steps), args.screen_batch)
+    first, last = args.copying
+
+    def make_text() -> Example:
+        return examples.make_text(max(last, first - 2 * (first - last) * len(losses) / args.steps), args.planning)
+
+    def make_with_screen() -> Example:
+        return examples.make_with_screen(0.2 + 0.7 * len(losses) / args.steps)
+
+    texts = _iterate_batches(encoder, make_text, args.text_batch)
+    screens = _iterate_batches(encoder, make_with_screen, args.screen_batch)
     bar = tqdm(range(args.steps), desc="Pre-training", unit="step")
     for step in bar:
         for optimizer in optimizers:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from demo.copying import build_copying
+from demo.planning import PlanMaker, build_planning
 from demo.practice import build_step, generate_task, generate_task_on, remember
 from demo.pretraining_pairs import Screen, build_chat, name_usable_elements
 from sft.collator import pad
@@ -38,24 +39,26 @@ class ExampleMaker:
         self.labels = sorted({e.name for screen in screens for e in screen.elements})
         self.words = sorted({word.strip() for word in vocabulary if word.strip().isalnum()})
         self.short_labels = [x for x in self.labels if len(x) <= MAX_LABEL_CHARS]
+        self.plans = PlanMaker(self.short_labels, self.words)
         applications = {screen.application for screen in screens}
         self._labels_of = {
             name: {e.name for s in screens if s.application == name for e in s.elements} & set(self.short_labels)
             for name in applications
         }
 
-    def make_text(self, copying: float, is_first: bool = False) -> Example:
-        """Make an exercise without a screenshot: copying with the given probability, else a practice step.
+    def make_text(self, copying: float, planning: float) -> Example:
+        """Make an exercise without a screenshot: copying with the given probability, else planning or practice.
 
-        `is_first` asks for the short kind of practice: one plan item, the bare action.
+        `planning` is its share in what is not copying.
         """
         rng = self.rng
-        if rng.random() < copying:
+        kind = rng.random()
+        if kind < copying:
             return Example(build_copying(rng, self.short_labels, self.words))
+        if kind < copying + (1 - copying) * planning:
+            return Example(build_planning(rng, self.plans, AgentConfig()))
         labels = self.short_labels if rng.random() < 0.7 else self.words
-        agent = AgentConfig(memory_writer="rule" if is_first else "model")
-        task = generate_task(rng, labels, max_items=1 if is_first else 4)
-        return Example(self._as_messages(*build_step(rng, task, agent), has_image=False))
+        return Example(self._as_messages(*build_step(rng, generate_task(rng, labels), AgentConfig()), has_image=False))
 
     def make_with_screen(self, practice: float) -> Example:
         """Make a practice step on a screen with the given probability, else questions about one."""

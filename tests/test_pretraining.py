@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from demo.copying import build_copying
+from demo.planning import HELD_OUT, PlanMaker, build_planning, load_clauses
 from demo.practice import build_step, generate_task, generate_task_on, remember
 from demo.pretrain import build_optimizers, relate_word_starts
 from demo.pretraining_examples import Example, ExampleEncoder, ExampleMaker
@@ -107,6 +108,36 @@ def test_what_a_copying_exercise_asks_for_stands_in_its_question():
     for _ in range(100):
         question, answer = (m["content"] for m in build_copying(rng, LABELS, ["code", "zoom"]))
         assert answer and answer in question
+
+
+def test_plan_of_a_planning_exercise_is_its_goals_and_near_no_new_workflow_of_the_test():
+    rng, maker = random.Random(8), PlanMaker(LABELS, ["code", "zoom"])
+    with (DEMO / "data" / "test.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["Group"] == "new_workflow"]
+    new = {frozenset(json.loads(row["Output"])["long_term"]["completed_subtasks"]) for row in rows}
+    finished = {plan for plan in new if not any(plan < other for other in new)}
+    items = {item for clauses in load_clauses().values() for clause in clauses for item in clause.items}
+    assert len(finished) >= 4
+    assert all(not plan <= items or any(held_out <= plan for held_out in HELD_OUT) for plan in finished)
+    for _ in range(300):
+        goal, plan = maker.make(rng)
+        assert 2 <= len(plan) <= 12 and goal
+        assert not any(held_out <= set(plan) for held_out in HELD_OUT)
+
+
+def test_planning_exercise_asks_for_what_is_left_of_the_goals_plan():
+    rng, maker, agent = random.Random(9), PlanMaker(LABELS, ["code", "zoom"]), AgentConfig()
+    started = 0
+    for _ in range(100):
+        question, answer = (m["content"] for m in build_planning(rng, maker, agent))
+        plan = json.loads(answer)
+        done = plan["completed_subtasks"]
+        started += bool(done)
+        assert json.dumps(done, separators=(",", ":")) in question or not done
+        assert set(done) | set(plan["remaining_subtasks"]) <= {
+            item for clauses in load_clauses().values() for clause in clauses for item in clause.items
+        }
+    assert 30 < started < 70
 
 
 def test_memory_of_the_first_step_is_empty_and_of_the_third_names_the_second():
