@@ -91,10 +91,17 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
         use_safetensors=True,
     )
     model.config.use_cache = False
+    if is_deepspeed_zero3_enabled():
+        _forget_unused_renamings(model)
     if isinstance(model, Llama4ForConditionalGeneration):
         read_experts(model, _find_folder(settings), build_linear_maker(settings, dtype, model.device))
     _keep_quantised_weights(model)
     return model
+
+
+def _forget_unused_renamings(model: Any) -> None:
+    """Keep the renamings that met a weight; under ZeRO-3 transformers keeps all, and saves weights by their names."""
+    model._weight_conversions = [c for c in getattr(model, "_weight_conversions", None) or [] if c.was_used()]
 
 
 def build_empty_model(settings: ModelSettings) -> PreTrainedModel:
