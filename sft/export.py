@@ -17,8 +17,7 @@ from typing import Any
 
 from sft.config import load_agent_config, load_model_settings
 from sft.errors import UserError, run_command
-
-COPIED = ("agent_config.json", "training_data.json", "versions.json", "recipe.yaml")
+from sft.run_files import RUN_FILES
 
 
 def main(argv: list[str]) -> None:
@@ -92,7 +91,7 @@ def merge(folder: Path, base: Path, to: Path, dtype: str) -> None:
         n_tensors = merge_weights(base, load_adapter(folder), partial, getattr(torch, dtype))
         agent = load_agent_config(folder)
         save_processor(load_processor(folder, agent.min_pixels, agent.max_pixels), partial)
-        for name in COPIED:
+        for name in RUN_FILES:
             if (folder / name).is_file():
                 shutil.copy(folder / name, partial)
         partial.chmod(0o755)

@@ -10,6 +10,9 @@ from sft.data import TaskSplit, describe_tasks
 from sft.problems import QUARANTINE_NAME, write_quarantine
 from sft.versions import read_versions
 
+# What a rollout or an export of the weights needs to know: how prompts are made, which base, which tasks were seen.
+RUN_FILES = ("agent_config.json", "training_data.json", "versions.json", "recipe.yaml")
+
 
 def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: Any) -> None:
     """Save what the rollout and a reader need beside the weights: agent, recipe, versions, data, processor."""

@@ -1,6 +1,7 @@
 """TRL's SFTTrainer with what it lacks: packed batches, fp32 adapters, a validation rollout, whole checkpoints."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from sft.checkpoints import (
 from sft.collator import build_tree_mask
 from sft.health import GradientCheck, StopWhenPreempted, check_batch, check_loss
 from sft.model import ADAPTER_FILE, check_adapter
+from sft.run_files import RUN_FILES
 from sft.sampler import PackSampler, PaddedSampler
 from sft.step_meter import StepMeter
 
@@ -162,7 +164,7 @@ class TrajectoryTrainer(SFTTrainer):
         return output
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Write the checkpoint to `unfinished/`, reopen and describe it, and only then give it its name.
+        """Write the checkpoint to `unfinished/` with the run's files, reopen it, and only then give it its name.
 
         Old ones are removed afterwards, by step and not by a clock as transformers does.
         """
@@ -186,6 +188,9 @@ class TrajectoryTrainer(SFTTrainer):
             if (written / ADAPTER_FILE).is_file():
                 trained = self.state.global_step >= GradientCheck.N_STEPS  # a warm-up's first step changes nothing
                 check_adapter(written, self.accelerator.unwrap_model(self.model), needs_update=trained)
+            for file in RUN_FILES:  # a checkpoint can be rolled out as it is, and is known to have seen its tasks
+                if (output_dir / file).is_file():
+                    shutil.copyfile(output_dir / file, written / file)
             finish_checkpoint(written, output_dir / name, self.run)
             best = self.state.best_model_checkpoint
             prune_checkpoints(output_dir, self.args.save_total_limit, Path(best) if best else None)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from trajectory_samples import build_tasks, write_trajectories
 
+from eval import rollout
 from eval.predictor import load_model_for_inference
 from sft import run
 from sft.errors import UserError
@@ -110,6 +111,21 @@ def test_adapter_is_finite_and_every_matrix_was_trained(trained):
         assert torch.isfinite(tensor).all(), name
         assert tensor.any(), name
         assert tensor.dtype == torch.float32
+
+
+def test_checkpoint_is_rolled_out_as_it_is_and_known_to_have_seen_its_tasks(trained, tmp_path):
+    command = [
+        "--model_path",
+        str(trained / "out/checkpoint-2"),
+        "--max_tasks",
+        "1",
+        "--output_dir",
+        str(tmp_path / "results"),
+    ]
+    with pytest.raises(UserError, match="tasks that the model was trained on"):
+        rollout.main([*command, "--test_csv", str(trained / "train/tasks.csv")])
+    rollout.main([*command, "--test_csv", str(trained / "val/tasks.csv"), "--allow_overlap"])
+    assert json.loads((tmp_path / "results/metrics.json").read_text())["n_steps"] == 3
 
 
 def test_four_steps_equal_two_and_two_resumed_by_another_process(trained, tmp_path):
