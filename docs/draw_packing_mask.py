@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from sft.collator import build_tree_mask
+from sft.collator import build_dense_mask
 from sft.packing import IGNORED_LABEL, TokenSequence, pack_sequences
 
 matplotlib.use("Agg")
@@ -33,7 +33,7 @@ def build_step(goal: int, image: int) -> TokenSequence:
 
 def main() -> None:
     packed = pack_sequences([build_step(0, 1), build_step(1, 1), build_step(2, 0)])
-    mask = build_tree_mask(torch.from_numpy(packed.subtree_end)[None], "sdpa", torch.float32)[0, 0].numpy()
+    mask = build_dense_mask(torch.from_numpy(packed.subtree_end)[None], torch.float32)[0, 0].numpy() == 0
     trained = packed.labels != IGNORED_LABEL
     kinds = np.where(trained, 3, np.where(packed.types == 1, 1, np.where(packed.ids < SYSTEM, 0, 2)))
     colours = np.array(["#8a94a6", "#3b82c4", "#e0a030", "#3d9a5b"])

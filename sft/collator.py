@@ -45,7 +45,7 @@ class PaddingCollator:
 class PackingCollator:
     """Collates rows into one packed sequence: a screenshot that several rows share is in it once.
 
-    The batch carries `subtree_end` instead of a mask (see `sft.packing`); the trainer spreads it out on the device.
+    The batch carries `subtree_end` (see `sft.packing`), which the trainer gives to the model as its mask.
     """
 
     def __init__(self, encoder: StepEncoder, loss_weights: Mapping[Any, float] | None = None):
@@ -116,16 +116,11 @@ def as_position_ids(positions: torch.Tensor) -> torch.Tensor:
     return positions[0] if len(positions) == 1 else positions
 
 
-def build_tree_mask(subtree_end: torch.Tensor, attn_implementation: str, dtype: torch.dtype) -> torch.Tensor:
-    """Spread `subtree_end` (1, T) out into the (1, 1, T, T) mask of a packed sequence.
-
-    Boolean for SDPA (True may be seen), additive in `dtype` for eager attention.
-    """
+def build_dense_mask(subtree_end: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Spread `subtree_end` (1, T) out into the (1, 1, T, T) additive mask that eager attention takes."""
     end = subtree_end[0]
     index = torch.arange(len(end), device=end.device)
     may_see = (index[None, :] <= index[:, None]) & (index[:, None] < end[None, :])
-    if attn_implementation == "sdpa":
-        return may_see[None, None]
     return torch.zeros_like(may_see, dtype=dtype).masked_fill(~may_see, torch.finfo(dtype).min)[None, None]
 
 

@@ -71,9 +71,10 @@ class FlopCounter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class BatchSize:
-    """What the formula needs of a batch: padded tokens, squares of the sequence lengths, patches, supervised tokens.
+    """What the formula needs of a batch: padded tokens, pairs of tokens, patches and their pairs, supervised tokens.
 
-    `attended` sums the squared lengths of the sequences, `patches_attended` those of the screenshots.
+    `attended` sums the squared lengths of the sequences, or is what `sft.tree_attention.count_pairs` says of a packed
+    one; `patches_attended` sums those of the screenshots.
     """
 
     tokens: float = 0

@@ -12,6 +12,7 @@ from sft.flops import BatchSize, FlopCounter, FlopFormula, build_formula
 from sft.model import count_parameters, count_quantised
 from sft.packing import IGNORED_LABEL
 from sft.recorder import RunRecorder
+from sft.tree_attention import count_pairs
 
 
 class StepMeter(TrainerCallback):
@@ -169,7 +170,9 @@ def _fixed_size(inputs: Mapping[str, Any], patch_size: int) -> BatchSize:
     """Return what the shapes of a batch tell; padding is computed too, so it counts."""
     n_rows, length = inputs["input_ids"].shape
     pixels = inputs["pixel_values"]
-    size = BatchSize(tokens=n_rows * length, attended=n_rows * length**2)
+    end = inputs.get("subtree_end")
+    attended = n_rows * length**2 if end is None else count_pairs(end)
+    size = BatchSize(tokens=n_rows * length, attended=attended)
     if pixels.dim() == 2:  # one row a patch
         return size + BatchSize(patches=pixels.shape[0])
     n_patches = pixels[0, 0].numel() // patch_size**2 + 1  # tiles of equal size, and a class token in each

@@ -25,12 +25,13 @@ from sft.checkpoints import (
     prune_checkpoints,
     read_size,
 )
-from sft.collator import build_tree_mask
+from sft.collator import build_dense_mask
 from sft.health import GradientCheck, StopWhenPreempted, check_batch, check_loss
 from sft.model import ADAPTER_FILE, check_adapter
 from sft.run_files import RUN_FILES
 from sft.sampler import PackSampler, PaddedSampler
 from sft.step_meter import StepMeter
+from sft.tree_attention import use_tree_attention
 
 ValidationRollout = Callable[[torch.nn.Module], dict[str, float]]
 
@@ -63,6 +64,8 @@ class TrajectoryTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True
         self.add_callback(GradientCheck())
         self.add_callback(StopWhenPreempted())
+        if self.model.config._attn_implementation == "sdpa":
+            use_tree_attention(self.model.config)
         if self.model.dtype == torch.float32:
             # TRL casts a QLoRA adapter to bf16 whatever the base computes in; with an fp32 base that costs precision,
             # and on a CPU without bf16 arithmetic 20 to 40 times the time.
@@ -113,12 +116,14 @@ class TrajectoryTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Compute TRL's loss; a packed batch gets its mask here, on the device, where it costs no transfer."""
+        """Compute TRL's loss; a packed batch gets its mask here."""
         subtree_end, weights = inputs.pop("subtree_end", None), inputs.pop("loss_weights", None)
         n_tokens_before = self._total_train_tokens
         if subtree_end is not None:
-            implementation = self.model.config._attn_implementation
-            inputs["attention_mask"] = build_tree_mask(subtree_end, implementation, self.model.dtype)
+            is_dense = self.model.config._attn_implementation == "eager"
+            inputs["attention_mask"] = (
+                build_dense_mask(subtree_end, self.model.dtype) if is_dense else subtree_end[:, None, None]
+            )
         with contextlib.nullcontext() if weights is None else weighted_log_probs(model, weights):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if subtree_end is not None and self.model.training:  # TRL takes the mask's sum for the number of tokens

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from trl.trainer.utils import add_fused_lm_head
 
 from sft.actions import Action
-from sft.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, build_tree_mask, check_answer_only_labels
+from sft.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, build_dense_mask, check_answer_only_labels
 from sft.encoding import StepEncoder
 from sft.memory import Answer, Memory
 from sft.model import build_lora_config, find_family, load_model
@@ -22,6 +22,7 @@ from sft.prompts import AgentConfig, format_answer
 from sft.screenshots import hash_screenshot
 from sft.settings import ModelSettings
 from sft.trainer import weighted_log_probs
+from sft.tree_attention import find_paths, use_tree_attention
 
 TOLERANCE = 1e-5
 AGENT = AgentConfig(min_pixels=16_384, max_pixels=65_536)
@@ -50,6 +51,7 @@ def model(checkpoint):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
+    use_tree_attention(model.config)
     return model
 
 
@@ -86,7 +88,7 @@ def compute_loss(model, batch):
     """Sum of the answer tokens' negative log-likelihoods, and their number."""
     inputs = {k: v for k, v in batch.items() if k != "labels"}
     if "subtree_end" in inputs:
-        inputs["attention_mask"] = build_tree_mask(inputs.pop("subtree_end"), "sdpa", torch.float32)
+        inputs["attention_mask"] = inputs.pop("subtree_end")[:, None, None]
     logits = model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1)
     targets = batch["labels"][:, 1:].flatten()
     loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED_LABEL, reduction="sum")
@@ -147,16 +149,19 @@ def test_accumulation_1x4_2x2_and_4x1_give_the_same_gradients(model, encoder, sc
     assert_same(compute_gradients(model, [collate([row]) for row in rows]), whole)
 
 
-def test_eager_attention_takes_the_mask_too(checkpoint, encoder, screenshots):
-    rows = build_rows(encoder, screenshots[:1] * 3)
+def test_eager_attention_gives_the_same_from_a_dense_mask(checkpoint, encoder, screenshots):
+    rows = build_rows(encoder, [screenshots[i] for i in (0, 1, 0, 0)])
     batch = PackingCollator(encoder)(rows)
-    end, logits = batch.pop("subtree_end"), {}
-    for implementation in ("sdpa", "eager"):
+    end = batch.pop("subtree_end")
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    masks = {"sdpa": end[:, None, None], "eager": build_dense_mask(end, torch.float32)}
+    logits = {}
+    for implementation, mask in masks.items():
         model = AutoModelForImageTextToText.from_pretrained(
             checkpoint, dtype=torch.float32, attn_implementation=implementation
         )
-        mask = build_tree_mask(end, implementation, torch.float32)
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        if implementation == "sdpa":
+            use_tree_attention(model.config)
         logits[implementation] = model(**inputs, attention_mask=mask, use_cache=False).logits
     torch.testing.assert_close(logits["eager"], logits["sdpa"], rtol=1e-4, atol=1e-5)
 
@@ -171,7 +176,7 @@ def test_changing_one_branch_leaves_the_logits_of_the_others_bit_identical(model
         batch = PackingCollator(encoder)(rows_)
         end = batch.pop("subtree_end")
         labels = batch.pop("labels")[0]
-        logits = model(**batch, attention_mask=build_tree_mask(end, "sdpa", torch.float32), use_cache=False).logits[0]
+        logits = model(**batch, attention_mask=end[:, None, None], use_cache=False).logits[0]
         return batch["input_ids"][0], labels, logits
 
     ids, _, before = answer_logits(rows)
@@ -195,7 +200,7 @@ def test_loss_weights_multiply_each_field_s_share_of_the_gradient(model, encoder
         batch = collator(encoder, weights)(rows)
         loss_weights = batch.pop("loss_weights", None)
         if (end := batch.pop("subtree_end", None)) is not None:
-            batch["attention_mask"] = build_tree_mask(end, "sdpa", torch.float32)
+            batch["attention_mask"] = end[:, None, None]
         with weighted_log_probs(model, loss_weights) if loss_weights is not None else contextlib.nullcontext():
             return -model(**batch, fused_lm_head=True, use_cache=False).log_probs.sum().item()
 
@@ -249,12 +254,27 @@ def test_equal_prompts_share_all_but_their_last_token_so_that_no_branch_begins_w
 
 def test_mask_lets_a_token_see_its_ancestors_and_itself_only():
     packed = pack_sequences([sequence([1, 2, 3], 2), sequence([1, 4, 5], 2)])
-    mask = build_tree_mask(torch.from_numpy(packed.subtree_end)[None], "sdpa", torch.float32)[0, 0]
+    mask = build_dense_mask(torch.from_numpy(packed.subtree_end)[None], torch.float32)[0, 0]
     assert packed.ids.tolist() == [1, 2, 3, 4, 5]
-    assert mask.int().tolist() == [
+    assert (mask == 0).int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
         [1, 0, 0, 1, 0],
         [1, 0, 0, 1, 1],
+    ]
+
+
+def test_nodes_of_a_tree_are_its_stretches_without_a_fork():
+    ids = [[1, 2, 3, 4, 9], [1, 2, 3, 5, 9], [1, 2, 6, 9], [7, 8, 9]]
+    packed = pack_sequences([sequence(i, len(i) - 1) for i in ids])
+    sizes, paths = find_paths(packed.subtree_end.tolist())
+    nodes = torch.from_numpy(packed.ids).split(sizes)
+    assert [torch.cat([nodes[i] for i in path]).tolist() for path in paths] == [
+        [1, 2],
+        [1, 2, 3],
+        [1, 2, 3, 4, 9],
+        [1, 2, 3, 5, 9],
+        [1, 2, 6, 9],
+        [7, 8, 9],
     ]
