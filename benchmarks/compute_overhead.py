@@ -1,9 +1,9 @@
 """What the compute ledger costs a training step: the time spent in it, as a share of the time of the steps.
 
-python -m benchmarks.compute_overhead [RECIPE.yaml] [--steps 20]
+python -m benchmarks.compute_overhead [RECIPE.yaml] [--steps 200]
 
 Trains the demo for a few steps with the ledger's every entry timed: counting each batch, handing figures over at each
-log, and the processor time of the thread that reports and measures energy. Not among them: the one
+log, and the processor time of the thread that reports and measures energy, its start included. Not among them: the one
 batch of a run whose operations are counted as they run.
 """
 
@@ -42,7 +42,7 @@ def timed(name: str, function: Callable[..., Any], clock: Callable[[], float]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="recipes/demo.yaml", help="[recipes/demo.yaml]")
-    parser.add_argument("--steps", type=int, default=20, help="[20]")
+    parser.add_argument("--steps", type=int, default=200, help="[200]")
     arguments = parser.parse_args()
     for owner, name in ENTRIES:
         setattr(owner, name, timed(name, getattr(owner, name), time.perf_counter))

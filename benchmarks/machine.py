@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,10 +54,10 @@ def publish(title: str, rows: Sequence[Mapping[str, Any]], machine: Mapping[str,
     """Print the rows as a table and, where a path is given, save them with the machine as JSON."""
     table = Table(title=title)
     for column in rows[0]:
-        table.add_column(column, justify="right")
+        table.add_column(column.replace("_", " "), justify="right")  # breaks over lines
     for row in rows:
         table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     packages = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     console.print(

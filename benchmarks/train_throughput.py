@@ -3,9 +3,9 @@
 python benchmarks/train_throughput.py [--json FILE] [--steps_per_screenshot 1 2 4 8 16]
 
 Stock: `SFTTrainer` with `DataCollatorForVisionLanguageModeling` on prompt/completion rows, at the better of two
-micro-batch sizes. Ours: shared-screenshot packing. Same tiny model and weights, same steps, same trained tokens, same
-optimiser, no checkpointing on either side. A screenshot has 1,280 image tokens, a branch about 180 tokens; the last
-row trains packs of the demonstration data, drawn evenly from one epoch.
+micro-batch sizes. Ours: shared-screenshot packing, at the better of two token budgets. Same tiny model and weights,
+same steps, same trained tokens, same optimiser, no checkpointing on either side. A screenshot has 1,280 image tokens
+and a branch about 180 tokens; the last row trains packs of the demonstration data, drawn evenly from one epoch.
 
 Each side has a process of its own, hence a peak of its own. They take turns optimiser step by optimiser step; `ratio`
 is the median over the turns of stock's time by ours, after a warm-up. Fetching a batch is not in the time of either.
@@ -37,11 +37,12 @@ from benchmarks.sides import (
 
 IMAGE_WH = (1280, 1024)  # 1,280 image tokens of 32x32 pixels
 STEPS_A_BATCH = 16
-TOKENS_PER_BATCH = 4608
 N_WARMUP = 1
+DEMO_TOKENS_PER_BATCH = 4608  # of the packs of which the demonstration data's steps are taken
 N_DEMO_PACKS = 5
 DEMO = "demo"
 SPAWN = multiprocessing.get_context("spawn")
+Side = dict[str, Any]  # `side`: stock or ours; `size`: its micro-batch size or token budget
 
 
 def main() -> None:
@@ -49,15 +50,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--steps_per_screenshot", type=int, nargs="*", default=[1, 2, 4, 8, 16])
     parser.add_argument("--micro_batch_sizes", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--token_budgets", type=int, nargs="+", default=[2304, 4608])
     parser.add_argument("--turns", type=int, default=3, help="optimiser steps of each side that are timed [3]")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         build_inputs(Path(folder))
         settings = [*map(str, arguments.steps_per_screenshot), DEMO]
-        micro_batch = choose_micro_batch(folder, settings[0], arguments.micro_batch_sizes)
+        # stock's work is the same however many steps share a screenshot, so one choice holds for all settings
+        stock = choose(folder, settings[0], [{"side": "stock", "size": n} for n in arguments.micro_batch_sizes])
         for setting in settings:
-            rows.append(compare(folder, setting, micro_batch, arguments.turns))
+            ours = choose(folder, setting, [{"side": "ours", "size": n} for n in arguments.token_budgets])
+            rows.append(compare(folder, setting, [stock, ours], arguments.turns))
             print(rows[-1], file=sys.stderr)
     publish("Training: ours against stock TRL", rows, describe_machine(), arguments.json)
 
@@ -77,18 +81,16 @@ def build_inputs(folder: Path) -> None:
         Image.fromarray(pixels).resize(IMAGE_WH).save(folder / f"{i}.png")
 
 
-def choose_micro_batch(folder: str, setting: str, sizes: list[int]) -> int:
-    """Return stock's fastest micro-batch size; its work is the same however many steps share a screenshot."""
-    if len(sizes) == 1:
-        return sizes[0]
-    sides = [{"side": "stock", "micro_batch": size} for size in sizes]
+def choose(folder: str, setting: str, sides: list[Side]) -> Side:
+    """Return the side that is faster after a warm-up."""
+    if len(sides) == 1:
+        return sides[0]
     seconds, _ = take_turns(folder, setting, sides, n_turns=N_WARMUP + 1)
-    return sizes[min(range(len(sizes)), key=lambda i: seconds[i][-1])]
+    return sides[min(range(len(sides)), key=lambda i: seconds[i][-1])]
 
 
-def compare(folder: str, setting: str, micro_batch: int, n_timed: int) -> dict[str, Any]:
-    """Measure both sides in turn and return one row of the table."""
-    sides = [{"side": "stock", "micro_batch": micro_batch}, {"side": "ours", "micro_batch": 1}]
+def compare(folder: str, setting: str, sides: list[Side], n_timed: int) -> dict[str, Any]:
+    """Measure stock and ours in turn and return one row of the table."""
     seconds, (stock, ours) = take_turns(folder, setting, sides, N_WARMUP + n_timed)
     if stock["trained_tokens"] != ours["trained_tokens"]:
         raise AssertionError(f"trained tokens differ: stock {stock['trained_tokens']}, ours {ours['trained_tokens']}")
@@ -99,7 +101,8 @@ def compare(folder: str, setting: str, micro_batch: int, n_timed: int) -> dict[s
         "setting": "demo data" if setting == DEMO else "1,280 image tokens",
         "steps_per_screenshot": ours["steps_per_screenshot"],
         "n_steps": ours["n_steps"],
-        "stock_micro_batch": micro_batch,
+        "stock_micro_batch": sides[0]["size"],
+        "our_tokens_per_batch": sides[1]["size"],
         "stock_s": statistics.median(stock_s),
         "ours_s": statistics.median(ours_s),
         "ratio": ratio,
@@ -112,7 +115,7 @@ def compare(folder: str, setting: str, micro_batch: int, n_timed: int) -> dict[s
 
 
 def take_turns(
-    folder: str, setting: str, sides: list[dict[str, Any]], n_turns: int
+    folder: str, setting: str, sides: list[Side], n_turns: int
 ) -> tuple[list[list[float]], list[dict[str, Any]]]:
     """Train each side in a process of its own, one optimiser step of one side at a time.
 
@@ -139,16 +142,19 @@ def take_turns(
     return seconds, summaries
 
 
-def train(connection: Connection, folder: str, setting: str, n_turns: int, side: str, micro_batch: int) -> None:
-    """Train `n_turns` optimiser steps of one side, each when the connection says so, and send a summary."""
+def train(connection: Connection, folder: str, setting: str, n_turns: int, side: str, size: int) -> None:
+    """Train `n_turns` optimiser steps of one side, each when the connection says so, and send a summary.
+
+    `size` is stock's micro-batch size and our token budget.
+    """
     encoder = build_encoder(Path(folder) / "model")
     rows = build_demo_rows(encoder) if setting == DEMO else build_shared_rows(encoder, Path(folder), int(setting))
     if side == "stock":
-        accumulation = -(-len(rows) // micro_batch)
-        arguments = build_cpu_arguments(folder, n_turns, micro_batch, accumulation)
+        accumulation = -(-len(rows) // size)
+        arguments = build_cpu_arguments(folder, n_turns, size, accumulation)
         trainer = build_stock_trainer(rows, encoder, model=load_model(Path(folder) / "model"), args=arguments)
     else:
-        sampler = build_pack_sampler(rows, TOKENS_PER_BATCH)
+        sampler = build_pack_sampler(rows, size)
         arguments = build_cpu_arguments(folder, n_turns, 1, len(sampler))
         trainer = build_our_trainer(rows, encoder, sampler, model=load_model(Path(folder) / "model"), args=arguments)
     trainer.add_callback(Turns(connection))
@@ -183,7 +189,7 @@ def build_demo_rows(encoder: Any) -> list[dict[str, Any]]:
     csv_path = DEMO_DATA / "train.csv"
     tasks = load_trajectories(csv_path, show_progress=False)
     rows = build_step_rows(tasks, str(csv_path), encoder, show_progress=False).dataset.to_list()
-    packs = sorted(build_pack_sampler(rows, TOKENS_PER_BATCH).plan(epoch=1), key=len)
+    packs = sorted(build_pack_sampler(rows, DEMO_TOKENS_PER_BATCH).plan(epoch=1), key=len)
     chosen = packs[len(packs) // (2 * N_DEMO_PACKS) :: len(packs) // N_DEMO_PACKS][:N_DEMO_PACKS]
     return [rows[i] for pack in chosen for i in pack]
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from benchmarks import llama4_experts
 from benchmarks.sides import VOCAB, build_encoder, build_pack_sampler, read_demo_texts
-from benchmarks.train_throughput import TOKENS_PER_BATCH, build_demo_rows, compare
+from benchmarks.train_throughput import DEMO_TOKENS_PER_BATCH, build_demo_rows, compare
 from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
 
 
@@ -17,7 +17,8 @@ def test_stock_and_our_trainer_take_turns_on_the_same_answers(tmp_path):
     build_tiny_checkpoint(tmp_path / "model", read_demo_texts(), size=TinySize(VOCAB))
     for i in range(2):
         Image.new("RGB", (320, 192), (0, 99 * i, 0)).save(tmp_path / f"{i}.png")
-    row = compare(str(tmp_path), "8", micro_batch=4, n_timed=1)  # trained tokens that differ are an error there
+    sides = [{"side": "stock", "size": 4}, {"side": "ours", "size": 4608}]
+    row = compare(str(tmp_path), "8", sides, n_timed=1)  # trained tokens that differ are an error there
     assert (row["steps_per_screenshot"], row["n_steps"]) == (8, 16)
     assert row["loss_difference"] < 1e-5
     assert 1.5 < row["token_ratio"] < 8
@@ -29,7 +30,7 @@ def test_demo_rows_of_the_benchmark_save_about_what_an_epoch_does():
     encoder = build_encoder(ROOT / "demo/base")
     rows = build_demo_rows(encoder)
     assert 15 < len(rows) < 60
-    assert 1.7 < read_token_ratio(build_pack_sampler(rows, TOKENS_PER_BATCH)) < 2.2  # 1.94 over all 1,861 steps
+    assert 1.7 < read_token_ratio(build_pack_sampler(rows, DEMO_TOKENS_PER_BATCH)) < 2.2  # 1.94 over all 1,861 steps
 
 
 def read_token_ratio(sampler):
