@@ -12,14 +12,10 @@ fi
 started=$SECONDS
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore::FutureWarning
 
-echo "1/3 Fine-tuning the tiny base model (QLoRA)"
-rm -rf outputs/demo results/demo results/demo_base
+echo "1/2 Fine-tuning the tiny base model (QLoRA)"
+rm -rf outputs/demo results/demo
 accelerate launch --quiet --config_file accelerate_configs/cpu.yaml sft/run.py recipes/demo.yaml
 
-echo "2/3 Rolling out the untuned base model on the test tasks"
-python eval/rollout.py --model_path demo/base --agent_config outputs/demo/agent_config.json \
-    --test_csv demo/data/test.csv --output_dir results/demo_base --batch_size 32
-
-echo "3/3 Rolling out the fine-tuned model on the test tasks"
+echo "2/2 Rolling out the fine-tuned model on the test tasks"
 python eval/rollout.py --model_path outputs/demo --test_csv demo/data/test.csv --output_dir results/demo --batch_size 32
 echo "Took $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s after installation."
