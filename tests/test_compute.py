@@ -95,7 +95,7 @@ def test_tokens_and_samples_are_those_of_the_data(project):
 def test_measured_operations_agree_with_the_closed_formula(project):
     """The formula leaves out edges (the first layer's input gradient), which weigh most in a model of two layers."""
     figures = load_runs(project)[0].figures
-    assert figures["flops_batch_measured"] / figures["flops_batch_formula"] == pytest.approx(1, abs=0.05)
+    assert figures["flops_batch_measured"] / figures["flops_batch_formula"] == pytest.approx(1, abs=0.08)
     assert figures["flops_forward_measured"] < figures["flops_batch_measured"] / 2
 
 

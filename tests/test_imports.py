@@ -28,7 +28,7 @@ MAY_IMPORT_TORCH |= {
     "sft.merge",
     "eval.export_check",
 }  # loaded by the trainer and by the export
-MAY_IMPORT_TORCH |= {"sft.llama4"}  # part of the model
+MAY_IMPORT_TORCH |= {"sft.llama4", "sft.tree_attention"}  # parts of the model
 MAY_IMPORT_TORCH |= {"sft.build_lock"}  # changes how torch builds
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 # What the lowest layers may know of this project; everything above may know all of `sft`.
