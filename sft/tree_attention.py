@@ -51,20 +51,21 @@ def attend(
 def find_paths(subtree_end: Sequence[int]) -> tuple[list[int], list[list[int]]]:
     """Return the size of each node, in the order of its tokens, and the nodes from the root to it, itself the last.
 
-    A stretch of more than `MAX_NODE` tokens is several nodes, one after another.
+    A stretch of more than `MAX_NODE` tokens below a root is several nodes, one after another.
     """
-    starts: list[int] = []
-    for i, end in enumerate(subtree_end):
-        if not starts or end != subtree_end[i - 1] or i - starts[-1] == MAX_NODE:
-            starts.append(i)
+    starts = [i for i, end in enumerate(subtree_end) if i == 0 or end != subtree_end[i - 1]]
+    sizes: list[int] = []
     paths: list[list[int]] = []
-    path: list[int] = []
-    for node, start in enumerate(starts):
-        while path and subtree_end[starts[path[-1]]] <= start:
+    path: list[tuple[int, int]] = []  # each open node and where its subtree ends
+    for start, stop in zip(starts, [*starts[1:], len(subtree_end)]):
+        while path and path[-1][1] <= start:
             path.pop()
-        path.append(node)
-        paths.append(list(path))
-    return [b - a for a, b in zip(starts, [*starts[1:], len(subtree_end)])], paths
+        longest = MAX_NODE if path else stop - start
+        for chunk in range(start, stop, longest):
+            path.append((len(sizes), subtree_end[start]))
+            paths.append([node for node, _ in path])
+            sizes.append(min(longest, stop - chunk))
+    return sizes, paths
 
 
 def count_pairs(subtree_end: torch.Tensor) -> int:

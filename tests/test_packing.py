@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 from trl.trainer.utils import add_fused_lm_head
 
+from sft import tree_attention
 from sft.actions import Action
 from sft.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, build_dense_mask, check_answer_only_labels
 from sft.encoding import StepEncoder
@@ -265,16 +266,15 @@ def test_mask_lets_a_token_see_its_ancestors_and_itself_only():
     ]
 
 
-def test_nodes_of_a_tree_are_its_stretches_without_a_fork():
-    ids = [[1, 2, 3, 4, 9], [1, 2, 3, 5, 9], [1, 2, 6, 9], [7, 8, 9]]
-    packed = pack_sequences([sequence(i, len(i) - 1) for i in ids])
-    sizes, paths = find_paths(packed.subtree_end.tolist())
-    nodes = torch.from_numpy(packed.ids).split(sizes)
-    assert [torch.cat([nodes[i] for i in path]).tolist() for path in paths] == [
-        [1, 2],
-        [1, 2, 3],
-        [1, 2, 3, 4, 9],
-        [1, 2, 3, 5, 9],
-        [1, 2, 6, 9],
-        [7, 8, 9],
-    ]
+@pytest.mark.parametrize("max_node", [2, 256])
+def test_path_to_a_node_is_what_its_last_token_may_see(monkeypatch, max_node):
+    monkeypatch.setattr(tree_attention, "MAX_NODE", max_node)
+    ids = [[1, 2, 3, 4, 5, 6, 9], [1, 2, 3, 4, 7, 9, 9, 9, 9], [1, 2, 6, 9], [7, 8, 9, 9, 9]]
+    end = pack_sequences([sequence(i, len(i) - 1) for i in ids]).subtree_end.tolist()
+    sizes, paths = find_paths(end)
+    nodes = torch.arange(len(end)).split(sizes)
+    for node, path in zip(nodes, paths):
+        last = int(node[-1])
+        assert torch.cat([nodes[i] for i in path]).tolist() == [k for k in range(last + 1) if last < end[k]]
+    assert max(sizes[i] for i, path in enumerate(paths) if len(path) > 1) <= max_node
+    assert sizes[0] == 2 and sizes[paths.index([len(sizes) - 1])] == 5  # roots stay whole
