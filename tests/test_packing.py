@@ -9,9 +9,9 @@ import torch
 from conftest import FAMILIES, build_tiny
 from PIL import Image
 from transformers import AutoModelForImageTextToText
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
 
-from sft import tree_attention
 from sft.actions import Action
 from sft.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, build_dense_mask, check_answer_only_labels
 from sft.encoding import StepEncoder
@@ -23,7 +23,7 @@ from sft.prompts import AgentConfig, format_answer
 from sft.screenshots import hash_screenshot
 from sft.settings import ModelSettings
 from sft.trainer import weighted_log_probs
-from sft.tree_attention import find_paths, use_tree_attention
+from sft.tree_attention import attend, find_nodes, use_tree_attention
 
 TOLERANCE = 1e-5
 AGENT = AgentConfig(min_pixels=16_384, max_pixels=65_536)
@@ -266,15 +266,38 @@ def test_mask_lets_a_token_see_its_ancestors_and_itself_only():
     ]
 
 
-@pytest.mark.parametrize("max_node", [2, 256])
-def test_path_to_a_node_is_what_its_last_token_may_see(monkeypatch, max_node):
-    monkeypatch.setattr(tree_attention, "MAX_NODE", max_node)
+def test_path_to_a_node_is_what_its_last_token_may_see():
     ids = [[1, 2, 3, 4, 5, 6, 9], [1, 2, 3, 4, 7, 9, 9, 9, 9], [1, 2, 6, 9], [7, 8, 9, 9, 9]]
     end = pack_sequences([sequence(i, len(i) - 1) for i in ids]).subtree_end.tolist()
-    sizes, paths = find_paths(end)
-    nodes = torch.arange(len(end)).split(sizes)
-    for node, path in zip(nodes, paths):
-        last = int(node[-1])
-        assert torch.cat([nodes[i] for i in path]).tolist() == [k for k in range(last + 1) if last < end[k]]
-    assert max(sizes[i] for i, path in enumerate(paths) if len(path) > 1) <= max_node
-    assert sizes[0] == 2 and sizes[paths.index([len(sizes) - 1])] == 5  # roots stay whole
+    nodes = find_nodes(end)
+    tokens = torch.arange(len(end)).split([node.size for node in nodes])
+    for node in nodes:
+        last = int(tokens[node.path[-1]][-1])
+        assert torch.cat([tokens[i] for i in node.path]).tolist() == [k for k in range(last + 1) if last < end[k]]
+        assert node.n_before == sum(nodes[i].size for i in node.path[:-1])
+    assert [(node.size, node.n_before, node.is_causal) for node in nodes] == [
+        (2, 0, True),
+        (2, 2, False),
+        (3, 4, False),
+        (5, 4, True),
+        (2, 2, False),
+        (5, 0, True),
+    ]
+
+
+@pytest.mark.parametrize("n_own", [2, 4, 7])
+def test_attention_by_nodes_equals_attention_under_the_dense_mask(n_own):
+    """Own parts shorter than the prefix, as long, and longer, which is computed as one causal path; forked twice."""
+    ids = [[1, 2, 3, 4, *([i] * n_own), 5, *([6] * k)] for i, k in ((7, 1), (7, 9), (8, 2))]
+    end = torch.from_numpy(pack_sequences([sequence(i, len(i)) for i in ids]).subtree_end)[None]
+    module = torch.nn.Module()
+    module.is_causal, module.num_key_value_groups = True, 2
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, heads, end.numel(), 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
+    found = attend(module, *inputs, end[:, None, None])[0]
+    dense = build_dense_mask(end, torch.float64)
+    expected = sdpa_attention_forward(module, *inputs, dense)[0]
+    torch.testing.assert_close(found, expected)
+    ahead = torch.randn_like(found)
+    for a, b in zip(torch.autograd.grad(found, inputs, ahead), torch.autograd.grad(expected, inputs, ahead)):
+        torch.testing.assert_close(a, b)
