@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -96,6 +96,8 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
     if isinstance(model, Llama4ForConditionalGeneration):
         read_experts(model, _find_folder(settings), build_linear_maker(settings, dtype, model.device))
     _keep_quantised_weights(model)
+    if settings.use_peft and "vision" not in settings.lora_parts:
+        _keep_gradients_out_of_vision(model)
     return model
 
 
@@ -159,6 +161,22 @@ def _keep_quantised_weights(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def _keep_gradients_out_of_vision(model: torch.nn.Module) -> None:
+    """Keep checkpointing from asking a frozen vision tower for the gradient of its input.
+
+    With LoRA and checkpointing, transformers (5.23) makes the output of every sub-model's input embedding require a
+    gradient. Qwen2.5-VL's and Llama-4's vision towers name theirs, so that the whole tower would be kept, computed
+    again and differentiated for a gradient that no one uses.
+    """
+
+    def has_none() -> torch.nn.Module:
+        raise NotImplementedError("a frozen vision tower")  # which transformers takes for: nothing to mark
+
+    for name, module in model.named_modules():
+        if isinstance(module, PreTrainedModel) and part_of(f"{name}.") == "vision":
+            cast(Any, module).get_input_embeddings = has_none
 
 
 def build_lora_config(settings: ModelSettings, family: Family) -> LoraConfig | None:
