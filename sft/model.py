@@ -77,7 +77,8 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
         bnb_4bit_quant_storage=_quant_storage(dtype),
         llm_int8_skip_modules=list(family.not_quantised),
     )
-    on_gpu = torch.cuda.is_available() and not is_deepspeed_zero3_enabled()  # ZeRO-3 places the weights itself
+    process = PartialState()  # knows `use_cpu`; a rollout makes it here
+    on_gpu = process.device.type == "cuda" and not is_deepspeed_zero3_enabled()  # ZeRO-3 places the weights itself
     if "experts" in family.linears and not settings.use_peft:
         raise UserError("use_peft: found false with Llama-4; expected true: its experts are trained through LoRA only")
     model_class = Llama4ForConditionalGeneration if "experts" in family.linears else AutoModelForImageTextToText
@@ -87,7 +88,7 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
         dtype=dtype,
         attn_implementation=settings.attn_implementation,
         quantization_config=quantisation if settings.load_in_4bit else None,
-        device_map={"": PartialState().local_process_index} if settings.load_in_4bit and on_gpu else None,
+        device_map={"": process.local_process_index} if settings.load_in_4bit and on_gpu else None,
         use_safetensors=True,
     )
     model.config.use_cache = False
