@@ -66,9 +66,10 @@ class TrajectoryTrainer(SFTTrainer):
         self.add_callback(StopWhenPreempted())
         if self.model.config._attn_implementation == "sdpa":
             use_tree_attention(self.model.config)
-        if self.model.dtype == torch.float32:
-            # TRL casts a QLoRA adapter to bf16 whatever the base computes in; with an fp32 base that costs precision,
-            # and on a CPU without bf16 arithmetic 20 to 40 times the time.
+        if self.model.dtype == torch.float32 or not self.is_deepspeed_enabled:
+            # TRL casts a QLoRA adapter to bf16, in which an update below 1/256 of a weight is lost: LoRA's A hardly
+            # moves at a learning rate of 3e-5. PEFT keeps an adapter of an unquantised base in fp32 for that reason,
+            # and DeepSpeed a copy of its own. On a CPU without bf16 arithmetic it would also take 20 times the time.
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
