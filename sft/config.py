@@ -110,7 +110,13 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         raise RecipeError(Path("recipe"), ["found no recipe; expected: run.py RECIPE.yaml [--key value ...]"])
     path = Path(argv[0])
     problems: list[str] = []
-    values = {**load_yaml(path), **parse_overrides(path, argv[1:])}
+    in_file, overrides = load_yaml(path), parse_overrides(path, argv[1:])
+    values = {**in_file, **overrides}
+    if "train_csv" in overrides and in_file.get("val_csv") and "val_csv" not in overrides:
+        problems.append(
+            f"val_csv: found {in_file['val_csv']} of the recipe beside --train_csv {overrides['train_csv']}; expected "
+            "--val_csv too, so that the best checkpoint is chosen on your tasks: a file, or null with --val_split 0.1"
+        )
     sections = {
         "data": DataSettings,
         "model": ModelSettings,

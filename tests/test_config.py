@@ -73,6 +73,16 @@ def test_value_on_the_command_line_gets_its_type(parse, flag, text, value):
     assert type(found) is type(value)
 
 
+def test_data_of_the_command_line_is_not_validated_on_the_recipe_s(parse):
+    text = MINIMAL + "val_csv: demo/data/val.csv\n"
+    assert _problems(parse, text, "--train_csv", "mine.csv") == (
+        "val_csv: found demo/data/val.csv of the recipe beside --train_csv mine.csv; expected --val_csv too, so that "
+        "the best checkpoint is chosen on your tasks: a file, or null with --val_split 0.1",
+    )
+    assert parse(text, "--train_csv", "mine.csv", "--val_csv", "v.csv").data.val_csv == "v.csv"
+    assert parse(text, "--train_csv", "mine.csv", "--val_csv", "null", "--val_split", "0.1").data.val_split == 0.1
+
+
 def test_lists_and_null_can_be_given_on_the_command_line(parse):
     recipe = parse(MINIMAL + "val_csv: v\n", "--lora_parts", "[language, merger]", "--val_csv", "null")
     assert recipe.model.lora_parts == ("language", "merger")
