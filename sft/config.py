@@ -81,6 +81,8 @@ _REFUSED_KEYS = {
     "deepspeed": "how processes are started stands in accelerate_configs/",
     "fsdp": "how processes are started stands in accelerate_configs/",
     "router_aux_loss_coef": "a router of experts is frozen; the loss is always on the answer only",
+    "activation_checkpointing": "use gradient_checkpointing, which TRL switches on by default",
+    "activation_checkpointing_kwargs": "use gradient_checkpointing_kwargs",
     "padding_free": "TRL refuses padding-free batches for vision data",
 }
 
