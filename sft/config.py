@@ -206,11 +206,14 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
         "router_aux_loss_coef": 0.0,
     }
     if recipe.batch.packing != "none":
-        fixed["per_device_train_batch_size"] = 1
+        fixed["per_device_train_batch_size"] = fixed["per_device_eval_batch_size"] = 1
+    batch_size = recipe.training.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
     try:
-        return SFTConfig(**{**recipe.training, **fixed})
+        training = SFTConfig(**{"per_device_eval_batch_size": batch_size, **recipe.training, **fixed})
     except (ValueError, TypeError) as error:
         raise RecipeError(recipe.path, [str(error)]) from error
+    training._n_gpu = min(training.n_gpu, 1)  # else one process that sees more GPUs cuts each batch up for all of them
+    return training
 
 
 def _build(cls: type, values: dict[str, Any], problems: list[str]) -> Any:
@@ -273,11 +276,11 @@ def _find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any
                 f"packing: {model.attn_implementation} cannot take the mask of a packed sequence; "
                 "expected attn_implementation sdpa or eager, or packing: none"
             )
-        if training.get("per_device_train_batch_size", 1) != 1:
-            problems.append(
-                "per_device_train_batch_size: found together with packing; expected tokens_per_batch, which says how "
-                "much goes into one sequence"
-            )
+        problems += [
+            f"{key}: found together with packing; expected tokens_per_batch, which says how much is one sequence"
+            for key in ("per_device_train_batch_size", "per_device_eval_batch_size")
+            if training.get(key, 1) != 1
+        ]
     if not 0 <= data.val_split < 1:
         problems.append(f"val_split: found {data.val_split}; expected a share from 0 to below 1")
     country = settings["compute"].country_iso_code

@@ -24,6 +24,15 @@ def watch_for_preemption() -> None:
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
+def leave_signals_to_parent(worker: int) -> None:
+    """Have a process that loads data ignore the signals; for `worker_init_fn` of a DataLoader.
+
+    A scheduler sends them to every process of a job, and a loader that one of them ends takes the step with it.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def is_preempted() -> bool:
     """Return whether one of the signals has arrived in this process."""
     return bool(_received)

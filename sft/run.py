@@ -98,7 +98,11 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     folder = Path(cast(str, training.output_dir))
     run = describe_run(recipe, read_launch(os.environ), train.dataset, val.dataset if val else None)
     checkpoint = agree_on_checkpoint(recipe, folder, run, training)
-    sampler = build_sampler(recipe, train.dataset, training)
+    accumulation = training.gradient_accumulation_steps
+    sampler = build_sampler(recipe, train.dataset, training, training.per_device_train_batch_size, accumulation)
+    log.info("%d steps in %d batches an epoch", len(train.dataset), len(sampler))
+    if isinstance(sampler, PackSampler):
+        log.info("packing: %.2f times fewer tokens", sampler.packing_factor)
     recorder.note(packing_factor=sampler.packing_factor if isinstance(sampler, PackSampler) else 1.0)
     trainer = TrajectoryTrainer(
         model=load_model(recipe.model, family),
@@ -108,6 +112,9 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
         processing_class=processor,
         data_collator=collator,
         pack_sampler=sampler,
+        eval_sampler=build_sampler(recipe, val.dataset, training, training.per_device_eval_batch_size)
+        if val
+        else None,
         run=run,
         peft_config=build_lora_config(recipe.model, family),
         validation_rollout=build_validation_rollout(recipe, split.val, encoder),
@@ -180,24 +187,28 @@ def check_inputs(recipe: Recipe, needs_weights: bool = True) -> TaskSplit:
     return split
 
 
-def build_sampler(recipe: Recipe, rows: "Dataset", training: "SFTConfig") -> PackSampler | PaddedSampler:
+def build_sampler(
+    recipe: Recipe, rows: "Dataset", training: "SFTConfig", batch_size: int, accumulation: int = 1
+) -> PackSampler | PaddedSampler:
     """Return what decides which steps are one batch, the same for any number of processes with one global batch."""
-    processes = (training.world_size, training.gradient_accumulation_steps)
+    processes = (training.world_size, accumulation)
     if recipe.batch.packing == "none":
-        return PaddedSampler(len(rows), training.per_device_train_batch_size, training.seed, *processes)
-    sizes = read_step_sizes(rows)
-    sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, training.seed, *processes)
-    log.info(
-        "packing: %d steps in %d sequences an epoch; %.2f times fewer tokens",
-        *(len(sizes), len(sampler), sampler.packing_factor),
-    )
-    return sampler
+        return PaddedSampler(len(rows), batch_size, training.seed, *processes)
+    return PackSampler(read_step_sizes(rows), recipe.batch.tokens_per_batch, training.seed, *processes)
 
 
 def build_validation_rollout(
     recipe: Recipe, tasks: list[Trajectory], encoder: "StepEncoder"
 ) -> Callable[[Any], dict[str, float]] | None:
-    """Return what rolls the model out on validation tasks with its own memory and scores it, or None."""
+    """Return what rolls the model out on validation tasks with its own memory and scores it, or None.
+
+    Processes share the tasks out and all return the same scores. Under ZeRO-3, where each token takes all of them,
+    every process walks every task.
+    """
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import reduce
+
     from eval.matching import MATCHERS, judge_step
     from eval.policy import ModelPolicy
     from eval.walk import walk_tasks
@@ -206,15 +217,20 @@ def build_validation_rollout(
     chosen = [tasks[i * len(tasks) // n_chosen] for i in range(n_chosen)]  # spread over the order, hence applications
     if not chosen:
         return None
+    process = PartialState()
+    share = (
+        chosen if read_launch(os.environ).engine == "zero3" else chosen[process.process_index :: process.num_processes]
+    )
 
     def roll_out(model: Any) -> dict[str, float]:
         policy = ModelPolicy(model, encoder)
-        results = list(walk_tasks(chosen, policy, recipe.agent, "own", recipe.validation.val_rollout_batch_size))
-        share = {
-            name: sum(judge_step(r, MATCHERS[name]) == "right" for r in results) / len(results)
-            for name in ("action", "action_target")
-        }
-        return {"swa": share["action"], "swa_target": share["action_target"]}
+        results = list(walk_tasks(share, policy, recipe.agent, "own", recipe.validation.val_rollout_batch_size))
+        n_right = [
+            sum(judge_step(r, MATCHERS[name]) == "right" for r in results) for name in ("action", "action_target")
+        ]
+        counts = reduce(torch.tensor([*n_right, len(results)], device=process.device), "sum")
+        right, right_target, n_steps = counts.tolist()
+        return {"swa": right / n_steps, "swa_target": right_target / n_steps}
 
     return roll_out
 

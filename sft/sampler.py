@@ -25,7 +25,7 @@ def count_batches(n_batches: int, n_rows: int, n_ranks: int, accumulation: int) 
     Every optimiser step is full where there are rows enough; else processes have as many batches each.
     """
     if n_rows < n_ranks:
-        raise UserError(f"found {n_rows} training steps for {n_ranks} processes; expected at least one each")
+        raise UserError(f"found {n_rows} steps for {n_ranks} processes; expected at least one each")
     for multiple in (n_ranks * accumulation, n_ranks):
         rounded = -(-n_batches // multiple) * multiple
         if rounded <= n_rows:

@@ -28,6 +28,7 @@ from sft.checkpoints import (
 from sft.collator import build_dense_mask
 from sft.health import GradientCheck, StopWhenPreempted, check_batch, check_loss
 from sft.model import ADAPTER_FILE, check_adapter
+from sft.preemption import leave_signals_to_parent
 from sft.run_files import RUN_FILES
 from sft.sampler import PackSampler, PaddedSampler
 from sft.step_meter import StepMeter
@@ -45,6 +46,7 @@ class TrajectoryTrainer(SFTTrainer):
         self,
         *args: Any,
         pack_sampler: PackSampler | PaddedSampler | None = None,
+        eval_sampler: PackSampler | PaddedSampler | None = None,
         validation_rollout: ValidationRollout | None = None,
         step_meter: StepMeter | None = None,
         run: Mapping[str, Any] | None = None,
@@ -52,6 +54,8 @@ class TrajectoryTrainer(SFTTrainer):
     ):
         super().__init__(*args, **kwargs)
         self.pack_sampler = pack_sampler
+        self.eval_sampler = eval_sampler
+        self._eval_tokens_a_batch: float | None = None
         self.validation_rollout = validation_rollout
         self.run = run or {}
         self._unfinished: Path | None = None
@@ -78,20 +82,36 @@ class TrajectoryTrainer(SFTTrainer):
         """Return the loader whose batches the sampler chose, or the stock one without a sampler."""
         if self.pack_sampler is None:
             return super().get_train_dataloader()
-        loader = self.accelerator.prepare(
+        loader = self._build_loader(self.train_dataset, self.pack_sampler)
+        if loader.batch_sampler is not self.pack_sampler:
+            loader.batch_sampler.set_epoch = self.pack_sampler.set_epoch  # accelerate's shard does not pass it on
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return the loader of the same validation batches at every evaluation, or the stock one without a sampler.
+
+        The stock one would put `per_device_eval_batch_size` steps into one sequence, whatever `tokens_per_batch` is.
+        """
+        if self.eval_sampler is None:
+            return super().get_eval_dataloader(eval_dataset)
+        rows = cast(Any, self.eval_dataset)
+        n_tokens = sum(rows["n_answer_tokens"])
+        self._eval_tokens_a_batch = n_tokens / len(self.eval_sampler)
+        return self._build_loader(rows, self.eval_sampler)
+
+    def _build_loader(self, dataset: Any, sampler: PackSampler | PaddedSampler) -> Any:
+        return self.accelerator.prepare(
             DataLoader(
-                cast(Dataset[Any], self.train_dataset),
-                batch_sampler=self.pack_sampler,
+                cast(Dataset[Any], dataset),
+                batch_sampler=sampler,
                 collate_fn=self.data_collator,
                 num_workers=self.args.dataloader_num_workers,
                 pin_memory=self.args.dataloader_pin_memory,
                 persistent_workers=self.args.dataloader_persistent_workers,
                 prefetch_factor=self.args.dataloader_prefetch_factor,
+                worker_init_fn=leave_signals_to_parent,
             )
         )
-        if loader.batch_sampler is not self.pack_sampler:
-            loader.batch_sampler.set_epoch = self.pack_sampler.set_epoch  # accelerate's shard does not pass it on
-        return loader
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """Compute gradients as TRL does, measured; stop where nothing is to be learned or the loss is no number."""
@@ -117,7 +137,16 @@ class TrajectoryTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Compute TRL's loss; a packed batch gets its mask here."""
+        """Compute TRL's loss; a packed batch gets its mask here.
+
+        The mean over validation batches is the loss per answer token of the whole file: each batch's sum is divided
+        by what the batches hold on average, where TRL would divide by the batch's own number.
+        """
+        if not self.model.training and self._eval_tokens_a_batch is not None:
+            n_tokens = self._eval_tokens_a_batch
+            if self.args.average_tokens_across_devices:
+                n_tokens *= self.accelerator.num_processes  # TRL multiplies by it
+            num_items_in_batch = torch.tensor(n_tokens, device=self.args.device)
         subtree_end, weights = inputs.pop("subtree_end", None), inputs.pop("loss_weights", None)
         n_tokens_before = self._total_train_tokens
         if subtree_end is not None:

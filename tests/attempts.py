@@ -1,11 +1,12 @@
 """Runs sft/run.py again and again in real processes, disturbed as told; imports once and forks for every process.
 
 Reads one JSON list a line: attempts {"arguments", "config", "ranks", "signal", "to_rank", "at_step", "delay_s",
-"max_file_bytes", "limit_s"}, all but the first optional. `config` is an accelerate configuration, whose variables the
-processes get as from `accelerate launch`; `ranks` without it starts plain DDP as torchrun does. The signal is sent to
-one process (or all: `to_rank` null) `delay_s` after it has logged the end of step `at_step` or a later one; what still
-runs `limit_s` after it, or after the start, is killed, as is a stopped process once it is the last. Answers one JSON
-list a line: the exit codes of each attempt, one number for one process. What attempt i printed is in `attempt-i.log`.
+"with_children", "max_file_bytes", "limit_s"}, all but the first optional. `config` is an accelerate configuration,
+whose variables the processes get as from `accelerate launch`; `ranks` without it starts plain DDP as torchrun does.
+The signal is sent to one process (or all: `to_rank` null), `with_children` to those it started too, `delay_s` after it
+has logged the end of step `at_step` or a later one; what still runs `limit_s` after it, or after the start, is killed,
+as is a stopped process once it is the last. Answers one JSON list a line: the exit codes of each attempt, one number
+for one process. What attempt i printed is in `attempt-i.log`.
 """
 
 import json
@@ -103,7 +104,9 @@ def run_attempt(attempt, number):
         if not sent and read_step(log, offset) >= attempt["at_step"]:
             time.sleep(attempt.get("delay_s", 0))
             for child in children if to_rank is None else [children[to_rank]]:
-                os.kill(child, getattr(signal, attempt["signal"]))
+                started_by_it = Path(f"/proc/{child}/task/{child}/children").read_text().split()
+                for process in (*map(int, started_by_it if attempt.get("with_children") else []), child):
+                    os.kill(process, getattr(signal, attempt["signal"]))
             sent, started = True, time.monotonic()
         is_last_stopped = attempt.get("signal") == "SIGSTOP" and len(codes) == n_ranks - 1
         if is_last_stopped or time.monotonic() - started > attempt.get("limit_s", 600):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from trl import SFTConfig
 
 from sft.config import build_training_arguments, load_agent_config, load_model_settings, parse_recipe
 from sft.errors import UserError
@@ -215,6 +216,25 @@ def test_training_arguments_never_cut_a_step(parse, tmp_path):
     assert arguments.max_length is None
     assert arguments.remove_unused_columns is False
     assert arguments.dataset_kwargs == {"skip_prepare_dataset": True}
+
+
+def test_one_process_trains_on_one_gpu_however_many_it_sees(parse, tmp_path, monkeypatch):
+    """Else transformers would cut each packed sequence up for all of them (DataParallel)."""
+
+    def see_four(self, post_init=SFTConfig.__post_init__):
+        post_init(self)
+        self._n_gpu = 4
+
+    monkeypatch.setattr(SFTConfig, "__post_init__", see_four)
+    training = build_training_arguments(parse(MINIMAL, "--output_dir", str(tmp_path), "--use_cpu", "true"))
+    assert training.n_gpu == 1 and training.eval_batch_size == 1
+
+
+def test_batch_size_of_validation_is_that_of_training_unless_given(parse, tmp_path):
+    common = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--packing", "none"]
+    two = build_training_arguments(parse(MINIMAL, *common, "--per_device_train_batch_size", "2"))
+    assert two.per_device_eval_batch_size == 2
+    assert build_training_arguments(parse(MINIMAL, *common, "--per_device_eval_batch_size", "4")).eval_batch_size == 4
 
 
 def test_what_trl_refuses_names_the_recipe(parse):

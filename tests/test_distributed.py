@@ -152,13 +152,21 @@ def test_zero3_trains_4bit_weights_stored_as_bf16_and_saves_the_adapter_whole(at
     assert read_losses(tmp_path) == pytest.approx(read_losses(one_process(settings)), rel=1e-2)
 
 
-def test_zero3_validates_with_a_rollout_in_which_all_processes_take_part(attempt, tmp_path):
-    val = write_trajectories(tmp_path / "val", build_tasks(1, n_steps=2, first=50))
+def test_two_processes_validate_as_one_does(attempt, tmp_path):
+    """They share the tasks out, but for ZeRO-3, where both walk all of them; one task more than processes."""
+    val = write_trajectories(tmp_path / "val", build_tasks(3, n_steps=2, first=50))
     arguments = [*COMMON, *LORA, "--val_csv", str(val), "--memory_writer", "rule", "--max_answer_tokens", "40"]
     arguments += ["--max_steps", "1", "--eval_strategy", "steps", "--eval_steps", "1"]
-    assert attempt(tmp_path, {**ENGINES["zero3"], "arguments": arguments}) == [[0, 0]], printed(tmp_path)
-    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
-    assert [row["step"] for row in history if "eval_swa" in row] == [1]
+    validated = {}
+    for engine in ("one", "ddp", "zero3"):
+        accumulation = ["--gradient_accumulation_steps", "2"] if engine == "one" else []
+        codes = attempt(tmp_path / engine, {**ENGINES.get(engine, {}), "arguments": [*arguments, *accumulation]})
+        assert codes in ([0], [[0, 0]]), printed(tmp_path / engine)
+        history = json.loads((tmp_path / engine / "trainer_state.json").read_text())["log_history"]
+        (validated[engine],) = [row for row in history if "eval_swa" in row]
+    for engine in ("ddp", "zero3"):
+        for key in ("eval_loss", "eval_swa", "eval_swa_target"):
+            assert validated[engine][key] == pytest.approx(validated["one"][key], rel=1e-4), (engine, key)
 
 
 def test_killed_process_is_reported_by_the_other_and_the_run_goes_on(attempt, one_process, tmp_path):

@@ -73,6 +73,17 @@ def test_preempted_run_saves_the_step_it_is_in_and_asks_to_be_started_again(atte
     assert_ends_the_same(tmp_path, undisturbed)
 
 
+def test_signal_to_every_process_of_a_job_leaves_the_loading_of_data_alone(attempt, tmp_path):
+    """As Slurm signals a whole job: the processes that load data, at work for 15 batches an epoch, get it too."""
+    arguments = ["--resume", "auto", "--dataloader_num_workers", "2", "--packing", "none"]
+    loading = {"arguments": [*arguments, "--per_device_train_batch_size", "1"]}
+    assert attempt(tmp_path / "quiet", loading) == [0]
+    signal = {"signal": "SIGTERM", "with_children": True, "at_step": 4}
+    assert attempt(tmp_path / "out", {**loading, **signal}, loading) == [PREEMPTED, 0], printed(tmp_path / "out")
+    assert "preempted: saved step 5" in printed(tmp_path / "out")
+    assert_ends_the_same(tmp_path / "out", tmp_path / "quiet")
+
+
 def test_truncated_checkpoint_is_set_aside_and_the_one_before_it_taken(attempt, undisturbed, tmp_path):
     assert attempt(tmp_path, {"signal": "SIGKILL", "at_step": 7}) == [-9]
     assert checkpoints(tmp_path) == ["checkpoint-3", "checkpoint-6"]

@@ -16,9 +16,7 @@ from sft.settings import ModelSettings
 
 @pytest.mark.parametrize("parts", [("language",), ("language", "merger"), ("language", "vision")], ids=",".join)
 @pytest.mark.parametrize("family_name", FAMILIES)
-def test_vision_layers_keep_a_graph_only_where_lora_is_on_them(
-    tiny_checkpoints, tasks, tasks_csv, family_name, parts
-):
+def test_vision_layers_keep_a_graph_only_where_lora_is_on_them(tiny_checkpoints, tasks, tasks_csv, family_name, parts):
     """With checkpointing as TRL and transformers switch it on, both of which mark the input embeddings."""
     checkpoint = tiny_checkpoints[family_name]
     settings = ModelSettings(str(checkpoint), dtype="float32", load_in_4bit=False, lora_parts=parts)

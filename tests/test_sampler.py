@@ -76,7 +76,7 @@ def test_a_step_longer_than_the_budget_is_refused_with_its_length():
 
 
 def test_fewer_steps_than_processes_are_refused():
-    message = "found 1 training steps for 2 processes"
+    message = "found 1 steps for 2 processes"
     with pytest.raises(UserError, match=message):
         PackSampler([StepSize("a", 10, 10)], 500, seed=0, n_ranks=2)
     with pytest.raises(UserError, match=message):

@@ -15,7 +15,10 @@ from trajectory_samples import build_tasks, write_trajectories
 from eval import rollout
 from eval.predictor import load_model_for_inference
 from sft import run
+from sft.collator import PackingCollator, PaddingCollator
+from sft.data import build_step_rows
 from sft.errors import UserError
+from sft.trajectory import load_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """\
@@ -113,6 +116,40 @@ def test_adapter_is_finite_and_every_matrix_was_trained(trained):
         assert tensor.dtype == torch.float32
 
 
+@pytest.mark.parametrize("settings", [("--tokens_per_batch", "700"), ("--packing", "none")])
+def test_validation_loss_is_that_of_all_answer_tokens_whatever_the_batches(
+    tiny_checkpoints, tmp_path, monkeypatch, settings
+):
+    """One step with a learning rate that changes nothing, then the loss of the validation steps one by one."""
+    lengths = []
+
+    def collate(self, rows, collate=PackingCollator.__call__):
+        batch = collate(self, rows)
+        lengths.append(batch["input_ids"].numel())
+        return batch
+
+    monkeypatch.setattr(PackingCollator, "__call__", collate)
+    recipe = _write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"])
+    write_trajectories(tmp_path / "val", build_tasks(3, n_steps=4, first=50))
+    unchanged = ["--learning_rate", "1e-12", "--val_rollout_tasks", "0", "--max_steps", "1", "--eval_steps", "1"]
+    run.main([str(recipe), *unchanged, "--lora_dropout", "0", *settings])
+    assert all(length <= 700 for length in lengths[1:])  # the first checks the labels
+    found = _history(tmp_path / "out", "eval_loss")[1]
+
+    predictor = load_model_for_inference(str(tmp_path / "out"))
+    encoder, model = predictor.policy.encoder, predictor.policy.model
+    rows = build_step_rows(load_trajectories(tmp_path / "val/tasks.csv"), "val", encoder).dataset
+    total = n_tokens = 0
+    for row in rows:
+        batch = PaddingCollator(encoder)([row])
+        labels = batch.pop("labels")[:, 1:]
+        with torch.no_grad():
+            logits = model(**batch).logits[:, :-1]
+        total += torch.nn.functional.cross_entropy(logits[0], labels[0], ignore_index=-100, reduction="sum").item()
+        n_tokens += int((labels != -100).sum())
+    assert found == pytest.approx(total / n_tokens, rel=1e-5)
+
+
 def test_checkpoint_is_rolled_out_as_it_is_and_known_to_have_seen_its_tasks(trained, tmp_path):
     command = [
         "--model_path",
@@ -163,6 +200,16 @@ def test_best_checkpoint_by_swa_is_kept_and_the_run_stops_early(tiny_checkpoints
     state = json.loads((out / "trainer_state.json").read_text())
     assert Path(state["best_model_checkpoint"]).name == "checkpoint-2"
     _assert_equal(_adapter(out), _adapter(out / "checkpoint-2"))
+
+
+def test_adapter_of_a_4_bit_model_in_bf16_is_trained_in_fp32(tiny_checkpoints, tmp_path):
+    recipe = _write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"])
+    in_bf16 = ["--dtype", "bfloat16", "--bf16", "true", "--max_steps", "1", "--eval_strategy", "no"]
+    run.main([str(recipe), *in_bf16, "--learning_rate", "1e-6"])
+    adapter = _adapter(tmp_path / "out")
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+    changed = torch.cat([tensor.flatten() for name, tensor in adapter.items() if "lora_B" in name])
+    assert changed.abs().max() == pytest.approx(1e-6, rel=0.01)  # Adam's first step
 
 
 def test_run_in_which_nothing_is_learned_is_not_passed_off_as_trained(tiny_checkpoints, tmp_path):
