@@ -16,7 +16,7 @@ SHARDED = ("trained parameters", "gradients", "optimiser state")
 def estimate_rank(memory: Mapping[str, float], largest_gb: float, n_ranks: int) -> dict[str, float]:
     """Estimate the memory of one rank of `n_ranks`, in GB by purpose.
 
-    `memory` is `estimate_memory`'s; `largest_gb` the layer that is gathered whole.
+    `memory` is `estimate_memory`'s with DeepSpeed; `largest_gb` the layer that is gathered whole.
     """
     shards = scales = own = 0.0
     for name, gb in memory.items():

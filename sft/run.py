@@ -163,11 +163,12 @@ def print_plan(argv: list[str]) -> None:
     rows = build_step_rows(split.train, recipe.data.train_csv, encoder).dataset
     sizes = read_step_sizes(rows)
     tokens = plan_tokens(recipe, sizes, n_ranks=1)
-    memory = estimate_memory(recipe, tokens.longest, tokens.longest_prefixes * encoder.layout.patches_a_token)
+    model = build_empty_model(recipe.model)
+    memory = estimate_memory(recipe, model, tokens, encoder.layout.patches_a_token)
     print(format_plan(recipe, tokens, memory, card_gb))
     if sum(memory.values()) > min(CARDS_GB):
-        model = build_empty_model(recipe.model)
         largest_gb = measure_largest_layer(model, recipe.model, find_family_of(model.config.model_type))
+        memory = estimate_memory(recipe, model, tokens, encoder.layout.patches_a_token, has_deepspeed=True)
         print(format_zero3(memory, largest_gb))
 
 

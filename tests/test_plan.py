@@ -8,8 +8,8 @@ import pytest
 from benchmarks.gpu_qlora import TEXT_8B, VISION_8B
 from demo.tiny_qwen3vl import build_tiny_checkpoint
 from sft.config import parse_recipe
-from sft.model import build_lora_config, find_family, load_model
-from sft.plan import GB, estimate_memory, format_plan, plan_tokens
+from sft.model import build_empty_model, build_lora_config, find_family, load_model
+from sft.plan import GB, TokenPlan, estimate_memory, format_plan, plan_tokens
 from sft.sampler import StepSize
 
 
@@ -24,11 +24,18 @@ def build_recipe(folder: Path, *overrides: str):
     return parse_recipe([str(path), *overrides])
 
 
+def plan(recipe, longest=8192, **changes):
+    """Plan the memory of a batch of `longest` tokens on six screenshots, whose steps have twice as many alone."""
+    counts = {"longest_alone": 2 * longest, "longest_step": 1500, "most_prefixes": 5000, **changes}
+    tokens = TokenPlan(100, 200_000, 100_000, 50, longest, n_optimizer_steps=50, **counts)
+    return estimate_memory(recipe, build_empty_model(recipe.model), tokens, patches_a_token=4)
+
+
 def test_weight_memory_is_that_of_the_loaded_4_bit_model(checkpoint):
     from peft import get_peft_model
 
     recipe = build_recipe(checkpoint, "--dtype", "float32")
-    memory = estimate_memory(recipe, longest=100, n_patches=100)
+    memory = plan(recipe, longest=100)
     model = load_model(recipe.model, find_family(str(checkpoint)))
     held = sum(p.numel() * p.element_size() for p in model.parameters()) / GB
     planned = sum(gb for name, gb in memory.items() if name.endswith(("nf4", "float32")))
@@ -39,26 +46,60 @@ def test_weight_memory_is_that_of_the_loaded_4_bit_model(checkpoint):
     assert memory["optimiser state"] == pytest.approx(8 * trained / GB)
 
 
-def test_the_8b_model_is_planned_from_its_config_without_weights(checkpoint, tmp_path):
+@pytest.fixture(scope="module")
+def folder_8b(checkpoint, tmp_path_factory):
+    """The 8B model's config, tokenizer and processor without weights."""
+    folder = tmp_path_factory.mktemp("8b")
     for file in checkpoint.iterdir():
         if file.suffix != ".safetensors":
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text())
+            (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
     config["text_config"].update(TEXT_8B)
     config["vision_config"].update(VISION_8B)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    in_bf16 = estimate_memory(build_recipe(tmp_path, "--load_in_4bit", "false"), longest=8192, n_patches=20_000)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_the_8b_model_is_planned_from_its_config_without_weights(folder_8b):
+    in_bf16 = plan(build_recipe(folder_8b, "--load_in_4bit", "false"))
     weights = sum(gb for name, gb in in_bf16.items() if name.endswith("bfloat16"))
     assert weights == pytest.approx(2 * 8.77, rel=0.005)  # the model card counts 8.77 billion parameters
-    in_4_bit = estimate_memory(build_recipe(tmp_path), longest=8192, n_patches=20_000)
-    assert sum(in_4_bit.values()) < 40 < sum(estimate_memory(build_recipe(tmp_path), 200_000, 20_000).values())
+    recipe = build_recipe(folder_8b)
+    assert sum(plan(recipe).values()) < 40 < sum(plan(recipe, longest=200_000).values())
+
+
+def test_activations_are_planned_by_what_is_trained_and_kept(folder_8b):
+    """Numbers by hand: 36 layers of 4096, 32 heads of 128 over 8 of keys, 27 vision layers of 1152; two bytes each."""
+    kept = plan(build_recipe(folder_8b))
+    inside = 8192 * (6 * 4096 + 2 * 4096 + 2 * 1024 + 4 * 12_288)
+    assert kept["activations"] == pytest.approx(2 * (36 * 8192 * 4096 + 2 * inside) / GB)
+    assert kept["keys and values by branch"] == pytest.approx(2 * 16_384 * 2 * (4096 + 1024) / GB)
+    vision_layer = 20_000 * (8 * 1152 + 2 * 4304)
+    assert kept["vision activations"] == pytest.approx(2 * vision_layer / GB)
+    assert "attention mask" not in kept
+    vision = plan(build_recipe(folder_8b, "--lora_parts", "[language, vision]"))
+    expected = 2 * (2 * vision_layer + 27 * 20_000 * 1152) / GB
+    assert vision["vision activations"] == pytest.approx(expected)
+    eager = plan(build_recipe(folder_8b, "--attn_implementation", "eager"))
+    assert eager["attention mask"] == pytest.approx(2 * 8192**2 / GB) and not eager["keys and values by branch"]
+
+
+def test_validation_rollout_s_cache_counts_where_it_is_larger_than_a_training_step(folder_8b):
+    validated = ["--val_split", "0.1", "--eval_strategy", "epoch"]
+    assert plan(build_recipe(folder_8b, *validated))["validation rollout, beyond"] == 0
+    short = plan(build_recipe(folder_8b, *validated, "--max_answer_tokens", "500"), longest=512)
+    training = sum(short[name] for name in ("activations", "keys and values by branch", "vision activations"))
+    cache = 16 * (1500 + 500) * 2 * 36 * 1024 * 2 / GB
+    assert short["validation rollout, beyond"] == pytest.approx(cache - training)
+    assert plan(build_recipe(folder_8b), longest=512)["validation rollout, beyond"] == 0
 
 
 def test_tokens_are_counted_with_and_without_packing(checkpoint):
     sizes = [StepSize(f"image{i // 4}", 1000, 100) for i in range(8)]
     packed = plan_tokens(build_recipe(checkpoint, "--tokens_per_batch", "1400"), sizes, n_ranks=1)
     assert (packed.n_tokens_alone, packed.n_tokens_packed, packed.n_sequences) == (8800, 2800, 2)
-    assert (packed.longest, packed.longest_prefixes, packed.n_optimizer_steps) == (1400, 1000, 1)
+    assert (packed.longest, packed.longest_alone, packed.longest_step) == (1400, 4400, 1100)
+    assert (packed.most_prefixes, packed.n_optimizer_steps) == (1000, 1)
     padded = plan_tokens(build_recipe(checkpoint, "--packing", "none"), sizes, n_ranks=1)
     assert (padded.n_tokens_packed, padded.n_sequences, padded.longest) == (8800, 8, 8 * 1100)
 
@@ -68,3 +109,5 @@ def test_the_plan_says_whether_it_fits_the_card(checkpoint):
     tokens = plan_tokens(recipe, [StepSize("image", 1000, 100)], n_ranks=1)
     assert "of 40: fits" in format_plan(recipe, tokens, {"weights": 6.0}, 40)
     assert "of 40: does not fit" in format_plan(recipe, tokens, {"weights": 60.0}, 40)
+    on_cpu = format_plan(build_recipe(checkpoint, "--use_cpu", "true"), tokens, {"weights": 6.0}, 40)
+    assert "longest batch" in on_cpu and "GPU" not in on_cpu
