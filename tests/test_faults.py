@@ -84,6 +84,18 @@ def test_signal_to_every_process_of_a_job_leaves_the_loading_of_data_alone(attem
     assert_ends_the_same(tmp_path / "out", tmp_path / "quiet")
 
 
+def test_paged_8_bit_optimiser_of_the_8b_recipes_goes_on_with_the_same_bits(attempt, tmp_path):
+    """Of rank 64, so that matrices have the 4,096 numbers below which the state is kept in 32 bits."""
+    arguments = ["--resume", "auto", "--optim", "paged_adamw_8bit", "--lora_r", "64", "--max_steps", "6"]
+    eight_bit = {"arguments": arguments}
+    assert attempt(tmp_path / "quiet", eight_bit) == [0]
+    state = torch.load(tmp_path / "quiet/checkpoint-6/optimizer.pt", weights_only=True)["state"]
+    assert torch.uint8 in {state[i]["__bnb_optimizer_quant_state__"]["state1"].dtype for i in state}
+    codes = attempt(tmp_path / "out", {**eight_bit, "signal": "SIGTERM", "at_step": 2}, eight_bit)
+    assert codes == [PREEMPTED, 0], printed(tmp_path / "out", 1)
+    assert_same_bits(tmp_path / "out", tmp_path / "quiet")
+
+
 def test_truncated_checkpoint_is_set_aside_and_the_one_before_it_taken(attempt, undisturbed, tmp_path):
     assert attempt(tmp_path, {"signal": "SIGKILL", "at_step": 7}) == [-9]
     assert checkpoints(tmp_path) == ["checkpoint-3", "checkpoint-6"]
