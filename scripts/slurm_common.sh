@@ -31,7 +31,7 @@ train() {
     export LAUNCH_OPTIONS="$options ${LAUNCH_OPTIONS:-}"
     trap 'preempted=1' USR1 TERM
     # shellcheck disable=SC2016 # expanded on each node
-    srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '
+    srun --export=ALL --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '
         export LAUNCH_OPTIONS="--machine_rank $SLURM_NODEID $LAUNCH_OPTIONS"
         exec bash scripts/launch.sh "$@"' bash "$config" "$@" &
     step=$!
