@@ -8,27 +8,33 @@ show_help() {
 }
 
 # Starts scripts/launch.sh once on every node of the job: train CONFIG RECIPE.yaml [--key value ...]
+# Processes are started for the GPUs that Slurm gave each node, or PROCESSES_PER_NODE; without either as CONFIG says.
 # Slurm's warning (SIGUSR1 before the time limit) and preemption (SIGTERM) go on to it; on its exit code 75 the job is
 # put into the queue again under its own number.
 train() {
-    local config=$1 step code preempted=
+    local config=$1 n_nodes=${SLURM_JOB_NUM_NODES:-1} per_node=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}
+    local options step code preempted=
     shift
-    if [ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ]; then
-        MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-        MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-        export MASTER_ADDR MASTER_PORT
+    # below 32768, where the kernel begins to give ports to connections
+    options="--main_process_port $((20000 + SLURM_JOB_ID % 12000))"
+    if [ "$n_nodes" -gt 1 ]; then
+        : "${per_node:?found no GPUs in this job; set PROCESSES_PER_NODE}"
+        options+=" --num_machines $n_nodes --deepspeed_multinode_launcher standard"
+        options+=" --main_process_ip $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
     fi
-    # shellcheck disable=SC2016 # expanded on each node
-    srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '
-        if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
-            n_processes=$((SLURM_JOB_NUM_NODES * ${GPUS_PER_NODE:?set it to the number of GPUs on each node}))
-            LAUNCH_OPTIONS="--num_machines $SLURM_JOB_NUM_NODES --machine_rank $SLURM_NODEID ${LAUNCH_OPTIONS:-}"
-            LAUNCH_OPTIONS="--main_process_ip $MASTER_ADDR --main_process_port $MASTER_PORT $LAUNCH_OPTIONS"
-            export LAUNCH_OPTIONS="--num_processes $n_processes $LAUNCH_OPTIONS"
+    if [ -n "$per_node" ]; then
+        options+=" --num_processes $((n_nodes * per_node))"
+        if [ "${SLURM_CPUS_ON_NODE:-$per_node}" -lt "$per_node" ]; then
+            echo "found $SLURM_CPUS_ON_NODE CPU for $per_node processes; sbatch --cpus-per-task=N gives more" >&2
         fi
+    fi
+    export LAUNCH_OPTIONS="$options ${LAUNCH_OPTIONS:-}"
+    trap 'preempted=1' USR1 TERM
+    # shellcheck disable=SC2016 # expanded on each node
+    srun --export=ALL --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '
+        export LAUNCH_OPTIONS="--machine_rank $SLURM_NODEID $LAUNCH_OPTIONS"
         exec bash scripts/launch.sh "$@"' bash "$config" "$@" &
     step=$!
-    trap 'preempted=1' USR1 TERM
     while kill -0 "$step" 2>/dev/null; do
         if [ -n "$preempted" ]; then
             kill -USR1 "$step" # which srun hands on to its tasks

@@ -9,10 +9,10 @@
 #
 #   sbatch [sbatch options] scripts/slurm_multi_node.sh RECIPE.yaml [--key value ...]
 #
-# Partition, account, time and GPUs are options of sbatch or its variables (SBATCH_PARTITION, SBATCH_TIMELIMIT, ...).
+# Partition, account, time, GPUs and CPUs are options of sbatch or its variables (SBATCH_PARTITION, SBATCH_TIMELIMIT).
 # Submit from the repository, with the environment that has the package active. 300 s before the time limit, and on
 # preemption, the step is finished, a checkpoint saved and the job requeued; it goes on from there.
-# GPUS_PER_NODE has to say how many GPUs each node has, e.g. GPUS_PER_NODE=8.
+# One process is started for each GPU that Slurm gives a node, or as many as PROCESSES_PER_NODE says.
 # Environment: CONFIG, the accelerate configuration [accelerate_configs/multi_node_zero3.yaml];
 # LAUNCH_OPTIONS, more options of `accelerate launch`, e.g. "--num_processes 4"; REPOSITORY [where sbatch was called].
 set -uo pipefail

@@ -8,7 +8,7 @@
 #
 #   sbatch [sbatch options] scripts/slurm_one_gpu.sh RECIPE.yaml [--key value ...]
 #
-# Partition, account, time and GPUs are options of sbatch or its variables (SBATCH_PARTITION, SBATCH_TIMELIMIT, ...).
+# Partition, account, time, GPUs and CPUs are options of sbatch or its variables (SBATCH_PARTITION, SBATCH_TIMELIMIT).
 # Submit from the repository, with the environment that has the package active. 300 s before the time limit, and on
 # preemption, the step is finished, a checkpoint saved and the job requeued; it goes on from there.
 # Environment: CONFIG, the accelerate configuration [accelerate_configs/single_gpu.yaml];

@@ -9,9 +9,10 @@
 #
 #   sbatch [sbatch options] scripts/slurm_zero2.sh RECIPE.yaml [--key value ...]
 #
-# Partition, account, time and GPUs are options of sbatch or its variables (SBATCH_PARTITION, SBATCH_TIMELIMIT, ...).
+# Partition, account, time, GPUs and CPUs are options of sbatch or its variables (SBATCH_PARTITION, SBATCH_TIMELIMIT).
 # Submit from the repository, with the environment that has the package active. 300 s before the time limit, and on
 # preemption, the step is finished, a checkpoint saved and the job requeued; it goes on from there.
+# One process is started for each GPU that Slurm gives the node, or as many as PROCESSES_PER_NODE says.
 # Environment: CONFIG, the accelerate configuration [accelerate_configs/zero2.yaml];
 # LAUNCH_OPTIONS, more options of `accelerate launch`, e.g. "--num_processes 4"; REPOSITORY [where sbatch was called].
 set -uo pipefail

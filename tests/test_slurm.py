@@ -1,27 +1,57 @@
-"""Slurm jobs on a real one-node cluster: preempted, requeued, resumed, finished with the adapter of a quiet run."""
+"""Slurm jobs on real clusters of this machine: preempted, requeued, resumed, finished as a quiet run does."""
 
 import json
 import subprocess
 import sys
 
 import pytest
-from attempt_samples import assert_same_bits, printed, start_attempts, write_recipe
+import torch
+from attempt_samples import assert_same_bits, load_adapter, printed, start_attempts, write_recipe
 from conftest import ROOT
-from slurm_cluster import find_missing, read_job, run_client, start_cluster, wait_until
+from slurm_cluster import (
+    find_missing,
+    find_missing_for_two_nodes,
+    has_ended,
+    read_job,
+    read_log,
+    run_client,
+    start_cluster,
+    submit,
+    wait_for_end,
+    wait_for_restart,
+    wait_until,
+)
 from trajectory_samples import build_tasks, write_trajectories
 
 JOBS = sorted((ROOT / "scripts").glob("slurm_[!c]*.sh"))
 SCRIPTS = [*JOBS, ROOT / "scripts/launch.sh"]
 needs_slurm = pytest.mark.skipif(find_missing() is not None, reason=str(find_missing()))
+needs_two_nodes = pytest.mark.skipif(
+    find_missing_for_two_nodes() is not None, reason=str(find_missing_for_two_nodes())
+)
+SETTINGS = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "REPOSITORY": str(ROOT)}
+SETTINGS |= {"CONFIG": "accelerate_configs/cpu.yaml", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+# What one process and two, under ZeRO-3 too, do alike: see test_distributed.py.
+ALIKE = ["--lora_dropout", "0", "--load_in_4bit", "false", "--learning_rate", "1e-3", "--max_steps", "24"]
+ALIKE += ["--save_steps", "100"]
+FP32 = {"CONFIG": "", "LAUNCH_OPTIONS": "--mixed_precision no"}  # an empty CONFIG is that of the script
+NODES = " --num_machines 2 --deepspeed_multinode_launcher standard --main_process_ip node1"
+# Has srun too pass on these alone, unless it is told otherwise.
+EXPORT = f"--export=PYTHON=echo,CONFIG=any.yaml,LAUNCH_OPTIONS=--of user,REPOSITORY={ROOT}"
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """What the clients' environment has to be."""
     with start_cluster(tmp_path_factory.mktemp("slurm")) as environment:
-        settings = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "REPOSITORY": str(ROOT)}
-        settings |= {"CONFIG": "accelerate_configs/cpu.yaml", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        yield {**environment, **settings}
+        yield {**environment, **SETTINGS}
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory):
+    """What the clients' environment has to be."""
+    with start_cluster(tmp_path_factory.mktemp("two"), n_nodes=2) as environment:
+        yield {**environment, **SETTINGS}
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +59,40 @@ def recipe(tiny_checkpoints, tmp_path_factory):
     return write_recipe(tmp_path_factory.mktemp("job"), tiny_checkpoints["qwen3_vl"])
 
 
-def submit(cluster, *arguments):
-    return run_client(cluster, "sbatch", "--parsable", *map(str, arguments)).strip()
+@pytest.fixture(scope="module")
+def attempt(recipe):
+    """Runs what Slurm has no part in."""
+    with start_attempts(recipe) as attempt:
+        yield attempt
 
 
-def has_ended(cluster, job):
-    return read_job(cluster, job)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+@pytest.fixture(scope="module")
+def one_process(attempt, tmp_path_factory):
+    """The folder of one process that has the global batch of two."""
+    pytest.importorskip("deepspeed")
+    folder = tmp_path_factory.mktemp("one")
+    assert attempt(folder, {"arguments": [*ALIKE, "--gradient_accumulation_steps", "2"]}) == [0], printed(folder)
+    return folder
+
+
+def assert_close(folder, other):
+    """Each number of the adapter within 1e-4."""
+    torch.testing.assert_close(load_adapter(folder), load_adapter(other), rtol=0, atol=1e-4)
+
+
+def has_done(folder, step):
+    """Return whether the first process has logged the end of this step."""
+    steps = folder / "logs/rank-0.log"
+    return steps.is_file() and f"step {step} done" in steps.read_text()
+
+
+def find_checkpoints(folder):
+    return sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
+
+
+def find_ranks(folder):
+    """Return the processes that have logged."""
+    return sorted(int(path.stem.split("-")[1]) for path in folder.glob("logs/rank-*.log"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
@@ -55,37 +113,96 @@ def test_scripts_pass_shellcheck():
 
 
 @needs_slurm
-def test_job_that_is_warned_and_preempted_is_requeued_and_ends_with_the_same_adapter(cluster, recipe, tmp_path):
+def test_job_that_is_warned_and_preempted_is_requeued_and_ends_with_the_same_adapter(
+    cluster, recipe, attempt, tmp_path
+):
     """First Slurm's warning before the time limit, then a job of a higher partition that takes the whole node."""
     more = ["--max_steps", "24", "--save_steps", "100"]
-    with start_attempts(recipe) as attempt:
-        assert attempt(tmp_path / "quiet", {"arguments": more}) == [0], printed(tmp_path / "quiet")
+    assert attempt(tmp_path / "quiet", {"arguments": more}) == [0], printed(tmp_path / "quiet")
     out, log = tmp_path / "out", tmp_path / "job.log"
     options = ["--partition=low", "--gpus=0", f"--output={log}"]
     job = submit(cluster, *options, "scripts/slurm_one_gpu.sh", recipe, "--output_dir", out, *more)
 
-    def has_done(step):
-        steps = out / "logs/rank-0.log"
-        return steps.is_file() and f"step {step} done" in steps.read_text()
-
-    def checkpoints():
-        return sorted(int(path.name.split("-")[1]) for path in out.glob("checkpoint-*"))
-
-    wait_until(lambda: has_done(1), "step 1")
+    wait_until(lambda: has_done(out, 1), "step 1")
     run_client(cluster, "scancel", "--batch", "--signal=USR1", job)
-    wait_until(lambda: read_job(cluster, job)["Restarts"] == "1", "the first restart")
-    (first,) = checkpoints()
-    run_client(cluster, "scontrol", "update", f"jobid={job}", "StartTime=now")  # Slurm delays a requeued job
-    wait_until(lambda: has_done(first + 1), "a step after the first restart")
+    wait_for_restart(cluster, job, 1)
+    (first,) = find_checkpoints(out)
+    wait_until(lambda: has_done(out, first + 1), "a step after the first restart")
     submit(cluster, "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    wait_until(lambda: read_job(cluster, job)["Restarts"] == "2", "the second restart")
-    assert len(checkpoints()) == 2
-    run_client(cluster, "scontrol", "update", f"jobid={job}", "StartTime=now")
-    wait_until(lambda: has_ended(cluster, job), "the end")
-    assert read_job(cluster, job)["JobState"] == "COMPLETED", log.read_text()
-    assert f"preempted: job {job} goes into the queue again" in log.read_text()
-    assert log.read_text().count("preempted: saved step") == 2
+    wait_for_restart(cluster, job, 2)
+    assert len(find_checkpoints(out)) == 2
+    wait_for_end(cluster, job, log)
+    assert f"preempted: job {job} goes into the queue again" in read_log(log)
+    assert read_log(log).count("preempted: saved step") == 2
     assert_same_bits(out, tmp_path / "quiet")
+
+
+@needs_slurm
+def test_zero_jobs_of_one_node_are_requeued_and_end_as_one_process_does(cluster, recipe, one_process, tmp_path):
+    """With the configurations for GPUs, in fp32. Each takes the node: ZeRO-3 runs once ZeRO-2, warned, is requeued."""
+    jobs = {}
+    for stage in ("zero2", "zero3"):
+        (tmp_path / stage).mkdir()
+        options = ["--partition=low", "--gpus-per-node=2", "--cpus-per-task=2", f"--output={tmp_path}/{stage}/job.log"]
+        arguments = [f"scripts/slurm_{stage}.sh", recipe, "--output_dir", tmp_path / stage / "out", *ALIKE]
+        jobs[stage] = submit({**cluster, **FP32}, *options, *arguments)
+    wait_until(lambda: has_done(tmp_path / "zero2/out", 1), "step 1")
+    run_client(cluster, "scancel", "--batch", "--signal=USR1", jobs["zero2"])
+    wait_for_restart(cluster, jobs["zero2"], 1)
+    (saved,) = find_checkpoints(tmp_path / "zero2/out")
+    for stage, job in jobs.items():
+        wait_for_end(cluster, job, tmp_path / stage / "job.log")
+        assert find_ranks(tmp_path / stage / "out") == [0, 1]
+        assert_close(tmp_path / stage / "out", one_process)
+    assert f"resume: going on from {tmp_path}/zero2/out/checkpoint-{saved}" in read_log(tmp_path / "zero2/job.log")
+
+
+@needs_two_nodes
+def test_job_of_two_nodes_is_preempted_on_both_and_ends_as_one_process_does(two_nodes, recipe, one_process, tmp_path):
+    """ZeRO-3 with the configuration for GPUs, in fp32, one process a node, over gloo between two network stacks."""
+    out, log = tmp_path / "out", tmp_path / "job.log"
+    options = ["--partition=low", "--gpus-per-node=1", "--cpus-per-task=2", f"--output={log}"]
+    job = submit({**two_nodes, **FP32}, *options, "scripts/slurm_multi_node.sh", recipe, "--output_dir", out, *ALIKE)
+    wait_until(lambda: has_done(out, 1), "step 1")
+    submit(two_nodes, "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    wait_for_restart(two_nodes, job, 1)
+    (saved,) = find_checkpoints(out)
+    for rank in range(2):
+        assert f"preempted: saved step {saved};" in (out / f"logs/rank-{rank}.log").read_text()
+    wait_for_end(two_nodes, job, log)
+    assert f"resume: going on from {out}/checkpoint-{saved}" in read_log(log)
+    assert find_ranks(out) == [0, 1]
+    assert_close(out, one_process)
+
+
+@needs_two_nodes
+@pytest.mark.parametrize(
+    "script, options, variables, n_processes",
+    [
+        ("zero2", ["--gpus-per-node=1"], {}, 1),
+        ("multi_node", ["--gpus-per-node=2"], {}, 4),
+        ("multi_node", ["--gpus-per-node=1", EXPORT], {}, 2),
+        ("multi_node", ["--gpus-per-node=0"], {"PROCESSES_PER_NODE": "3"}, 6),
+    ],
+)
+def test_jobs_start_a_process_for_each_gpu_of_each_node(two_nodes, tmp_path, script, options, variables, n_processes):
+    """PYTHON is a program that prints its arguments; what the user gives comes last, so that it counts."""
+    environment = {**two_nodes, "PYTHON": "echo", "CONFIG": "any.yaml", "LAUNCH_OPTIONS": "--of user", **variables}
+    job = submit(environment, *options, f"--output={tmp_path}/log", f"scripts/slurm_{script}.sh", "recipe.yaml")
+    wait_for_end(two_nodes, job, tmp_path / "log")
+    started = sorted(line for line in read_log(tmp_path / "log").splitlines() if " launch " in line)
+    between = [line.split(" any.yaml ")[1].split(" --of user sft/run.py recipe.yaml ")[0] for line in started]
+    nodes, n_nodes = (NODES, 2) if script == "multi_node" else ("", 1)
+    shared = f"--main_process_port {20000 + int(job)}{nodes} --num_processes {n_processes}"
+    assert between == [f"--machine_rank {rank} {shared}" for rank in range(n_nodes)]
+
+
+@needs_two_nodes
+def test_job_of_two_nodes_without_gpus_asks_for_the_number_of_processes(two_nodes, tmp_path):
+    options = ["--gpus-per-node=0", f"--output={tmp_path}/log"]
+    job = submit(two_nodes, *options, "scripts/slurm_multi_node.sh", "recipe.yaml")
+    wait_until(lambda: has_ended(two_nodes, job), "the end")
+    assert "found no GPUs in this job; set PROCESSES_PER_NODE" in read_log(tmp_path / "log")
 
 
 @needs_slurm
@@ -95,7 +212,7 @@ def test_rollout_array_shares_the_tasks_out_and_merges_them(cluster, tmp_path):
     shown = run_client(cluster, "bash", str(ROOT / "scripts/slurm_rollout.sh"), *map(str, arguments))
     merging = shown.split()[-1]
     wait_until(lambda: has_ended(cluster, merging), "the merge")
-    logs = "\n".join(path.read_text() for path in (tmp_path / "run").glob("*.log"))
+    logs = "\n".join(read_log(path) for path in (tmp_path / "run").glob("*.log"))
     assert read_job(cluster, merging)["JobState"] == "COMPLETED", logs
     sizes = [
         (tmp_path / f"run/{name}/steps.jsonl").read_text().count("\n") for name in ("shard-0", "shard-1", "merged")
@@ -114,5 +231,5 @@ def test_sweep_trains_every_combination_in_a_folder_of_its_own(cluster, recipe, 
     adapters = [tmp_path / "sweep" / name / "adapter_model.safetensors" for name in names]
     ended = [lambda i=i: has_ended(cluster, f"{job}_{i}") for i in range(2)]
     wait_until(lambda: all(end() for end in ended), "both members")
-    logs = "\n".join(path.read_text() for path in (tmp_path / "sweep").glob("*.log"))
+    logs = "\n".join(read_log(path) for path in (tmp_path / "sweep").glob("*.log"))
     assert all(path.is_file() for path in adapters), logs
