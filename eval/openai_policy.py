@@ -14,10 +14,10 @@ from eval.policy import RawAnswer, StepRequest
 from eval.schema import build_answer_schema
 from sft.errors import UserError
 from sft.prompts import AgentConfig, build_prompt
+from sft.screenshots import read_as_shown
 
 N_TRIES, FIRST_WAIT_S, TIMEOUT_S = 5, 1.0, 300
 _STEP_FAULTS = (400, 413, 422)  # this request cannot be answered; the next may
-_MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 
 class OpenAIPolicy:
@@ -62,9 +62,9 @@ class OpenAIPolicy:
 
     def _build_body(self, request: StepRequest) -> dict[str, Any]:
         messages = build_prompt(request.instruction, request.memory, self.agent, request.elements)
-        media_type = _MEDIA_TYPES.get(request.image_path.suffix.lower(), "image/png")
-        data = base64.b64encode(request.image_path.read_bytes()).decode("ascii")
-        image = {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{data}"}}
+        media_type, data = read_as_shown(request.image_path)
+        url = f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+        image = {"type": "image_url", "image_url": {"url": url}}
         for message in messages:
             message["content"] = [image if part["type"] == "image" else part for part in message["content"]]
         body = {

@@ -79,8 +79,19 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
 
 
 def read_agent(arguments: argparse.Namespace) -> AgentConfig:
-    """Return how prompts are made: as in training, or the default where nothing was trained."""
-    is_local = arguments.model_path and arguments.engine != "openai"
-    if is_local or arguments.agent_config:
-        return load_agent_config(Path(arguments.model_path or "."), arguments.agent_config)
-    return AgentConfig()
+    """Return how prompts are made: as in training, or the default where nothing was trained.
+
+    `--model_path` is a folder, but for engine openai: there it is a name that the server knows, and no folder is read
+    but that of `--agent_config`.
+    """
+    folder = find_model_folder(arguments)
+    if folder is None and not arguments.agent_config:
+        return AgentConfig()
+    return load_agent_config(Path(folder or "."), arguments.agent_config)
+
+
+def find_model_folder(arguments: argparse.Namespace) -> str | None:
+    """Return the folder that says what the model was trained on; a served one's is where its agent_config.json is."""
+    if arguments.engine != "openai":
+        return arguments.model_path
+    return str(Path(arguments.agent_config).parent) if arguments.agent_config else None

@@ -17,7 +17,7 @@ from eval.card_results import enter_results
 from eval.data_notes import describe_test_data
 from eval.manifest import build_run_info, for_mode, for_shard, open_run
 from eval.metering import meter, record_rollout
-from eval.options import parse_arguments, read_agent
+from eval.options import find_model_folder, parse_arguments, read_agent
 from eval.publish import publish_comparison, publish_run
 from eval.results import StepResult
 from eval.runs import run_tasks, write_in_order
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     if arguments.self_check:
         run_self_check(arguments, agent, trajectories, build)
         return
-    trained = find_trained_tasks(arguments.model_path if arguments.policy == "model" else None, trajectories)
+    trained = find_trained_tasks(find_model_folder(arguments) if arguments.policy == "model" else None, trajectories)
     refuse_trained_tasks(trained, arguments.test_csv, arguments.allow_overlap)
     info = build_run_info(
         mode=arguments.mode,

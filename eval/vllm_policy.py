@@ -72,8 +72,9 @@ class VllmPolicy:
                 )
             except ValueError as error:
                 answers[i] = RawAnswer("", error=str(error))
+        opened = {path: open_screenshot(path) for path in {requests[i].image_path for i in prompts}}
         inputs = [
-            {"prompt": prompt.text, "multi_modal_data": {"image": open_screenshot(requests[i].image_path)}}
+            {"prompt": prompt.text, "multi_modal_data": {"image": opened[requests[i].image_path]}}
             for i, prompt in prompts.items()
         ]
         outputs = self._llm.generate(inputs, self._sampling, lora_request=self._adapter, use_tqdm=False)

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -24,6 +25,7 @@ MAX_IMAGE_PIXELS = 40_000_000
 MAX_IMAGE_SIDE = 16_384
 MAX_ASPECT_RATIO = 100
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
+_MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 # Pillow warns above 89 million pixels; the limit here is lower and refuses.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _EXIF_ORIENTATION, _TURNED_BY_90 = 0x0112, (5, 6, 7, 8)
@@ -116,6 +118,22 @@ def open_screenshot(path: Path) -> Image.Image:
         raise UserError(f"{path}: found a screenshot that cannot be opened ({error}); restore the file") from error
 
 
+def read_as_shown(path: Path) -> tuple[str, bytes]:
+    """Return a media type and bytes that any reader decodes to the image of `open_screenshot`.
+
+    They are the file's own where it is upright RGB in a format of the web; otherwise a PNG, since what becomes of an
+    orientation, transparency or 16 bits is the reader's choice.
+    """
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
+        is_upright = _find_orientation(image, data) == 1
+        if is_upright and image.mode == "RGB" and not image.has_transparency_data and image.format in _MEDIA_TYPES:
+            return _MEDIA_TYPES[image.format], data
+    png = io.BytesIO()
+    open_screenshot(path).save(png, "PNG")
+    return "image/png", png.getvalue()
+
+
 def hash_screenshot(path: Path) -> str:
     """Return the SHA-256 of the file's bytes, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -148,9 +166,13 @@ def find_screenshot(name: str, folders: Sequence[Path]) -> Path | None:
 
 def _find_upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
     width, height = image.size
+    return (height, width) if _find_orientation(image, data) in _TURNED_BY_90 else (width, height)
+
+
+def _find_orientation(image: Image.Image, data: bytes) -> Any:
+    """Return the EXIF orientation as the file has it, 1 where there is none."""
     has_exif = "exif" in image.info or (image.format == "PNG" and b"eXIf" in data)  # getexif() decodes a PNG
-    turned = has_exif and image.getexif().get(_EXIF_ORIENTATION) in _TURNED_BY_90
-    return (height, width) if turned else (width, height)
+    return image.getexif().get(_EXIF_ORIENTATION, 1) if has_exif else 1
 
 
 def _find_damage(data: bytes, image_format: str) -> str | None:

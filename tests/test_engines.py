@@ -4,7 +4,7 @@ import base64
 import importlib.util
 import json
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -13,6 +13,7 @@ from trajectory_samples import build_tasks, write_trajectories
 import eval.openai_policy as openai_policy
 from eval.rollout import main
 from sft.errors import UserError
+from sft.goals import hash_goal
 from sft.prompts import AgentConfig, format_answer
 from sft.trajectory import load_trajectories
 
@@ -124,6 +125,29 @@ def test_a_server_that_is_not_there_is_named(csv, tmp_path, monkeypatch):
     engine = ["--engine", "openai", "--api_url", "http://127.0.0.1:9/v1", "--model_path", "m"]
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9.*no answer in 5 tries"):
         main([*engine, "--test_csv", str(csv), "--output_dir", str(tmp_path / "run")])
+
+
+def write_agent(folder):
+    folder.mkdir()
+    path = folder / "agent_config.json"
+    path.write_text(json.dumps(asdict(replace(AGENT, max_answer_tokens=77))))
+    return str(path)
+
+
+def test_prompts_of_a_served_model_are_made_by_the_agent_config_that_is_named(server, csv, tmp_path):
+    agent = write_agent(tmp_path / "trained")
+    assert roll_out(server, csv, tmp_path / "run", "--agent_config", agent)["n_steps"] == 9
+    assert {body["max_tokens"] for body in server.bodies} == {77}
+
+
+def test_served_model_is_refused_on_tasks_it_was_trained_on(server, csv, tmp_path):
+    agent = write_agent(tmp_path / "trained")
+    goals = {t.task_id: hash_goal(t.instruction) for t in server.tasks[:1]}
+    (tmp_path / "trained/training_data.json").write_text(json.dumps({"train": {"tasks": goals}}))
+    with pytest.raises(UserError, match="1 tasks that the model was trained on"):
+        roll_out(server, csv, tmp_path / "run", "--agent_config", agent)
+    assert not server.bodies
+    roll_out(server, csv, tmp_path / "run", "--agent_config", agent, "--allow_overlap")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")

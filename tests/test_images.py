@@ -10,7 +10,14 @@ from PIL import Image
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft.errors import UserError
-from sft.screenshots import find_image_problem, inspect_bytes, open_screenshot, read_facts, read_upright_size
+from sft.screenshots import (
+    find_image_problem,
+    inspect_bytes,
+    open_screenshot,
+    read_as_shown,
+    read_facts,
+    read_upright_size,
+)
 from sft.trajectory import load_trajectories
 
 
@@ -105,6 +112,45 @@ def test_exif_rotated_image_is_opened_upright(tmp_path, image_format):
     assert opened.size == (48, 64)
     assert opened.getpixel((44, 32))[0] > 200
     assert opened.getpixel((4, 32))[2] > 200
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+def test_plain_screenshot_is_sent_to_a_server_as_it_is(tmp_path, image_format):
+    path = _save(tmp_path / "plain", Image.new("RGB", (64, 48), (12, 200, 34)), image_format)
+    assert read_as_shown(path) == (f"image/{image_format.lower()}", path.read_bytes())
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_turned_screenshot_is_sent_to_a_server_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.new("RGB", (64, 48), (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, 64, 16))
+    _check_sent_as_shown(_save(tmp_path / "turned", image, "JPEG", exif=exif))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("RGBA", (64, 48), (9, 9, 9, 0)),
+        Image.fromarray(np.full((48, 64), 0x7F00, np.uint16)),
+        Image.new("L", (64, 48), 200),
+    ],
+    ids=["transparent", "16-bit grey", "grey"],
+)
+def test_odd_screenshot_is_sent_to_a_server_as_the_model_saw_it(tmp_path, image):
+    _check_sent_as_shown(_save(tmp_path / "odd.png", image))
+
+
+def test_screenshot_in_a_format_that_servers_may_not_read_is_sent_as_png(tmp_path):
+    _check_sent_as_shown(_save(tmp_path / "old.bmp", Image.new("RGB", (64, 48), (12, 200, 34))))
+
+
+def _check_sent_as_shown(path):
+    media_type, data = read_as_shown(path)
+    with Image.open(io.BytesIO(data)) as sent:
+        assert (media_type, sent.format, sent.mode, dict(sent.getexif())) == ("image/png", "PNG", "RGB", {})
+        assert np.array_equal(np.asarray(sent), np.asarray(open_screenshot(path)))
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
