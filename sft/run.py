@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, cast
 from sft.config import Recipe, build_training_arguments, parse_recipe
 from sft.data import TaskSplit, build_step_rows, load_task_split, read_step_sizes
 from sft.errors import UserError, run_command
+from sft.first_process import do_in_first_process
 from sft.hub import find_base_model
 from sft.preemption import watch_for_preemption
 from sft.problems import describe_quarantine
-from sft.resume import agree_on_checkpoint, describe_run
+from sft.resume import choose_checkpoint, describe_run
 from sft.run_files import save_run_files
 from sft.sampler import PackSampler, PaddedSampler
 from sft.support import check_support, read_launch
@@ -97,7 +98,7 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
 
     folder = Path(cast(str, training.output_dir))
     run = describe_run(recipe, read_launch(os.environ), train.dataset, val.dataset if val else None)
-    checkpoint = agree_on_checkpoint(recipe, folder, run, training)
+    checkpoint = do_in_first_process(lambda: choose_checkpoint(recipe, folder, run))
     sampler = build_sampler(recipe, train.dataset, training)
     recorder.note(packing_factor=sampler.packing_factor if isinstance(sampler, PackSampler) else 1.0)
     trainer = TrajectoryTrainer(

@@ -173,6 +173,18 @@ def test_killed_process_is_reported_by_the_other_and_the_run_goes_on(attempt, on
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_full_disk_noticed_by_one_process_ends_all_with_the_reason(attempt, small_disk, engine):
+    folder, resize = small_disk
+    two = {**ENGINES[engine], "arguments": ["--resume", "auto", *COMMON, *LORA, "--save_strategy", "steps"]}
+    two["arguments"] += ["--save_steps", "1"]
+    assert attempt(folder, {**two, "signal": "SIGTERM", "at_step": 1}) == [[PREEMPTED, PREEMPTED]], printed(folder)
+    resize(sum(path.stat().st_blocks * 512 for path in folder.rglob("*")) + 100_000)
+    assert attempt(folder, {**two, "limit_s": 120}) == [[2, 2]], printed(folder)
+    for rank in range(2):
+        assert "MB free on the disk; expected" in (folder / f"logs/rank-{rank}.log").read_text()
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
 def test_process_that_hangs_ends_the_run_after_ddp_timeout(attempt, tmp_path, engine):
     """Under ZeRO-3 the other waits in a group that DeepSpeed built."""
     arguments = [*COMMON, *LORA, "--ddp_timeout", "10"]

@@ -159,23 +159,6 @@ def test_training_whose_launcher_is_killed_saves_and_ends_instead_of_going_on_al
     assert_ends_the_same(tmp_path, undisturbed)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of its own, and what resizes it."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "none", folder], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
-    yield (
-        folder,
-        lambda n_bytes: subprocess.run(["mount", "-o", f"remount,size={n_bytes // 1024}k", folder], check=True),
-    )
-    subprocess.run(["umount", folder], check=True)
-
-
 def test_full_disk_is_noticed_before_saving_and_the_run_goes_on_when_there_is_room(attempt, undisturbed, small_disk):
     folder, resize = small_disk
     out = folder / "out"
