@@ -1,6 +1,7 @@
 """Two processes end with the adapter of one that has the same global batch: DDP, ZeRO-2 and ZeRO-3, over gloo."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from attempt_samples import PREEMPTED, load_adapter, printed, read_losses, start
 from safetensors.torch import load_file
 from trajectory_samples import build_tasks, write_trajectories
 
+from sft.checkpoints import list_checkpoints
 from sft.sampler import PackSampler, PaddedSampler, StepSize
 
 # One process accumulates over what two work on at the same time. Dropout is off: processes draw other random numbers.
@@ -114,9 +116,9 @@ def test_processes_see_disjoint_steps_and_each_step_once_an_epoch(n_ranks, accum
 def test_preempted_processes_save_the_same_step_and_end_as_if_undisturbed(attempt, one_process, tmp_path, engine):
     """One of two gets the signal; both save, and the checkpoint is of this engine."""
     arguments = ["--resume", "auto", *COMMON, *LORA]
-    signal = {"signal": "SIGUSR1", "to_rank": 1, "at_step": 2}
+    preemption = {"signal": "SIGUSR1", "to_rank": 1, "at_step": 2}
     engine_attempt = {**ENGINES[engine], "arguments": arguments}
-    assert attempt(tmp_path, {**engine_attempt, **signal}) == [[PREEMPTED, PREEMPTED]], printed(tmp_path)
+    assert attempt(tmp_path, {**engine_attempt, **preemption}) == [[PREEMPTED, PREEMPTED]], printed(tmp_path)
     (checkpoint,) = tmp_path.glob("checkpoint-*")
     manifest = json.loads((checkpoint / "checkpoint.json").read_text())
     shards = [name for name in manifest["files"] if name.endswith("optim_states.pt")]
@@ -128,9 +130,9 @@ def test_preempted_processes_save_the_same_step_and_end_as_if_undisturbed(attemp
 
 def test_zero3_checkpoint_is_refused_for_another_number_of_processes(attempt, tmp_path):
     arguments = ["--resume", "auto", *COMMON, *LORA]
-    signal = {"signal": "SIGUSR1", "at_step": 1}
+    preemption = {"signal": "SIGUSR1", "at_step": 1}
     two, one = {**ENGINES["zero3"], "arguments": arguments}, {"arguments": arguments}
-    assert attempt(tmp_path, {**two, **signal}, one) == [[PREEMPTED, PREEMPTED], 2]
+    assert attempt(tmp_path, {**two, **preemption}, one) == [[PREEMPTED, PREEMPTED], 2]
     assert "launch: processes: found None; the run began with 2" in printed(tmp_path, 1)
 
 
@@ -161,14 +163,38 @@ def test_zero3_validates_with_a_rollout_in_which_all_processes_take_part(attempt
     assert [row["step"] for row in history if "eval_swa" in row] == [1]
 
 
-def test_killed_process_is_reported_by_the_other_and_the_run_goes_on(attempt, one_process, tmp_path):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_killed_process_is_reported_by_the_other_and_the_run_goes_on(attempt, one_process, tmp_path, engine):
     arguments = ["--resume", "auto", *COMMON, *LORA, "--save_strategy", "steps", "--save_steps", "1"]
-    two = {**ENGINES["ddp"], "arguments": arguments}
+    two = {**ENGINES[engine], "arguments": arguments}
     assert attempt(tmp_path, {**two, "signal": "SIGKILL", "to_rank": 1, "at_step": 2}) == [[1, -9]]
     assert "rank 0: another process has died, or did not answer for ddp_timeout=1800 s" in printed(tmp_path)
     assert "go on with --resume auto" in printed(tmp_path)
     assert "step 2 done" in (tmp_path / "logs/rank-1.log").read_text()
     assert attempt(tmp_path, two) == [[0, 0]], printed(tmp_path)
+    assert_close(tmp_path, one_process(LORA))
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_shards_half_written_by_one_process_are_never_gone_on_from(attempt, one_process, tmp_path, engine):
+    """First the second process is killed in the middle of its shard, then the first cannot write its own."""
+    arguments = ["--resume", "auto", *COMMON, *LORA, "--save_strategy", "steps", "--save_steps", "1"]
+    two = {**ENGINES[engine], "arguments": arguments, "limit_s": 120}
+    less_than_a_shard = {"max_file_bytes": 30_000}
+    killed = {**two, **less_than_a_shard, "signal": "SIGXFSZ", "to_rank": 1, "at_step": 2}
+    assert attempt(tmp_path, killed) == [[1, -signal.SIGXFSZ]], printed(tmp_path)
+    assert "rank 0: another process has died" in printed(tmp_path)
+    (half,) = (tmp_path / "unfinished").glob("checkpoint-*")
+    assert 30_000 in [path.stat().st_size for path in half.rglob("zero_pp_rank_1_*")]
+    step = int(half.name.removeprefix("checkpoint-"))
+    assert list_checkpoints(tmp_path)[-1].name == f"checkpoint-{step - 1}"
+    assert attempt(tmp_path, {**two, **less_than_a_shard, "at_step": 3}) == [[1, 1]], printed(tmp_path)
+    assert f"going on from {tmp_path}/checkpoint-{step - 1}" in printed(tmp_path)
+    assert "File too large" in printed(tmp_path) and "rank 1: another process has died" in printed(tmp_path)
+    assert (tmp_path / "unfinished").exists()
+    last = list_checkpoints(tmp_path)[-1]
+    assert attempt(tmp_path, two) == [[0, 0]], printed(tmp_path)
+    assert f"going on from {last}\n" in printed(tmp_path)
     assert_close(tmp_path, one_process(LORA))
 
 
