@@ -50,7 +50,12 @@ def main(argv: list[str]) -> None:
         return
     recipe = parse_recipe(argv)
     launch = read_launch(os.environ)
-    check_support(launch, recipe.model, recipe.training.get("gradient_checkpointing", True))
+    check_support(
+        launch,
+        recipe.model,
+        has_checkpointing=recipe.training.get("gradient_checkpointing", True),
+        optim=recipe.training.get("optim", "adamw_torch_fused"),
+    )
     if launch.engine.startswith("zero"):
         from sft.build_lock import use_build_lock
 

@@ -5,8 +5,9 @@ import signal
 
 import pytest
 import torch
+import yaml
 from accelerate.data_loader import BatchSamplerShard
-from attempt_samples import PREEMPTED, load_adapter, printed, read_losses, start_attempts, write_recipe
+from attempt_samples import PREEMPTED, ROOT, load_adapter, printed, read_losses, start_attempts, write_recipe
 from safetensors.torch import load_file
 from trajectory_samples import build_tasks, write_trajectories
 
@@ -152,6 +153,47 @@ def test_zero3_trains_4bit_weights_stored_as_bf16_and_saves_the_adapter_whole(at
     first, second = load_adapter(tmp_path), load_adapter(one_process(settings))
     assert {name: t.shape for name, t in first.items()} == {name: t.shape for name, t in second.items()}
     assert read_losses(tmp_path) == pytest.approx(read_losses(one_process(settings)), rel=1e-2)
+
+
+@pytest.fixture
+def offload(tmp_path):
+    """What zero3_offload.yaml starts, on two CPU processes in fp32."""
+    config = yaml.safe_load((ROOT / "accelerate_configs/zero3_offload.yaml").read_text())
+    config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
+    path = tmp_path / "offload.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return {"config": str(path)}
+
+
+def test_zero3_with_offload_trains_saves_and_goes_on_as_one_process(attempt, one_process, offload, tmp_path):
+    """DeepSpeed's Adam takes the place of torch's, with its decoupled weight decay and betas."""
+    settings = (*LORA, "--optim", "adamw_torch", "--weight_decay", "1", "--adam_beta2", "0.9")
+    one, out = one_process(settings), tmp_path / "out"
+    two = {**offload, "arguments": ["--resume", "auto", *COMMON, *settings]}
+    preemption = {"signal": "SIGUSR1", "to_rank": 1, "at_step": 2}
+    assert attempt(out, {**two, **preemption}) == [[PREEMPTED, PREEMPTED]], printed(out)
+    (shard,) = out.glob("checkpoint-*/*/*_rank_1_*_optim_states.pt")
+    (group,) = torch.load(shard, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]["param_groups"]
+    assert "bias_correction" in group, "a key of DeepSpeedCPUAdam's, not of torch's AdamW"
+    assert attempt(out, two) == [[0, 0]], printed(out)
+    assert "going on from" in printed(out)
+    assert read_losses(out) == pytest.approx(read_losses(one), rel=1e-5)
+    assert_close(out, one)
+
+
+def test_zero3_with_offload_trains_4bit_weights_stored_as_bf16(attempt, one_process, offload, tmp_path):
+    """With the optimiser a recipe has unless it names one, fused AdamW."""
+    settings = ("--dtype", "bfloat16", "--max_steps", "2")
+    two = {**offload, "arguments": [*COMMON, *settings]}
+    assert attempt(tmp_path / "out", two) == [[0, 0]], printed(tmp_path / "out")
+    first, second = load_adapter(tmp_path / "out"), load_adapter(one_process(settings))
+    assert {name: t.shape for name, t in first.items()} == {name: t.shape for name, t in second.items()}
+    assert read_losses(tmp_path / "out") == pytest.approx(read_losses(one_process(settings)), rel=1e-2)
+
+
+def test_zero3_with_offload_fine_tunes_in_full_as_one_process(attempt, one_process, offload, tmp_path):
+    assert attempt(tmp_path / "out", {**offload, "arguments": [*COMMON, *FULL]}) == [[0, 0]], printed(tmp_path / "out")
+    assert_close(tmp_path / "out", one_process(FULL), load_weights)
 
 
 def test_zero3_validates_with_a_rollout_in_which_all_processes_take_part(attempt, tmp_path):
