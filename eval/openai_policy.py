@@ -80,7 +80,8 @@ class OpenAIPolicy:
 
     def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
+        key = os.environ.get("OPENAI_API_KEY")
+        if key:
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
         problem = ""
@@ -92,7 +93,10 @@ class OpenAIPolicy:
                     content: dict[str, Any] = json.loads(reply.read())
                     return content
             except urllib.error.HTTPError as error:
-                problem = f"HTTP {error.code}: {error.read(500).decode('utf-8', 'replace')}"
+                text = error.read(10_000).decode("utf-8", "replace")
+                if key:  # a server may repeat it, and the text goes to steps.jsonl and the report
+                    text = text.replace(key, "[OPENAI_API_KEY]")
+                problem = f"HTTP {error.code}: {text[:500]}"
                 if error.code in _STEP_FAULTS:
                     raise _RefusedStep(problem) from error
                 if error.code != 429 and error.code < 500:

@@ -16,7 +16,6 @@ from sft.support import Launch
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from trl import SFTConfig
 
 # What a run may go on with changed: where things are and what is told of them, not what is computed. The files named
 # here are compared by content, and accumulation by the batches of an optimiser step.
@@ -67,25 +66,6 @@ def describe_run(recipe: Recipe, launch: Launch, train: "Dataset", val: "Dataset
         "val tasks": _hash_tasks(val) if val is not None else {},
         "launch": processes,
     }
-
-
-def agree_on_checkpoint(
-    recipe: Recipe, output_dir: Path, run: Mapping[str, Mapping[str, Any]], training: "SFTConfig"
-) -> Path | None:
-    """Return the checkpoint to go on from, as the first process chose it, or raise its refusal in every process."""
-    from accelerate.utils import broadcast_object_list
-
-    decision: list[Any] = [None]
-    if training.process_index == 0:
-        try:
-            decision = [choose_checkpoint(recipe, output_dir, run)]
-        except UserError as refusal:
-            decision = [refusal]
-    if training.world_size > 1:
-        broadcast_object_list(decision)
-    if isinstance(decision[0], UserError):
-        raise decision[0]
-    return decision[0]
 
 
 def choose_checkpoint(recipe: Recipe, output_dir: Path, run: Mapping[str, Mapping[str, Any]]) -> Path | None:

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, cast
 from sft.config import Recipe, build_training_arguments, parse_recipe
 from sft.data import TaskSplit, build_step_rows, load_task_split, read_step_sizes
 from sft.errors import UserError, run_command
+from sft.first_process import do_in_first_process
 from sft.hub import find_base_model
 from sft.preemption import watch_for_preemption
 from sft.problems import describe_quarantine
-from sft.resume import agree_on_checkpoint, describe_run
+from sft.resume import choose_checkpoint, describe_run
 from sft.run_files import save_run_files
 from sft.sampler import PackSampler, PaddedSampler
 from sft.support import check_support, read_launch
@@ -49,7 +50,12 @@ def main(argv: list[str]) -> None:
         return
     recipe = parse_recipe(argv)
     launch = read_launch(os.environ)
-    check_support(launch, recipe.model, recipe.training.get("gradient_checkpointing", True))
+    check_support(
+        launch,
+        recipe.model,
+        has_checkpointing=recipe.training.get("gradient_checkpointing", True),
+        optim=recipe.training.get("optim", "adamw_torch_fused"),
+    )
     if launch.engine.startswith("zero"):
         from sft.build_lock import use_build_lock
 
@@ -97,7 +103,7 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
 
     folder = Path(cast(str, training.output_dir))
     run = describe_run(recipe, read_launch(os.environ), train.dataset, val.dataset if val else None)
-    checkpoint = agree_on_checkpoint(recipe, folder, run, training)
+    checkpoint = do_in_first_process(lambda: choose_checkpoint(recipe, folder, run))
     accumulation = training.gradient_accumulation_steps
     sampler = build_sampler(recipe, train.dataset, training, training.per_device_train_batch_size, accumulation)
     log.info("%d steps in %d batches an epoch", len(train.dataset), len(sampler))

@@ -26,6 +26,7 @@ from sft.checkpoints import (
     read_size,
 )
 from sft.collator import build_dense_mask
+from sft.first_process import do_in_first_process
 from sft.health import GradientCheck, StopWhenPreempted, check_batch, check_loss
 from sft.model import ADAPTER_FILE, check_adapter
 from sft.preemption import leave_signals_to_parent
@@ -205,19 +206,12 @@ class TrajectoryTrainer(SFTTrainer):
         """
         output_dir = Path(cast(str, self.args.output_dir))
         name = f"checkpoint-{self.state.global_step}"
-        if self.is_world_process_zero():
+
+        def prepare() -> None:
             check_disk_space(output_dir, self._expected_checkpoint_bytes(output_dir))
             prepare_unfinished(output_dir)
-        self.accelerator.wait_for_everyone()
-        self._unfinished = output_dir / UNFINISHED_NAME
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._unfinished = None
-        self.accelerator.wait_for_everyone()
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(output_dir / name)
-        if self.is_world_process_zero():
+
+        def finish() -> None:
             written = output_dir / UNFINISHED_NAME / name
             self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # now with the best one's final path
             if (written / ADAPTER_FILE).is_file():
@@ -230,7 +224,17 @@ class TrajectoryTrainer(SFTTrainer):
             best = self.state.best_model_checkpoint
             prune_checkpoints(output_dir, self.args.save_total_limit, Path(best) if best else None)
             clear_unfinished(output_dir)
+
+        do_in_first_process(prepare)
+        self._unfinished = output_dir / UNFINISHED_NAME
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._unfinished = None
         self.accelerator.wait_for_everyone()
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(output_dir / name)
+        do_in_first_process(finish)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)

@@ -37,7 +37,11 @@ gradient_checkpointing: false
 seed: 7
 """
 PREEMPTED = 75
-SECRETS = {"HF_TOKEN": "hf_mayNeverBeWritten", "WANDB_API_KEY": "0123mayNeverBeWritten"}
+SECRETS = {
+    "HF_TOKEN": "hf_mayNeverBeWritten",
+    "WANDB_API_KEY": "0123mayNeverBeWritten",
+    "OPENAI_API_KEY": "sk-mayNeverBeWritten",
+}
 
 
 def write_recipe(folder, base):
@@ -73,6 +77,13 @@ def start_attempts(recipe):
 def printed(folder, number=0):
     """Return what an attempt's processes printed."""
     return (folder / f"attempt-{number}.log").read_text()
+
+
+def find_secrets(folder, *texts):
+    """Return where the secrets of the environment stand: files below the folder, texts by their number."""
+    contents = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    contents |= {number: text.encode() for number, text in enumerate(texts)}
+    return [place for place, content in contents.items() if any(s.encode() in content for s in SECRETS.values())]
 
 
 def load_adapter(folder):

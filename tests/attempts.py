@@ -5,8 +5,10 @@ Reads one JSON list a line: attempts {"arguments", "config", "ranks", "signal", 
 whose variables the processes get as from `accelerate launch`; `ranks` without it starts plain DDP as torchrun does.
 The signal is sent to one process (or all: `to_rank` null), `with_children` to those it started too, `delay_s` after it
 has logged the end of step `at_step` or a later one; what still runs `limit_s` after it, or after the start, is killed,
-as is a stopped process once it is the last. Answers one JSON list a line: the exit codes of each attempt, one number
-for one process. What attempt i printed is in `attempt-i.log`.
+as is a stopped process once it is the last. A file beyond `max_file_bytes` cannot be written: from the start on in all
+processes, or with `at_step` from then on in `to_rank`, which with the signal SIGXFSZ is killed by the kernel in the
+middle of such a file. Answers one JSON list a line: the exit codes of each attempt, one number for one process. What
+attempt i printed is in `attempt-i.log`.
 """
 
 import json
@@ -60,8 +62,10 @@ def run_process(attempt, environment, rank, output):
     os.environ.update(environment)
     if "WORLD_SIZE" in environment:
         os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
-    if limit := attempt.get("max_file_bytes"):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # a write beyond it fails, as on a full disk
+    if attempt.get("signal") == "SIGXFSZ":
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it: a write beyond the limit fails
+    if "at_step" not in attempt:
+        limit_files(attempt, os.getpid())
     sys.argv = ["sft/run.py", *attempt["arguments"]]
     watch_for_preemption()
     code = 1
@@ -75,6 +79,11 @@ def run_process(attempt, environment, rank, output):
     except BaseException as error:
         print(repr(error), flush=True)
     os._exit(code)
+
+
+def limit_files(attempt, process):
+    if limit := attempt.get("max_file_bytes"):
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (limit, limit))
 
 
 def read_step(log, offset):
@@ -96,7 +105,7 @@ def run_attempt(attempt, number):
         children.append(os.fork())
         if children[-1] == 0:
             run_process(attempt, environment, rank, output)
-    codes, sent, started = {}, "signal" not in attempt, time.monotonic()
+    codes, sent, started = {}, "at_step" not in attempt, time.monotonic()
     while len(codes) < n_ranks:
         for child in children:
             if child not in codes and (status := os.waitpid(child, os.WNOHANG))[0]:
@@ -104,6 +113,9 @@ def run_attempt(attempt, number):
         if not sent and read_step(log, offset) >= attempt["at_step"]:
             time.sleep(attempt.get("delay_s", 0))
             for child in children if to_rank is None else [children[to_rank]]:
+                limit_files(attempt, child)
+                if "max_file_bytes" in attempt:
+                    continue
                 started_by_it = Path(f"/proc/{child}/task/{child}/children").read_text().split()
                 for process in (*map(int, started_by_it if attempt.get("with_children") else []), child):
                     os.kill(process, getattr(signal, attempt["signal"]))

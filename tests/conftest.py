@@ -1,5 +1,6 @@
 """Fixtures that several test files share: tiny checkpoints, built once a session, and a small set of tasks."""
 
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -51,3 +52,20 @@ def tasks_csv(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tasks(tasks_csv):
     return load_trajectories(tasks_csv, show_progress=False)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own, and what resizes it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "none", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
+    yield (
+        folder,
+        lambda n_bytes: subprocess.run(["mount", "-o", f"remount,size={n_bytes // 1024}k", folder], check=True),
+    )
+    subprocess.run(["umount", folder], check=True)

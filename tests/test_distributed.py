@@ -1,14 +1,17 @@
 """Two processes end with the adapter of one that has the same global batch: DDP, ZeRO-2 and ZeRO-3, over gloo."""
 
 import json
+import signal
 
 import pytest
 import torch
+import yaml
 from accelerate.data_loader import BatchSamplerShard
-from attempt_samples import PREEMPTED, load_adapter, printed, read_losses, start_attempts, write_recipe
+from attempt_samples import PREEMPTED, ROOT, load_adapter, printed, read_losses, start_attempts, write_recipe
 from safetensors.torch import load_file
 from trajectory_samples import build_tasks, write_trajectories
 
+from sft.checkpoints import list_checkpoints
 from sft.sampler import PackSampler, PaddedSampler, StepSize
 
 # One process accumulates over what two work on at the same time. Dropout is off: processes draw other random numbers.
@@ -114,9 +117,9 @@ def test_processes_see_disjoint_steps_and_each_step_once_an_epoch(n_ranks, accum
 def test_preempted_processes_save_the_same_step_and_end_as_if_undisturbed(attempt, one_process, tmp_path, engine):
     """One of two gets the signal; both save, and the checkpoint is of this engine."""
     arguments = ["--resume", "auto", *COMMON, *LORA]
-    signal = {"signal": "SIGUSR1", "to_rank": 1, "at_step": 2}
+    preemption = {"signal": "SIGUSR1", "to_rank": 1, "at_step": 2}
     engine_attempt = {**ENGINES[engine], "arguments": arguments}
-    assert attempt(tmp_path, {**engine_attempt, **signal}) == [[PREEMPTED, PREEMPTED]], printed(tmp_path)
+    assert attempt(tmp_path, {**engine_attempt, **preemption}) == [[PREEMPTED, PREEMPTED]], printed(tmp_path)
     (checkpoint,) = tmp_path.glob("checkpoint-*")
     manifest = json.loads((checkpoint / "checkpoint.json").read_text())
     shards = [name for name in manifest["files"] if name.endswith("optim_states.pt")]
@@ -128,9 +131,9 @@ def test_preempted_processes_save_the_same_step_and_end_as_if_undisturbed(attemp
 
 def test_zero3_checkpoint_is_refused_for_another_number_of_processes(attempt, tmp_path):
     arguments = ["--resume", "auto", *COMMON, *LORA]
-    signal = {"signal": "SIGUSR1", "at_step": 1}
+    preemption = {"signal": "SIGUSR1", "at_step": 1}
     two, one = {**ENGINES["zero3"], "arguments": arguments}, {"arguments": arguments}
-    assert attempt(tmp_path, {**two, **signal}, one) == [[PREEMPTED, PREEMPTED], 2]
+    assert attempt(tmp_path, {**two, **preemption}, one) == [[PREEMPTED, PREEMPTED], 2]
     assert "launch: processes: found None; the run began with 2" in printed(tmp_path, 1)
 
 
@@ -152,6 +155,47 @@ def test_zero3_trains_4bit_weights_stored_as_bf16_and_saves_the_adapter_whole(at
     assert read_losses(tmp_path) == pytest.approx(read_losses(one_process(settings)), rel=1e-2)
 
 
+@pytest.fixture
+def offload(tmp_path):
+    """What zero3_offload.yaml starts, on two CPU processes in fp32."""
+    config = yaml.safe_load((ROOT / "accelerate_configs/zero3_offload.yaml").read_text())
+    config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
+    path = tmp_path / "offload.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return {"config": str(path)}
+
+
+def test_zero3_with_offload_trains_saves_and_goes_on_as_one_process(attempt, one_process, offload, tmp_path):
+    """DeepSpeed's Adam takes the place of torch's, with its decoupled weight decay and betas."""
+    settings = (*LORA, "--optim", "adamw_torch", "--weight_decay", "1", "--adam_beta2", "0.9")
+    one, out = one_process(settings), tmp_path / "out"
+    two = {**offload, "arguments": ["--resume", "auto", *COMMON, *settings]}
+    preemption = {"signal": "SIGUSR1", "to_rank": 1, "at_step": 2}
+    assert attempt(out, {**two, **preemption}) == [[PREEMPTED, PREEMPTED]], printed(out)
+    (shard,) = out.glob("checkpoint-*/*/*_rank_1_*_optim_states.pt")
+    (group,) = torch.load(shard, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]["param_groups"]
+    assert "bias_correction" in group, "a key of DeepSpeedCPUAdam's, not of torch's AdamW"
+    assert attempt(out, two) == [[0, 0]], printed(out)
+    assert "going on from" in printed(out)
+    assert read_losses(out) == pytest.approx(read_losses(one), rel=1e-5)
+    assert_close(out, one)
+
+
+def test_zero3_with_offload_trains_4bit_weights_stored_as_bf16(attempt, one_process, offload, tmp_path):
+    """With the optimiser a recipe has unless it names one, fused AdamW."""
+    settings = ("--dtype", "bfloat16", "--max_steps", "2")
+    two = {**offload, "arguments": [*COMMON, *settings]}
+    assert attempt(tmp_path / "out", two) == [[0, 0]], printed(tmp_path / "out")
+    first, second = load_adapter(tmp_path / "out"), load_adapter(one_process(settings))
+    assert {name: t.shape for name, t in first.items()} == {name: t.shape for name, t in second.items()}
+    assert read_losses(tmp_path / "out") == pytest.approx(read_losses(one_process(settings)), rel=1e-2)
+
+
+def test_zero3_with_offload_fine_tunes_in_full_as_one_process(attempt, one_process, offload, tmp_path):
+    assert attempt(tmp_path / "out", {**offload, "arguments": [*COMMON, *FULL]}) == [[0, 0]], printed(tmp_path / "out")
+    assert_close(tmp_path / "out", one_process(FULL), load_weights)
+
+
 def test_two_processes_validate_as_one_does(attempt, tmp_path):
     """They share the tasks out, but for ZeRO-3, where both walk all of them; one task more than processes."""
     val = write_trajectories(tmp_path / "val", build_tasks(3, n_steps=2, first=50))
@@ -169,15 +213,51 @@ def test_two_processes_validate_as_one_does(attempt, tmp_path):
             assert validated[engine][key] == pytest.approx(validated["one"][key], rel=1e-4), (engine, key)
 
 
-def test_killed_process_is_reported_by_the_other_and_the_run_goes_on(attempt, one_process, tmp_path):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_killed_process_is_reported_by_the_other_and_the_run_goes_on(attempt, one_process, tmp_path, engine):
     arguments = ["--resume", "auto", *COMMON, *LORA, "--save_strategy", "steps", "--save_steps", "1"]
-    two = {**ENGINES["ddp"], "arguments": arguments}
+    two = {**ENGINES[engine], "arguments": arguments}
     assert attempt(tmp_path, {**two, "signal": "SIGKILL", "to_rank": 1, "at_step": 2}) == [[1, -9]]
     assert "rank 0: another process has died, or did not answer for ddp_timeout=1800 s" in printed(tmp_path)
     assert "go on with --resume auto" in printed(tmp_path)
     assert "step 2 done" in (tmp_path / "logs/rank-1.log").read_text()
     assert attempt(tmp_path, two) == [[0, 0]], printed(tmp_path)
     assert_close(tmp_path, one_process(LORA))
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_shards_half_written_by_one_process_are_never_gone_on_from(attempt, one_process, tmp_path, engine):
+    """First the second process is killed in the middle of its shard, then the first cannot write its own."""
+    arguments = ["--resume", "auto", *COMMON, *LORA, "--save_strategy", "steps", "--save_steps", "1"]
+    two = {**ENGINES[engine], "arguments": arguments, "limit_s": 120}
+    less_than_a_shard = {"max_file_bytes": 30_000}
+    killed = {**two, **less_than_a_shard, "signal": "SIGXFSZ", "to_rank": 1, "at_step": 2}
+    assert attempt(tmp_path, killed) == [[1, -signal.SIGXFSZ]], printed(tmp_path)
+    assert "rank 0: another process has died" in printed(tmp_path)
+    (half,) = (tmp_path / "unfinished").glob("checkpoint-*")
+    assert 30_000 in [path.stat().st_size for path in half.rglob("zero_pp_rank_1_*")]
+    step = int(half.name.removeprefix("checkpoint-"))
+    assert list_checkpoints(tmp_path)[-1].name == f"checkpoint-{step - 1}"
+    assert attempt(tmp_path, {**two, **less_than_a_shard, "at_step": 3}) == [[1, 1]], printed(tmp_path)
+    assert f"going on from {tmp_path}/checkpoint-{step - 1}" in printed(tmp_path)
+    assert "File too large" in printed(tmp_path) and "rank 1: another process has died" in printed(tmp_path)
+    assert (tmp_path / "unfinished").exists()
+    last = list_checkpoints(tmp_path)[-1]
+    assert attempt(tmp_path, two) == [[0, 0]], printed(tmp_path)
+    assert f"going on from {last}\n" in printed(tmp_path)
+    assert_close(tmp_path, one_process(LORA))
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_full_disk_noticed_by_one_process_ends_all_with_the_reason(attempt, small_disk, engine):
+    folder, resize = small_disk
+    two = {**ENGINES[engine], "arguments": ["--resume", "auto", *COMMON, *LORA, "--save_strategy", "steps"]}
+    two["arguments"] += ["--save_steps", "1"]
+    assert attempt(folder, {**two, "signal": "SIGTERM", "at_step": 1}) == [[PREEMPTED, PREEMPTED]], printed(folder)
+    resize(sum(path.stat().st_blocks * 512 for path in folder.rglob("*")) + 100_000)
+    assert attempt(folder, {**two, "limit_s": 120}) == [[2, 2]], printed(folder)
+    for rank in range(2):
+        assert "MB free on the disk; expected" in (folder / f"logs/rank-{rank}.log").read_text()
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])

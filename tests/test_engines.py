@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from attempt_samples import SECRETS, find_secrets
 from trajectory_samples import build_tasks, write_trajectories
 
 import eval.openai_policy as openai_policy
@@ -49,7 +50,8 @@ class Handler(BaseHTTPRequestHandler):
             ],
             "usage": {"prompt_tokens": 900, "completion_tokens": 40},
         }
-        data = json.dumps(reply if status == 200 else {"error": {"message": "no such luck"}}).encode()
+        refusal = {"error": {"message": f"no such luck with {self.headers['Authorization']}"}}
+        data = json.dumps(reply if status == 200 else refusal).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -79,12 +81,11 @@ def roll_out(server, csv, folder, *arguments):
 
 
 def test_a_served_model_is_rolled_out_with_its_own_memory(server, csv, tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("OPENAI_API_KEY", SECRETS["OPENAI_API_KEY"])
     metrics = roll_out(server, csv, tmp_path / "run", "--batch_size", "3")
     assert metrics["matchers"]["action_target"]["ta"]["value"] == 1
     assert metrics["answers"]["n_prompt_tokens"] == 900 * 9
-    assert set(server.keys) == {"Bearer secret"} and len(server.bodies) == 9
-    assert "secret" not in "".join(p.read_text() for p in (tmp_path / "run").glob("*.json*"))
+    assert set(server.keys) == {f"Bearer {SECRETS['OPENAI_API_KEY']}"} and len(server.bodies) == 9
     body = server.bodies[0]
     image = body["messages"][1]["content"][0]["image_url"]["url"]
     files = [(csv.parent / "screens" / f"{i}.png").read_bytes() for i in range(2)]
@@ -110,6 +111,18 @@ def test_a_step_that_the_server_refuses_is_an_error_of_that_step(server, csv, tm
     server.faults = [400]
     metrics = roll_out(server, csv, tmp_path / "run", "--batch_size", "1", "--mode", "teacher")
     assert metrics["outcomes"]["error"] == 1 and metrics["outcomes"]["right"] == 8
+
+
+def test_key_is_in_no_file_and_no_output_though_the_server_repeats_it(server, csv, tmp_path, monkeypatch, capfd):
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
+    server.faults = [400, 200, 401]
+    with pytest.raises(UserError, match=r"HTTP 401: .*no such luck with Bearer \[OPENAI_API_KEY\]") as refusal:
+        roll_out(server, csv, tmp_path / "run", "--batch_size", "1")
+    roll_out(server, csv, tmp_path / "run", "--batch_size", "1")
+    assert "no such luck with Bearer [OPENAI_API_KEY]" in (tmp_path / "run/steps.jsonl").read_text()
+    assert find_secrets(tmp_path / "run", str(refusal.value), *capfd.readouterr()) == []
+    assert {"steps.jsonl", "report.html", "compute_ledger.jsonl"} <= {p.name for p in (tmp_path / "run").iterdir()}
 
 
 def test_a_wrong_key_ends_the_run_and_it_goes_on_later(server, csv, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from attempt_samples import SECRETS, find_secrets
 from conftest import ROOT
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
@@ -19,7 +20,7 @@ from test_training import _write_recipe
 from eval import rollout
 from eval.predictor import load_model_for_inference
 from eval.score import merge as merge_shards
-from sft import export, run
+from sft import compute, export, run
 from sft.card import BEGIN, END, write_card
 from sft.errors import UserError
 from sft.ledger import load_runs
@@ -166,6 +167,21 @@ def test_rollout_enters_its_results_and_keeps_what_a_person_wrote(project):
     metrics = json.loads((project / "results/own/metrics.json").read_text())
     swa = next(r.metric_value for r in results if r.metric_name == "SWA by action, own")
     assert swa == round(metrics["matchers"]["action"]["swa"]["value"], 4)
+
+
+def test_secrets_of_the_environment_are_in_no_file_and_no_output(project, tmp_path, monkeypatch, capfd):
+    """Of a rollout, the model card it enters its results into, an export and the compute report."""
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
+    model = shutil.copytree(project / "out", tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    command = ["--model_path", str(model), "--test_csv", str(project / "val/tasks.csv"), "--allow_overlap"]
+    rollout.main([*command, "--output_dir", str(tmp_path / "results"), "--max_tasks", "1"])
+    export.main(["--model_path", str(model), "--to", str(tmp_path / "merged")])
+    compute.main([str(tmp_path)])
+    assert find_secrets(tmp_path, *capfd.readouterr()) == []
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert {"results/steps.jsonl", "results/report.html", "results/compute_ledger.jsonl"} <= written
+    assert {"model/README.md", "merged/export_report.json", "compute_report.md"} <= written
 
 
 def test_merged_shards_enter_their_results_and_shards_do_not(project, tmp_path, capsys):

@@ -61,10 +61,27 @@ QLORA, LORA = ModelSettings("m"), ModelSettings("m", load_in_4bit=False)
 def test_combination_is_taken_or_refused_with_the_reason(engine, model, checkpointing, message):
     launch = Launch(engine, 2)
     if message is None:
-        check_support(launch, model, checkpointing)
+        check_support(launch, model, checkpointing, "adamw_torch")
     else:
         with pytest.raises(UserError, match=message):
-            check_support(launch, model, checkpointing)
+            check_support(launch, model, checkpointing, "adamw_torch")
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "paged_adamw_8bit", "adamw_8bit", "sgd"])
+def test_offload_takes_torchs_adamw_alone(engine, optim):
+    """Any other would be replaced without a word: accelerate makes Adam of 8-bit AdamW and of SGD."""
+    check_support(Launch(engine, 2), LORA, False, optim)
+    if optim.startswith("adamw_torch"):
+        check_support(Launch(engine, 2, "cpu"), LORA, False, optim)
+    else:
+        with pytest.raises(UserError, match=f"optim: found {optim} under ZeRO with offload.*expected adamw_torch or"):
+            check_support(Launch(engine, 2, "cpu"), LORA, False, optim)
+
+
+def test_offload_elsewhere_than_to_the_cpu_is_refused():
+    with pytest.raises(UserError, match="offload: found cpu and nvme; expected cpu or none"):
+        check_support(Launch("zero3", 2, "cpu and nvme"), LORA, False, "adamw_torch")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +92,27 @@ def test_combination_is_taken_or_refused_with_the_reason(engine, model, checkpoi
         (
             {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "WORLD_SIZE": "8"},
             Launch("zero3", 8),
+        ),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none"},
+            Launch("zero2", 1),
+        ),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"},
+            Launch("zero2", 1, "cpu"),
+        ),
+        (
+            {
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+                "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
+                "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "nvme",
+            },
+            Launch("zero3", 1, "cpu and nvme"),
+        ),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"},
+            Launch("deepspeed_config_file", 1),
         ),
         ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, Launch("FSDP", 2)),
     ],
