@@ -20,12 +20,12 @@ read -ra options <<<"${LAUNCH_OPTIONS:-}"
 # Signals the processes of sft/run.py below $1. The launcher itself would end them within seconds: it is left alone.
 signal_training() {
     local child
-    for child in $(pgrep -P "$1"); do
+    while read -r -d ' ' child; do
         signal_training "$child"
         if grep -q 'sft/run\.py' "/proc/$child/cmdline" 2>/dev/null; then
             kill -USR1 "$child" 2>/dev/null
         fi
-    done
+    done < <(cat "/proc/$1/task"/*/children 2>/dev/null) # pgrep is not in every container
 }
 
 (

@@ -18,7 +18,8 @@ from sft.tree_attention import count_pairs
 class StepMeter(TrainerCallback):
     """Measures every batch, its operations once, and reports at each log. A rank counts its own batches.
 
-    Sums that need a batch's values stay on its device until a log is due anyway, so nothing waits for them.
+    Sums that need a batch's values stay on its device until a log is due anyway. What is read of a batch at once is a
+    packed sequence's `subtree_end`, which attention has to read before it starts.
     """
 
     def __init__(self, recorder: RunRecorder):
