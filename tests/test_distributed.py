@@ -61,12 +61,12 @@ def load_weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def assert_close(folder, other, load=load_adapter):
-    """Each number of the adapter within 1e-4; five steps with a learning rate of 1e-3 move it by up to 5e-3."""
+def assert_close(folder, other, load=load_adapter, atol=1e-4):
+    """Each number of the adapter within `atol`; five steps with a learning rate of 1e-3 move it by up to 5e-3."""
     first, second = load(folder), load(other)
     assert first.keys() == second.keys()
     for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-4, msg=name)
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize("settings", [(), LORA, PADDED], ids=["packed QLoRA", "packed LoRA", "padded"])
@@ -78,6 +78,16 @@ def test_two_processes_end_where_one_with_the_same_global_batch_does(attempt, on
     assert attempt(tmp_path, {**ENGINES[engine], "arguments": [*COMMON, *settings]}) == [[0, 0]], printed(tmp_path)
     assert read_losses(tmp_path) == pytest.approx(read_losses(one), rel=1e-5)
     assert_close(tmp_path, one)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_paged_8_bit_optimiser_ends_the_same_on_two_processes(attempt, one_process, tmp_path, engine):
+    """That of the 8B recipes; ZeRO cuts the blocks of 256 numbers that share a scale elsewhere: 2.9e-4 were seen."""
+    settings = (*LORA, "--optim", "paged_adamw_8bit", "--lora_r", "64")
+    one = one_process(settings)
+    assert attempt(tmp_path, {**ENGINES[engine], "arguments": [*COMMON, *settings]}) == [[0, 0]], printed(tmp_path)
+    assert read_losses(tmp_path) == pytest.approx(read_losses(one), rel=1e-5)
+    assert_close(tmp_path, one, atol=5e-4)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
