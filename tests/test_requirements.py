@@ -1,0 +1,14 @@
+"""What `pip install -c constraints.txt -e .` asks for can be had beside any build of torch."""
+
+from conftest import ROOT
+
+
+def _constrained():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {line.partition("==")[0].lower().replace("_", "-") for line in lines if not line.startswith("#")}
+
+
+def test_constraints_leave_to_torch_what_its_cuda_build_pins():
+    """torch 2.13.0 from PyPI wants triton==3.7.1 and CUDA libraries to the digit; another version cannot be installed."""
+    pinned = {n for n in _constrained() if n.startswith(("triton", "nvidia-", "cuda-"))} - {"nvidia-ml-py"}
+    assert pinned == set()
