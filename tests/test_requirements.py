@@ -1,5 +1,7 @@
 """What `pip install -c constraints.txt -e .` asks for can be had beside any build of torch."""
 
+import re
+
 from conftest import ROOT
 
 
@@ -12,3 +14,11 @@ def test_constraints_leave_to_torch_what_its_cuda_build_pins():
     """torch 2.13.0 from PyPI wants triton==3.7.1 and CUDA libraries to the digit; another version cannot be installed."""
     pinned = {n for n in _constrained() if n.startswith(("triton", "nvidia-", "cuda-"))} - {"nvidia-ml-py"}
     assert pinned == set()
+
+
+def test_no_extra_asks_for_a_package_that_is_refused_or_only_built_from_source():
+    setup = (ROOT / "setup.py").read_text()
+    assert not re.search(r"flash.attn|torchvision", setup)
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for extra in re.findall(r"pip install[^`\n]*\.\[(\w+)\]", page.read_text()):
+            assert f'"{extra}":' in setup, f"{page.name} installs the extra {extra}"
