@@ -35,8 +35,9 @@ from sft.overlap import describe_overlap, find_overlap
 from sft.preview import StepPreview, build_dump_line, choose_evenly, preview_steps
 from sft.problems import Problem, TrajectoryError
 from sft.prompts import AgentConfig
+from sft.shown_memory import list_shown_parts
 from sft.tables import Table, looks_like_dataset, read_table
-from sft.trajectory import TaskSet, read_task_set
+from sft.trajectory import TaskSet, find_leak_problems, read_task_set
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -76,6 +77,7 @@ def main(argv: list[str]) -> None:
         return
     report = describe(table, tasks, agent, arguments.tokenizer)
     problems = [problem for task in tasks.quarantined for problem in task.problems]
+    problems += find_leak_problems(tasks, list_shown_parts(agent))
     panels = []
     if encoder or arguments.dump_prompts or arguments.show:
         previews = list(walk_previews(tasks, agent, encoder))
@@ -86,7 +88,7 @@ def main(argv: list[str]) -> None:
         panels = [build_step_panel(preview, shows_system=preview is shown[0]) for preview in shown]
     if arguments.against:
         report["overlap"] = compare(arguments.against, table, tasks, agent)
-    report["warnings"] = list_warnings(report)
+    report["warnings"] = list_warnings(report, shows_memory=bool(list_shown_parts(agent)))
     print_report(console, report)
     for panel in panels:
         console.print(panel)

@@ -15,6 +15,7 @@ from sft.errors import UserError
 from sft.memory import dump_json
 from sft.problems import TrajectoryError
 from sft.screenshots import ScreenshotFacts, inspect_bytes, store_screenshot
+from sft.shown_memory import MEMORY_PARTS
 from sft.tables import Table, read_table
 from sft.trajectory import read_task_set
 
@@ -171,7 +172,8 @@ def _drop_what_the_loader_refuses(
     _write_csv(folder / CSV_NAME, rows_of)
     table: Table = read_table(folder / CSV_NAME)
     try:
-        refused = {task.task_id: task.problems for task in read_task_set(table, on_bad_rows="quarantine").quarantined}
+        read = read_task_set(table, memory_parts=MEMORY_PARTS, on_bad_rows="quarantine")
+        refused = {task.task_id: task.problems for task in read.quarantined}
     except TrajectoryError as error:  # not one task is left
         refused = {
             task_id: tuple(p for p in error.problems if p.task_id == task_id) or error.problems for task_id in rows_of

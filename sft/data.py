@@ -19,6 +19,7 @@ from sft.goals import hash_goal
 from sft.prompts import AgentConfig, format_answer
 from sft.sampler import StepSize
 from sft.settings import DataSettings
+from sft.shown_memory import list_shown_parts
 from sft.split_manifest import find_split
 from sft.trajectory import (
     Problem,
@@ -60,6 +61,7 @@ def load_task_split(settings: DataSettings, agent: AgentConfig, seed: int, show_
             settings.image_root,
             actions=agent.actions,
             needs_elements=agent.use_grounding,
+            memory_parts=list_shown_parts(agent),
             on_bad_rows=settings.on_bad_rows,
             show_progress=show_progress,
             **task_range,

@@ -1,7 +1,8 @@
 """Row-shaped JSONL (one line a step, the contract's columns as keys) to converted tasks.
 
-Memory is taken from `Output`. Where `Output` has none, a published memory column is used if the audit proves it
-lagged: what stands at step t + 1 is the memory after step t. In any other case it is rebuilt from the actions.
+Memory is taken from `Output`, but for a task where it tells of the next step. Where `Output` has none, a published
+memory column is used if the audit proves it lagged: what stands at step t + 1 is the memory after step t. In any other
+case it is rebuilt from the actions.
 """
 
 import json
@@ -19,6 +20,7 @@ from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY, Answer, Memory
 from sft.memory_audit import MEMORY_COLUMNS, MemoryAudit, MemoryCell, audit_memory
 from sft.screenshots import find_screenshot
+from sft.shown_memory import has_leak
 from sft.trajectory import natural_key
 
 
@@ -114,7 +116,10 @@ def _choose_memories(
     golds: Sequence[Answer], lines: Sequence[tuple[int, dict[str, str]]], records: RecordFile
 ) -> tuple[Sequence[Memory | None], str]:
     """Return the memory after each step, None where it is to be rebuilt, and a remark where it is not Output's own."""
-    if all(gold.short_term is not None and gold.long_term is not None for gold in golds):
+    has_own = all(gold.short_term is not None and gold.long_term is not None for gold in golds)
+    if has_own and has_leak(golds, lines[0][1].get("Instruction", "")):
+        return [None] * len(golds), "memory in Output told of the next step; it was rebuilt from the actions"
+    if has_own:
         return [Memory(gold.short_term or {}, gold.long_term or {}) for gold in golds], ""
     if not records.uses_columns:
         return [None] * len(golds), "memory was rebuilt from the actions"

@@ -204,14 +204,41 @@ def test_memory_columns_are_judged_with_evidence(tmp_path, capsys):
     assert "row 2: names the action CLICK (its own step)" in capsys.readouterr().out
 
 
-def test_output_memory_that_runs_ahead_is_called_what_it_is(tmp_path, capsys):
-    rows = build_task("a", "Find the scan", 4)
+def _run_ahead(rows):
+    """Write the memory of each step into the step before, as if it were known there already."""
     outputs = [json.loads(row["Output"]) for row in rows]
     for row, output, after in zip(rows, outputs, outputs[1:]):
         row["Output"] = json.dumps({**output, "short_term": after["short_term"], "long_term": {}})
-    _, report = _report(tmp_path, write_trajectories(tmp_path, rows))
-    assert report["memory_columns"][0]["verdict"] == "same-row"
-    assert "A prompt would hold its own answer" in capsys.readouterr().out
+    return rows
+
+
+def test_output_memory_that_tells_the_next_answer_is_a_problem(tmp_path, capsys):
+    rows = [*_run_ahead(build_task("a", "Find the scan", 4)), *build_task("b", "Find the report", 4)]
+    code, report = _report(tmp_path, write_trajectories(tmp_path, rows))
+    assert (code, report["n_problems"]) == (1, 3)
+    assert report["memory_columns"][0]["verdict"] == "mixed"  # of both tasks together
+    assert [(p["row"], p["column"], p["task_id"]) for p in report["problems"]] == [
+        (row, "Output", "a") for row in (2, 3, 4)
+    ]
+    message = report["problems"][0]["message"]
+    assert "found memory that tells the answer of the next step (row 3)" in message
+    assert "its last action is 'TEXT Patient Name'" in message
+    assert "set memory_writer: rule" in message
+    out = capsys.readouterr().out
+    assert "A prompt would hold its own answer" in out
+    assert "✗ 3 problems in 1 of 2 tasks." in out
+
+
+def test_output_memory_that_no_prompt_shows_is_no_problem(tmp_path, recipe, capsys):
+    path = write_trajectories(tmp_path, _run_ahead(build_task("a", "Find the scan", 4)))
+    text = recipe.read_text()
+    for ablation in ("memory_writer: rule", "use_short_term: false"):
+        recipe.write_text(f"{text}{ablation}\n")
+        code, report = _report(tmp_path, path, "--recipe", recipe)
+        assert (code, report["memory_columns"][0]["verdict"]) == (0, "same-row")
+    recipe.write_text(f"{text}memory_writer: rule\n")
+    assert _check(path, "--recipe", recipe) == 0
+    assert "No prompt shows it: the memory is written by rule." in " ".join(capsys.readouterr().out.split())
 
 
 def test_dump_holds_every_prompt_and_answer_as_training_builds_them(tmp_path, recipe):

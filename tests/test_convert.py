@@ -280,12 +280,13 @@ def test_screenshot_embedded_in_a_pipeline_record_wins_over_its_path(tmp_path):
     assert task.steps[0].image_path.read_bytes() == encode_screen(77)
 
 
-def _write_records(path, memory_of=None, output_memory=False):
+def _write_records(path, memory_of=None, output_memory=False, ahead=0):
     lines = []
     for i, (action, target) in enumerate(STEPS, start=1):
         output = {"action": action, "target": target}
         if output_memory:
-            output |= {"short_term": {"last_action": action, "last_target": target}, "long_term": {}}
+            told_action, told_target = STEPS[min(i - 1 + ahead, len(STEPS) - 1)]
+            output |= {"short_term": {"last_action": told_action, "last_target": told_target}, "long_term": {}}
         line = {
             "Task_id": "r1",
             "Slide_number": i,
@@ -314,6 +315,14 @@ def test_records_keep_the_memory_of_output(tmp_path):
     assert task.application == "3D Slicer"
     assert task.steps[0].grounding.bbox == (1, 2, 3, 4)
     assert not report["remarks"]
+
+
+def test_memory_of_output_that_tells_the_next_answer_is_rebuilt(tmp_path):
+    (tmp_path / "in").mkdir()
+    source = _write_records(tmp_path / "in/rows.jsonl", output_memory=True, ahead=1)
+    (task,), report = _convert("records", source, tmp_path / "out")
+    assert _short_terms(task) == ["CLICK", "TEXT", "ZOOM", "SEGMENT", "COMPLETE"]
+    assert report["remarks"] == {"r1": ["memory in Output told of the next step; it was rebuilt from the actions"]}
 
 
 def test_memory_column_proven_lagged_becomes_the_memory_after_the_step_before(tmp_path):
