@@ -62,9 +62,6 @@ def _tell_use(column: str, shows_memory: bool) -> str:
 
 def _warn_of_overlap(overlap: Mapping[str, Any]) -> list[str]:
     warnings = []
-    if overlap["n_same_goals"]:
-        listed = ", ".join(overlap["same_goals"][:6])
-        warnings.append(f"{overlap['n_same_goals']} tasks ({listed}) have a goal that is in {overlap['other']} too.")
     if overlap["n_same_ids"]:
         warnings.append(f"{overlap['n_same_ids']} task ids are in {overlap['other']} too.")
     if overlap["n_same_screenshots"]:

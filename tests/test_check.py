@@ -294,16 +294,27 @@ def test_with_a_tokenizer_tokens_are_counted_and_limits_checked(tmp_path, recipe
     assert "expected at most 5: raise max_answer_tokens" in report["problems"][0]["message"]
 
 
-def test_tasks_goals_and_screenshots_of_another_file_are_reported(tmp_path, capsys):
+def test_goal_of_another_file_is_a_problem_and_its_ids_and_screenshots_are_reported(tmp_path, capsys):
     train = write_trajectories(tmp_path, build_tasks(4), "train.csv")
-    test = write_trajectories(
-        tmp_path, [*build_tasks(2, first=4), *build_task("x", "OPEN the study of DOE001")], "test.csv"
-    )
-    code, report = _report(tmp_path, test, "--against", train)
-    assert code == 0
+    shared = [*build_tasks(2, first=4), *build_task("x", "OPEN the study of DOE001")]
+    code, report = _report(tmp_path, write_trajectories(tmp_path, shared, "test.csv"), "--against", train)
+    assert (code, report["is_clean"], report["n_problems"]) == (1, False, 2)
     overlap = report["overlap"]
     assert (overlap["same_goals"], overlap["n_same_ids"], overlap["n_same_screenshots"]) == (["t4", "x"], 1, 2)
-    assert "2 tasks (t4, x) have a goal that is in" in capsys.readouterr().out
+    assert [(p["row"], p["column"], p["task_id"]) for p in report["problems"]] == [
+        (2, "Instruction", "t4"),
+        (8, "Instruction", "x"),
+    ]
+    assert "found the goal 'OPEN the study of DOE001', which is in" in report["problems"][1]["message"]
+    assert "✗ 2 problems in 2 of 3 tasks." in capsys.readouterr().out
+
+
+def test_ids_and_screenshots_that_are_in_another_file_too_leave_the_data_clean(tmp_path, capsys):
+    train = write_trajectories(tmp_path, build_tasks(2), "train.csv")
+    test = write_trajectories(tmp_path, build_task("t1", "Close the study"), "test.csv")
+    code, report = _report(tmp_path, test, "--against", train)
+    assert (code, report["overlap"]["n_same_ids"], report["overlap"]["n_same_goals"]) == (0, 1, 0)
+    assert "1 task ids are in" in capsys.readouterr().out
 
 
 def test_10000_rows_on_as_many_screenshots_take_seconds_and_little_memory(tmp_path):
