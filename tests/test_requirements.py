@@ -11,7 +11,7 @@ def _constrained():
 
 
 def test_constraints_leave_to_torch_what_its_cuda_build_pins():
-    """torch 2.13.0 from PyPI wants triton==3.7.1 and CUDA libraries to the digit; another version cannot be installed."""
+    """PyPI's torch 2.13.0 wants triton==3.7.1 and CUDA libraries to the digit: a second pin cannot be met."""
     pinned = {n for n in _constrained() if n.startswith(("triton", "nvidia-", "cuda-"))} - {"nvidia-ml-py"}
     assert pinned == set()
 
