@@ -255,6 +255,26 @@ def test_dump_holds_every_prompt_and_answer_as_training_builds_them(tmp_path, re
     assert json.loads(lines[2]["completion"])["action"] == "COMPLETE"
 
 
+def test_documented_row_and_prompt_are_those_of_the_demo(tmp_path):
+    page = (ROOT / "docs/data.md").read_text()
+    row = page.partition("```csv\n")[2].partition("```")[0]
+    assert (ROOT / "demo/data/train.csv").read_text().startswith(row)
+    (tmp_path / "row.csv").write_text(row)
+    flags = ("--image_root", ROOT / "demo/data", "--dump_prompts", tmp_path / "prompts.jsonl")
+    assert _check(tmp_path / "row.csv", *flags) == 0
+    dumped = json.loads((tmp_path / "prompts.jsonl").read_text())
+    shown = json.loads(next(line for line in page.splitlines() if line.startswith('{"task_id":')))
+    (system, user), (shown_system, shown_user) = dumped["messages"], shown["messages"]
+    assert {**dumped, "messages": 0, "completion": 0} == {**shown, "messages": 0, "completion": 0}
+    assert user == shown_user
+    for text, start in (
+        (system["content"][0]["text"], shown_system["content"][0]["text"]),
+        (dumped["completion"], shown["completion"]),
+    ):
+        assert start.endswith("...")
+        assert text.startswith(start.removesuffix("..."))
+
+
 def test_dumped_prompts_of_a_task_do_not_change_with_the_labels_from_their_step_on(tmp_path):
     rows = build_task("a", "Find the scan", 5)
     csv_path = write_trajectories(tmp_path, rows)
