@@ -1,7 +1,5 @@
 """Converted tasks to a folder of contract data: CSV, screenshots named by content, report. Whole or not at all."""
 
-import csv
-import io
 import json
 import shutil
 import tempfile
@@ -16,7 +14,7 @@ from sft.memory import dump_json
 from sft.problems import TrajectoryError
 from sft.screenshots import ScreenshotFacts, inspect_bytes, store_screenshot
 from sft.shown_memory import MEMORY_PARTS
-from sft.tables import Table, read_table
+from sft.tables import Table, format_csv, read_table
 from sft.trajectory import read_task_set
 
 COLUMNS = (
@@ -187,11 +185,7 @@ def _drop_what_the_loader_refuses(
 
 
 def _write_csv(path: Path, rows_of: Mapping[str, list[dict[str, str]]]) -> None:
-    file = io.StringIO()
     has_elements = any(row["Detected_Elements"] for rows in rows_of.values() for row in rows)
     columns = COLUMNS if has_elements else COLUMNS[:-1]
-    writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    for rows in rows_of.values():
-        writer.writerows(rows)
-    path.write_bytes(file.getvalue().encode("utf-8", "replace"))
+    text = format_csv(columns, (row for rows in rows_of.values() for row in rows))
+    path.write_bytes(text.encode("utf-8", "replace"))

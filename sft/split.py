@@ -9,8 +9,6 @@ data wrote are replaced.
 """
 
 import argparse
-import csv
-import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +19,7 @@ from sft.errors import UserError, run_command
 from sft.grouping import GROUPINGS, assign_groups, group_tasks
 from sft.overlap import find_overlap
 from sft.split_manifest import MANIFEST_NAME, describe_part, format_split_table, list_own_parts
-from sft.tables import Table, looks_like_dataset, read_table
+from sft.tables import Table, format_csv, looks_like_dataset, read_table
 from sft.trajectory import TaskSet, read_task_set
 
 
@@ -120,11 +118,8 @@ def refuse_to_overwrite(paths: Iterable[Path], table: Table) -> None:
 
 def write_part(path: Path, name: str, table: Table, part_of: dict[str, str]) -> None:
     """Write the rows of one part, their cells as they were."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(table.rows[0][1]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(cells for _, cells in table.rows if part_of[cells["Task_id"].strip()] == name)
-    write_atomically(path, file.getvalue())
+    rows = (cells for _, cells in table.rows if part_of[cells["Task_id"].strip()] == name)
+    write_atomically(path, format_csv(list(table.rows[0][1]), rows))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -280,6 +280,12 @@ def test_screenshot_embedded_in_a_pipeline_record_wins_over_its_path(tmp_path):
     assert task.steps[0].image_path.read_bytes() == encode_screen(77)
 
 
+def test_lone_carriage_return_in_a_cell_is_read_back(tmp_path):
+    row = build_careflow_row(1, instruction="Load the scan\rSegment it")
+    (task,), _ = _convert("careflow", _save_parquet(tmp_path / "t.parquet", [row]), tmp_path / "out")
+    assert task.instruction == "Load the scan\rSegment it"
+
+
 def _write_records(path, memory_of=None, output_memory=False, ahead=0):
     lines = []
     for i, (action, target) in enumerate(STEPS, start=1):

@@ -59,9 +59,10 @@ def test_parts_do_not_depend_on_the_order_of_the_rows(tmp_path):
 
 
 def test_cells_are_written_as_they_were(tmp_path):
-    rows = [{**row, "Mine": 'a "quoted",\nold note'} for row in build_tasks(20)]
+    notes = ('a "quoted",\nold note', "two\rlines", "plain")
+    rows = [{**row, "Mine": notes[i % 3]} for i, row in enumerate(build_tasks(20))]
     path = write_trajectories(tmp_path, rows)
-    path.write_text(format_csv(rows, [*rows[0]]), newline="")
+    path.write_text(format_csv(rows, [*rows[0]], quoting=csv.QUOTE_ALL), newline="")
     manifest = _split(path, "--parts", "train=0.5,test=0.5")
     with (tmp_path / "test.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
