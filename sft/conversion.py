@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,18 @@ def _write(tasks: Iterable[ConvertedTask | DroppedTask], folder: Path, about: Ma
         if isinstance(task, DroppedTask):
             conversion.dropped.append(task)
             continue
+        task_id = task.task_id.encode("utf-8", "replace").decode("utf-8").strip()  # as it is read back
         try:
-            rows_of[task.task_id] = _build_rows(task, images)
+            if not task_id or task_id in rows_of:
+                raise ValueError(
+                    f"found the task id {task_id!r}{' again' if task_id else ''}; expected one of its own"
+                )
+            rows_of[task_id] = _build_rows(replace(task, task_id=task_id), images)
         except ValueError as error:
-            conversion.dropped.append(DroppedTask(task.task_id, task.source, len(task.steps), str(error)))
+            conversion.dropped.append(DroppedTask(task_id, task.source, len(task.steps), str(error)))
             continue
         if task.remarks:
-            conversion.remarks[task.task_id] = list(task.remarks)
+            conversion.remarks[task_id] = list(task.remarks)
     _drop_what_the_loader_refuses(rows_of, folder, conversion)
     if not rows_of:
         reasons = "; ".join(f"{t.task_id}: {t.reason}" for t in conversion.dropped[:5])

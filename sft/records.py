@@ -99,7 +99,7 @@ def _read_task(
             raise ValueError(f"line {number}: found no screenshot {name!r} in {images_dir}; give --images_dir")
         evidence = cells.get("Grounding", "")
         bbox = read_box(read_object(evidence, "an object").get("bbox")) if evidence.strip() else None
-        slide = int(cells["Slide_number"].partition(".")[0]) if cells.get("Slide_number") else position
+        slide = int(cells.get("Slide_number", "").strip().partition(".")[0] or position)
         elements = cells.get("Detected_Elements", "")
         steps.append(
             ConvertedStep(slide, format_action(gold.action), image, "", bbox, memory=memory, elements=elements)
