@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+DEEPSPEED = ["deepspeed>=0.19.8"]  # what ZeRO needs
+
 setup(
     name="clinical-gui-agents",
     version="0.1.0",
@@ -35,6 +37,7 @@ setup(
     ],
     extras_require={
         "constrained": ["xgrammar>=0.2.8"],  # brings triton, which is large
+        "deepspeed": DEEPSPEED,
         "dev": [
             "pytest>=9",
             "pytest-xdist>=3.8",
@@ -44,9 +47,8 @@ setup(
             "playwright>=1.60",
             "types-PyYAML",
             "xgrammar>=0.2.8",
-            "deepspeed>=0.19.8",
+            *DEEPSPEED,
         ],
-        "gpu": ["torchvision", "flash-attn", "deepspeed>=0.19.8"],
         "vllm": ["vllm"],
     },
 )

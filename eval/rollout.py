@@ -25,6 +25,7 @@ from sft.errors import run_command
 from sft.overlap import find_trained_tasks, refuse_trained_tasks
 from sft.problems import QUARANTINE_NAME, write_quarantine
 from sft.prompts import AgentConfig
+from sft.shown_memory import list_shown_parts
 from sft.trajectory import Trajectory, load_task_set
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> None:
         actions=agent.actions,
         task_end=arguments.max_tasks,
         needs_elements=agent.use_grounding,
+        memory_parts=list_shown_parts(agent) if arguments.mode in ("teacher", "all") or arguments.self_check else (),
         on_bad_rows=arguments.on_bad_rows,
     )
     trajectories = tasks.trajectories

@@ -33,7 +33,7 @@ def read_careflow(
     """
     seen: set[str] = set()
     for number, row in enumerate(_read_rows(source), start=1):
-        task_id = next((str(row[c]).strip() for c in ID_COLUMNS if row.get(c) not in (None, "")), f"row{number}")
+        task_id = next((text for c in ID_COLUMNS if (text := as_cell(row.get(c)).strip())), f"row{number}")
         place = f"{source}: task row {number}"
         try:
             if task_id in seen:
@@ -51,7 +51,8 @@ def _read_task(
     trajectory = data.get("trajectory")
     if not isinstance(trajectory, list) or not trajectory or not all(isinstance(s, Mapping) for s in trajectory):
         raise ValueError("found no steps in json_data.trajectory; expected a list of {step, action, target, ...}")
-    goal = next((str(row[c]) for c in GOAL_COLUMNS if row.get(c)), "") or as_cell(data.get("instruction"))
+    goals = [as_cell(row.get(c)).strip() for c in GOAL_COLUMNS]
+    goal = next((text for text in goals if text), as_cell(data.get("instruction")).strip())
     numbered, remarks = _number_steps(trajectory)
     images = _match_images(row, [step for _, step in numbered], images_dir)
     steps = []
@@ -65,12 +66,12 @@ def _read_task(
             remarks.append(f"step {number}: left out bbox {str(fields['bbox'])[:40]}, which is not [x1, y1, x2, y2]")
         steps.append(ConvertedStep(number, action, image, as_cell(fields.get("note")), bbox))
     program = as_cell(row.get("application") or row.get("software")) or application
-    return ConvertedTask(task_id, place, goal.strip(), program, tuple(steps), remarks=tuple(remarks))
+    return ConvertedTask(task_id, place, goal, program, tuple(steps), remarks=tuple(remarks))
 
 
 def _number_steps(trajectory: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[int, Mapping[str, Any]]], list[str]]:
     """Order steps by their own number where all have one, by position where none has."""
-    numbers = [step["step"] for step in trajectory if isinstance(step.get("step"), int)]
+    numbers = [number for step in trajectory if (number := _read_number(step.get("step"))) is not None]
     if len(numbers) < len(trajectory):
         return list(enumerate(trajectory, start=1)), []
     if len(set(numbers)) < len(numbers):
@@ -81,6 +82,12 @@ def _number_steps(trajectory: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[i
     return ordered, [f"missing: step {', '.join(map(str, missing))}"] if missing else []
 
 
+def _read_number(value: Any) -> int | None:
+    """Read a step's number: 2, 2.0, "2" or "Step 2"."""
+    match = re.fullmatch(r"(?:step\s*)?([0-9]{1,6})(?:\.0)?", as_cell(value).strip(), re.I)
+    return int(match[1]) if match else None
+
+
 def _match_images(
     row: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], images_dir: Path | None
 ) -> list[bytes | Path]:
@@ -88,21 +95,33 @@ def _match_images(
     images = [_read_image(value, images_dir) for value in row.get("images") or []]
     if not images and images_dir is not None:
         images = [find_screenshot(name, [images_dir]) for name in names]
-    wanted = [_base(as_cell(step.get("screenshot"))) for step in steps]
+    wanted = [as_cell(step.get("screenshot")) for step in steps]
     by_name: dict[str, bytes | Path | None] = {}
     if len(names) == len(images):
-        by_name = dict(zip((_base(n) for n in names), images))
+        by_name = _index_by_name(names, images)
+    found = [by_name.get(name, by_name.get(_base(name))) for name in wanted]
     if images_dir is not None:
-        by_name = {**{name: find_screenshot(name, [images_dir]) for name in wanted}, **by_name}
-    if all(by_name.get(name) is not None for name in wanted):
-        return [_existing(by_name[name], name) for name in wanted]
+        found = [f if f is not None else find_screenshot(n, [images_dir]) for f, n in zip(found, wanted)]
+    if all(image is not None for image in found):
+        return [_existing(image, name) for image, name in zip(found, wanted)]
     if len(images) == len(steps):
         return [_existing(image, f"image {i}") for i, image in enumerate(images, start=1)]
-    lost = next(name for name in wanted if by_name.get(name) is None)
+    lost = next(name for name, image in zip(wanted, found) if image is None)
     raise ValueError(
         f"found {len(images)} images for {len(steps)} steps, and none named {lost!r}; expected one image a step, or "
         "names that match: give the folder with --images_dir"
     )
+
+
+def _index_by_name(names: Sequence[str], images: Sequence[bytes | Path | None]) -> dict[str, bytes | Path | None]:
+    """Return images by name, and by bare name; a name that two different images bear tells neither."""
+    by_name: dict[str, bytes | Path | None] = {}
+    doubled = set()
+    for name, image in zip(names, images):
+        for key in {name, _base(name)}:
+            if by_name.setdefault(key, image) != image:
+                doubled.add(key)
+    return {name: image for name, image in by_name.items() if name not in doubled}
 
 
 def _existing(image: bytes | Path | None, name: str) -> bytes | Path:

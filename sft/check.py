@@ -31,12 +31,13 @@ from sft.encoding import StepEncoder
 from sft.errors import UserError, run_command
 from sft.light_processor import LightProcessor
 from sft.memory import dump_json
-from sft.overlap import describe_overlap, find_overlap
+from sft.overlap import Overlap, describe_overlap, find_overlap
 from sft.preview import StepPreview, build_dump_line, choose_evenly, preview_steps
 from sft.problems import Problem, TrajectoryError
 from sft.prompts import AgentConfig
+from sft.shown_memory import list_shown_parts
 from sft.tables import Table, looks_like_dataset, read_table
-from sft.trajectory import TaskSet, read_task_set
+from sft.trajectory import TaskSet, find_leak_problems, read_task_set
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -47,7 +48,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--image_root", type=Path, help="folder of the screenshots [folder of the CSV]")
     parser.add_argument("--recipe", type=Path, help="recipe whose actions, pixel budget and limits count [defaults]")
     parser.add_argument("--tokenizer", type=Path, help="folder of the base model: counts tokens, checks the limits")
-    parser.add_argument("--against", metavar="OTHER", help="data whose tasks and screenshots must not be in DATA")
+    parser.add_argument("--against", metavar="OTHER", help="data whose tasks (goals) must not be in DATA")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
     parser.add_argument("--dump_prompts", type=Path, metavar="FILE", help="write one JSON line a step there")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="show N steps as the model sees them")
@@ -76,6 +77,7 @@ def main(argv: list[str]) -> None:
         return
     report = describe(table, tasks, agent, arguments.tokenizer)
     problems = [problem for task in tasks.quarantined for problem in task.problems]
+    problems += find_leak_problems(tasks, list_shown_parts(agent))
     panels = []
     if encoder or arguments.dump_prompts or arguments.show:
         previews = list(walk_previews(tasks, agent, encoder))
@@ -85,8 +87,10 @@ def main(argv: list[str]) -> None:
         shown = [previews[i] for i in sorted(choose_evenly(len(previews), arguments.show))]
         panels = [build_step_panel(preview, shows_system=preview is shown[0]) for preview in shown]
     if arguments.against:
-        report["overlap"] = compare(arguments.against, table, tasks, agent)
-    report["warnings"] = list_warnings(report)
+        overlap = compare(arguments.against, table, tasks, agent)
+        problems += list_shared_goals(tasks, overlap, arguments.against)
+        report["overlap"] = describe_overlap(overlap, arguments.against)
+    report["warnings"] = list_warnings(report, shows_memory=bool(list_shown_parts(agent)))
     print_report(console, report)
     for panel in panels:
         console.print(panel)
@@ -116,11 +120,27 @@ def write_dump(path: Path | None, previews: list[StepPreview]) -> None:
         write_file(path, "".join(dump_json(build_dump_line(preview)) + "\n" for preview in previews))
 
 
-def compare(other: str, table: Table, tasks: TaskSet, agent: AgentConfig) -> dict[str, Any]:
-    """Say which tasks, goals and screenshots stand in both data sets."""
+def compare(other: str, table: Table, tasks: TaskSet, agent: AgentConfig) -> Overlap:
+    """Find which tasks, goals and screenshots stand in both data sets."""
     root = table.image_root if Path(other).parent == table.path.parent else None
     others = read_task_set(read_table(other, root), actions=agent.actions, on_bad_rows="quarantine")
-    return describe_overlap(find_overlap(tasks, others), other)
+    return find_overlap(tasks, others)
+
+
+def list_shared_goals(tasks: TaskSet, overlap: Overlap, other: str) -> list[Problem]:
+    """Return one problem a task whose goal is in the other data too: it is the same task, whatever its id."""
+    same = set(overlap.same_goals)
+    return [
+        Problem(
+            tasks.path,
+            t.steps[0].row,
+            "Instruction",
+            f"found the goal {t.instruction[:80]!r}, which is in {other} too; expected tasks that are not there",
+            t.task_id,
+        )
+        for t in tasks.trajectories
+        if t.task_id in same
+    ]
 
 
 def finish(

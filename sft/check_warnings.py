@@ -8,8 +8,11 @@ from sft.memory_audit import MEMORY_COLUMNS
 _MAX_EXAMPLES = 5
 
 
-def list_warnings(report: Mapping[str, Any]) -> list[str]:
-    """Say in sentences what a person should look at before training; none of it makes a row unusable."""
+def list_warnings(report: Mapping[str, Any], shows_memory: bool = True) -> list[str]:
+    """Say in sentences what a person should look at before training; none of it makes a row unusable.
+
+    `shows_memory` says whether prompts show the memory in `Output`; where that leaks, its rows are problems then.
+    """
     warnings = []
     if n := report["step_numbers_missing"]:
         first = report["step_number_gaps"][0]
@@ -26,14 +29,8 @@ def list_warnings(report: Mapping[str, Any]) -> list[str]:
         warnings.append(f"{n} tasks do not end with a final action such as COMPLETE: they may be cut short.")
     for audit in report["memory_columns"]:
         if audit["verdict"] in ("same-row", "mixed"):
-            warnings.append(
-                f"{audit['column']}: {audit['n_own']} of {audit['n_cells']} cells tell of the step they stand at. "
-                + (
-                    "Published memory columns are never put into a prompt."
-                    if audit["column"] in MEMORY_COLUMNS
-                    else "A prompt would hold its own answer: mend the memory in Output."
-                )
-            )
+            told = f"{audit['n_own']} of {audit['n_cells']} cells tell of the step they stand at."
+            warnings.append(f"{audit['column']}: {told} {_tell_use(audit['column'], shows_memory)}")
     for group in report["duplicate_goals"][:_MAX_EXAMPLES]:
         warnings.append(f"Tasks {', '.join(group['tasks'][:6])} have the same goal: keep them in one part of a split.")
     if (n := len(report["duplicate_goals"]) - _MAX_EXAMPLES) > 0:
@@ -55,11 +52,16 @@ def list_warnings(report: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
+def _tell_use(column: str, shows_memory: bool) -> str:
+    if column in MEMORY_COLUMNS:
+        return "Published memory columns are never put into a prompt."
+    if shows_memory:
+        return "A prompt would hold its own answer: each row whose memory would be shown so is a problem."
+    return "No prompt shows it: the memory is written by rule."
+
+
 def _warn_of_overlap(overlap: Mapping[str, Any]) -> list[str]:
     warnings = []
-    if overlap["n_same_goals"]:
-        listed = ", ".join(overlap["same_goals"][:6])
-        warnings.append(f"{overlap['n_same_goals']} tasks ({listed}) have a goal that is in {overlap['other']} too.")
     if overlap["n_same_ids"]:
         warnings.append(f"{overlap['n_same_ids']} task ids are in {overlap['other']} too.")
     if overlap["n_same_screenshots"]:

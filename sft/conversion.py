@@ -1,12 +1,10 @@
 """Converted tasks to a folder of contract data: CSV, screenshots named by content, report. Whole or not at all."""
 
-import csv
-import io
 import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,8 @@ from sft.errors import UserError
 from sft.memory import dump_json
 from sft.problems import TrajectoryError
 from sft.screenshots import ScreenshotFacts, inspect_bytes, store_screenshot
-from sft.tables import Table, read_table
+from sft.shown_memory import MEMORY_PARTS
+from sft.tables import Table, format_csv, read_table
 from sft.trajectory import read_task_set
 
 COLUMNS = (
@@ -89,13 +88,18 @@ def _write(tasks: Iterable[ConvertedTask | DroppedTask], folder: Path, about: Ma
         if isinstance(task, DroppedTask):
             conversion.dropped.append(task)
             continue
+        task_id = task.task_id.encode("utf-8", "replace").decode("utf-8").strip()  # as it is read back
         try:
-            rows_of[task.task_id] = _build_rows(task, images)
+            if not task_id or task_id in rows_of:
+                raise ValueError(
+                    f"found the task id {task_id!r}{' again' if task_id else ''}; expected one of its own"
+                )
+            rows_of[task_id] = _build_rows(replace(task, task_id=task_id), images)
         except ValueError as error:
-            conversion.dropped.append(DroppedTask(task.task_id, task.source, len(task.steps), str(error)))
+            conversion.dropped.append(DroppedTask(task_id, task.source, len(task.steps), str(error)))
             continue
         if task.remarks:
-            conversion.remarks[task.task_id] = list(task.remarks)
+            conversion.remarks[task_id] = list(task.remarks)
     _drop_what_the_loader_refuses(rows_of, folder, conversion)
     if not rows_of:
         reasons = "; ".join(f"{t.task_id}: {t.reason}" for t in conversion.dropped[:5])
@@ -171,7 +175,8 @@ def _drop_what_the_loader_refuses(
     _write_csv(folder / CSV_NAME, rows_of)
     table: Table = read_table(folder / CSV_NAME)
     try:
-        refused = {task.task_id: task.problems for task in read_task_set(table, on_bad_rows="quarantine").quarantined}
+        read = read_task_set(table, memory_parts=MEMORY_PARTS, on_bad_rows="quarantine")
+        refused = {task.task_id: task.problems for task in read.quarantined}
     except TrajectoryError as error:  # not one task is left
         refused = {
             task_id: tuple(p for p in error.problems if p.task_id == task_id) or error.problems for task_id in rows_of
@@ -185,11 +190,7 @@ def _drop_what_the_loader_refuses(
 
 
 def _write_csv(path: Path, rows_of: Mapping[str, list[dict[str, str]]]) -> None:
-    file = io.StringIO()
     has_elements = any(row["Detected_Elements"] for rows in rows_of.values() for row in rows)
     columns = COLUMNS if has_elements else COLUMNS[:-1]
-    writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    for rows in rows_of.values():
-        writer.writerows(rows)
-    path.write_bytes(file.getvalue().encode("utf-8", "replace"))
+    text = format_csv(columns, (row for rows in rows_of.values() for row in rows))
+    path.write_bytes(text.encode("utf-8", "replace"))

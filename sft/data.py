@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 from sft.encoding import StepEncoder
 from sft.goals import hash_goal
+from sft.overlap import find_overlap, refuse_shared_goals
 from sft.prompts import AgentConfig, format_answer
 from sft.sampler import StepSize
 from sft.settings import DataSettings
+from sft.shown_memory import list_shown_parts
 from sft.split_manifest import find_split
 from sft.trajectory import (
     Problem,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskSplit:
-    """The tasks of one run. No task is in both parts; `quarantined` ones are in neither.
+    """The tasks of one run. No goal is in both parts (but by `allow_overlap`); `quarantined` tasks are in neither.
 
     `sha256_of` has the hash of the data behind each name that a recipe gives.
     """
@@ -51,7 +53,8 @@ def load_task_split(settings: DataSettings, agent: AgentConfig, seed: int, show_
     """Read the training tasks and, by `val_csv` or `val_split`, the validation tasks.
 
     Raises:
-        TrajectoryError: every problem of the files, or a task id that stands in both.
+        TrajectoryError: every problem of the files.
+        UserError: tasks of `val_csv` have a goal that is trained on, and `allow_overlap` is not set.
     """
 
     def load(path: str, **task_range: Any) -> TaskSet:
@@ -60,6 +63,7 @@ def load_task_split(settings: DataSettings, agent: AgentConfig, seed: int, show_
             settings.image_root,
             actions=agent.actions,
             needs_elements=agent.use_grounding,
+            memory_parts=list_shown_parts(agent),
             on_bad_rows=settings.on_bad_rows,
             show_progress=show_progress,
             **task_range,
@@ -70,15 +74,7 @@ def load_task_split(settings: DataSettings, agent: AgentConfig, seed: int, show_
         parts = split_by_task(train.trajectories, settings.val_split, seed)
         return TaskSplit(*parts, train.quarantined, {settings.train_csv: train.sha256})
     val = load(settings.val_csv)
-    if shared := {t.task_id for t in train.trajectories} & {t.task_id for t in val.trajectories}:
-        raise TrajectoryError(
-            [
-                Problem(
-                    Path(settings.val_csv), None, "Task_id", f"found task {task_id} in train_csv too; expected it once"
-                )
-                for task_id in sorted(shared)
-            ]
-        )
+    refuse_shared_goals(find_overlap(val, train), settings.val_csv, settings.allow_overlap)
     hashes = {settings.train_csv: train.sha256, settings.val_csv: val.sha256}
     return TaskSplit(train.trajectories, val.trajectories, train.quarantined + val.quarantined, hashes)
 
@@ -86,19 +82,25 @@ def load_task_split(settings: DataSettings, agent: AgentConfig, seed: int, show_
 def split_by_task(
     trajectories: Sequence[Trajectory], val_share: float, seed: int
 ) -> tuple[list[Trajectory], list[Trajectory]]:
-    """Hold out a share of the tasks, the same share of every application, at least one task of each where it can."""
-    by_application: dict[str, list[Trajectory]] = defaultdict(list)
+    """Hold out a share of the tasks, the same share of every application, at least one task of each where it can.
+
+    Tasks with one goal are one task, as everywhere: they stay together.
+    """
+    by_goal: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
-        by_application[trajectory.application].append(trajectory)
+        by_goal[hash_goal(trajectory.instruction)].append(trajectory)
+    by_application: dict[str, list[str]] = defaultdict(list)
+    for goal, tasks in by_goal.items():
+        by_application[tasks[0].application].append(goal)
     held_out: set[str] = set()
-    for application, tasks in sorted(by_application.items()):
-        count = round(len(tasks) * val_share)
+    for application, goals in sorted(by_application.items()):
+        count = round(len(goals) * val_share)
         if val_share:
-            count = min(max(count, 1), len(tasks) - 1)
-        ids = [t.task_id for t in tasks]
-        held_out.update(random.Random(f"{seed}/{application}").sample(ids, count))
-    train = [t for t in trajectories if t.task_id not in held_out]
-    return train, [t for t in trajectories if t.task_id in held_out]
+            count = min(max(count, 1), len(goals) - 1)
+        held_out.update(random.Random(f"{seed}/{application}").sample(goals, count))
+    val_ids = {t.task_id for goal in held_out for t in by_goal[goal]}
+    train = [t for t in trajectories if t.task_id not in val_ids]
+    return train, [t for t in trajectories if t.task_id in val_ids]
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 from sft.goals import find_duplicate_goals
 from sft.hints import find_hidden_characters, find_personal_data
 from sft.light_processor import DEFAULT_PIXELS_PER_TOKEN, build_image_counter, read_pixels_per_token
-from sft.memory import dump_json
 from sft.memory_audit import MEMORY_COLUMNS, MemoryAudit, MemoryCell, audit_memory
 from sft.prompts import AgentConfig
+from sft.shown_memory import audit_shown_memory
 from sft.steps import Step, Trajectory
 from sft.tables import Cells, Table
 from sft.trajectory import TaskSet
@@ -73,13 +73,11 @@ def audit_columns(trajectories: Sequence[Trajectory], cells_of: Mapping[int, Cel
     """Audit the published memory columns that are there, and the memory in `Output` as the next step is shown it."""
     present = [c for c in MEMORY_COLUMNS if any(c in cells_of[t.steps[0].row] for t in trajectories)]
     audits = [
-        audit_memory(column, [c for t in trajectories for c in _read_column(t, cells_of, column)])
+        audit_memory(column, (c for t in trajectories for c in _read_column(t, cells_of, column)))
         for column in present
     ]
-    shown = [cell for t in trajectories for cell in _read_outputs(t)]
-    if any(cell.text for cell in shown):
-        audits.append(audit_memory("Output, shown one step later", shown, reads_targets=False))
-    return audits
+    shown = audit_shown_memory(trajectories)
+    return [*audits, shown] if shown.verdict != "empty" else audits
 
 
 def summarise(values: Sequence[int]) -> dict[str, Any]:
@@ -128,13 +126,3 @@ def _read_column(trajectory: Trajectory, cells_of: Mapping[int, Cells], column: 
     for i, step in enumerate(trajectory.steps):
         text = cells_of[step.row].get(column, "")
         yield MemoryCell(step.row, text, actions[i], tuple(actions[:i]), trajectory.instruction)
-
-
-def _read_outputs(trajectory: Trajectory) -> Iterator[MemoryCell]:
-    actions = [s.gold.action for s in trajectory.steps]
-    for i, step in enumerate(trajectory.steps[1:], start=1):
-        memory = {**(trajectory.steps[i - 1].gold.short_term or {}), **(trajectory.steps[i - 1].gold.long_term or {})}
-        memory.pop("remaining_subtasks", None)  # a plan rightly names what comes next
-        yield MemoryCell(
-            step.row, dump_json(memory) if memory else "", actions[i], tuple(actions[:i]), trajectory.instruction
-        )

@@ -70,8 +70,8 @@ def open_dataset(source: str) -> "Dataset":
             data = datasets.load_dataset(str(path))
         elif any((path / name).is_file() for name in _SAVED_FILES):
             data = datasets.load_from_disk(str(path))
-        elif files := sorted(str(file) for file in path.rglob("*.parquet")):
-            data = datasets.load_dataset("parquet", data_files=files)
+        elif any(path.rglob("*.parquet")):
+            data = datasets.load_dataset("parquet", data_dir=str(path))  # the files' names tell the splits apart
         else:
             message = "found a folder without a saved data set; expected a CSV file or what `save_to_disk` wrote"
             raise TrajectoryError([Problem(path, None, None, message)])

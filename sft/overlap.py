@@ -1,6 +1,7 @@
 """Whether two data sets hold the same task, goal or screenshot. Knows nothing of models or of how data is split."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from sft.errors import UserError
 from sft.goals import hash_goal
 from sft.steps import Trajectory
 from sft.trajectory import TaskSet
+
+log = logging.getLogger("sft")
 
 _MAX_LISTED = 20
 
@@ -85,8 +88,34 @@ def refuse_trained_tasks(found: Mapping[str, Sequence[str]], test_csv: str, allo
     """
     trained = found.get("train", ())
     if trained and not allow_overlap:
-        listed = ", ".join(trained[:_MAX_LISTED]) + (", ..." if len(trained) > _MAX_LISTED else "")
         raise UserError(
-            f"{test_csv}: found {len(trained)} tasks that the model was trained on ({listed}); expected unseen tasks: "
-            "a score on them says nothing. Choose other tasks, or go on with --allow_overlap: the report then says so"
+            f"{test_csv}: found {len(trained)} tasks that the model was trained on ({_list_tasks(trained)}); expected "
+            "unseen tasks: a score on them says nothing. Choose other tasks, or go on with --allow_overlap: the "
+            "report then says so"
         )
+
+
+def refuse_shared_goals(overlap: Overlap, val_csv: str, allow_overlap: bool) -> None:
+    """Make sure that no validation task is trained on, unless that is wanted; log how many screenshots are.
+
+    Raises:
+        UserError: naming the tasks and the key to go on.
+    """
+    if overlap.n_same_screenshots:
+        shared = (overlap.n_same_screenshots, overlap.n_screenshots)
+        log.info("val: %d of %d screenshots are in train_csv too; many tasks begin on one screen", *shared)
+    if not overlap.same_goals:
+        return
+    found = f"{val_csv}: found {len(overlap.same_goals)} tasks whose goal is in train_csv too"
+    if allow_overlap:
+        log.warning("%s (%s): their scores say nothing of unseen tasks", found, _list_tasks(overlap.same_goals))
+        return
+    raise UserError(
+        f"{found} ({_list_tasks(overlap.same_goals)}); expected unseen tasks: a score on them says nothing. Choose "
+        "other tasks, hold some of train_csv out with val_split, or go on with allow_overlap: true"
+    )
+
+
+def _list_tasks(task_ids: Sequence[str]) -> str:
+    """Name tasks for a message, the first ones where they are many."""
+    return ", ".join(task_ids[:_MAX_LISTED]) + (", ..." if len(task_ids) > _MAX_LISTED else "")

@@ -1,7 +1,8 @@
 """Row-shaped JSONL (one line a step, the contract's columns as keys) to converted tasks.
 
-Memory is taken from `Output`. Where `Output` has none, a published memory column is used if the audit proves it
-lagged: what stands at step t + 1 is the memory after step t. In any other case it is rebuilt from the actions.
+Memory is taken from `Output`, but for a task where it tells of the next step. Where `Output` has none, a published
+memory column is used if the audit proves it lagged: what stands at step t + 1 is the memory after step t. In any other
+case it is rebuilt from the actions.
 """
 
 import json
@@ -19,6 +20,7 @@ from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY, Answer, Memory
 from sft.memory_audit import MEMORY_COLUMNS, MemoryAudit, MemoryCell, audit_memory
 from sft.screenshots import find_screenshot
+from sft.shown_memory import has_leak
 from sft.trajectory import natural_key
 
 
@@ -97,7 +99,7 @@ def _read_task(
             raise ValueError(f"line {number}: found no screenshot {name!r} in {images_dir}; give --images_dir")
         evidence = cells.get("Grounding", "")
         bbox = read_box(read_object(evidence, "an object").get("bbox")) if evidence.strip() else None
-        slide = int(cells["Slide_number"].partition(".")[0]) if cells.get("Slide_number") else position
+        slide = int(cells.get("Slide_number", "").strip().partition(".")[0] or position)
         elements = cells.get("Detected_Elements", "")
         steps.append(
             ConvertedStep(slide, format_action(gold.action), image, "", bbox, memory=memory, elements=elements)
@@ -114,7 +116,10 @@ def _choose_memories(
     golds: Sequence[Answer], lines: Sequence[tuple[int, dict[str, str]]], records: RecordFile
 ) -> tuple[Sequence[Memory | None], str]:
     """Return the memory after each step, None where it is to be rebuilt, and a remark where it is not Output's own."""
-    if all(gold.short_term is not None and gold.long_term is not None for gold in golds):
+    has_own = all(gold.short_term is not None and gold.long_term is not None for gold in golds)
+    if has_own and has_leak(golds, lines[0][1].get("Instruction", "")):
+        return [None] * len(golds), "memory in Output told of the next step; it was rebuilt from the actions"
+    if has_own:
         return [Memory(gold.short_term or {}, gold.long_term or {}) for gold in golds], ""
     if not records.uses_columns:
         return [None] * len(golds), "memory was rebuilt from the actions"

@@ -1,8 +1,8 @@
 """Screenshot files: checking, opening, hashing, storing. Knows nothing of trajectories, tokens or models.
 
 What becomes of an odd image: palette, grey, CMYK, transparent (on white), 16-bit (high byte) and EXIF-rotated ones are
-opened as upright RGB; an animation, an image beyond the limits below, a damaged file and a format that is not listed
-are refused.
+opened as upright RGB, a phone's JPEG with further pictures behind it as its first one; an animation, an image beyond
+the limits below, a damaged file and a format that is not listed are refused.
 """
 
 import hashlib
@@ -76,9 +76,12 @@ def inspect_bytes(data: bytes, name: str, decode: bool) -> ScreenshotFacts:
                 )
             if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
                 return refuse(f"found {width}x{height} pixels in {name}; expected a side ratio of at most 100")
-            if getattr(image, "is_animated", False):
+            image_format = (
+                "JPEG" if image.format == "MPO" else image.format or ""
+            )  # a phone's: the picture comes first
+            if getattr(image, "is_animated", False) and image.format != "MPO":
                 return refuse(f"found an animation of {image.n_frames} frames: {name}; expected one still image")  # type: ignore[attr-defined]
-            if message := _find_damage(data, image.format or ""):
+            if message := _find_damage(data, image_format):
                 return refuse(f"found a damaged image: {name} ({message}); restore the file")
             width_height = _find_upright_size(image, data)
             if decode:
@@ -89,7 +92,7 @@ def inspect_bytes(data: bytes, name: str, decode: bool) -> ScreenshotFacts:
         return refuse(f"found too many pixels in {name} ({error}); expected at most {MAX_IMAGE_PIXELS}")
     except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error, zlib.error) as error:
         return refuse(f"found a damaged image: {name} ({error}); restore the file")
-    return ScreenshotFacts(sha256, image.format or "", width_height)
+    return ScreenshotFacts(sha256, image_format, width_height)
 
 
 def read_upright_size(path: Path) -> tuple[int, int]:
@@ -110,6 +113,7 @@ def open_screenshot(path: Path) -> Image.Image:
             image: Image.Image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it, a viewer shows the high byte
                 image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+                image.info.pop("transparency", None)  # a 16-bit value, which would hide another grey
             if image.has_transparency_data:
                 rgba = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -181,9 +185,24 @@ def _find_damage(data: bytes, image_format: str) -> str | None:
         return _find_png_damage(data)
     if image_format == "WEBP" and len(data) < struct.unpack("<I", data[4:8])[0] + 8:
         return "the file is cut short"
-    if image_format == "JPEG" and b"\xff\xd9" not in data[-1024:]:
+    if image_format == "JPEG" and not _has_jpeg_end(data):
         return "the file is cut short"
     return None
+
+
+def _has_jpeg_end(data: bytes) -> bool:
+    """Return whether the picture's data ends with its end marker; other bytes may follow, as phones write them.
+
+    The search begins at the picture's own scan: a preview in the header has an end marker too.
+    """
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
+        is_alone = data[position + 1] in (0x01, 0xFF) or 0xD0 <= data[position + 1] <= 0xD8  # no length follows
+        if is_alone:
+            position += 1 if data[position + 1] == 0xFF else 2
+        else:
+            position += 2 + struct.unpack(">H", data[position + 2 : position + 4])[0]
+    return data.find(b"\xff\xd9", position) >= 0
 
 
 def _find_png_damage(data: bytes) -> str | None:

@@ -19,6 +19,9 @@ class DataSettings:
     on_bad_rows: Literal["refuse", "quarantine"] = field(
         default="refuse", metadata={"help": "Refuse a file with a bad row, or set its tasks with one aside whole."}
     )
+    allow_overlap: bool = field(
+        default=False, metadata={"help": "Validate on tasks of val_csv whose goals are trained on too."}
+    )
     screenshot_cache: str | None = field(
         default=None, metadata={"help": "Folder that keeps resized screenshots between epochs and runs [none]."}
     )

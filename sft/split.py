@@ -4,13 +4,13 @@ python -m sft.split DATA.csv [--parts train=0.7,val=0.1,test=0.2] [--output_dir 
                              [--group_by none|screenshot|goal] [--goal_similarity 85]
 
 Tasks of one group stay together: `goal` keeps rewordings of one task in one part, `screenshot` tasks that share a
-screen. split.json says what is where and carries the hash of every part.
+screen. split.json says what is where and carries the hash of every part. Only parts that an earlier split of the same
+data wrote are replaced.
 """
 
 import argparse
-import csv
-import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -18,8 +18,8 @@ from rich.console import Console
 from sft.errors import UserError, run_command
 from sft.grouping import GROUPINGS, assign_groups, group_tasks
 from sft.overlap import find_overlap
-from sft.split_manifest import MANIFEST_NAME, describe_part, format_split_table
-from sft.tables import Table, looks_like_dataset, read_table
+from sft.split_manifest import MANIFEST_NAME, describe_part, format_split_table, list_own_parts
+from sft.tables import Table, format_csv, looks_like_dataset, read_table
 from sft.trajectory import TaskSet, read_task_set
 
 
@@ -80,24 +80,46 @@ def main(argv: list[str]) -> None:
             f"expected enough to fill {', '.join(empty)}: choose another --group_by or fewer parts"
         )
     output_dir = arguments.output_dir or arguments.data.parent
+    parts = {name: output_dir / f"{name}.csv" for name in arguments.parts}
+    refuse_to_overwrite(parts.values(), table)
     output_dir.mkdir(parents=True, exist_ok=True)
-    parts = {name: write_part(output_dir, name, table, part_of) for name in arguments.parts}
+    for name, path in parts.items():
+        write_part(path, name, table, part_of)
     manifest = describe_split(arguments, tasks, part_of, parts, n_groups=len(groups))
     write_atomically(output_dir / MANIFEST_NAME, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     print_split(manifest, output_dir, arguments)
 
 
-def write_part(output_dir: Path, name: str, table: Table, part_of: dict[str, str]) -> Path:
+def refuse_to_overwrite(paths: Iterable[Path], table: Table) -> None:
+    """Make sure that nothing is lost: a part may replace only what this command made of the same data before.
+
+    Raises:
+        UserError: naming the file and the way out.
+    """
+    wanted = {path.name: path for path in paths}
+    folder = next(iter(wanted.values())).parent
+    for path in wanted.values():
+        if path.exists() and path.samefile(table.path):
+            raise UserError(f"{path}: found the data itself under a part's name; choose another --output_dir")
+    own = list_own_parts(folder, table.sha256)
+    way_out = "move it away, or choose another --output_dir"
+    for path in wanted.values():
+        if path.exists() and path.name not in own:
+            raise UserError(
+                f"{path}: found a file that no {MANIFEST_NAME} lists as a part of {table.path.name} as it is now, or "
+                f"that was changed since; expected none: {way_out}"
+            )
+    if left := sorted(name for name in own if name not in wanted):
+        raise UserError(
+            f"{folder / left[0]}: found a part of the split before this one, which this one does not have; its tasks "
+            f"would be in other parts too: {way_out}"
+        )
+
+
+def write_part(path: Path, name: str, table: Table, part_of: dict[str, str]) -> None:
     """Write the rows of one part, their cells as they were."""
-    path = output_dir / f"{name}.csv"
-    if path.resolve() == table.path.resolve():
-        raise UserError(f"{path}: found the data itself under a part's name; choose another --output_dir")
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(table.rows[0][1]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(cells for _, cells in table.rows if part_of[cells["Task_id"].strip()] == name)
-    write_atomically(path, file.getvalue())
-    return path
+    rows = (cells for _, cells in table.rows if part_of[cells["Task_id"].strip()] == name)
+    write_atomically(path, format_csv(list(table.rows[0][1]), rows))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -28,6 +28,23 @@ def describe_part(part: TaskSet) -> dict[str, Any]:
     }
 
 
+def list_own_parts(folder: Path, source_sha256: str) -> set[str]:
+    """Return the names of the parts in a folder that were split off the same data and are as they were written."""
+    try:
+        content = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        listed = {part["csv"]: part["sha256"] for part in content["parts"].values()}
+        if content["source_sha256"] != source_sha256:
+            return set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()  # no split.json, or another program's
+    paths = {name: folder / name for name in listed if isinstance(name, str) and Path(name).name == name}
+    return {
+        name
+        for name, path in paths.items()
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == listed[name]
+    }
+
+
 def find_split(csv_path: str | Path) -> dict[str, Any] | None:
     """Return what the manifest beside a CSV says of it, or None where there is none.
 

@@ -99,6 +99,17 @@ def parse_csv(data: bytes, path: Path) -> tuple[Sequence[Row], tuple[Problem, ..
     return rows, tuple(bad_rows)
 
 
+def format_csv(columns: Sequence[str], rows: Iterable[Cells]) -> str:
+    """Write rows as CSV text that `parse_csv` reads back cell by cell; cells of other columns are left out."""
+    file = io.StringIO()
+    plain = csv.writer(file, lineterminator="\n")
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for cells in [columns, *([row[name] for name in columns] for row in rows)]:
+        # before Python 3.13 a lone carriage return is written without quotes, and a reader takes it for a line's end
+        (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+    return file.getvalue()
+
+
 def _lay_out(
     header: Sequence[str], records: Iterable[list[str]], path: Path, bad_rows: list[Problem]
 ) -> Iterator[Row]:

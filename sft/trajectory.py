@@ -11,6 +11,7 @@ from sft.memory import EMPTY_MEMORY, Memory, MemoryWriter, update
 from sft.problems import Problem, QuarantinedTask, TrajectoryError
 from sft.rows import RowReader, check_screenshots
 from sft.screenshots import ScreenshotFacts
+from sft.shown_memory import find_leaks
 from sft.steps import Step, Trajectory
 from sft.tables import REQUIRED_COLUMNS, Table, read_table
 
@@ -24,6 +25,7 @@ __all__ = [
     "TaskSet",
     "Trajectory",
     "TrajectoryError",
+    "find_leak_problems",
     "gold_memories",
     "load_task_set",
     "load_trajectories",
@@ -55,6 +57,7 @@ class ReadOptions(TypedDict, total=False):
     task_start: int
     task_end: int | None
     needs_elements: bool
+    memory_parts: Sequence[str]
     on_bad_rows: OnBadRows
     show_progress: bool
 
@@ -84,6 +87,7 @@ def read_task_set(
     task_start: int = 0,
     task_end: int | None = None,
     needs_elements: bool = False,
+    memory_parts: Sequence[str] = (),
     on_bad_rows: OnBadRows = "refuse",
     show_progress: bool = True,
 ) -> TaskSet:
@@ -91,7 +95,8 @@ def read_task_set(
 
     `task_start` and `task_end` choose tasks by position, as a Python slice does. With `on_bad_rows` "quarantine" a
     task with a bad row is set aside whole; what cannot be laid at one task's door (a missing column, a row that names
-    no task) is refused all the same.
+    no task) is refused all the same. `memory_parts` are the parts of recorded memory that prompts will show: where one
+    tells the action of the step that is shown it, the row is a bad one.
 
     Raises:
         TrajectoryError: with every problem of the file, each naming file, row, column, what was found and expected.
@@ -115,7 +120,8 @@ def read_task_set(
         for task_id in chosen
         if by_task[task_id]
     ]
-    problems = sorted([*problems, *reader.problems], key=lambda p: p.row or 0)
+    leaks = _list_leaks(table.path, [t for t in read if t is not None], memory_parts)
+    problems = sorted([*problems, *reader.problems, *leaks], key=lambda p: p.row or 0)
     unusable = {p.task_id for p in problems}
     trajectories = [t for t in read if t is not None and t.task_id not in unusable]
     if problems and (on_bad_rows == "refuse" or None in unusable or not trajectories):
@@ -129,6 +135,21 @@ def read_task_set(
 def _set_aside(task_id: str, rows: Sequence[int], problems: Sequence[Problem]) -> QuarantinedTask:
     own = tuple(p for p in problems if p.task_id == task_id)
     return QuarantinedTask(task_id, tuple(sorted({*rows, *(p.row for p in own if p.row is not None)})), own)
+
+
+def find_leak_problems(tasks: TaskSet, memory_parts: Sequence[str]) -> list[Problem]:
+    """Return the rows whose recorded memory tells the next step's action, in those of its parts that prompts show."""
+    return _list_leaks(tasks.path, tasks.trajectories, memory_parts)
+
+
+def _list_leaks(path: Path, trajectories: Sequence[Trajectory], memory_parts: Sequence[str]) -> list[Problem]:
+    if not memory_parts:
+        return []
+    return [
+        Problem(path, row, "Output", message, t.task_id)
+        for t in trajectories
+        for row, message in find_leaks(t, memory_parts)
+    ]
 
 
 def gold_memories(trajectory: Trajectory, writer: MemoryWriter, budget_chars: int) -> list[Memory]:

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from trajectory_samples import build_output, build_task, build_tasks, format_csv, write_screenshots
 
 from sft.trajectory import TrajectoryError, load_trajectories
@@ -145,13 +144,15 @@ def test_screenshot_that_cannot_be_decoded_is_named_once(tmp_path, damage, messa
     assert str(tmp_path / "screens/bad.png") in problems[0][2]
 
 
-def test_link_that_leaves_the_image_root_is_refused(tmp_path):
-    outside = tmp_path / "outside.png"
-    Image.new("RGB", (64, 64)).save(outside)
-    folder = tmp_path / "data"
-    write_screenshots(folder)
-    (folder / "screens/link.png").symlink_to(outside)
-    assert "which leaves" in _refusal(folder, _change(Image_id="screens/link.png"))[0][2]
+@pytest.mark.parametrize(
+    ("target", "message"), [("gone.png", "found no file"), ("link.png", "found a file that cannot be read")]
+)
+def test_link_that_leads_nowhere_is_refused_as_what_it_is(tmp_path, target, message):
+    write_screenshots(tmp_path)
+    (tmp_path / "screens/link.png").symlink_to(target)
+    found = _refusal(tmp_path, _change(Image_id="screens/link.png"))[0]
+    assert found[:2] == (2, "Image_id")
+    assert message in found[2]
 
 
 def test_all_problems_are_listed_up_to_twenty_and_counted(tmp_path):

@@ -204,14 +204,41 @@ def test_memory_columns_are_judged_with_evidence(tmp_path, capsys):
     assert "row 2: names the action CLICK (its own step)" in capsys.readouterr().out
 
 
-def test_output_memory_that_runs_ahead_is_called_what_it_is(tmp_path, capsys):
-    rows = build_task("a", "Find the scan", 4)
+def _run_ahead(rows):
+    """Write the memory of each step into the step before, as if it were known there already."""
     outputs = [json.loads(row["Output"]) for row in rows]
     for row, output, after in zip(rows, outputs, outputs[1:]):
         row["Output"] = json.dumps({**output, "short_term": after["short_term"], "long_term": {}})
-    _, report = _report(tmp_path, write_trajectories(tmp_path, rows))
-    assert report["memory_columns"][0]["verdict"] == "same-row"
-    assert "A prompt would hold its own answer" in capsys.readouterr().out
+    return rows
+
+
+def test_output_memory_that_tells_the_next_answer_is_a_problem(tmp_path, capsys):
+    rows = [*_run_ahead(build_task("a", "Find the scan", 4)), *build_task("b", "Find the report", 4)]
+    code, report = _report(tmp_path, write_trajectories(tmp_path, rows))
+    assert (code, report["n_problems"]) == (1, 3)
+    assert report["memory_columns"][0]["verdict"] == "mixed"  # of both tasks together
+    assert [(p["row"], p["column"], p["task_id"]) for p in report["problems"]] == [
+        (row, "Output", "a") for row in (2, 3, 4)
+    ]
+    message = report["problems"][0]["message"]
+    assert "found memory that tells the answer of the next step (row 3)" in message
+    assert "its last action is 'TEXT Patient Name'" in message
+    assert "set memory_writer: rule" in message
+    out = capsys.readouterr().out
+    assert "A prompt would hold its own answer" in out
+    assert "✗ 3 problems in 1 of 2 tasks." in out
+
+
+def test_output_memory_that_no_prompt_shows_is_no_problem(tmp_path, recipe, capsys):
+    path = write_trajectories(tmp_path, _run_ahead(build_task("a", "Find the scan", 4)))
+    text = recipe.read_text()
+    for ablation in ("memory_writer: rule", "use_short_term: false"):
+        recipe.write_text(f"{text}{ablation}\n")
+        code, report = _report(tmp_path, path, "--recipe", recipe)
+        assert (code, report["memory_columns"][0]["verdict"]) == (0, "same-row")
+    recipe.write_text(f"{text}memory_writer: rule\n")
+    assert _check(path, "--recipe", recipe) == 0
+    assert "No prompt shows it: the memory is written by rule." in " ".join(capsys.readouterr().out.split())
 
 
 def test_dump_holds_every_prompt_and_answer_as_training_builds_them(tmp_path, recipe):
@@ -226,6 +253,26 @@ def test_dump_holds_every_prompt_and_answer_as_training_builds_them(tmp_path, re
     assert user["content"][0] == {"type": "image", "image": task.steps[2].image_id}
     assert user["content"][1:] == build_prompt(task.instruction, memory, TINY_AGENT)[1]["content"][1:]
     assert json.loads(lines[2]["completion"])["action"] == "COMPLETE"
+
+
+def test_documented_row_and_prompt_are_those_of_the_demo(tmp_path):
+    page = (ROOT / "docs/data.md").read_text()
+    row = page.partition("```csv\n")[2].partition("```")[0]
+    assert (ROOT / "demo/data/train.csv").read_text().startswith(row)
+    (tmp_path / "row.csv").write_text(row)
+    flags = ("--image_root", ROOT / "demo/data", "--dump_prompts", tmp_path / "prompts.jsonl")
+    assert _check(tmp_path / "row.csv", *flags) == 0
+    dumped = json.loads((tmp_path / "prompts.jsonl").read_text())
+    shown = json.loads(next(line for line in page.splitlines() if line.startswith('{"task_id":')))
+    (system, user), (shown_system, shown_user) = dumped["messages"], shown["messages"]
+    assert {**dumped, "messages": 0, "completion": 0} == {**shown, "messages": 0, "completion": 0}
+    assert user == shown_user
+    for text, start in (
+        (system["content"][0]["text"], shown_system["content"][0]["text"]),
+        (dumped["completion"], shown["completion"]),
+    ):
+        assert start.endswith("...")
+        assert text.startswith(start.removesuffix("..."))
 
 
 def test_dumped_prompts_of_a_task_do_not_change_with_the_labels_from_their_step_on(tmp_path):
@@ -267,16 +314,27 @@ def test_with_a_tokenizer_tokens_are_counted_and_limits_checked(tmp_path, recipe
     assert "expected at most 5: raise max_answer_tokens" in report["problems"][0]["message"]
 
 
-def test_tasks_goals_and_screenshots_of_another_file_are_reported(tmp_path, capsys):
+def test_goal_of_another_file_is_a_problem_and_its_ids_and_screenshots_are_reported(tmp_path, capsys):
     train = write_trajectories(tmp_path, build_tasks(4), "train.csv")
-    test = write_trajectories(
-        tmp_path, [*build_tasks(2, first=4), *build_task("x", "OPEN the study of DOE001")], "test.csv"
-    )
-    code, report = _report(tmp_path, test, "--against", train)
-    assert code == 0
+    shared = [*build_tasks(2, first=4), *build_task("x", "OPEN the study of DOE001")]
+    code, report = _report(tmp_path, write_trajectories(tmp_path, shared, "test.csv"), "--against", train)
+    assert (code, report["is_clean"], report["n_problems"]) == (1, False, 2)
     overlap = report["overlap"]
     assert (overlap["same_goals"], overlap["n_same_ids"], overlap["n_same_screenshots"]) == (["t4", "x"], 1, 2)
-    assert "2 tasks (t4, x) have a goal that is in" in capsys.readouterr().out
+    assert [(p["row"], p["column"], p["task_id"]) for p in report["problems"]] == [
+        (2, "Instruction", "t4"),
+        (8, "Instruction", "x"),
+    ]
+    assert "found the goal 'OPEN the study of DOE001', which is in" in report["problems"][1]["message"]
+    assert "✗ 2 problems in 2 of 3 tasks." in capsys.readouterr().out
+
+
+def test_ids_and_screenshots_that_are_in_another_file_too_leave_the_data_clean(tmp_path, capsys):
+    train = write_trajectories(tmp_path, build_tasks(2), "train.csv")
+    test = write_trajectories(tmp_path, build_task("t1", "Close the study"), "test.csv")
+    code, report = _report(tmp_path, test, "--against", train)
+    assert (code, report["overlap"]["n_same_ids"], report["overlap"]["n_same_goals"]) == (0, 1, 0)
+    assert "1 task ids are in" in capsys.readouterr().out
 
 
 def test_10000_rows_on_as_many_screenshots_take_seconds_and_little_memory(tmp_path):

@@ -280,12 +280,77 @@ def test_screenshot_embedded_in_a_pipeline_record_wins_over_its_path(tmp_path):
     assert task.steps[0].image_path.read_bytes() == encode_screen(77)
 
 
-def _write_records(path, memory_of=None, output_memory=False):
+def test_images_of_one_bare_name_in_two_folders_are_told_apart(tmp_path):
+    row = build_careflow_row(1)
+    data = json.loads(row["json_data"])
+    names = [f"part{i}/shot.png" for i in range(1, 6)]
+    for step, name in zip(data["trajectory"], names):
+        step["screenshot"] = name
+    named = {**row, "image_sequence": json.dumps(names[::-1]), "images": row["images"][::-1]}
+    for i, json_names in enumerate((names, ["shot.png"] * 5)):  # by their paths, or by position where they have none
+        for step, name in zip(data["trajectory"], json_names):
+            step["screenshot"] = name
+        table = named if i == 0 else {**row, "image_sequence": json.dumps(names)}
+        source = _save_parquet(tmp_path / f"{i}.parquet", [{**table, "json_data": json.dumps(data)}])
+        (task,), _ = _convert("careflow", source, tmp_path / f"out{i}")
+        assert [s.image_path.read_bytes() for s in task.steps] == row["images"]
+
+
+def test_screenshot_in_a_folder_below_images_dir_is_found_by_its_path(tmp_path):
+    row = build_careflow_row(1)
+    data = json.loads(row["json_data"])
+    for step in data["trajectory"]:
+        step["screenshot"] = f"part/{step['screenshot']}"
+    _write_shots(tmp_path / "shots").rename(tmp_path / "part")
+    source = _write_table(tmp_path / "t.csv", [{**row, "image_sequence": "", "json_data": json.dumps(data)}])
+    (task,), _ = _convert("careflow", source, tmp_path / "out", "--images_dir", tmp_path)
+    assert len(task.steps) == 5
+
+
+@pytest.mark.parametrize("write", [str, float, lambda n: f"Step {n}"])
+def test_step_numbers_written_as_text_order_the_steps_too(tmp_path, write):
+    row = build_careflow_row(1)
+    data = json.loads(row["json_data"])
+    for step in data["trajectory"]:
+        step["step"] = write(step["step"])
+    data["trajectory"].reverse()
+    source = _save_parquet(tmp_path / "t.parquet", [{**row, "json_data": json.dumps(data)}])
+    (task,), _ = _convert("careflow", source, tmp_path / "out")
+    assert [s.gold.action.kind for s in task.steps] == [action for action, _ in STEPS]
+
+
+def test_blank_id_and_blank_goal_cost_no_other_task(tmp_path):
+    rows = [build_careflow_row(1), build_careflow_row(2, task_id="  ", serial_number="  "), build_careflow_row(3)]
+    rows[2]["instruction"] = " "  # then the goal in json_data counts
+    rows = [{**row, "serial_number": str(row["serial_number"])} for row in rows]
+    tasks, report = _convert("careflow", _save_parquet(tmp_path / "t.parquet", rows), tmp_path / "out")
+    assert [t.task_id for t in tasks] == ["row2", "slicer-1", "slicer-3"]
+    assert tasks[2].instruction == "Load scan 3 and segment the tumour in it"
+    assert not report["dropped"]
+
+
+def test_ids_that_are_one_once_written_are_not_mixed_up(tmp_path):
+    first = write_pipeline_task(tmp_path / "in", 1, build_pipeline_records(1))
+    shutil.copy(first, first.with_name(f" {first.name}"))
+    tasks, report = _convert("pipeline", tmp_path / "in", tmp_path / "out")
+    assert [t.task_id for t in tasks] == ["3DSlicer_endtoend_001"]
+    (dropped,) = report["dropped"]
+    assert "found the task id '3DSlicer_endtoend_001' again" in dropped["reason"]
+
+
+def test_lone_carriage_return_in_a_cell_is_read_back(tmp_path):
+    row = build_careflow_row(1, instruction="Load the scan\rSegment it")
+    (task,), _ = _convert("careflow", _save_parquet(tmp_path / "t.parquet", [row]), tmp_path / "out")
+    assert task.instruction == "Load the scan\rSegment it"
+
+
+def _write_records(path, memory_of=None, output_memory=False, ahead=0):
     lines = []
     for i, (action, target) in enumerate(STEPS, start=1):
         output = {"action": action, "target": target}
         if output_memory:
-            output |= {"short_term": {"last_action": action, "last_target": target}, "long_term": {}}
+            told_action, told_target = STEPS[min(i - 1 + ahead, len(STEPS) - 1)]
+            output |= {"short_term": {"last_action": told_action, "last_target": told_target}, "long_term": {}}
         line = {
             "Task_id": "r1",
             "Slide_number": i,
@@ -314,6 +379,14 @@ def test_records_keep_the_memory_of_output(tmp_path):
     assert task.application == "3D Slicer"
     assert task.steps[0].grounding.bbox == (1, 2, 3, 4)
     assert not report["remarks"]
+
+
+def test_memory_of_output_that_tells_the_next_answer_is_rebuilt(tmp_path):
+    (tmp_path / "in").mkdir()
+    source = _write_records(tmp_path / "in/rows.jsonl", output_memory=True, ahead=1)
+    (task,), report = _convert("records", source, tmp_path / "out")
+    assert _short_terms(task) == ["CLICK", "TEXT", "ZOOM", "SEGMENT", "COMPLETE"]
+    assert report["remarks"] == {"r1": ["memory in Output told of the next step; it was rebuilt from the actions"]}
 
 
 def test_memory_column_proven_lagged_becomes_the_memory_after_the_step_before(tmp_path):

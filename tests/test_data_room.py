@@ -238,6 +238,20 @@ def test_split_of_a_data_set_must_be_named(saved_dataset, suffix, message):
         load_task_set(f"{saved_dataset}/data{suffix}", show_progress=False)
 
 
+def test_parquet_files_of_a_downloaded_data_set_are_told_apart_by_their_names(tmp_path):
+    """A folder as the Hub has it: to read all files as one part would train on the test tasks."""
+    tasks = write_trajectories(tmp_path, build_tasks(1))
+    for i, name in enumerate(("train", "test"), start=1):
+        path = tmp_path / f"hub/data/{name}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_list(build_task(f"t{i}", f"Open {name}")).to_parquet(str(path))
+    for name, task_id in (("train", "t1"), ("test", "t2")):
+        found = load_task_set(f"{tmp_path}/hub:{name}", tasks.parent, show_progress=False).trajectories
+        assert [t.task_id for t in found] == [task_id]
+    with pytest.raises(TrajectoryError, match="found the splits train, test; expected one to be named"):
+        load_task_set(tmp_path / "hub", tasks.parent, show_progress=False)
+
+
 def test_hub_name_that_cannot_be_reached_says_what_is_expected():
     with pytest.raises(
         TrajectoryError, match="expected a trajectory CSV, a folder saved by `datasets`, or a Hub data set"

@@ -17,6 +17,7 @@ from sft.screenshots import (
     read_as_shown,
     read_facts,
     read_upright_size,
+    store_screenshot,
 )
 from sft.trajectory import load_trajectories
 
@@ -30,16 +31,20 @@ def _corner(path):
     return open_screenshot(path).getpixel((0, 0))
 
 
-def _forge_png(width, height):
-    """Return a small PNG whose header claims any size; its checksums are right."""
+def _build_png(width, height, depth, colour_type, pixels, extra=()):
+    """Return a PNG of any depth and colour type (0 grey, 2 RGB, 3 palette, 4 grey and 6 RGB with alpha)."""
 
     def part(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(b"\0" * 1000)) + part(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    parts = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(part(*p) for p in parts)
+
+
+def _forge_png(width, height):
+    """Return a small PNG whose header claims any size; its checksums are right."""
+    return _build_png(width, height, 8, 0, b"\0" * 1000)
 
 
 def test_decompression_bomb_is_refused_from_its_header(tmp_path):
@@ -90,6 +95,77 @@ def test_transparent_parts_become_white(tmp_path):
 def test_16_bit_grey_is_shown_by_its_high_byte(tmp_path, value):
     path = _save(tmp_path / "deep.png", Image.fromarray(np.full((48, 64), value, np.uint16)))
     assert (find_image_problem(path), _corner(path)) == (None, (value >> 8,) * 3)
+
+
+WHITE = (255, 255, 255)
+ONE_PIXEL = {  # depth, colour type, the pixel, further parts, what is seen
+    "palette with a clear entry": (8, 3, b"\0", [(b"PLTE", b"\x09\x09\x09"), (b"tRNS", b"\0")], WHITE),
+    "palette of one bit": (1, 3, b"\xff", [(b"PLTE", b"\x09\x09\x09\xc8\x0a\x14")], (200, 10, 20)),
+    "grey with alpha, clear": (8, 4, b"\x09\0", [], WHITE),
+    "grey with alpha, half": (8, 4, b"\0\x80", [], (127, 127, 127)),
+    "grey with a clear value": (8, 0, b"\x09", [(b"tRNS", b"\0\x09")], WHITE),
+    "RGB with a clear colour": (8, 2, b"\x09\x08\x07", [(b"tRNS", b"\0\x09\0\x08\0\x07")], WHITE),
+    "grey of four bits": (4, 0, b"\x77", [], (119, 119, 119)),
+    "black and white": (1, 0, b"\xff", [], WHITE),
+    "16-bit RGB": (16, 2, b"\x12\x34\x80\0\xff\xff", [], (0x12, 0x80, 0xFF)),
+    "16-bit RGB with alpha, clear": (16, 6, b"\x12\x34\x80\0\xff\xff\0\0", [], WHITE),
+    "16-bit grey with alpha": (16, 4, b"\x80\0\xff\xff", [], (128, 128, 128)),
+    "16-bit grey, another value clear": (16, 0, b"\x80\0", [(b"tRNS", b"\0\x80")], (128, 128, 128)),
+}
+
+
+@pytest.mark.parametrize(("depth", "colour_type", "pixel", "extra", "seen"), ONE_PIXEL.values(), ids=ONE_PIXEL)
+def test_png_of_every_kind_is_opened_as_what_a_viewer_shows(tmp_path, depth, colour_type, pixel, extra, seen):
+    (tmp_path / "x.png").write_bytes(_build_png(1, 1, depth, colour_type, b"\0" + pixel, extra))
+    assert (find_image_problem(tmp_path / "x.png"), _corner(tmp_path / "x.png")) == (None, seen)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "GIF"])
+def test_clear_picture_is_white_upright_or_turned(tmp_path, image_format):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {} if image_format == "GIF" else {"exif": exif}
+    path = _save(tmp_path / "clear", Image.new("RGBA", (64, 48), (9, 9, 9, 0)), image_format, **options)
+    size = (64, 48) if image_format == "GIF" else (48, 64)
+    assert (read_facts(path, decode=True).width_height, open_screenshot(path).size, _corner(path)) == (
+        size,
+        size,
+        WHITE,
+    )
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "GIF"])
+def test_animation_of_one_frame_is_a_still_image(tmp_path, image_format):
+    path = _save(tmp_path / "still", Image.new("RGB", (64, 48), (9, 200, 9)), image_format, save_all=True)
+    assert find_image_problem(path) is None
+    assert _corner(path)[1] > 190
+
+
+def test_jpeg_with_a_second_picture_is_its_first_one(tmp_path):
+    """Phones put a preview or a gain map behind the picture (MPO, Ultra HDR): that is no animation."""
+    path = _save(
+        tmp_path / "phone.jpg",
+        Image.new("RGB", (64, 48), "red"),
+        "MPO",
+        save_all=True,
+        append_images=[Image.new("RGB", (32, 24), "blue")],
+    )
+    facts = read_facts(path, decode=True)
+    assert (facts.problem, facts.format, facts.width_height) == (None, "JPEG", (64, 48))
+    assert (open_screenshot(path).size, _corner(path)[0] > 240) == ((64, 48), True)
+    assert store_screenshot(path.read_bytes(), facts, tmp_path / "out").endswith(".jpg")
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_jpeg_with_bytes_after_its_end_is_whole_and_one_cut_after_its_preview_is_not(decode):
+    file, preview = io.BytesIO(), io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    Image.new("RGB", (16, 12)).save(preview, "JPEG")
+    exif = b"Exif\0\0" + preview.getvalue()  # a header part that ends with an end marker of its own
+    Image.fromarray(pixels).save(file, "JPEG", exif=exif)
+    data = file.getvalue()
+    assert inspect_bytes(data + b"SEFH" * 1_000, "x", decode).problem is None
+    assert "damaged" in inspect_bytes(data[: len(data) // 2], "x", decode).problem
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP", "GIF"])

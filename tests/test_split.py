@@ -59,9 +59,10 @@ def test_parts_do_not_depend_on_the_order_of_the_rows(tmp_path):
 
 
 def test_cells_are_written_as_they_were(tmp_path):
-    rows = [{**row, "Mine": 'a "quoted",\nold note'} for row in build_tasks(20)]
+    notes = ('a "quoted",\nold note', "two\rlines", "plain")
+    rows = [{**row, "Mine": notes[i % 3]} for i, row in enumerate(build_tasks(20))]
     path = write_trajectories(tmp_path, rows)
-    path.write_text(format_csv(rows, [*rows[0]]), newline="")
+    path.write_text(format_csv(rows, [*rows[0]], quoting=csv.QUOTE_ALL), newline="")
     manifest = _split(path, "--parts", "train=0.5,test=0.5")
     with (tmp_path / "test.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
@@ -143,12 +144,56 @@ def test_bad_rows_are_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "split.json").exists()
 
 
-def test_part_may_not_replace_the_data_itself(tmp_path):
-    path = write_trajectories(tmp_path, build_tasks(20), "train.csv")
+@pytest.mark.parametrize("name", ["train.csv", "val.csv", "test.csv"])
+def test_part_may_not_replace_the_data_itself(tmp_path, name):
+    path = write_trajectories(tmp_path, build_tasks(20), name)
     before = path.read_bytes()
     with pytest.raises(UserError, match="found the data itself under a part's name"):
         split.main([str(path)])
     assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.glob("*.csv")] == [name]  # nothing was written before that was seen
+
+
+@pytest.mark.parametrize("manifest", [None, "{", '{"parts": {"val": {"csv": "val.csv"}}}', "of other data"])
+def test_file_that_no_split_of_this_data_wrote_is_not_replaced(tmp_path, manifest):
+    path = write_trajectories(tmp_path, build_tasks(20))
+    if manifest == "of other data":
+        _split(write_trajectories(tmp_path, build_tasks(19), "other.csv"))
+    else:
+        (tmp_path / "val.csv").write_text("mine")
+        if manifest:
+            (tmp_path / "split.json").write_text(manifest)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    with pytest.raises(
+        UserError, match=r"\.csv: found a file that no split\.json lists .*choose another --output_dir"
+    ):
+        split.main([str(path)])
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+
+
+def test_part_that_was_changed_by_hand_is_not_replaced(tmp_path):
+    path = write_trajectories(tmp_path, build_tasks(20))
+    _split(path)
+    with (tmp_path / "test.csv").open("a") as file:
+        file.write("\n")
+    before = (tmp_path / "train.csv").read_bytes()
+    with pytest.raises(UserError, match=r"test\.csv: found a file that .* was changed since"):
+        split.main([str(path), "--seed", "1"])
+    assert (tmp_path / "train.csv").read_bytes() == before
+
+
+def test_split_of_the_same_data_can_be_made_again_with_another_seed(tmp_path):
+    path = write_trajectories(tmp_path, build_tasks(20))
+    assert _ids(_split(path)) != _ids(_split(path, "--seed", "1"))
+
+
+def test_part_of_the_split_before_may_not_be_left_beside_the_new_ones(tmp_path):
+    path = write_trajectories(tmp_path, build_tasks(20))
+    _split(path)
+    with pytest.raises(UserError, match=r"val\.csv: found a part of the split before this one"):
+        split.main([str(path), "--parts", "train=0.5,test=0.5"])
+    (tmp_path / "val.csv").unlink()
+    assert set(_split(path, "--parts", "train=0.5,test=0.5")["parts"]) == {"train", "test"}
 
 
 @pytest.mark.parametrize(

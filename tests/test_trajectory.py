@@ -1,6 +1,8 @@
 """Trajectories: the shapes an Output may have, the order of tasks and steps, and text as real files hold it."""
 
+import hashlib
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from trajectory_samples import (
 
 from sft.actions import Action, ActionType
 from sft.memory import EMPTY_MEMORY, Answer, Memory
+from sft.screenshots import open_screenshot
 from sft.trajectory import gold_memories, load_trajectories, natural_key
 
 SHORT, LONG = {"last_action": "TEXT"}, {"overall_progress": "half"}
@@ -212,3 +215,27 @@ def test_any_ids_can_be_sorted_and_numbers_of_any_length_compared(ids):
     keys.sort()
     assert all(first <= second for first, second in zip(keys, keys[1:]))
     assert natural_key("t" + "9" * 4_999) < natural_key("t" + "7" * 5_000) < natural_key("t" + "8" * 5_000)
+
+
+def test_files_of_a_hub_cache_are_read_through_its_links(tmp_path):
+    """`snapshots/<revision>/` holds links to `blobs/`, data and screenshots alike."""
+    plain = write_trajectories(tmp_path / "plain", build_tasks(2))
+    blobs, snapshot = tmp_path / "datasets--a--b/blobs", tmp_path / "datasets--a--b/snapshots/0123abc"
+    blobs.mkdir(parents=True)
+    for path in [plain, *(tmp_path / "plain/screens").iterdir()]:
+        link = snapshot / path.relative_to(tmp_path / "plain")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+        blob.write_bytes(path.read_bytes())
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    linked = load_trajectories(snapshot / "tasks.csv", show_progress=False)
+    shas = [[s.image_sha256 for s in t.steps] for t in load_trajectories(plain, show_progress=False)]
+    assert [[s.image_sha256 for s in t.steps] for t in linked] == shas
+    assert open_screenshot(linked[0].steps[0].image_path).size == (320, 192)
+
+
+def test_screenshots_behind_a_linked_folder_are_read(tmp_path):
+    path = write_trajectories(tmp_path / "data", build_tasks(1))
+    (tmp_path / "data/screens").rename(tmp_path / "storage")
+    (tmp_path / "data/screens").symlink_to(tmp_path / "storage")
+    assert len(load_trajectories(path, show_progress=False)) == 1
