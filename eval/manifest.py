@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import UserError
-from sft.prompts import AgentConfig
+from sft.prompts import ANSWER_VERSION, AgentConfig
 from sft.trajectory import Trajectory
 from sft.versions import hash_files, read_versions
 
@@ -49,6 +49,7 @@ def build_run_info(
         "n_steps": sum(len(t.steps) for t in trajectories),
         "data": data,
         "agent": asdict(agent),
+        "answer_version": ANSWER_VERSION,
         "versions": read_versions(),
     }
     return _seal({**info, "shard": None, "started": _now(), "finished": None})

@@ -25,7 +25,7 @@ from eval.variants import build_variants, score_variants
 from sft.errors import UserError
 from sft.trajectory import natural_key
 
-METRICS_VERSION = "1"
+METRICS_VERSION = "2"
 Tasks = Mapping[str, Sequence[StepResult]]
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,7 +19,8 @@ class StepResult:
     `index` is 0-based in its task. `gold` and `predicted` are compact action objects (`{"action", "target", ...}`);
     `predicted` is None where the answer could not be read. Memories are `{"short_term": {...}, "long_term": {...}}`:
     before is what the prompt showed, after is what the next step is shown. `parse_status` is one of ok, no_json,
-    no_action, truncated, not_run; `error` is the message of a policy that failed, else None. `bbox` is
+    no_action, truncated, not_run; `left_out` names the parts of a read answer that could not be taken ("target", an
+    argument, "short_term", "long_term"). `error` is the message of a policy that failed, else None. `bbox` is
     [x1, y1, x2, y2] and `screen` [width, height], in pixels, both None where the data has none. `latency_s` is the
     step's share of its batch's generation time.
     """
@@ -39,6 +40,7 @@ class StepResult:
     raw_text: str = ""
     parse_status: str = NOT_RUN
     parse_problem: str = ""
+    left_out: list[str] = field(default_factory=list)
     predicted: dict[str, Any] | None = None
     error: str | None = None
     finish_reason: str = ""
