@@ -18,7 +18,7 @@ from eval.data_notes import describe_test_data
 from eval.manifest import build_run_info, for_mode, for_shard, open_run
 from eval.metering import meter, record_rollout
 from eval.options import parse_arguments, read_agent
-from eval.publish import publish_comparison, publish_run
+from eval.publish import publish_comparison, publish_run, refuse_all_errors
 from eval.results import StepResult
 from eval.runs import run_tasks, write_in_order
 from sft.errors import run_command
@@ -87,7 +87,9 @@ def roll_out(
     results, info = run_tasks(
         arguments.output_dir, info, trajectories, agent, arguments.mode, arguments.batch_size, build
     )
-    enter_results(info, publish_run(arguments.output_dir, results, info, images=arguments.report_images))
+    metrics = publish_run(arguments.output_dir, results, info, images=arguments.report_images)
+    refuse_all_errors(arguments.output_dir, results)
+    enter_results(info, metrics)
 
 
 def run_self_check(
@@ -119,7 +121,9 @@ def run_all_modes(
     for mode in ("teacher", "own"):
         folder: Path = arguments.output_dir / mode
         runs[mode] = run_tasks(folder, for_mode(info, mode), trajectories, agent, mode, arguments.batch_size, build)
-        enter_results(runs[mode][1], publish_run(folder, *runs[mode], images=arguments.report_images))
+        metrics = publish_run(folder, *runs[mode], images=arguments.report_images)
+        refuse_all_errors(folder, runs[mode][0])
+        enter_results(runs[mode][1], metrics)
     folder = arguments.output_dir / "own_stop"
     stopped_info = open_run(folder, for_mode(runs["own"][1], "own_stop"))
     stopped = write_in_order(folder / "steps.jsonl", cut_tasks(runs["own"][0]), trajectories)
