@@ -122,7 +122,7 @@ def _score_tasks(tasks: Tasks, bootstrap: Bootstrap) -> dict[str, Any]:
     matchers = {
         name: {
             "swa": rates.compute(f"{name}.steps", "steps"),
-            "ta": rates.compute(f"{name}.tasks", "tasks"),
+            "ta": rates.compute_share(f"{name}.tasks", "tasks"),
             "outcomes": _count_outcomes([o for judged in by_task.values() for o in judged], len(steps)),
         }
         for name, by_task in outcomes.items()
