@@ -80,7 +80,6 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
 
 def read_agent(arguments: argparse.Namespace) -> AgentConfig:
     """Return how prompts are made: as in training, or the default where nothing was trained."""
-    is_local = arguments.model_path and arguments.engine != "openai"
-    if is_local or arguments.agent_config:
-        return load_agent_config(Path(arguments.model_path or "."), arguments.agent_config)
-    return AgentConfig()
+    if arguments.model_path and arguments.engine != "openai":
+        return load_agent_config(Path(arguments.model_path), arguments.agent_config)
+    return load_agent_config(Path(), arguments.agent_config) if arguments.agent_config else AgentConfig()

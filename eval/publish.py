@@ -100,7 +100,12 @@ def score_run(
     Raises:
         UserError: the run has not answered every step of its data.
     """
-    if len(results) != run_info["n_steps"]:
+    if len(results) > run_info["n_steps"]:
+        raise UserError(
+            f"{run_dir}: found {len(results)} step results; expected {run_info['n_steps']}: steps.jsonl holds steps "
+            "of other data. Delete it and roll out again, or choose another --output_dir"
+        )
+    if len(results) < run_info["n_steps"]:
         raise UserError(
             f"{run_dir}: found {len(results)} step results; expected {run_info['n_steps']}: a part of a run is not "
             "scored; finish it with the command that started it"

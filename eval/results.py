@@ -84,11 +84,20 @@ def load_results(path: Path) -> Iterator[StepResult]:
     """Yield the results of `steps.jsonl`; a last line that was cut off by a kill is left out.
 
     Raises:
-        UserError: a line before the last one cannot be read.
+        UserError: a line before the last one cannot be read, or a step stands in two lines.
     """
     lines = path.read_text(encoding="utf-8").split("\n")
+    seen: dict[tuple[str, int], int] = {}
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            yield StepResult(**json.loads(line))
+            result = StepResult(**json.loads(line))
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}:{number}: found a line that is no step result ({error})") from error
+        first = seen.setdefault((result.task_id, result.index), number)
+        if first != number:
+            raise UserError(
+                f"{path}:{number}: found step {result.index + 1} of task {result.task_id} again, as in line {first}; "
+                "expected each step once: two processes wrote into this folder, and which memory went with which "
+                "answer cannot be told. Delete this file and roll out again, or choose another --output_dir"
+            )
+        yield result

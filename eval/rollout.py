@@ -17,10 +17,10 @@ from eval.card_results import enter_results
 from eval.data_notes import describe_test_data
 from eval.manifest import build_run_info, for_mode, for_shard, open_run
 from eval.metering import meter, record_rollout
-from eval.options import parse_arguments, read_agent
+from eval.options import MODES, parse_arguments, read_agent
 from eval.publish import publish_comparison, publish_run, refuse_all_errors
 from eval.results import StepResult
-from eval.runs import run_tasks, write_in_order
+from eval.runs import claim_folders, run_tasks, write_in_order
 from sft.errors import run_command
 from sft.overlap import find_trained_tasks, refuse_trained_tasks
 from sft.problems import QUARANTINE_NAME, write_quarantine
@@ -47,12 +47,13 @@ def main(argv: list[str]) -> None:
     if arguments.self_check:
         run_self_check(arguments, agent, trajectories, build)
         return
-    trained = find_trained_tasks(arguments.model_path if arguments.policy == "model" else None, trajectories)
+    trained = find_trained_tasks(find_trained_folder(arguments), trajectories)
     refuse_trained_tasks(trained, arguments.test_csv, arguments.allow_overlap)
     info = build_run_info(
         mode=arguments.mode,
         policy=arguments.policy,
         engine=arguments.engine,
+        api_url=arguments.api_url if arguments.policy == "model" and arguments.engine == "openai" else None,
         decoding=arguments.decoding,
         model_path=arguments.model_path,
         base_model=arguments.base_model,
@@ -63,14 +64,17 @@ def main(argv: list[str]) -> None:
         trajectories=trajectories,
         data=describe_test_data(tasks, arguments.test_csv, trained),
     )
-    if tasks.quarantined:
-        arguments.output_dir.mkdir(parents=True, exist_ok=True)
-        write_quarantine(arguments.output_dir / QUARANTINE_NAME, tasks.quarantined)
     if arguments.num_shards > 1:
         trajectories = trajectories[arguments.shard :: arguments.num_shards]
         info = for_shard(info, arguments.shard, arguments.num_shards, trajectories)
-    with record_rollout(arguments, info) as recorder:
-        roll_out(arguments, info, agent, trajectories, meter(build, recorder))
+    folders = {arguments.output_dir: info}
+    if arguments.mode == "all":
+        folders = {arguments.output_dir / mode: for_mode(info, mode) for mode in MODES}
+    with claim_folders(folders):
+        if tasks.quarantined:
+            write_quarantine(arguments.output_dir / QUARANTINE_NAME, tasks.quarantined)
+        with record_rollout(arguments, info) as recorder:
+            roll_out(arguments, info, agent, trajectories, meter(build, recorder))
 
 
 def roll_out(
@@ -90,6 +94,16 @@ def roll_out(
     metrics = publish_run(arguments.output_dir, results, info, images=arguments.report_images)
     refuse_all_errors(arguments.output_dir, results)
     enter_results(info, metrics)
+
+
+def find_trained_folder(arguments: argparse.Namespace) -> str | None:
+    """Return the folder that may say what the model was trained on: a served model's is that of its --agent_config."""
+    if arguments.policy != "model":
+        return None
+    if arguments.engine == "openai":
+        return str(Path(arguments.agent_config).parent) if arguments.agent_config else None
+    folder: str | None = arguments.model_path
+    return folder
 
 
 def run_self_check(

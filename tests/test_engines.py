@@ -12,11 +12,13 @@ from PIL import Image
 from trajectory_samples import build_tasks, write_trajectories
 
 import eval.openai_policy as openai_policy
+from eval.manifest import hide_user
 from eval.policy import RawAnswer, StepRequest
 from eval.rollout import main
 from sft.errors import UserError
+from sft.goals import hash_goal
 from sft.memory import EMPTY_MEMORY
-from sft.prompts import AgentConfig, format_answer
+from sft.prompts import AgentConfig, agent_to_json, format_answer
 from sft.trajectory import load_trajectories
 
 AGENT = AgentConfig()
@@ -175,6 +177,29 @@ def test_a_wrong_key_ends_the_run_and_it_goes_on_later(server, csv, tmp_path):
         roll_out(server, csv, tmp_path / "run", "--batch_size", "1")
     assert roll_out(server, csv, tmp_path / "run", "--batch_size", "1")["n_steps"] == 9
     assert len(server.bodies) == 3 + 7
+
+
+def test_another_server_under_the_same_name_is_another_model(server, csv, tmp_path):
+    roll_out(server, csv, tmp_path / "run")
+    assert json.loads((tmp_path / "run/run.json").read_text())["api_url"] == server.url
+    engine = ["--engine", "openai", "--api_url", "http://me:secret@127.0.0.1:9/v1", "--model_path", "served-model"]
+    with pytest.raises(UserError, match=r"rollout of something else \(different: api_url\)"):
+        main([*engine, "--test_csv", str(csv), "--output_dir", str(tmp_path / "run")])
+    assert hide_user(engine[3]) == "http://127.0.0.1:9/v1"
+
+
+def test_served_model_is_not_scored_on_the_tasks_named_beside_its_agent_config(server, csv, tmp_path):
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    (trained / "agent_config.json").write_text(json.dumps(agent_to_json(AGENT)))
+    seen = {"t1": hash_goal(server.tasks[0].instruction)}
+    (trained / "training_data.json").write_text(json.dumps({"train": {"tasks": seen}}))
+    agent = ["--agent_config", str(trained / "agent_config.json")]
+    with pytest.raises(UserError, match=r"found 1 tasks that the model was trained on \(t1\)"):
+        roll_out(server, csv, tmp_path / "run", *agent)
+    assert roll_out(server, csv, tmp_path / "run", *agent, "--allow_overlap")["run"]["data"]["trained_on"] == {
+        "train": ["t1"]
+    }
 
 
 def test_a_server_that_is_not_there_is_named(csv, tmp_path, monkeypatch):
