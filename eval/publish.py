@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.comparison import compare_results
-from eval.data_notes import list_data_notes
 from eval.metrics import compute_metrics
 from eval.report import Images, write_report
 from eval.results import NOT_RUN, StepResult, load_results
 from eval.summary import print_comparison, print_summary
 from eval.writers import format_json, write_outputs, write_text
 from sft.actions import POINT
+from sft.data_notes import list_data_notes
 from sft.errors import UserError
 
 Run = tuple[Sequence[StepResult], Mapping[str, Any]]  # the results and the content of run.json

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.card_results import enter_results
-from eval.data_notes import describe_test_data
 from eval.manifest import build_run_info, for_mode, for_shard, open_run
 from eval.metering import meter, record_rollout
 from eval.options import MODES, parse_arguments, read_agent
 from eval.publish import publish_comparison, publish_run, refuse_all_errors
 from eval.results import StepResult
 from eval.runs import claim_folders, run_tasks, write_in_order
+from sft.data_notes import describe_test_data
 from sft.errors import run_command
 from sft.overlap import find_trained_tasks, refuse_trained_tasks
 from sft.problems import QUARANTINE_NAME, write_quarantine
@@ -131,20 +131,21 @@ def run_all_modes(
     build: Any,
 ) -> None:
     """Run each mode in a folder of its own, on one loaded model, and report the exposure gap: teacher against own."""
-    runs = {}
+    runs, metrics = {}, {}
     for mode in ("teacher", "own"):
         folder: Path = arguments.output_dir / mode
         runs[mode] = run_tasks(folder, for_mode(info, mode), trajectories, agent, mode, arguments.batch_size, build)
-        metrics = publish_run(folder, *runs[mode], images=arguments.report_images)
+        metrics[mode] = publish_run(folder, *runs[mode], images=arguments.report_images)
         refuse_all_errors(folder, runs[mode][0])
-        enter_results(runs[mode][1], metrics)
     folder = arguments.output_dir / "own_stop"
     stopped_info = open_run(folder, for_mode(runs["own"][1], "own_stop"))
     stopped = write_in_order(folder / "steps.jsonl", cut_tasks(runs["own"][0]), trajectories)
     publish_run(folder, stopped, stopped_info, images=arguments.report_images)
-    publish_comparison(
+    gap = publish_comparison(
         arguments.output_dir, runs["teacher"], runs["own"], ("teacher", "own"), images=arguments.report_images
     )
+    enter_results(runs["teacher"][1], metrics["teacher"])
+    enter_results(runs["own"][1], metrics["own"], gap["matchers"])
 
 
 def cut_tasks(results: list[StepResult]) -> list[StepResult]:
