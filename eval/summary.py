@@ -11,6 +11,7 @@ from rich.text import Text
 from eval.matching import HEADLINE, MATCHERS
 
 MIN_WIDTH = 80  # below this the numbers would be cut, and a cut number is a wrong number
+FILE_WIDTH = 96  # what is piped or logged has no width of its own; names and four columns with intervals fit
 EXACT = "* Exact binomial interval (Clopper-Pearson): every task has the same verdict, where the bootstrap is blind."
 BLIND = (
     "An interval without width says that every task has the same value or difference, not that the number is certain: "
@@ -21,16 +22,16 @@ BLIND = (
 def print_summary(metrics: Mapping[str, Any], shown: Sequence[str] = ()) -> None:
     """Print SWA and TA under every matcher with intervals, the baselines, the margin, outcomes and parts.
 
-    `shown` limits the table of rules to those; empty means all.
+    `shown` limits the table of rules to those; empty means all that apply to a step.
     """
     console = Console()
-    console.width = max(console.width, MIN_WIDTH)
+    console.width = max(console.width, MIN_WIDTH if console.is_terminal else FILE_WIDTH)
     console.print()
     console.print(
         Text(f"{metrics['n_tasks']} tasks, {metrics['n_steps']} steps, memory mode {metrics['mode']}", "bold")
     )
     console.print(_build_score_table(metrics))
-    console.print(_build_variant_table([v for v in metrics["variants"] if not shown or v["name"] in shown]))
+    console.print(_build_variant_table([v for v in metrics["variants"] if (v["name"] in shown if shown else v["n"])]))
     kinds = [kind for kind in ("per_group", "per_application") if len(metrics[kind]) > 1]
     for kind in kinds:
         console.print(_build_part_table(metrics[kind]))
@@ -49,7 +50,7 @@ def print_summary(metrics: Mapping[str, Any], shown: Sequence[str] = ()) -> None
 def print_comparison(comparison: Mapping[str, Any]) -> None:
     """Print the two runs side by side, their differences, and how many tasks are better, the same or worse."""
     console = Console()
-    console.width = max(console.width, 96)  # four columns with intervals
+    console.width = max(console.width, FILE_WIDTH)
     name_a, name_b = comparison["names"]
     console.print()
     console.print(Text(f"{comparison['n_tasks']} tasks, {comparison['n_steps']} steps, paired by task", "bold"))
@@ -125,6 +126,7 @@ def _build_score_table(metrics: Mapping[str, Any]) -> Table:
     table.add_row("the action before, again", format_interval({**previous, "value": previous["swa"]}))
     margin = format_interval(metrics["over_majority"], signed=True)
     table.add_row(f"{HEADLINE} above always {majority['action']}", margin)
+    table.add_row(f"{HEADLINE}, macro-F1 over actions", f"{100 * metrics['matchers'][HEADLINE]['macro_f1']:.1f}")
     return table
 
 
