@@ -157,6 +157,17 @@ def test_help_is_shown_without_torch(name):
     assert not imported & set(HEAVY)
 
 
+def test_bitsandbytes_is_imported_without_its_advice_and_may_still_warn():
+    code = (
+        "import sft, logging; from bitsandbytes.backends.cpu import ops; "
+        "ops.logger.warning('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'no kernels'); "
+        "ops.logger.warning('something else')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "kernels" not in done.stderr and "something else" in done.stderr
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_files_are_read_by_loaders_that_run_no_code(name):
     calls = [ast.unparse(node) for node in ast.walk(MODULES[name]) if isinstance(node, ast.Call)]
