@@ -16,12 +16,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from sft import run
-from sft.ledger import load_runs
-from sft.recorder import RunRecorder
-from sft.step_meter import StepMeter, _Counts
-
-ENTRIES = ((_Counts, "add"), (StepMeter, "on_step_end"), (StepMeter, "on_log"))
 spent_s: dict[str, float] = defaultdict(float)
 
 
@@ -44,7 +38,12 @@ def main() -> None:
     parser.add_argument("recipe", nargs="?", default="recipes/demo.yaml", help="[recipes/demo.yaml]")
     parser.add_argument("--steps", type=int, default=200, help="[200]")
     arguments = parser.parse_args()
-    for owner, name in ENTRIES:
+    from sft import run
+    from sft.ledger import load_runs
+    from sft.recorder import RunRecorder
+    from sft.step_meter import StepMeter, _Counts
+
+    for owner, name in ((_Counts, "add"), (StepMeter, "on_step_end"), (StepMeter, "on_log")):
         setattr(owner, name, timed(name, getattr(owner, name), time.perf_counter))
     RunRecorder._report = timed("report thread", RunRecorder._report, time.thread_time)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:

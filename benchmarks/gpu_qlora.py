@@ -20,7 +20,6 @@ from typing import Any
 from benchmarks.machine import describe_machine, publish
 from benchmarks.sides import (
     VOCAB,
-    Clock,
     build_encoder,
     build_our_trainer,
     build_pack_sampler,
@@ -124,6 +123,8 @@ def measure(folder: str, screen: str, side: str, tiny: bool, cap_gb: float) -> d
     encoder = build_encoder(Path(folder))
     rows = build_rows(encoder, build_images(Path(folder), {**SCREENS, **TINY_SCREENS}[screen]))
     trainer = build_trainer(folder, encoder, rows, side, load(folder, tiny), tiny)
+    from benchmarks.clocks import Clock
+
     clock = Clock()
     trainer.add_callback(clock)
     trainer.train()

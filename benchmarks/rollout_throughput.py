@@ -13,50 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from eval.policy import ModelPolicy, RawAnswer, StepRequest
-from eval.predictor import load_model_for_inference
 from eval.results import StepResult
-from eval.walk import walk_tasks
 from sft.prompts import AgentConfig
 from sft.trajectory import Trajectory, load_trajectories
 from sft.versions import read_versions
 
 BATCH_SIZES = (1, 4, 16, 64)
-
-
-class ObviousLoop:
-    """One step at a time through `generate`, which goes on to the end-of-turn token."""
-
-    def __init__(self, policy: ModelPolicy):
-        self.model, self.encoder = policy.model, policy.encoder
-
-    @torch.inference_mode()
-    def answer(self, requests: list[StepRequest]) -> list[RawAnswer]:
-        (request,) = requests
-        prompt = self.encoder.build_prompt(
-            request.instruction, request.memory, request.image_path, request.elements
-        ).text
-        batch = self.encoder.encode_screenshots([request.image_path])
-        ids, types = self.encoder.encode_prompt(prompt, batch["image_grid_thw"][0].tolist())
-        batch |= {"input_ids": torch.tensor([ids]), "mm_token_type_ids": torch.tensor([types])}
-        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        device, dtype = self.model.device, self.model.dtype
-        eos = self.encoder.tokenizer.eos_token_id
-        output = self.model.generate(
-            **{k: v.to(device, dtype if v.is_floating_point() else None) for k, v in batch.items()},
-            max_new_tokens=self.encoder.agent.max_answer_tokens,
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=eos,
-            pad_token_id=self.encoder.tokenizer.pad_token_id,
-        )
-        answer = output[0, len(ids) :].tolist()
-        text = self.encoder.tokenizer.decode(answer, skip_special_tokens=True)
-        return [RawAnswer(text, "stop" if answer[-1] == eos else "length", len(ids), len(answer))]
 
 
 def main() -> None:
@@ -68,6 +33,12 @@ def main() -> None:
     parser.add_argument("--loop_tasks", type=int, default=8, help="of these, the tasks for the obvious loop [8]")
     parser.add_argument("--json", type=Path, help="write the rows here")
     arguments = parser.parse_args()
+    import torch
+
+    from benchmarks.obvious_loop import ObviousLoop
+    from eval.policy import ModelPolicy
+    from eval.predictor import load_model_for_inference
+
     predictor = load_model_for_inference(arguments.model_path, agent_config=arguments.agent_config)
     tasks = load_trajectories(
         arguments.test_csv,
@@ -108,6 +79,8 @@ def time_rollout(
     tasks: list[Trajectory], policy: Any, agent: AgentConfig, batch_size: int
 ) -> tuple[dict[tuple[str, int], Any], float]:
     """Roll out in mode own; return what each step came to, and the steps a second."""
+    from eval.walk import walk_tasks
+
     started = time.perf_counter()
     results: list[StepResult] = list(walk_tasks(tasks, policy, agent, "own", batch_size))
     rate = len(results) / (time.perf_counter() - started)

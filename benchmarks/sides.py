@@ -1,53 +1,12 @@
 """What the training benchmarks share: the same steps for both sides, stock TRL's rows and ours."""
 
 import csv
-import time
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 DEMO_DATA = Path(__file__).parent.parent / "demo/data"
 VOCAB = 1536  # with a vocabulary of the demonstration's texts, its branches have about 180 tokens
-
-
-class Clock(TrainerCallback):
-    """Times optimiser steps."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._started = time.perf_counter()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._started)
-
-
-class Turns(TrainerCallback):
-    """Times optimiser steps, each of which waits for a word on the connection and answers with its seconds.
-
-    Two trainers in two processes so take turns, step by step, and whatever else the machine does meets both alike.
-    The next batch is fetched in the next turn, outside the time.
-    """
-
-    def __init__(self, connection: Connection):
-        self._connection = connection
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._connection.recv()
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._started = time.perf_counter()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._connection.send(time.perf_counter() - self._started)
-        if state.global_step < state.max_steps:
-            self._connection.recv()
 
 
 def read_demo_texts() -> list[str]:

@@ -24,7 +24,6 @@ from benchmarks.machine import describe_machine, publish, read_peak_mb
 from benchmarks.sides import (
     DEMO_DATA,
     VOCAB,
-    Turns,
     build_cpu_arguments,
     build_encoder,
     build_our_trainer,
@@ -157,6 +156,8 @@ def train(connection: Connection, folder: str, setting: str, n_turns: int, side:
         sampler = build_pack_sampler(rows, size)
         arguments = build_cpu_arguments(folder, n_turns, 1, len(sampler))
         trainer = build_our_trainer(rows, encoder, sampler, model=load_model(Path(folder) / "model"), args=arguments)
+    from benchmarks.clocks import Turns
+
     trainer.add_callback(Turns(connection))
     trainer.train()
     peak_mb = read_peak_mb()

@@ -26,8 +26,9 @@ from typing import Any
 from rich.console import Console
 
 from eval.comparison import compare_results
+from eval.matching import HEADLINE
 from eval.publish import load_run
-from eval.summary import build_ablation_table
+from eval.summary import build_ablation_table, describe_intervals
 from eval.writers import format_json, write_text
 from sft.config import load_agent_config
 from sft.errors import UserError, run_command
@@ -82,6 +83,8 @@ def main(argv: list[str]) -> None:
     console = Console()
     console.width = max(console.width, WIDTH)
     console.print(build_ablation_table(rows))
+    for note in describe_intervals(*(row[HEADLINE] for row in rows if row["variant"] != "full")):
+        console.print(note)
 
 
 def find_models(arguments: argparse.Namespace) -> dict[str, Path]:

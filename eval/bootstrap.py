@@ -75,6 +75,18 @@ class Rates:
         draws = drawn_above[is_defined] / self._draws[of][is_defined]
         return compute_interval(above / self._totals[of], draws, self._confidence)
 
+    def compute_share(self, right: str, of: str) -> Any:
+        """Return the rate of two columns of 0 and 1: the share of tasks with one verdict.
+
+        Where all tasks have the same verdict, every draw of them has it too: the interval is then the exact binomial
+        one (Clopper and Pearson), which does have a width.
+        """
+        rate = self.compute(right, of)
+        if rate is None or 0 < rate["value"] < 1:
+            return rate
+        bound = compute_unseen_bound(int(self._totals[of]), self._confidence)
+        return {**rate, "high": bound} if rate["value"] == 0 else {**rate, "low": 1 - bound}
+
 
 def compute_interval(value: float, draws: FloatArray, confidence: float) -> dict[str, Any]:
     """Return `{"value", "low", "high"}`: the estimate and the percentile interval of its resamples."""

@@ -77,12 +77,13 @@ def compute_per_step_index(steps: Sequence[StepResult]) -> list[dict[str, Any]]:
 
 
 def describe_answers(steps: Sequence[StepResult]) -> dict[str, Any]:
-    """Count steps by parse status and finish reason, and sum up tokens and time."""
+    """Count steps by parse status, by part left out of a read answer and by finish reason; sum up tokens and time."""
     run = [step for step in steps if step.parse_status != NOT_RUN]
     return {
         "n_run": len(run),
         "parse_rate": sum(step.parse_status == "ok" for step in run) / len(run),
         "parse_status": dict(sorted(Counter(step.parse_status for step in steps).items())),
+        "left_out": dict(sorted(Counter(name for step in run for name in step.left_out).items())),
         "finish_reason": dict(sorted(Counter(step.finish_reason for step in run).items())),
         "n_prompt_tokens": sum(step.n_prompt_tokens for step in steps),
         "n_answer_tokens": sum(step.n_answer_tokens for step in steps),

@@ -50,11 +50,14 @@ def compare_results(
         "matchers": {
             name: {
                 measure: {
-                    "a": rates.compute(f"{name}.{of}.a", of),
-                    "b": rates.compute(f"{name}.{of}.b", of),
+                    "a": compute(f"{name}.{of}.a", of),
+                    "b": compute(f"{name}.{of}.b", of),
                     "difference": rates.compute(f"{name}.{of}.a", of, minus=f"{name}.{of}.b"),
                 }
-                for measure, of in (("swa", "steps"), ("ta", "tasks"))
+                for measure, of, compute in (
+                    ("swa", "steps", rates.compute),
+                    ("ta", "tasks", rates.compute_share),
+                )
             }
             for name in MATCHERS
         },

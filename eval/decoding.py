@@ -1,6 +1,5 @@
 """Greedy answers to many prompts at once, what they share computed once. Knows nothing of tasks, memory or files."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from sft.collator import as_position_ids, pad
+from sft.json_text import find_object
 from sft.llama4 import longest_sequence
 
 Screenshot = dict[str, torch.Tensor]  # what the model takes of one image: `pixel_values` and, with Qwen-VL, its grid
@@ -50,7 +50,7 @@ class Constraint(Protocol):
 
 
 class AnswerEnd:
-    """Finds where an answer is complete: at the end-of-turn token, or where its JSON object closes."""
+    """Finds where an answer is complete: at the end-of-turn token, or where its first JSON object closes."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -62,12 +62,7 @@ class AnswerEnd:
             return True
         if ids[-1] not in self._closing:
             return False
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        try:
-            json.JSONDecoder().raw_decode(text, text.index("{"))
-        except (ValueError, RecursionError):
-            return False
-        return True
+        return find_object(self.tokenizer.decode(ids, skip_special_tokens=True)).fields is not None
 
 
 @torch.inference_mode()

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from sft.errors import UserError
-from sft.prompts import AgentConfig
+from sft.prompts import ANSWER_VERSION, AgentConfig
 from sft.trajectory import Trajectory
 from sft.versions import hash_files, read_versions
 
@@ -21,6 +22,7 @@ def build_run_info(
     mode: str,
     policy: str,
     engine: str,
+    api_url: str | None,
     decoding: str,
     model_path: str | None,
     base_model: str | None,
@@ -36,6 +38,7 @@ def build_run_info(
         "mode": mode,
         "policy": policy,
         "engine": engine,
+        "api_url": api_url and hide_user(api_url),
         "decoding": decoding,
         "model_path": model_path,
         "model_sha256": hash_model(model_path),
@@ -49,6 +52,7 @@ def build_run_info(
         "n_steps": sum(len(t.steps) for t in trajectories),
         "data": data,
         "agent": asdict(agent),
+        "answer_version": ANSWER_VERSION,
         "versions": read_versions(),
     }
     return _seal({**info, "shard": None, "started": _now(), "finished": None})
@@ -103,24 +107,35 @@ def _seal(info: dict[str, Any]) -> dict[str, Any]:
     return {**info, "fingerprint": fingerprint}
 
 
+def read_earlier(output_dir: Path, info: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the `run.json` of the run that stopped in a folder, or None where no step was answered there yet.
+
+    Raises:
+        UserError: the folder holds a rollout of something else.
+    """
+    path, steps = output_dir / "run.json", output_dir / "steps.jsonl"
+    if not steps.is_file() or not steps.stat().st_size:  # before its first answer a run binds nobody
+        return None
+    earlier = _read_run(path)
+    if earlier.get("fingerprint") != info["fingerprint"]:
+        described: dict[str, Any] = json.loads(json.dumps(info))  # tuples as the file has them
+        keys = [k for k in described if k not in ("started", "finished", "fingerprint", *_WHERE)]
+        different = [k for k in keys if earlier.get(k) != described[k]]
+        raise UserError(
+            f"{output_dir}: found a rollout of something else (different: {', '.join(different)}); "
+            "expected the same run or an empty folder: choose another --output_dir"
+        )
+    return earlier
+
+
 def open_run(output_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
     """Start a run in a folder, or take up the one that stopped there; returns the run's `run.json`.
 
     Raises:
         UserError: the folder holds a rollout of something else.
     """
-    path, steps = output_dir / "run.json", output_dir / "steps.jsonl"
     output_dir.mkdir(parents=True, exist_ok=True)
-    if steps.is_file() and steps.stat().st_size:  # before its first answer a run binds nobody
-        earlier = _read_run(path)
-        if earlier.get("fingerprint") != info["fingerprint"]:
-            described: dict[str, Any] = json.loads(json.dumps(info))  # tuples as the file has them
-            keys = [k for k in described if k not in ("started", "finished", "fingerprint", *_WHERE)]
-            different = [k for k in keys if earlier.get(k) != described[k]]
-            raise UserError(
-                f"{output_dir}: found a rollout of something else (different: {', '.join(different)}); "
-                "expected the same run or an empty folder: choose another --output_dir"
-            )
+    if (earlier := read_earlier(output_dir, info)) is not None:
         return earlier
     write_run(output_dir, info)
     return info
@@ -151,6 +166,12 @@ def _read_run(path: Path) -> dict[str, Any]:
     if not isinstance(run, dict):
         raise UserError(f"{path}: found {type(run).__name__}; expected a JSON object: choose another --output_dir")
     return run
+
+
+def hide_user(url: str) -> str:
+    """Return a server's address without the user and password that it may hold."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def hash_model(model_path: str | None) -> str | None:

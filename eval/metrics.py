@@ -25,7 +25,7 @@ from eval.variants import build_variants, score_variants
 from sft.errors import UserError
 from sft.trajectory import natural_key
 
-METRICS_VERSION = "1"
+METRICS_VERSION = "2"
 Tasks = Mapping[str, Sequence[StepResult]]
 
 
@@ -122,7 +122,7 @@ def _score_tasks(tasks: Tasks, bootstrap: Bootstrap) -> dict[str, Any]:
     matchers = {
         name: {
             "swa": rates.compute(f"{name}.steps", "steps"),
-            "ta": rates.compute(f"{name}.tasks", "tasks"),
+            "ta": rates.compute_share(f"{name}.tasks", "tasks"),
             "outcomes": _count_outcomes([o for judged in by_task.values() for o in judged], len(steps)),
         }
         for name, by_task in outcomes.items()

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import os
 import time
 import urllib.error
@@ -19,31 +20,44 @@ from sft.screenshots import read_as_shown
 N_TRIES, FIRST_WAIT_S, TIMEOUT_S = 5, 1.0, 300
 _STEP_FAULTS = (400, 413, 422)  # this request cannot be answered; the next may
 
+logger = logging.getLogger(__name__)
+
 
 class OpenAIPolicy:
     """Asks a server for each step, a whole batch in parallel; the key is read from `OPENAI_API_KEY`.
 
-    The prompt's messages are those of training (`build_prompt`), the screenshot is sent as its file's bytes. The
+    The prompt's messages are those of training (`build_prompt`), the screenshot is the one it showed. The
     server fits pixels and counts tokens by rules of its own: `max_pixels` and `max_prompt_tokens` do not act here.
     """
 
     def __init__(self, url: str, model: str, agent: AgentConfig, is_constrained: bool):
         self.url, self.model, self.agent = url.rstrip("/") + "/chat/completions", model, agent
         self.is_constrained = is_constrained
+        self._sampling: dict[str, Any] = {"temperature": 0, "max_tokens": agent.max_answer_tokens}
+        self._has_answered = False
 
     def answer(self, requests: Sequence[StepRequest]) -> list[RawAnswer]:
         """Answer each step; one that the server refuses is an error of that step.
 
         Raises:
-            UserError: the server cannot be reached, refuses the key or the model, or keeps failing.
+            UserError: the server cannot be reached, refuses the key, the model or the whole first batch, or keeps
+                failing.
         """
         with ThreadPoolExecutor(len(requests)) as pool:
-            return list(pool.map(self._answer_one, requests))
+            answers = list(pool.map(self._answer_one, requests))
+        if not self._has_answered and all(answer.error is not None for answer in answers):
+            raise UserError(
+                f"{self.url}: found every request of the first batch refused, {len(answers)} of {len(answers)}; the "
+                f"first: {answers[0].error}; expected answers: change what the server names, or, if these steps alone "
+                "are at fault, give a larger --batch_size"
+            )
+        self._has_answered = True
+        return answers
 
     def _answer_one(self, request: StepRequest) -> RawAnswer:
         started = time.perf_counter()
         try:
-            reply = self._post(self._build_body(request))
+            reply = self._ask(self._build_body(request))
         except _RefusedStep as refusal:
             return RawAnswer("", error=str(refusal))
         try:
@@ -60,6 +74,23 @@ class OpenAIPolicy:
             time.perf_counter() - started,
         )
 
+    def _ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Post a request; where the server names a sampling field it does not take, post it again without that."""
+        sampling = self._sampling
+        while True:
+            try:
+                reply = self._post({**body, **sampling})
+            except _RefusedStep as refusal:
+                changed = _change_sampling(sampling, str(refusal))
+                if changed == sampling:
+                    raise
+                sampling = changed
+                continue
+            if sampling != self._sampling:
+                logger.warning("%s: this server takes %s; asked so from now on", self.url, json.dumps(sampling))
+                self._sampling = sampling
+            return reply
+
     def _build_body(self, request: StepRequest) -> dict[str, Any]:
         messages = build_prompt(request.instruction, request.memory, self.agent, request.elements)
         media_type, data = read_as_shown(request.image_path)
@@ -67,12 +98,7 @@ class OpenAIPolicy:
         image = {"type": "image_url", "image_url": {"url": url}}
         for message in messages:
             message["content"] = [image if part["type"] == "image" else part for part in message["content"]]
-        body = {
-            "model": self.model,
-            "messages": messages,
-            "temperature": 0,
-            "max_tokens": self.agent.max_answer_tokens,
-        }
+        body: dict[str, Any] = {"model": self.model, "messages": messages}
         if self.is_constrained:
             schema = {"name": "answer", "schema": build_answer_schema(self.agent)}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -112,3 +138,13 @@ class OpenAIPolicy:
 
 class _RefusedStep(Exception):
     """The server refuses this one request."""
+
+
+def _change_sampling(sampling: Mapping[str, Any], refusal: str) -> dict[str, Any]:
+    """Return the fields without the one that a refusal names: newer models take another limit, or no temperature."""
+    changed = dict(sampling)
+    if "temperature" in changed and "temperature" in refusal:
+        del changed["temperature"]
+    elif "max_tokens" in changed and "max_tokens" in refusal:
+        changed["max_completion_tokens"] = changed.pop("max_tokens")
+    return changed

@@ -24,7 +24,10 @@ from sft.settings import ModelSettings
 
 @dataclass(frozen=True)
 class Prediction:
-    """One step answered: the action (None where the answer could not be read) and the memory for the next step."""
+    """One step answered: the action (None where the answer could not be read) and the memory for the next step.
+
+    An action whose target could not be read has the target "": it names no element, so do not carry it out.
+    """
 
     action: dict[str, Any] | None
     short_term_memory: dict[str, Any]

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.comparison import compare_results
-from eval.data_notes import list_data_notes
 from eval.metrics import compute_metrics
 from eval.report import Images, write_report
-from eval.results import StepResult, load_results
+from eval.results import NOT_RUN, StepResult, load_results
 from eval.summary import print_comparison, print_summary
 from eval.writers import format_json, write_outputs, write_text
 from sft.actions import POINT
+from sft.data_notes import list_data_notes
 from sft.errors import UserError
 
 Run = tuple[Sequence[StepResult], Mapping[str, Any]]  # the results and the content of run.json
@@ -44,7 +44,7 @@ def publish_run(
         run_dir, results, metrics, run_info, find_image_root(run_info), figures=figures, images=images
     )
     print_summary(metrics, shown)
-    for note in list_data_notes(run_info):
+    for note in [*list_data_notes(run_info), *describe_errors(results)]:
         print(note)
     print(f"Report: {report}")
     return metrics
@@ -100,7 +100,12 @@ def score_run(
     Raises:
         UserError: the run has not answered every step of its data.
     """
-    if len(results) != run_info["n_steps"]:
+    if len(results) > run_info["n_steps"]:
+        raise UserError(
+            f"{run_dir}: found {len(results)} step results; expected {run_info['n_steps']}: steps.jsonl holds steps "
+            "of other data. Delete it and roll out again, or choose another --output_dir"
+        )
+    if len(results) < run_info["n_steps"]:
         raise UserError(
             f"{run_dir}: found {len(results)} step results; expected {run_info['n_steps']}: a part of a run is not "
             "scored; finish it with the command that started it"
@@ -114,6 +119,26 @@ def score_run(
         pointing_actions=frozenset(action["name"] for action in actions if POINT in action["arguments"]),
         synonyms=synonyms,
     )
+
+
+def describe_errors(results: Sequence[StepResult]) -> list[str]:
+    """Return a sentence on the steps that could not be answered at all, or nothing where there is none."""
+    errors = [step for step in results if step.error is not None]
+    return [f"{len(errors)} of {len(results)} steps are errors; the first: {errors[0].error}"] if errors else []
+
+
+def refuse_all_errors(run_dir: Path, results: Sequence[StepResult]) -> None:
+    """Make sure that a finished run says something of its model.
+
+    Raises:
+        UserError: not one step could be answered.
+    """
+    run = [step for step in results if step.parse_status != NOT_RUN]
+    if all(step.error is not None for step in run):
+        raise UserError(
+            f"{run_dir}: found an error at every step; the first: {run[0].error}; expected answers: its scores say "
+            "nothing of the model; mend the cause and roll out into another --output_dir"
+        )
 
 
 def load_run(run_dir: Path) -> tuple[list[StepResult], dict[str, Any]]:

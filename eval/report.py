@@ -16,12 +16,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.breakdowns import SKIPPED, UNREADABLE
-from eval.data_notes import list_data_notes
 from eval.matching import HEADLINE
 from eval.results import StepResult
-from eval.summary import describe_blind_intervals, describe_progress, format_interval
+from eval.summary import describe_intervals, describe_progress, format_interval, is_exact
 from eval.thumbnails import Thumbnails, load_thumbnails
 from eval.writers import build_details, build_step_details, format_json, write_text
+from sft.data_notes import list_data_notes
 
 Images = Literal["embed", "link"]
 
@@ -107,6 +107,7 @@ def render_report(
     )
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
     environment.filters["interval"] = format_interval
+    environment.tests["exact"] = is_exact
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     data: dict[str, Any] = {
@@ -121,7 +122,10 @@ def render_report(
         metrics=metrics,
         headline=HEADLINE,
         predicted_kinds=_list_predicted_kinds(metrics["confusion"]),
-        blind_intervals=describe_blind_intervals(metrics),
+        interval_notes=describe_intervals(
+            *(metrics[key] for key in ("matchers", "over_majority", "per_group", "per_application", "per_task_length"))
+        ),
+        comparison_notes=describe_intervals(comparison["matchers"]) if comparison else [],
         run=_describe_run(run_info),
         run_json=format_json(run_info, indent=2),
         data_notes=list_data_notes(run_info),

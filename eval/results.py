@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,7 +19,8 @@ class StepResult:
     `index` is 0-based in its task. `gold` and `predicted` are compact action objects (`{"action", "target", ...}`);
     `predicted` is None where the answer could not be read. Memories are `{"short_term": {...}, "long_term": {...}}`:
     before is what the prompt showed, after is what the next step is shown. `parse_status` is one of ok, no_json,
-    no_action, truncated, not_run; `error` is the message of a policy that failed, else None. `bbox` is
+    no_action, truncated, not_run; `left_out` names the parts of a read answer that could not be taken ("target", an
+    argument, "short_term", "long_term"). `error` is the message of a policy that failed, else None. `bbox` is
     [x1, y1, x2, y2] and `screen` [width, height], in pixels, both None where the data has none. `latency_s` is the
     step's share of its batch's generation time.
     """
@@ -39,6 +40,7 @@ class StepResult:
     raw_text: str = ""
     parse_status: str = NOT_RUN
     parse_problem: str = ""
+    left_out: list[str] = field(default_factory=list)
     predicted: dict[str, Any] | None = None
     error: str | None = None
     finish_reason: str = ""
@@ -82,11 +84,20 @@ def load_results(path: Path) -> Iterator[StepResult]:
     """Yield the results of `steps.jsonl`; a last line that was cut off by a kill is left out.
 
     Raises:
-        UserError: a line before the last one cannot be read.
+        UserError: a line before the last one cannot be read, or a step stands in two lines.
     """
     lines = path.read_text(encoding="utf-8").split("\n")
+    seen: dict[tuple[str, int], int] = {}
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            yield StepResult(**json.loads(line))
+            result = StepResult(**json.loads(line))
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}:{number}: found a line that is no step result ({error})") from error
+        first = seen.setdefault((result.task_id, result.index), number)
+        if first != number:
+            raise UserError(
+                f"{path}:{number}: found step {result.index + 1} of task {result.task_id} again, as in line {first}; "
+                "expected each step once: two processes wrote into this folder, and which memory went with which "
+                "answer cannot be told. Delete this file and roll out again, or choose another --output_dir"
+            )
+        yield result

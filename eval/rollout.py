@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.card_results import enter_results
-from eval.data_notes import describe_test_data
 from eval.manifest import build_run_info, for_mode, for_shard, open_run
 from eval.metering import meter, record_rollout
-from eval.options import find_model_folder, parse_arguments, read_agent
-from eval.publish import publish_comparison, publish_run
+from eval.options import MODES, find_model_folder, parse_arguments, read_agent
+from eval.publish import publish_comparison, publish_run, refuse_all_errors
 from eval.results import StepResult
-from eval.runs import run_tasks, write_in_order
+from eval.runs import claim_folders, run_tasks, write_in_order
+from sft.data_notes import describe_test_data
 from sft.errors import run_command
 from sft.overlap import find_trained_tasks, refuse_trained_tasks
 from sft.problems import QUARANTINE_NAME, write_quarantine
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
         mode=arguments.mode,
         policy=arguments.policy,
         engine=arguments.engine,
+        api_url=arguments.api_url if arguments.policy == "model" and arguments.engine == "openai" else None,
         decoding=arguments.decoding,
         model_path=arguments.model_path,
         base_model=arguments.base_model,
@@ -65,14 +66,17 @@ def main(argv: list[str]) -> None:
         trajectories=trajectories,
         data=describe_test_data(tasks, arguments.test_csv, trained),
     )
-    if tasks.quarantined:
-        arguments.output_dir.mkdir(parents=True, exist_ok=True)
-        write_quarantine(arguments.output_dir / QUARANTINE_NAME, tasks.quarantined)
     if arguments.num_shards > 1:
         trajectories = trajectories[arguments.shard :: arguments.num_shards]
         info = for_shard(info, arguments.shard, arguments.num_shards, trajectories)
-    with record_rollout(arguments, info) as recorder:
-        roll_out(arguments, info, agent, trajectories, meter(build, recorder))
+    folders = {arguments.output_dir: info}
+    if arguments.mode == "all":
+        folders = {arguments.output_dir / mode: for_mode(info, mode) for mode in MODES}
+    with claim_folders(folders):
+        if tasks.quarantined:
+            write_quarantine(arguments.output_dir / QUARANTINE_NAME, tasks.quarantined)
+        with record_rollout(arguments, info) as recorder:
+            roll_out(arguments, info, agent, trajectories, meter(build, recorder))
 
 
 def roll_out(
@@ -89,7 +93,9 @@ def roll_out(
     results, info = run_tasks(
         arguments.output_dir, info, trajectories, agent, arguments.mode, arguments.batch_size, build
     )
-    enter_results(info, publish_run(arguments.output_dir, results, info, images=arguments.report_images))
+    metrics = publish_run(arguments.output_dir, results, info, images=arguments.report_images)
+    refuse_all_errors(arguments.output_dir, results)
+    enter_results(info, metrics)
 
 
 def run_self_check(
@@ -117,18 +123,21 @@ def run_all_modes(
     build: Any,
 ) -> None:
     """Run each mode in a folder of its own, on one loaded model, and report the exposure gap: teacher against own."""
-    runs = {}
+    runs, metrics = {}, {}
     for mode in ("teacher", "own"):
         folder: Path = arguments.output_dir / mode
         runs[mode] = run_tasks(folder, for_mode(info, mode), trajectories, agent, mode, arguments.batch_size, build)
-        enter_results(runs[mode][1], publish_run(folder, *runs[mode], images=arguments.report_images))
+        metrics[mode] = publish_run(folder, *runs[mode], images=arguments.report_images)
+        refuse_all_errors(folder, runs[mode][0])
     folder = arguments.output_dir / "own_stop"
     stopped_info = open_run(folder, for_mode(runs["own"][1], "own_stop"))
     stopped = write_in_order(folder / "steps.jsonl", cut_tasks(runs["own"][0]), trajectories)
     publish_run(folder, stopped, stopped_info, images=arguments.report_images)
-    publish_comparison(
+    gap = publish_comparison(
         arguments.output_dir, runs["teacher"], runs["own"], ("teacher", "own"), images=arguments.report_images
     )
+    enter_results(runs["teacher"][1], metrics["teacher"])
+    enter_results(runs["own"][1], metrics["own"], gap["matchers"])
 
 
 def cut_tasks(results: list[StepResult]) -> list[StepResult]:

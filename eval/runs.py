@@ -1,21 +1,60 @@
 """One rollout in one folder: goes on where it stopped, appends every step, ends in one order. Knows no metrics."""
 
+import fcntl
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from eval.manifest import close_run, open_run
+from eval.manifest import close_run, open_run, read_earlier
 from eval.results import StepResult, append_result, format_result, load_results
 from eval.writers import write_text
+from sft.errors import UserError
 from sft.prompts import AgentConfig
 from sft.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from eval.policy import Policy
     from eval.walk import Mode
+
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def claim_folders(infos: Mapping[Path, dict[str, Any]]) -> Iterator[None]:
+    """Keep the folders of a rollout for this process; all are looked at before anything is written into one.
+
+    Raises:
+        UserError: a folder holds a rollout of something else, or another process is rolling out into it.
+    """
+    for folder, info in infos.items():
+        read_earlier(folder, info)
+    with ExitStack() as stack:
+        for folder in infos:
+            stack.enter_context(_lock(folder / "steps.jsonl"))
+        yield
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Lock a file by `flock`, which the kernel gives up with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{path.parent}: found another process that rolls out into this folder; expected one at a time: wait "
+                "for it or end it, then give the same command again"
+            ) from error
+        except OSError as error:  # a file system without locks, such as Lustre mounted without them
+            logger.warning("%s: cannot be locked (%s); make sure that no other process uses the folder", path, error)
+        yield
 
 
 def run_tasks(

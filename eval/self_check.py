@@ -2,18 +2,20 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 from eval.matching import HEADLINE, MATCHERS, judge_step
 from eval.policy import EmptyPolicy, Policy, RawAnswer, ReplayPolicy, StepRequest
 from eval.results import StepResult
 from eval.walk import Mode, walk_tasks
 from sft.actions import Action
-from sft.memory import Answer
+from sft.memory import Answer, Memory
 from sft.prompts import AgentConfig, build_prompt, format_answer
 from sft.steps import Step, Trajectory
+from sft.trajectory import gold_memories
 
 if TYPE_CHECKING:
     from eval.policy import ModelPolicy
@@ -41,6 +43,7 @@ def run_self_checks(
         yield check_empty(trajectories, agent, mode, batch_size)
     yield check_shuffled(trajectories, agent, batch_size)
     yield check_canary(trajectories[:N_CANARY_TASKS], agent)
+    yield check_shortcuts(trajectories[:N_CANARY_TASKS], agent)
     if policy is not None:
         yield check_batches(trajectories[:N_BATCH_TASKS], agent, policy, batch_size)
 
@@ -79,7 +82,7 @@ def check_shuffled(trajectories: Sequence[Trajectory], agent: AgentConfig, batch
 
 
 def check_canary(trajectories: Sequence[Trajectory], agent: AgentConfig) -> Check:
-    """Changing the label of step t to anything leaves the prompts of steps 1 to t byte-identical.
+    """Changing all of the label of step t, its action type too, leaves the prompts of steps 1 to t byte-identical.
 
     In mode teacher, the one in which labels make memory, each task is walked once for each of its steps.
     """
@@ -95,6 +98,31 @@ def check_canary(trajectories: Sequence[Trajectory], agent: AgentConfig) -> Chec
                 detail = f"task {trajectory.task_id}: the label of step {step.index + 1} is in a prompt up to it"
                 return Check("no label reaches a prompt", False, detail)
     return Check("no label reaches a prompt", True, f"{n_prompts} prompts, {len(trajectories)} tasks")
+
+
+def check_shortcuts(trajectories: Sequence[Trajectory], agent: AgentConfig) -> Check:
+    """Prompts are made of goal, memory and screen alone: of no task's name, no step's number, no number of steps.
+
+    Each task is walked as it is, and renamed with one more step; both must give the prompts that `build_prompt` makes
+    of the goal, the gold memory and the detected elements.
+    """
+    name, n_prompts = "no task id and no step count reaches a prompt", 0
+    for trajectory in trajectories:
+        steps = list(trajectory.steps)
+        memories = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
+        expected = [
+            _render(trajectory.instruction, memory, agent, step.elements, step.image_path)
+            for step, memory in zip(steps, memories)
+        ]
+        longer = [replace(step, task_id=CANARY) for step in (*steps, replace(steps[-1], index=len(steps)))]
+        other = replace(trajectory, task_id=CANARY, steps=tuple(longer))
+        for walked in (trajectory, other):
+            found = _render_prompts(walked, agent)[: len(steps)]
+            n_prompts += len(found)
+            if different := [i + 1 for i, pair in enumerate(zip(found, expected)) if pair[0] != pair[1]]:
+                detail = f"task {trajectory.task_id}: step {different[0]} is shown more than goal and memory"
+                return Check(name, False, detail)
+    return Check(name, True, f"{n_prompts} prompts, {len(trajectories)} tasks")
 
 
 def check_batches(
@@ -125,11 +153,18 @@ class _Fixed:
 def _render_prompts(trajectory: Trajectory, agent: AgentConfig) -> list[str]:
     policy: Policy = (watch := _Fixed({}))
     list(walk_tasks([trajectory], policy, agent, "teacher", 1))
-    return [str(build_prompt(r.instruction, r.memory, agent, r.elements)) + str(r.image_path) for r in watch.asked]
+    return [_render(r.instruction, r.memory, agent, r.elements, r.image_path) for r in watch.asked]
+
+
+def _render(
+    instruction: str, memory: Memory, agent: AgentConfig, elements: Sequence[Mapping[str, Any]], image_path: Path
+) -> str:
+    return str(build_prompt(instruction, memory, agent, elements)) + str(image_path)
 
 
 def _spoil(step: Step) -> Step:
-    action = Action(step.gold.action.kind, CANARY, {"text": CANARY})
+    """Replace everything that is label; an action type that exists nowhere differs from each that does."""
+    action = Action(CANARY, CANARY, {"text": CANARY})
     gold = Answer(action, {"last_action": CANARY}, {"overall_progress": CANARY})
     return replace(step, gold=gold, grounding=replace(step.grounding, bbox=(1, 2, 3, 4), screen_wh=(5, 6)))
 

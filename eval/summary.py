@@ -1,6 +1,6 @@
 """The final tables a person reads in the terminal. Knows only the content of metrics.json."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -8,41 +8,49 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.bootstrap import compute_unseen_bound
-from eval.matching import HEADLINE
+from eval.matching import HEADLINE, MATCHERS
 
 MIN_WIDTH = 80  # below this the numbers would be cut, and a cut number is a wrong number
+FILE_WIDTH = 96  # what is piped or logged has no width of its own; names and four columns with intervals fit
+EXACT = "* Exact binomial interval (Clopper-Pearson): every task has the same verdict, where the bootstrap is blind."
+BLIND = (
+    "An interval without width says that every task has the same value or difference, not that the number is certain: "
+    "there the bootstrap is blind."
+)
 
 
 def print_summary(metrics: Mapping[str, Any], shown: Sequence[str] = ()) -> None:
     """Print SWA and TA under every matcher with intervals, the baselines, the margin, outcomes and parts.
 
-    `shown` limits the table of rules to those; empty means all.
+    `shown` limits the table of rules to those; empty means all that apply to a step.
     """
     console = Console()
-    console.width = max(console.width, MIN_WIDTH)
+    console.width = max(console.width, MIN_WIDTH if console.is_terminal else FILE_WIDTH)
     console.print()
     console.print(
         Text(f"{metrics['n_tasks']} tasks, {metrics['n_steps']} steps, memory mode {metrics['mode']}", "bold")
     )
     console.print(_build_score_table(metrics))
-    console.print(_build_variant_table([v for v in metrics["variants"] if not shown or v["name"] in shown]))
-    for kind in ("per_group", "per_application"):
-        if len(metrics[kind]) > 1:
-            console.print(_build_part_table(metrics[kind]))
+    console.print(_build_variant_table([v for v in metrics["variants"] if (v["name"] in shown if shown else v["n"])]))
+    kinds = [kind for kind in ("per_group", "per_application") if len(metrics[kind]) > 1]
+    for kind in kinds:
+        console.print(_build_part_table(metrics[kind]))
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in metrics["outcomes"].items())
     console.print(Text(f"Steps: {outcomes}; {metrics['n_steps']} in all."))
     console.print(Text(describe_progress(metrics)))
     confidence = metrics["bootstrap"]["confidence"]
     console.print(Text(f"Numbers in %; in brackets the {confidence:.0%} interval, bootstrap over tasks.", "dim"))
-    if note := describe_blind_intervals(metrics):
+    shown_parts = [
+        part["matchers"][name]["swa"] for kind in kinds for part in metrics[kind].values() for name in MATCHERS
+    ]
+    for note in describe_intervals(metrics["matchers"], metrics["over_majority"], *shown_parts):
         console.print(Text(note, "dim"))
 
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:
     """Print the two runs side by side, their differences, and how many tasks are better, the same or worse."""
     console = Console()
-    console.width = max(console.width, 96)  # four columns with intervals
+    console.width = max(console.width, FILE_WIDTH)
     name_a, name_b = comparison["names"]
     console.print()
     console.print(Text(f"{comparison['n_tasks']} tasks, {comparison['n_steps']} steps, paired by task", "bold"))
@@ -61,6 +69,8 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
         counts = ", ".join(f"{signs[sign]} {sign}" for sign in ("better", "same", "worse"))
         console.print(Text(f"Tasks in which A has more steps right than B, {name}: {counts}."))
     console.print(Text("Numbers in %; in brackets the 95% interval, bootstrap over tasks, paired.", "dim"))
+    for note in describe_intervals(comparison["matchers"]):
+        console.print(Text(note, "dim"))
 
 
 def describe_progress(metrics: Mapping[str, Any]) -> str:
@@ -80,24 +90,31 @@ def describe_progress(metrics: Mapping[str, Any]) -> str:
 
 
 def format_interval(rate: Mapping[str, float], signed: bool = False) -> str:
-    """Return "71.4 [68.0, 74.9]": value and interval in percent."""
+    """Return "71.4 [68.0, 74.9]": value and interval in percent; a star marks an exact interval (`EXACT`)."""
     sign = "+" if signed else ""
     value, low, high = (f"{100 * rate[key]:{sign}.1f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]{'*' if not signed and is_exact(rate) else ''}"
 
 
-def describe_blind_intervals(metrics: Mapping[str, Any]) -> str | None:
-    """Say what a TA interval without width means, or None where every TA interval has one.
+def describe_intervals(*content: Any) -> list[str]:
+    """Return what a reader must know of the intervals in parts of metrics.json or comparison.json; usually nothing."""
+    rates = [rate for part in content for rate in _find_rates(part)]
+    notes = [EXACT] if any(map(is_exact, rates)) else []
+    return [*notes, BLIND] if any(rate["high"] - rate["low"] < 1e-9 for rate in rates) else notes
 
-    Where all tasks have one verdict, drawing them again shows nothing else; the exact binomial bound still does.
-    """
-    if all(0 < scores["ta"]["value"] < 1 for scores in metrics["matchers"].values()):
-        return None
-    bound = compute_unseen_bound(metrics["n_tasks"], metrics["bootstrap"]["confidence"])
-    return (
-        f"Where TA is 0 or 100 the bootstrap is blind: {metrics['n_tasks']} tasks of one verdict still allow a true "
-        f"rate up to {100 * bound:.1f} points away."
-    )
+
+def is_exact(rate: Mapping[str, float]) -> bool:
+    """Say whether an interval is not of the bootstrap, which gives a rate of 0 or 1 no width."""
+    return rate["value"] in (0, 1) and 0 <= rate["low"] < rate["high"] <= 1
+
+
+def _find_rates(content: Any) -> Iterator[Mapping[str, float]]:
+    if isinstance(content, Mapping):
+        if {"value", "low", "high"} <= content.keys():
+            yield content
+        else:
+            for part in content.values():
+                yield from _find_rates(part)
 
 
 def _build_score_table(metrics: Mapping[str, Any]) -> Table:
@@ -109,6 +126,7 @@ def _build_score_table(metrics: Mapping[str, Any]) -> Table:
     table.add_row("the action before, again", format_interval({**previous, "value": previous["swa"]}))
     margin = format_interval(metrics["over_majority"], signed=True)
     table.add_row(f"{HEADLINE} above always {majority['action']}", margin)
+    table.add_row(f"{HEADLINE}, macro-F1 over actions", f"{100 * metrics['matchers'][HEADLINE]['macro_f1']:.1f}")
     return table
 
 

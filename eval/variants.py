@@ -132,7 +132,7 @@ def score_variants(
             "n": int(sum(columns[f"{variant.name}.n"])),
             "n_right": int(sum(columns[f"{variant.name}.right"])),
             "rate": rates.compute(f"{variant.name}.right", f"{variant.name}.n"),
-            "ta": rates.compute(f"{variant.name}.tasks_right", f"{variant.name}.tasks"),
+            "ta": rates.compute_share(f"{variant.name}.tasks_right", f"{variant.name}.tasks"),
             "over_action": rates.compute(f"{variant.name}.right", f"{variant.name}.n", minus=f"{HEADLINE}.right")
             if variant.kind == "step"
             else None,

@@ -140,6 +140,7 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
         raw_text=raw.text,
         parse_status=parsed.status,
         parse_problem=parsed.problem,
+        left_out=list(parsed.left_out),
         predicted=format_action(parsed.answer.action) if parsed.answer else None,
         error=raw.error,
         finish_reason=raw.finish_reason,

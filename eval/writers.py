@@ -97,6 +97,7 @@ def build_step_details(step: StepResult) -> dict[str, Any]:
         "raw_text": step.raw_text,
         "parse_status": step.parse_status,
         "parse_problem": step.parse_problem,
+        "left_out": step.left_out,
         "error": step.error,
         "finish_reason": step.finish_reason,
         "n_prompt_tokens": step.n_prompt_tokens,

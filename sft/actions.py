@@ -39,7 +39,10 @@ DEFAULT_ACTIONS: tuple[ActionType, ...] = (
 
 @dataclass(frozen=True)
 class Action:
-    """One action: `kind` is an `ActionType.name`, `target` the element's label ("" only where the action is final)."""
+    """One action: `kind` is an `ActionType.name`, `target` the element's label.
+
+    The target is "" only where the action is final, or where a model's answer names none.
+    """
 
     kind: str
     target: str
@@ -54,33 +57,45 @@ def find_action_type(kind: str, actions: Sequence[ActionType]) -> ActionType | N
 def parse_action(fields: Mapping[str, Any], actions: Sequence[ActionType] = DEFAULT_ACTIONS) -> Action:
     """Read an action from a JSON object `{"action", "target", ...arguments}`.
 
-    Fields that the action type does not name are left out.
+    Arguments may also stand in an object of their own, `"arguments"`. Fields that the action type does not name are
+    left out.
 
     Raises:
         ValueError: the object names no known action, lacks its target, or an argument has a value it may not have.
     """
-    kind = fields.get("action")
-    known = ", ".join(a.name for a in actions)
-    if not isinstance(kind, str) or not kind.strip():
-        raise ValueError(f'found no action name (got {_brief(kind)}); expected "action" to be one of {known}')
-    action_type = find_action_type(kind, actions)
-    if action_type is None:
-        raise ValueError(f"found action {_brief(kind)}; expected one of {known}")
-    target = fields.get("target", "")
-    if target is None:
-        target = ""
-    if not isinstance(target, str):
-        raise ValueError(f"found target {_brief(target)}; expected text")
-    if not target.strip() and not action_type.is_final:
-        raise ValueError(f"found no target for {action_type.name}; expected the label of the element")
-    if len(target) > MAX_TARGET_CHARS:
-        raise ValueError(f"found a target of {len(target)} characters; expected at most {MAX_TARGET_CHARS}")
-    arguments = {
-        name: _parse_argument(name, fields[name], allowed)
-        for name, allowed in action_type.arguments.items()
-        if fields.get(name) is not None
-    }
-    return Action(action_type.name, target.strip(), arguments)
+    action, left_out = read_action(fields, actions)
+    if left_out:
+        raise ValueError(next(iter(left_out.values())))
+    return action
+
+
+def read_action(
+    fields: Mapping[str, Any], actions: Sequence[ActionType] = DEFAULT_ACTIONS
+) -> tuple[Action, dict[str, str]]:
+    """Read what can be read of an action: its kind must be known, a target or argument that is no such is left out.
+
+    Returns:
+        The action, its target "" where none could be read, and what was left out: name -> why.
+
+    Raises:
+        ValueError: the object names no known action.
+    """
+    action_type = _find_named_type(fields.get("action"), actions)
+    left_out: dict[str, str] = {}
+    try:
+        target = _parse_target(fields.get("target"), action_type)
+    except ValueError as error:
+        target, left_out["target"] = "", str(error)
+    nested = fields.get("arguments")
+    written = {**(nested if isinstance(nested, Mapping) else {}), **{k: v for k, v in fields.items() if v is not None}}
+    arguments = {}
+    for name, allowed in action_type.arguments.items():
+        try:
+            if written.get(name) is not None:
+                arguments[name] = _parse_argument(name, written[name], allowed)
+        except ValueError as error:
+            left_out[name] = str(error)
+    return Action(action_type.name, target, arguments), left_out
 
 
 def format_action(action: Action) -> dict[str, ArgumentValue]:
@@ -97,6 +112,28 @@ def as_plain_text(text: str) -> str:
     """
     text = text.encode("utf-8", "replace").decode("utf-8")
     return unicodedata.normalize("NFC", text).replace("<|", "< |")
+
+
+def _find_named_type(kind: Any, actions: Sequence[ActionType]) -> ActionType:
+    known = ", ".join(a.name for a in actions)
+    if not isinstance(kind, str) or not kind.strip():
+        raise ValueError(f'found no action name (got {_brief(kind)}); expected "action" to be one of {known}')
+    action_type = find_action_type(kind, actions)
+    if action_type is None:
+        raise ValueError(f"found action {_brief(kind)}; expected one of {known}")
+    return action_type
+
+
+def _parse_target(target: Any, action_type: ActionType) -> str:
+    if target is None:
+        target = ""
+    if not isinstance(target, str):
+        raise ValueError(f"found target {_brief(target)}; expected text")
+    if not target.strip() and not action_type.is_final:
+        raise ValueError(f"found no target for {action_type.name}; expected the label of the element")
+    if len(target) > MAX_TARGET_CHARS:
+        raise ValueError(f"found a target of {len(target)} characters; expected at most {MAX_TARGET_CHARS}")
+    return target.strip()
 
 
 def _parse_argument(name: str, value: Any, allowed: tuple[str, ...]) -> ArgumentValue:

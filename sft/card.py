@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from sft.compute_fields import gpu_hours
-from sft.evaluations import load_evaluations
+from sft.evaluations import format_points, format_rate, load_evaluations
 from sft.ledger import load_runs
 from sft.tracking import shorten_path
 
@@ -57,6 +57,7 @@ def build_metadata(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> di
             metric_value=round(rates[measure]["value"], 4),
         )
         for evaluation in evaluations
+        if evaluation.get("is_unseen", True)  # a score on training tasks is no result
         for matcher, rates in evaluation["matchers"].items()
         for measure in ("swa", "ta")
     ]
@@ -99,28 +100,45 @@ def _render_results(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = ["| test data | memory | matcher | SWA (%) | TA (%) |", "| --- | --- | --- | --- | --- |"]
     for e in evaluations:
         for matcher, rates in e["matchers"].items():
-            data = f"{e['csv']}, {e['n_tasks']} tasks, {e['n_steps']} steps"
-            rows.append(f"| {data} | {e['mode']} | {matcher} | {_rate(rates['swa'])} | {_rate(rates['ta'])} |")
+            data = describe_data(e)
+            rows.append(
+                f"| {data} | {e['mode']} | {matcher} | {format_rate(rates['swa'])} | {format_rate(rates['ta'])} |"
+            )
         majority = e["majority_baseline"]
-        baseline = _rate({**majority, "value": majority["swa"]})
+        baseline = format_rate({**majority, "value": majority["swa"]})
         rows.append(f"| {e['csv']} | none | action, always {majority['action']} | {baseline} |  |")
-    text = "Step-wise accuracy (SWA) and task accuracy (TA) with 95 % intervals over tasks."
+        rows += [f"| **{note}** |  |  |  |  |" for note in e.get("notes", ())]
+    text = (
+        "Step-wise accuracy (SWA) and task accuracy (TA) with 95 % intervals over tasks; * is the exact binomial "
+        "interval of tasks of one verdict."
+    )
     return ["## Results", text, "\n".join(rows), *_render_gap(evaluations)]
 
 
+def describe_data(evaluation: Mapping[str, Any]) -> str:
+    """Return what was rolled out and how, as far as it is not the usual."""
+    parts = [evaluation["csv"], f"{evaluation['n_tasks']} tasks", f"{evaluation['n_steps']} steps"]
+    parts += [evaluation[key] for key, usual in (("engine", "hf"), ("decoding", "free")) if evaluation[key] != usual]
+    return ", ".join(parts)
+
+
 def _render_gap(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say what the recording's memory has above the model's own, of two runs of the same steps alone."""
+    same = ("csv_sha256", "engine", "decoding", "n_tasks", "n_steps")
     lines = []
     for own in (e for e in evaluations if e["mode"] == "own"):
-        teacher = next(
-            (e for e in evaluations if e["mode"] == "teacher" and e["csv_sha256"] == own["csv_sha256"]), None
-        )
-        if teacher is not None:
-            gaps = (
-                f"{100 * (rates['swa']['value'] - own['matchers'][name]['swa']['value']):+.1f} points by {name}"
-                for name, rates in teacher["matchers"].items()
-            )
-            what = f"Exposure gap on {own['csv']} (SWA with the recording's memory minus own)"
-            lines.append(f"{what}: {', '.join(gaps)}.")
+        what = f"Exposure gap on {describe_data(own)} (SWA with the recording's memory minus own)"
+        if gap := own.get("exposure_gap"):
+            gaps = [f"{format_points(difference)} by {name}" for name, difference in gap.items()]
+            lines.append(f"{what}, paired by task: {', '.join(gaps)}.")
+            continue
+        for teacher in evaluations:
+            if teacher["mode"] == "teacher" and all(teacher[key] == own[key] for key in same):
+                gaps = [
+                    f"{100 * (rates['swa']['value'] - own['matchers'][name]['swa']['value']):+.1f} points by {name}"
+                    for name, rates in teacher["matchers"].items()
+                ]
+                lines.append(f"{what}, of two runs, not paired: {', '.join(gaps)}.")
     return lines or ["Exposure gap: not measured; `eval/rollout.py --mode all` measures it."]
 
 
@@ -161,7 +179,7 @@ def _render_export(folder: Path) -> list[str]:
     ]
     if "rollout" in report:
         rate = report["rollout"]["action"]["swa"]["difference"]
-        lines.append(f"- SWA by action, merged minus adapter: {_rate(rate)} points")
+        lines.append(f"- SWA by action, merged minus adapter: {format_points(rate)}")
     return ["## Export", f"Merged into the unquantised base model, {report['dtype']}.", "\n".join(lines)]
 
 
@@ -202,10 +220,6 @@ def _render_loading(folder: Path, base: str) -> list[str]:
         'step = predictor.predict_step(image_path="screen.png", user_goal="Open the study")'
     )
     return ["## How to load", f"```python\n{code}\n```"]
-
-
-def _rate(rate: Mapping[str, Any]) -> str:
-    return f"{100 * rate['value']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
 
 
 def _load_recipe(folder: Path) -> dict[str, Any]:

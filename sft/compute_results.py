@@ -6,20 +6,28 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from sft.compute_fields import Field
+from sft.data_notes import list_data_notes
+from sft.evaluations import format_rate
 
 LOG_PATTERNS = ("compute_ledger*.jsonl", "steps.jsonl", "trainer_state.json", "events.out.tfevents.*", "*.log")
 
 
 def load_performance(folders: Sequence[Path]) -> list[Field]:
-    """Read every metrics.json: metric, ours, baseline (always the most frequent action), improvement over it."""
+    """Read every metrics.json of a model: metric, ours, baseline (always the most frequent action), improvement.
+
+    A replayed recording, an empty policy and one shard of a rollout measure no model; they are left out.
+    """
     fields = []
     for folder in folders:
         for path in sorted(folder.rglob("metrics.json")):
             metrics = json.loads(path.read_text(encoding="utf-8"))
-            name = f"{path.parent.relative_to(folder.parent)}, {metrics['mode']}"
+            run = metrics.get("run", {})
+            if run.get("policy", "model") != "model" or run.get("shard") is not None:
+                continue
+            notes = "".join(f"; {note.rstrip('.')}" for note in list_data_notes(run, names_tasks=False))
+            name = f"{path.parent.relative_to(folder.parent)}, {metrics['mode']}{notes}"
             baseline, over = metrics["majority_baseline"], metrics["over_majority"]
             for matcher, rates in metrics["matchers"].items():
                 for measure in ("swa", "ta"):
@@ -63,8 +71,3 @@ def anonymise(text: str) -> str:
         if len(name) > 2:
             text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", "NAME", text)
     return text
-
-
-def format_rate(rate: dict[str, Any]) -> str:
-    """Render a rate with its interval in per cent."""
-    return f"{100 * rate['value']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"

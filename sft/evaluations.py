@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sft.data_notes import is_unseen, list_data_notes
 from sft.versions import hash_files
 
 EVALUATIONS_NAME = "evaluations.jsonl"
 
 
-def add_evaluation(folder: Path, run_info: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-    """Append the scores of a finished rollout."""
+def add_evaluation(
+    folder: Path, run_info: Mapping[str, Any], metrics: Mapping[str, Any], gap: Mapping[str, Any] | None = None
+) -> None:
+    """Append the scores of a finished rollout; `gap` is what mode teacher has above it, paired, by matcher."""
     line = {
         "weights_sha256": hash_weights(folder),
         "csv": Path(run_info["test_csv"]).name,
@@ -25,6 +28,9 @@ def add_evaluation(folder: Path, run_info: Mapping[str, Any], metrics: Mapping[s
             name: {measure: rates[measure] for measure in ("swa", "ta")} for name, rates in metrics["matchers"].items()
         },
         "majority_baseline": metrics["majority_baseline"],
+        "notes": list_data_notes(run_info, names_tasks=False),
+        "is_unseen": is_unseen(run_info),
+        "exposure_gap": gap and {name: measures["swa"]["difference"] for name, measures in gap.items()},
     }
     with (folder / EVALUATIONS_NAME).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -46,3 +52,15 @@ def load_evaluations(folder: Path) -> list[dict[str, Any]]:
 
 def hash_weights(folder: Path) -> str:
     return hash_files(sorted(folder.glob("*.safetensors")))
+
+
+def format_rate(rate: Mapping[str, Any]) -> str:
+    """Render a rate with its interval in per cent; a star marks an exact interval, of tasks of one verdict."""
+    is_exact = rate["value"] in (0, 1) and 0 <= rate["low"] < rate["high"] <= 1
+    return f"{100 * rate['value']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]{'*' if is_exact else ''}"
+
+
+def format_points(rate: Mapping[str, Any]) -> str:
+    """Render a difference with its interval in points."""
+    value, low, high = (f"{100 * rate[key]:+.1f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}] points"

@@ -1,14 +1,16 @@
 """Prompt and answer text: the one place either is made, for training and rollout alike. Knows no files or models."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sft.actions import DEFAULT_ACTIONS, ActionType, as_plain_text, format_action, parse_action
+from sft.actions import DEFAULT_ACTIONS, ActionType, as_plain_text, format_action, parse_action, read_action
+from sft.json_text import find_object
 from sft.memory import Answer, Memory, MemoryWriter, clean_json, dump_json
 
 PROMPT_VERSION = "1"
+# What `parse_answer` takes for an action. 2: the action type alone is enough; 1 asked for a whole answer.
+ANSWER_VERSION = "2"
 
 ParseStatus = Literal["ok", "no_json", "no_action", "truncated"]
 Message = dict[str, Any]
@@ -37,11 +39,15 @@ class AgentConfig:
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """A model's answer read: `answer` is None unless `status` is "ok"; `problem` says in words what was wrong."""
+    """A model's answer read: `answer` is None unless `status` is "ok"; `problem` says in words what was wrong.
+
+    `left_out` names the parts of a read answer that were no such: "target", an argument, "short_term", "long_term".
+    """
 
     status: ParseStatus
     answer: Answer | None
     problem: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def build_prompt(
@@ -94,21 +100,30 @@ def format_answer(answer: Answer, agent: AgentConfig) -> str:
 
 
 def parse_answer(text: str, agent: AgentConfig, is_truncated: bool = False) -> ParsedAnswer:
-    """Read a model's answer: the first JSON object in the text.
+    """Read a model's answer: the first JSON object in the text, where its "action" is one of the vocabulary.
+
+    What else it holds is taken as far as it can be read: a target that is no text becomes "", an argument with a value
+    it may not have is left out, and so is memory that is no object, so that the last valid memory stays.
 
     `is_truncated` says that generation stopped at its token limit. Never raises: an unreadable answer is data.
     """
-    start = text.find("{")
-    if start < 0:
-        return ParsedAnswer("truncated" if is_truncated else "no_json", None, "no JSON object in the answer")
+    found = find_object(text)
+    if found.fields is None:
+        return ParsedAnswer("truncated" if is_truncated else "no_json", None, found.problem)
+    fields, unclean = _clean_fields(found.fields)
     try:
-        fields = clean_json(_DECODER.raw_decode(text[start:])[0])
-    except (ValueError, RecursionError) as error:
-        return ParsedAnswer("truncated" if is_truncated else "no_json", None, f"broken JSON: {error}")
-    try:
-        return ParsedAnswer("ok", read_answer(fields, agent.actions))
+        action, left_out = read_action(fields, agent.actions)
     except ValueError as error:
         return ParsedAnswer("no_action", None, str(error))
+    memory = {}
+    for name in ("short_term", "long_term"):
+        try:
+            memory[name] = _read_memory_part(fields, name)
+        except ValueError as error:
+            left_out[name] = str(error)
+    asked = {"target", "arguments", *memory, *(name for a in agent.actions for name in a.arguments)}
+    left_out |= {name: why for name, why in unclean.items() if name in asked}
+    return ParsedAnswer("ok", Answer(action, **memory), "; ".join(left_out.values()), tuple(left_out))
 
 
 def read_answer(fields: Mapping[str, Any], actions: Sequence[ActionType]) -> Answer:
@@ -152,11 +167,15 @@ def agent_from_json(fields: Mapping[str, Any]) -> AgentConfig:
         raise ValueError(f"found something unreadable ({error}); train again or restore the file") from error
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def _clean_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return an answer's fields as plain text and JSON, and those that cannot be: name -> why."""
+    clean, left_out = {}, {}
+    for name, value in fields.items():
+        try:
+            clean[name] = clean_json(value, depth=1)
+        except ValueError as error:
+            left_out[name] = str(error)
+    return clean, left_out
 
 
 def _writes_memory(agent: AgentConfig) -> bool:

@@ -38,6 +38,10 @@ def test_action_reads_with_its_arguments_and_leaves_out_the_rest():
         ({"action": "ZOOM", "target": "image", "scale": 1.5}, Action("ZOOM", "image", {"scale": 1.5})),
         ({"action": "ZOOM", "target": "image", "direction": "in"}, Action("ZOOM", "image", {"direction": "in"})),
         ({"action": "SEGMENT", "target": "Length"}, Action("SEGMENT", "Length")),
+        (
+            {"action": "SCROLL", "target": "list", "arguments": {"direction": "up", "text": "x"}},
+            Action("SCROLL", "list", {"direction": "up"}),
+        ),
         ({"action": "COMPLETE"}, Action("COMPLETE", "")),
         ({"action": "COMPLETE", "target": None}, Action("COMPLETE", "")),
     ],

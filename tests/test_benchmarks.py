@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 from PIL import Image
 
@@ -49,6 +50,17 @@ def test_gpu_benchmark_trains_every_side_on_a_tiny_model(tmp_path):
     assert rows["packed"]["tokens_a_second"] / rows["packed"]["steps_a_second"] < 0.7 * (
         rows["stock"]["tokens_a_second"] / rows["stock"]["steps_a_second"]
     )
+
+
+@pytest.mark.parametrize(
+    "name", sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if "parse_args()" in p.read_text())
+)
+def test_help_of_a_benchmark_waits_for_no_model_library(name):
+    command = [sys.executable, "-X", "importtime", "-m", f"benchmarks.{name}", "--help"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    imported = {line.rsplit("|", 1)[-1].strip() for line in finished.stderr.splitlines()}
+    assert f"benchmarks.{name}" in finished.stdout or f"benchmarks/{name}.py" in finished.stdout
+    assert not imported & {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets"}
 
 
 def test_gpu_benchmark_without_a_gpu_says_so():

@@ -11,6 +11,7 @@ from rollout_samples import RUN_INFO, make_task
 
 from eval.comparison import compare_results
 from eval.score import main
+from eval.summary import BLIND, EXACT, print_comparison
 
 ROOT = Path(__file__).parent.parent
 RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
@@ -49,6 +50,20 @@ def test_a_constant_difference_has_no_width_although_both_runs_vary():
     swa = compare_results(a, b)["matchers"]["action"]["swa"]
     assert swa["difference"] == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})
     assert swa["a"]["high"] - swa["a"]["low"] > 0.1
+
+
+@pytest.mark.parametrize(("b", "shown"), [(RIGHT, "+0.0 [+0.0, +0.0]"), (WRONG, "+100.0 [+100.0, +100.0]")])
+def test_a_difference_that_every_task_shares_is_said_to_be_blind(b, shown, capsys):
+    tasks = [[s for i in range(5) for s in make_task(f"t{i}", [verdict])] for verdict in (RIGHT, b)]
+    print_comparison(compare_results(*tasks))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert shown in printed and BLIND in printed
+    assert "100.0 [47.8, 100.0]*" in printed and EXACT in printed  # of each run by itself
+
+
+def test_differences_with_a_width_need_no_note(capsys):
+    print_comparison(compare_results(A, B))
+    assert "blind" not in capsys.readouterr().out
 
 
 def test_parse_rates_stand_side_by_side():

@@ -144,7 +144,10 @@ def test_fields_of_one_name_are_numbered_and_an_empty_value_says_so():
 def test_report_reads_scores_from_the_rollout(report, project):
     metrics = json.loads((project / "results/metrics.json").read_text())
     swa = metrics["matchers"]["action"]["swa"]
-    shown = report[1]["performance"]["outputs/results, own: SWA by action (%), ours"]
+    performance = report[1]["performance"]
+    (label,) = [name for name in performance if name.endswith("SWA by action (%), ours")]
+    assert label.startswith("outputs/results, own; Not unseen: the model was ")
+    shown = performance[label]
     assert shown == f"{100 * swa['value']:.1f} [{100 * swa['low']:.1f}, {100 * swa['high']:.1f}]"
 
 

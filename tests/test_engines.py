@@ -9,12 +9,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from attempt_samples import SECRETS, find_secrets
+from PIL import Image
 from trajectory_samples import build_tasks, write_trajectories
 
 import eval.openai_policy as openai_policy
+from eval.manifest import hide_user
+from eval.policy import RawAnswer, StepRequest
 from eval.rollout import main
 from sft.errors import UserError
 from sft.goals import hash_goal
+from sft.memory import EMPTY_MEMORY
 from sft.prompts import AgentConfig, format_answer
 from sft.trajectory import load_trajectories
 
@@ -22,11 +26,14 @@ AGENT = AgentConfig()
 
 
 class Server(ThreadingHTTPServer):
-    """Answers the steps of a recording by their goal and memory; `faults` are the statuses it gives first."""
+    """Answers the steps of a recording by their goal and memory; `faults` are the statuses it gives first.
+
+    `unknown` are fields of a request that it does not take.
+    """
 
     def __init__(self, tasks):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.tasks, self.faults, self.bodies, self.keys = tasks, [], [], []
+        self.tasks, self.faults, self.bodies, self.keys, self.unknown = tasks, [], [], [], ()
         self.lock = threading.Lock()
 
     @property
@@ -41,6 +48,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.bodies.append(body)
             self.server.keys.append(self.headers["Authorization"])
             status = self.server.faults.pop(0) if self.server.faults else 200
+            refused = next((name for name in self.server.unknown if name in body), None)
         goal, short, long = body["messages"][1]["content"][1]["text"].split("\n")
         task = next(t for t in self.server.tasks if goal == f"Goal: {t.instruction}")
         done = json.loads(long.split(": ", 1)[1]).get("completed_subtasks", [])
@@ -50,8 +58,10 @@ class Handler(BaseHTTPRequestHandler):
             ],
             "usage": {"prompt_tokens": 900, "completion_tokens": 40},
         }
-        refusal = {"error": {"message": f"no such luck with {self.headers['Authorization']}"}}
-        data = json.dumps(reply if status == 200 else refusal).encode()
+        message = f"Unsupported parameter: '{refused}'" if refused else "no such luck"
+        message += f" with {self.headers['Authorization']}"
+        status = 400 if refused else status
+        data = json.dumps(reply if status == 200 else {"error": {"message": message}}).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -107,16 +117,65 @@ def test_a_busy_server_is_asked_again(server, csv, tmp_path, monkeypatch):
     assert len(server.bodies) == 9 + 2
 
 
-def test_a_step_that_the_server_refuses_is_an_error_of_that_step(server, csv, tmp_path):
-    server.faults = [400]
+def test_a_step_that_the_server_refuses_is_an_error_of_that_step(server, csv, tmp_path, capsys):
+    server.faults = [200, 400]
     metrics = roll_out(server, csv, tmp_path / "run", "--batch_size", "1", "--mode", "teacher")
     assert metrics["outcomes"]["error"] == 1 and metrics["outcomes"]["right"] == 8
+    assert "1 of 9 steps are errors; the first: HTTP 400" in capsys.readouterr().out
+
+
+def test_a_server_that_refuses_the_whole_first_batch_ends_the_run_with_its_words(server, csv, tmp_path):
+    server.unknown = ("messages",)
+    with pytest.raises(UserError, match=r"first batch refused, 3 of 3; the first: HTTP 400: .*parameter: 'messages'"):
+        roll_out(server, csv, tmp_path / "run")
+    assert (tmp_path / "run/steps.jsonl").read_bytes() == b""  # nothing is left behind that a resume would keep
+    server.unknown = ()
+    assert roll_out(server, csv, tmp_path / "run")["matchers"]["action"]["swa"]["value"] == 1
+
+
+@pytest.mark.parametrize(
+    ("unknown", "sent"),
+    [
+        (("max_tokens",), {"temperature": 0, "max_completion_tokens": 512}),
+        (("temperature",), {"max_tokens": 512}),
+        (("temperature", "max_tokens"), {"max_completion_tokens": 512}),
+    ],
+)
+def test_a_server_that_takes_other_sampling_fields_is_asked_with_those(server, csv, tmp_path, unknown, sent):
+    server.unknown = unknown
+    metrics = roll_out(server, csv, tmp_path / "run", "--batch_size", "1")
+    assert metrics["matchers"]["action"]["swa"]["value"] == 1
+    fields = ("temperature", "max_tokens", "max_completion_tokens")
+    assert {name: server.bodies[-1][name] for name in fields if name in server.bodies[-1]} == sent
+    assert len(server.bodies) == 9 + len(unknown)  # what the server takes is found out once
+
+
+def test_a_run_of_nothing_but_errors_is_no_success(csv, tmp_path, capsys, monkeypatch):
+    class Broken:
+        def answer(self, requests):
+            return [RawAnswer("", error="HTTP 400: no such field") for _ in requests]
+
+    monkeypatch.setattr("eval.policy.EmptyPolicy", Broken)
+    with pytest.raises(UserError, match="found an error at every step; the first: HTTP 400: no such field"):
+        main(["--policy", "empty", "--test_csv", str(csv), "--output_dir", str(tmp_path / "run")])
+    assert "9 of 9 steps are errors; the first: HTTP 400: no such field" in capsys.readouterr().out
+    assert (tmp_path / "run/report.html").is_file()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".bmp", ".jpg", ".webp"])
+def test_a_screenshot_is_sent_under_its_own_media_type(tmp_path, suffix):
+    path = tmp_path / f"screen{suffix}"
+    Image.new("RGB", (32, 32)).save(path)
+    request = StepRequest("t", 0, "Open it", EMPTY_MEMORY, path)
+    body = openai_policy.OpenAIPolicy("http://localhost", "m", AGENT, False)._build_body(request)
+    expected = {".jpg": "jpeg", ".webp": "webp"}.get(suffix, "png")
+    assert body["messages"][1]["content"][0]["image_url"]["url"].startswith(f"data:image/{expected};base64,")
 
 
 def test_key_is_in_no_file_and_no_output_though_the_server_repeats_it(server, csv, tmp_path, monkeypatch, capfd):
     for name, secret in SECRETS.items():
         monkeypatch.setenv(name, secret)
-    server.faults = [400, 200, 401]
+    server.faults = [200, 400, 401]
     with pytest.raises(UserError, match=r"HTTP 401: .*no such luck with Bearer \[OPENAI_API_KEY\]") as refusal:
         roll_out(server, csv, tmp_path / "run", "--batch_size", "1")
     roll_out(server, csv, tmp_path / "run", "--batch_size", "1")
@@ -131,6 +190,15 @@ def test_a_wrong_key_ends_the_run_and_it_goes_on_later(server, csv, tmp_path):
         roll_out(server, csv, tmp_path / "run", "--batch_size", "1")
     assert roll_out(server, csv, tmp_path / "run", "--batch_size", "1")["n_steps"] == 9
     assert len(server.bodies) == 3 + 7
+
+
+def test_another_server_under_the_same_name_is_another_model(server, csv, tmp_path):
+    roll_out(server, csv, tmp_path / "run")
+    assert json.loads((tmp_path / "run/run.json").read_text())["api_url"] == server.url
+    engine = ["--engine", "openai", "--api_url", "http://me:secret@127.0.0.1:9/v1", "--model_path", "served-model"]
+    with pytest.raises(UserError, match=r"rollout of something else \(different: api_url\)"):
+        main([*engine, "--test_csv", str(csv), "--output_dir", str(tmp_path / "run")])
+    assert hide_user(engine[3]) == "http://127.0.0.1:9/v1"
 
 
 def test_a_server_that_is_not_there_is_named(csv, tmp_path, monkeypatch):
@@ -160,7 +228,8 @@ def test_served_model_is_refused_on_tasks_it_was_trained_on(server, csv, tmp_pat
     with pytest.raises(UserError, match="1 tasks that the model was trained on"):
         roll_out(server, csv, tmp_path / "run", "--agent_config", agent)
     assert not server.bodies
-    roll_out(server, csv, tmp_path / "run", "--agent_config", agent, "--allow_overlap")
+    metrics = roll_out(server, csv, tmp_path / "run", "--agent_config", agent, "--allow_overlap")
+    assert metrics["run"]["data"]["trained_on"] == {"train": ["t1"]}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")

@@ -36,7 +36,8 @@ MAY_KNOW = {
     "sft.errors": set(),
     "sft.actions": set(),
     "sft.memory": {"sft.actions"},
-    "sft.prompts": {"sft.actions", "sft.memory"},
+    "sft.json_text": set(),
+    "sft.prompts": {"sft.actions", "sft.json_text", "sft.memory"},
     "sft.cells": {"sft.actions", "sft.memory", "sft.prompts"},
     "sft.packing": set(),
     "sft.compact": set(),
@@ -154,6 +155,17 @@ def test_help_is_shown_without_torch(name):
     imported = {line.rsplit("|", 1)[-1].strip() for line in finished.stderr.splitlines()}
     assert path in finished.stdout
     assert not imported & set(HEAVY)
+
+
+def test_bitsandbytes_is_imported_without_its_advice_and_may_still_warn():
+    code = (
+        "import sft, logging; from bitsandbytes.backends.cpu import ops; "
+        "ops.logger.warning('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'no kernels'); "
+        "ops.logger.warning('something else')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "kernels" not in done.stderr and "something else" in done.stderr
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

@@ -120,9 +120,10 @@ def test_all_right_scores_one_and_nothing_right_scores_zero():
     replay = score([*make_task("a", [RIGHT, ("COMPLETE", "COMPLETE")]), *make_task("b", [RIGHT])])
     empty = score([*make_task("a", [("CLICK", None), ("COMPLETE", None)]), *make_task("b", [("CLICK", None)])])
     for name in ("action", "action_target"):
-        for measure in ("swa", "ta"):
-            assert replay["matchers"][name][measure] == {"value": 1, "low": 1, "high": 1}
-            assert empty["matchers"][name][measure] == {"value": 0, "low": 0, "high": 0}
+        assert replay["matchers"][name]["swa"] == {"value": 1, "low": 1, "high": 1}
+        assert empty["matchers"][name]["swa"] == {"value": 0, "low": 0, "high": 0}
+        assert replay["matchers"][name]["ta"] == {"value": 1, "low": pytest.approx(0.1581, abs=5e-5), "high": 1}
+        assert empty["matchers"][name]["ta"] == {"value": 0, "low": 0, "high": pytest.approx(0.8419, abs=5e-5)}
     assert empty["outcomes"]["unparsable"] == empty["n_steps"]
 
 
@@ -168,6 +169,21 @@ def test_interval_is_the_percentiles_of_the_draws():
 
 def test_unseen_bound_is_the_exact_binomial_one():
     assert compute_unseen_bound(30, 0.95) == pytest.approx(0.1157, abs=5e-5)  # tables: 0 of 30
+
+
+@pytest.mark.parametrize(("n_tasks", "high"), [(86, 0.042), (30, 0.116), (22, 0.154)])
+def test_task_accuracy_of_one_verdict_has_the_exact_interval(n_tasks, high):
+    def rate_ta(verdict, **settings):
+        tasks = [step for i in range(n_tasks) for step in make_task(f"t{i}", [RIGHT, verdict], group="one")]
+        metrics = score(tasks, **settings)
+        (part,) = metrics["per_group"].values()
+        (rule,) = [v for v in metrics["variants"] if v["name"] == "action_target_fuzzy"]
+        assert metrics["matchers"]["action"]["ta"] == part["matchers"]["action"]["ta"] == rule["ta"]
+        return part["matchers"]["action"]["ta"]
+
+    assert rate_ta(WRONG) == {"value": 0, "low": 0, "high": pytest.approx(high, abs=5e-4)}
+    assert rate_ta(RIGHT) == {"value": 1, "low": pytest.approx(1 - high, abs=5e-4), "high": 1}
+    assert rate_ta(WRONG, confidence=0.9)["high"] < high
 
 
 def test_same_seed_same_numbers_whatever_the_order_of_results():

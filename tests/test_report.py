@@ -185,6 +185,20 @@ def test_summary_shows_every_number_with_its_interval(capsys):
     assert "…" not in printed
 
 
+def test_summary_in_a_file_folds_no_name_and_lists_no_rule_without_a_step(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    metrics = compute_metrics(STEPS, mode="own")
+    print_summary(metrics)
+    printed = capsys.readouterr().out
+    for name in (*metrics["per_group"], *metrics["per_application"]):
+        assert re.search(rf"^ {name} +\d", printed, re.MULTILINE)
+    assert "point_in_box" not in printed and "not applicable" not in printed
+    macro_f1 = f"{100 * metrics['matchers']['action']['macro_f1']:.1f}"
+    assert re.search(rf"macro-F1 over actions +{macro_f1}", printed)
+    print_summary(metrics, ["point_in_box"])  # asked for by name
+    assert re.search(r"point_in_box v1 +0 +not applicable", capsys.readouterr().out)
+
+
 def test_summary_says_where_an_interval_is_blind(capsys):
     print_summary(compute_metrics(make_task("t", [("CLICK", "CLICK")]), mode="own"))
     assert "the bootstrap is blind" in capsys.readouterr().out

@@ -16,6 +16,8 @@ from trajectory_samples import TINY_AGENT, build_output, build_tasks, write_traj
 
 from eval.results import load_results
 from eval.rollout import main
+from eval.runs import claim_folders
+from eval.score import main as score
 from sft.errors import UserError
 from sft.prompts import agent_to_json
 
@@ -185,6 +187,44 @@ def test_another_rollout_in_the_same_folder_is_refused(model_folder, tmp_path, c
     with pytest.raises(UserError, match=rf"found a rollout of something else \(different: [^)]*{different}"):
         _roll_out(csv, tmp_path / "results", "--model_path", model, *arguments)
     assert (tmp_path / "results/steps.jsonl").read_bytes() == before
+
+
+def test_refused_command_leaves_no_trace_in_the_other_run(tasks_csv, tmp_path):
+    _roll_out(tasks_csv, tmp_path, "--policy", "replay")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="a rollout of something else"):
+        _roll_out(tasks_csv, tmp_path, "--policy", "empty")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("taken", ["teacher", "own", "own_stop"])
+def test_mode_all_looks_at_all_three_folders_before_it_rolls_out(tasks_csv, tmp_path, taken):
+    _roll_out(tasks_csv, tmp_path / taken, "--policy", "empty", "--mode", taken)
+    with pytest.raises(UserError, match=rf"{taken}: found a rollout of something else \(different: policy\)"):
+        main(["--test_csv", str(tasks_csv), "--output_dir", str(tmp_path), "--policy", "replay", "--mode", "all"])
+    assert {path.name for path in tmp_path.iterdir()} == {taken}
+
+
+def test_second_process_in_one_folder_is_refused(tasks_csv, tmp_path):
+    with claim_folders({tmp_path: {}}):
+        with pytest.raises(UserError, match="found another process that rolls out into this folder"):
+            _roll_out(tasks_csv, tmp_path, "--policy", "replay")
+        assert {path.name for path in tmp_path.iterdir()} == {"steps.jsonl"}
+    assert _roll_out(tasks_csv, tmp_path, "--policy", "replay")["n_steps"] == 12
+
+
+def test_step_that_stands_twice_is_named_with_a_way_out(tasks_csv, tmp_path):
+    _roll_out(tasks_csv, tmp_path, "--policy", "replay")
+    steps = tmp_path / "steps.jsonl"
+    lines = steps.read_text().splitlines(keepends=True)
+    for kept in (lines, lines[:5]):  # a whole run and one that is to go on
+        steps.write_text("".join([*kept, lines[2]]))
+        with pytest.raises(UserError, match=rf":{len(kept) + 1}: found step 3 of task t1 again.*Delete this file"):
+            _roll_out(tasks_csv, tmp_path, "--policy", "replay")
+        with pytest.raises(UserError, match="found step 3 of task t1 again"):
+            score([str(tmp_path)])
+    steps.unlink()
+    assert _roll_out(tasks_csv, tmp_path, "--policy", "replay")["n_steps"] == 12
 
 
 def test_run_that_answered_nothing_yet_binds_nobody(tasks_csv, model_folder, tmp_path):

@@ -28,12 +28,12 @@ def tasks(csv):
 def test_every_check_passes_on_sound_data(tasks):
     checks = list(run_self_checks(tasks, AGENT, 4))
     assert [check.name for check in checks if not check.is_passed] == []
-    assert len(checks) == 8
+    assert len(checks) == 9
 
 
 def test_the_command_says_so_by_its_exit_code(csv, capsys):
     main(["--self_check", "--policy", "replay", "--test_csv", str(csv)])
-    assert capsys.readouterr().out.count("ok ") == 8
+    assert capsys.readouterr().out.count("ok ") == 9
 
 
 def test_a_failed_check_is_exit_code_1(csv, capsys, monkeypatch):
@@ -79,6 +79,29 @@ def test_canary_fails_where_memory_does_not_lag(tasks, monkeypatch):
     monkeypatch.setattr(walk, "_start", start)
     found = check_canary(tasks[:2], AGENT)
     assert not found.is_passed and "step 1" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("leak", "failed"),
+    [
+        (lambda t, step: f"[{step.gold.action.kind}]", "no label reaches a prompt"),
+        (lambda t, step: f"[{t.task_id}]", "no task id and no step count reaches a prompt"),
+        (lambda t, step: f"[of {len(t.steps)}]", "no task id and no step count reaches a prompt"),
+        (lambda t, step: f"[step {step.index + 1}]", "no task id and no step count reaches a prompt"),
+    ],
+    ids=["gold action type", "task id", "number of steps", "number of the step"],
+)
+def test_leak_into_the_prompt_fails_the_check_that_denies_it(tasks, monkeypatch, leak, failed):
+    import eval.walk as walk
+
+    request = walk._request
+    monkeypatch.setattr(
+        walk,
+        "_request",
+        lambda w: replace(request(w), instruction=f"{w.trajectory.instruction} {leak(w.trajectory, w.step)}"),
+    )
+    checks = {check.name: check.is_passed for check in run_self_checks(tasks, AGENT, 4)}
+    assert not checks[failed]
 
 
 def test_batch_check_of_a_real_model(tiny_checkpoints, csv, tasks, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Walking tasks: whose memory a step is shown, and that the recording replayed is right everywhere."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
 
 from eval.matching import MATCHERS, judge_step
+from eval.metrics import compute_metrics
 from eval.policy import ModelPolicy, RawAnswer, ReplayPolicy
 from eval.walk import walk_tasks
 from sft.encoding import StepEncoder
@@ -95,3 +97,20 @@ def test_memory_of_a_result_is_what_its_prompt_showed(tasks, tiny_checkpoints):
     assert results[2].memory_before != results[2].gold_memory
     shown, gold = (dump_json(memory) for memory in (results[2].memory_before, results[2].gold_memory))
     assert len(shown) < len(gold)
+
+
+def test_right_action_without_its_parts_is_right_by_type_alone(tasks):
+    """Untuned models name the type and little else: the published definition asks for no more."""
+
+    class Bare(ReplayPolicy):
+        def answer(self, requests):
+            kinds = [json.loads(raw.text)["action"] for raw in super().answer(requests)]
+            return [RawAnswer(json.dumps({"action": kind, "short_term": "done"})) for kind in kinds]
+
+    results = list(walk_tasks(tasks, Bare(tasks, TINY_AGENT), TINY_AGENT, "own", 4))
+    metrics = compute_metrics(results, mode="own", n_resamples=10)
+    final = sum(result.gold["action"] == "COMPLETE" for result in results)
+    assert metrics["matchers"]["action"]["outcomes"]["right"] == len(results)
+    assert metrics["matchers"]["action_target"]["outcomes"]["right"] == final
+    assert metrics["answers"]["left_out"] == {"short_term": len(results), "target": len(results) - final}
+    assert all(result.memory_after == {"short_term": {}, "long_term": {}} for result in results)

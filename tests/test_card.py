@@ -1,0 +1,93 @@
+"""Which scores a model card shows, under which notes, and which of them reach the Hub and the compute report."""
+
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+from rollout_samples import RUN_INFO, make_task
+
+from eval.comparison import compare_results
+from eval.metrics import compute_metrics
+from sft.card import write_card
+from sft.compute_results import load_performance
+from sft.evaluations import add_evaluation
+
+RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
+INFO = {**RUN_INFO, "engine": "hf", "decoding": "free", "test_csv_sha256": "c" * 64, "shard": None, "data": {}}
+OWN = [step for i in range(12) for step in make_task(f"t{i}", [RIGHT, RIGHT if i % 2 else WRONG])]
+TEACHER = [step for i in range(12) for step in make_task(f"t{i}", [RIGHT, WRONG if i == 0 else RIGHT])]
+
+
+def score(results, mode):
+    return compute_metrics(results, mode=mode, n_resamples=200)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model folder with weights and nothing else."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/adapter_model.safetensors").write_bytes(b"weights")
+    return tmp_path / "model"
+
+
+def read_card(folder):
+    text = write_card(folder).read_text()
+    return text, ModelCard(text).data.eval_results or []
+
+
+@pytest.mark.parametrize(
+    ("change", "n_steps"),
+    [({}, 4), ({"engine": "vllm"}, 12), ({"decoding": "constrained"}, 12), ({"test_csv_sha256": "d" * 64}, 12)],
+    ids=["fewer tasks", "another engine", "other decoding", "another file"],
+)
+def test_gap_is_not_made_of_runs_of_other_steps_or_settings(folder, change, n_steps):
+    add_evaluation(folder, INFO, score(OWN, "own"))
+    add_evaluation(folder, {**INFO, **change}, score(TEACHER[: 2 * n_steps], "teacher"))
+    assert "Exposure gap: not measured" in read_card(folder)[0]
+
+
+def test_gap_of_two_matching_runs_says_that_it_is_not_paired(folder):
+    add_evaluation(folder, INFO, score(TEACHER, "teacher"))
+    add_evaluation(folder, INFO, score(OWN, "own"))
+    assert "minus own), of two runs, not paired: +20.8 points by action" in read_card(folder)[0]
+
+
+def test_gap_of_mode_all_is_paired_and_has_its_interval(folder):
+    gap = compare_results(TEACHER, OWN, n_resamples=200)["matchers"]
+    add_evaluation(folder, INFO, score(TEACHER, "teacher"))
+    add_evaluation(folder, INFO, score(OWN, "own"), gap)
+    low, high = (100 * gap["action"]["swa"]["difference"][key] for key in ("low", "high"))
+    assert f"paired by task: +20.8 [{low:+.1f}, {high:+.1f}] points by action" in read_card(folder)[0]
+
+
+def test_score_on_unseen_tasks_reaches_the_hub(folder):
+    add_evaluation(folder, INFO, score(OWN, "own"))
+    text, results = read_card(folder)
+    assert {r.metric_name for r in results} >= {"SWA by action, own", "TA by action_target, own"}
+    assert "Not unseen" not in text
+
+
+@pytest.mark.parametrize(("part", "meaning"), [("train", "trained on"), ("val", "chosen by")])
+def test_score_on_tasks_of_the_training_is_marked_and_stays_off_the_hub(folder, part, meaning):
+    add_evaluation(folder, {**INFO, "data": {"trained_on": {part: ["t1", "t2"]}}}, score(OWN, "own"))
+    text, results = read_card(folder)
+    assert f"| **Not unseen: the model was {meaning} 2 of these tasks.** |" in text
+    assert results == [] and "t1" not in text  # a card is published, task ids are not
+
+
+def test_task_accuracy_of_one_verdict_is_marked_as_exact(folder):
+    add_evaluation(folder, INFO, score([s for i in range(22) for s in make_task(f"t{i}", [WRONG])], "own"))
+    assert "| 0.0 [0.0, 15.4]* |" in read_card(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_listed"),
+    [({}, True), ({"policy": "replay"}, False), ({"policy": "empty"}, False), ({"shard": [0, 2]}, False)],
+)
+def test_compute_report_lists_whole_runs_of_a_model_alone(tmp_path, change, is_listed):
+    metrics = {**score(OWN, "own"), "run": {**INFO, **change, "data": {"trained_on": {"val": ["t1"]}}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    names = [field.name for field in load_performance([tmp_path])]
+    expected = f"{tmp_path.name}, own; Not unseen: the model was chosen by 1 of these tasks: SWA by action (%), ours"
+    assert (expected in names) == is_listed
+    assert is_listed or names == ["metrics"]
