@@ -206,8 +206,12 @@ def test_merged_shards_enter_their_results_and_shards_do_not(project, tmp_path, 
 
 
 def test_results_of_other_weights_leave_the_card(project, tmp_path):
+    model = shutil.copytree(project / "out", tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    command = ["--model_path", str(model), "--test_csv", str(project / "val/tasks.csv"), "--allow_overlap"]
+    rollout.main([*command, "--output_dir", str(tmp_path / "results"), "--max_tasks", "1"])
     folder = shutil.copytree(project / "merged", tmp_path / "merged")
-    shutil.copy(project / "out/evaluations.jsonl", folder)
+    (folder / "evaluations.jsonl").unlink(missing_ok=True)
+    shutil.copy(model / "evaluations.jsonl", folder)
     write_card(folder)
     assert "None yet: roll the model out" in (folder / "README.md").read_text()
 
