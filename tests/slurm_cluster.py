@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
 CONFIG = """\
@@ -142,8 +144,10 @@ def start_nodes(start, nodes, hosts, cable):
     (first, first_address), (second, second_address) = nodes.items()
     run = ["bash", "-c", ENTER_NODE, "node"]
     process = start("unshare", "--net", "--uts", "--mount", *run, second, str(hosts), cable, f"{second_address}/24")
+    spaces = Path("/proc/self/ns/net"), Path(f"/proc/{process}/ns/net")
+    wait_until(lambda: spaces[0].readlink() != spaces[1].readlink(), "the second node's namespace", 30)
     ends = ["ip", "link", "add", f"{cable}a", "type", "veth", "peer", "name", cable, "netns", str(process)]
-    wait_until(lambda: subprocess.run(ends, capture_output=True).returncode == 0, "the second node's namespace", 30)
+    subprocess.run(ends, check=True)
     subprocess.run(["ip", "address", "add", f"{first_address}/24", "dev", f"{cable}a"], check=True)
     subprocess.run(["ip", "link", "set", f"{cable}a", "up"], check=True)
     start("unshare", "--uts", "--mount", *run, first, str(hosts))
@@ -161,6 +165,32 @@ def read_job(environment, job):
 
 def submit(cluster, *arguments):
     return run_client(cluster, "sbatch", "--parsable", *map(str, arguments)).strip()
+
+
+@contextmanager
+def hold_training(folder):
+    """Stop the training processes that write to a folder, however fast they are, and let them go on afterwards."""
+    commands = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    processes = [
+        process
+        for process, command in commands.items()
+        if str(folder).encode() in command and b"\0sft/run.py\0" in command and b"launch" not in command
+    ]
+    assert processes, f"found no training in {folder}"
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
+
+
+def preempt(cluster, job, folder, *options):
+    """Submit a job of the higher partition that takes the training's nodes, and wait until Slurm begins to end it."""
+    with hold_training(folder):
+        submit(cluster, "--partition=high", "--exclusive", *options, "--output=/dev/null", "--wrap=sleep 1")
+        wait_until(lambda: read_job(cluster, job)["PreemptTime"] != "None", "the preemption", 60)
 
 
 def wait_for_restart(cluster, job, n):

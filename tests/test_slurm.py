@@ -12,6 +12,7 @@ from slurm_cluster import (
     find_missing,
     find_missing_for_two_nodes,
     has_ended,
+    preempt,
     read_job,
     read_log,
     run_client,
@@ -117,7 +118,7 @@ def test_job_that_is_warned_and_preempted_is_requeued_and_ends_with_the_same_ada
     cluster, recipe, attempt, tmp_path
 ):
     """First Slurm's warning before the time limit, then a job of a higher partition that takes the whole node."""
-    more = ["--max_steps", "24", "--save_steps", "100"]
+    more = ["--max_steps", "48", "--save_steps", "100"]
     assert attempt(tmp_path / "quiet", {"arguments": more}) == [0], printed(tmp_path / "quiet")
     out, log = tmp_path / "out", tmp_path / "job.log"
     options = ["--partition=low", "--gpus=0", f"--output={log}"]
@@ -128,7 +129,7 @@ def test_job_that_is_warned_and_preempted_is_requeued_and_ends_with_the_same_ada
     wait_for_restart(cluster, job, 1)
     (first,) = find_checkpoints(out)
     wait_until(lambda: has_done(out, first + 1), "a step after the first restart")
-    submit(cluster, "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    preempt(cluster, job, out)
     wait_for_restart(cluster, job, 2)
     assert len(find_checkpoints(out)) == 2
     wait_for_end(cluster, job, log)
@@ -164,7 +165,7 @@ def test_job_of_two_nodes_is_preempted_on_both_and_ends_as_one_process_does(two_
     options = ["--partition=low", "--gpus-per-node=1", "--cpus-per-task=2", f"--output={log}"]
     job = submit({**two_nodes, **FP32}, *options, "scripts/slurm_multi_node.sh", recipe, "--output_dir", out, *ALIKE)
     wait_until(lambda: has_done(out, 1), "step 1")
-    submit(two_nodes, "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    preempt(two_nodes, job, out, "--nodes=2")
     wait_for_restart(two_nodes, job, 1)
     (saved,) = find_checkpoints(out)
     for rank in range(2):
