@@ -1,6 +1,7 @@
 """Slurm clusters on this machine, each in a folder of its own: what the tests of the Slurm jobs run on."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -169,7 +170,7 @@ def submit(cluster, *arguments):
 
 @contextmanager
 def hold_training(folder):
-    """Stop the training processes that write to a folder, however fast they are, and let them go on afterwards."""
+    """Stop the training processes that write to a folder, however fast they are; they go on once one is signalled."""
     commands = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
     processes = [
         process
@@ -181,16 +182,32 @@ def hold_training(folder):
         os.kill(process, signal.SIGSTOP)
     try:
         yield
+        wait_until(lambda: any(map(is_signalled, processes)), "the signal", 120)
     finally:
         for process in processes:
-            os.kill(process, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
+
+
+def is_signalled(process):
+    """Return whether a stopped process has SIGUSR1 before it, as launch.sh sends it, or has gone on and ended."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return bool(int(fields["ShdPnd"], 16) >> (signal.SIGUSR1 - 1) & 1)
+
+
+def warn(cluster, job, folder):
+    """Send what Slurm sends before the time limit, and see it reach the training."""
+    with hold_training(folder):
+        run_client(cluster, "scancel", "--batch", "--signal=USR1", job)
 
 
 def preempt(cluster, job, folder, *options):
-    """Submit a job of the higher partition that takes the training's nodes, and wait until Slurm begins to end it."""
+    """Submit a job of the higher partition that takes the training's nodes, and see the signal reach the training."""
     with hold_training(folder):
         submit(cluster, "--partition=high", "--exclusive", *options, "--output=/dev/null", "--wrap=sleep 1")
-        wait_until(lambda: read_job(cluster, job)["PreemptTime"] != "None", "the preemption", 60)
 
 
 def wait_for_restart(cluster, job, n):
@@ -208,6 +225,19 @@ def wait_for_restart(cluster, job, n):
 def wait_for_end(cluster, job, log):
     wait_until(lambda: has_ended(cluster, job), "the end")
     assert read_job(cluster, job)["JobState"] == "COMPLETED", read_log(log)
+
+
+def wait_for_step(cluster, job, folder, step, log):
+    """Wait until the first process has logged the end of this step or a later one."""
+    steps = folder / "logs/rank-0.log"
+
+    def has_done():
+        done = re.findall(r"step (\d+) done", steps.read_text()) if steps.is_file() else []
+        is_done = any(int(number) >= step for number in done)
+        assert is_done or not has_ended(cluster, job), f"ended before step {step}: {read_log(log)}"
+        return is_done
+
+    wait_until(has_done, f"step {step}")
 
 
 def has_ended(cluster, job):

@@ -20,7 +20,9 @@ from slurm_cluster import (
     submit,
     wait_for_end,
     wait_for_restart,
+    wait_for_step,
     wait_until,
+    warn,
 )
 from trajectory_samples import build_tasks, write_trajectories
 
@@ -81,12 +83,6 @@ def assert_close(folder, other):
     torch.testing.assert_close(load_adapter(folder), load_adapter(other), rtol=0, atol=1e-4)
 
 
-def has_done(folder, step):
-    """Return whether the first process has logged the end of this step."""
-    steps = folder / "logs/rank-0.log"
-    return steps.is_file() and f"step {step} done" in steps.read_text()
-
-
 def find_checkpoints(folder):
     return sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
 
@@ -118,17 +114,17 @@ def test_job_that_is_warned_and_preempted_is_requeued_and_ends_with_the_same_ada
     cluster, recipe, attempt, tmp_path
 ):
     """First Slurm's warning before the time limit, then a job of a higher partition that takes the whole node."""
-    more = ["--max_steps", "48", "--save_steps", "100"]
+    more = ["--max_steps", "96", "--save_steps", "100"]
     assert attempt(tmp_path / "quiet", {"arguments": more}) == [0], printed(tmp_path / "quiet")
     out, log = tmp_path / "out", tmp_path / "job.log"
     options = ["--partition=low", "--gpus=0", f"--output={log}"]
     job = submit(cluster, *options, "scripts/slurm_one_gpu.sh", recipe, "--output_dir", out, *more)
 
-    wait_until(lambda: has_done(out, 1), "step 1")
-    run_client(cluster, "scancel", "--batch", "--signal=USR1", job)
+    wait_for_step(cluster, job, out, 1, log)
+    warn(cluster, job, out)
     wait_for_restart(cluster, job, 1)
     (first,) = find_checkpoints(out)
-    wait_until(lambda: has_done(out, first + 1), "a step after the first restart")
+    wait_for_step(cluster, job, out, first + 1, log)
     preempt(cluster, job, out)
     wait_for_restart(cluster, job, 2)
     assert len(find_checkpoints(out)) == 2
@@ -147,8 +143,8 @@ def test_zero_jobs_of_one_node_are_requeued_and_end_as_one_process_does(cluster,
         options = ["--partition=low", "--gpus-per-node=2", "--cpus-per-task=2", f"--output={tmp_path}/{stage}/job.log"]
         arguments = [f"scripts/slurm_{stage}.sh", recipe, "--output_dir", tmp_path / stage / "out", *ALIKE]
         jobs[stage] = submit({**cluster, **FP32}, *options, *arguments)
-    wait_until(lambda: has_done(tmp_path / "zero2/out", 1), "step 1")
-    run_client(cluster, "scancel", "--batch", "--signal=USR1", jobs["zero2"])
+    wait_for_step(cluster, jobs["zero2"], tmp_path / "zero2/out", 1, tmp_path / "zero2/job.log")
+    warn(cluster, jobs["zero2"], tmp_path / "zero2/out")
     wait_for_restart(cluster, jobs["zero2"], 1)
     (saved,) = find_checkpoints(tmp_path / "zero2/out")
     for stage, job in jobs.items():
@@ -164,7 +160,7 @@ def test_job_of_two_nodes_is_preempted_on_both_and_ends_as_one_process_does(two_
     out, log = tmp_path / "out", tmp_path / "job.log"
     options = ["--partition=low", "--gpus-per-node=1", "--cpus-per-task=2", f"--output={log}"]
     job = submit({**two_nodes, **FP32}, *options, "scripts/slurm_multi_node.sh", recipe, "--output_dir", out, *ALIKE)
-    wait_until(lambda: has_done(out, 1), "step 1")
+    wait_for_step(two_nodes, job, out, 1, log)
     preempt(two_nodes, job, out, "--nodes=2")
     wait_for_restart(two_nodes, job, 1)
     (saved,) = find_checkpoints(out)
