@@ -211,15 +211,18 @@ def preempt(cluster, job, folder, *options):
 
 
 def wait_for_restart(cluster, job, n):
-    """Wait until the job is in the queue again, and have it start at once; Slurm delays a requeued job."""
+    """Wait until the job is in the queue again, and have it start soon; Slurm delays a requeued job for minutes.
+
+    Not within the second of the requeue: slurmd would take it for the job it has just killed, and fail it.
+    """
 
     def is_queued():
         shown = read_job(cluster, job)
         return shown["Restarts"] == str(n) and shown["JobState"] == "PENDING"
 
     wait_until(is_queued, f"restart {n}")
-    now = ["scontrol", "update", f"jobid={job}", "StartTime=now"]  # refused as long as the job's processes end
-    wait_until(lambda: subprocess.run(now, env=cluster, capture_output=True).returncode == 0, f"restart {n}")
+    soon = ["scontrol", "update", f"jobid={job}", "StartTime=now+2"]  # refused as long as the job's processes end
+    wait_until(lambda: subprocess.run(soon, env=cluster, capture_output=True).returncode == 0, f"restart {n}")
 
 
 def wait_for_end(cluster, job, log):
