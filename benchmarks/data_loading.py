@@ -49,8 +49,8 @@ def main() -> None:
 def measure_speed(images: list[Path], model: Path, folder: Path) -> list[dict[str, Any]]:
     """Collate one step on each screenshot, three ways, and train a few."""
     from benchmarks.sides import build_encoder, build_rows
-    from sft.collator import PaddingCollator
-    from sft.encoding import StepEncoder
+    from sft.batches.collator import PaddingCollator
+    from sft.batches.encoding import StepEncoder
 
     plain = build_encoder(model)
     cached = StepEncoder(plain.processor, plain.agent, folder / "cache")
@@ -131,10 +131,10 @@ def measure_memory(csv_path: str, model: str) -> dict[str, Any]:
 
 def prepare_and_read(csv_path: str, model: str) -> tuple[int, float]:
     """Do what a run does with its data, without a model; return the number of rows and the seconds to read them."""
+    from sft.batches.sampler import PackSampler
     from sft.data import build_step_rows, load_task_split, read_step_sizes
     from sft.prompts import AgentConfig
-    from sft.sampler import PackSampler
-    from sft.settings import DataSettings
+    from sft.recipe.settings import DataSettings
 
     split = load_task_split(DataSettings(csv_path, image_root=str(DATA)), AgentConfig(), 0, show_progress=False)
 

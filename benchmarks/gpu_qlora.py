@@ -147,7 +147,7 @@ def compute_share_of_peak(model: Any, n_tokens: int, seconds: float) -> float | 
     """
     import torch
 
-    from sft.model import count_parameters
+    from sft.models.model import count_parameters
 
     name = torch.cuda.get_device_name()
     peak = next((flops for card, flops in PEAK_FLOPS.items() if card in name), None)
@@ -162,7 +162,7 @@ def load(folder: str, tiny: bool) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from sft.model import find_family_of
+    from sft.models.model import find_family_of
 
     device, dtype = ("cpu", torch.float32) if tiny else ("cuda", torch.bfloat16)
     config = AutoConfig.from_pretrained(folder)
@@ -213,8 +213,8 @@ def build_trainer(folder: str, encoder: Any, rows: list[dict[str, Any]], side: s
     """Build the trainer of one side; 16 steps an optimiser step on each."""
     from trl import SFTConfig
 
-    from sft.model import build_lora_config, find_family_of
-    from sft.settings import ModelSettings
+    from sft.models.model import build_lora_config, find_family_of
+    from sft.recipe.settings import ModelSettings
 
     sampler = build_pack_sampler(rows, TOKENS_PER_BATCH) if side == "packed" else None
     arguments = SFTConfig(

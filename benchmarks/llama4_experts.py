@@ -81,9 +81,9 @@ def build_layer(form: str, size: str, device: Any, dtype: Any) -> Any:
     from transformers import Llama4TextConfig
     from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
-    from sft.llama4 import Llama4Expert, Llama4SparseMoe
-    from sft.model import build_linear_maker
-    from sft.settings import ModelSettings
+    from sft.models.llama4 import Llama4Expert, Llama4SparseMoe
+    from sft.models.model import build_linear_maker
+    from sft.recipe.settings import ModelSettings
 
     hidden, inner, n_experts, _ = SIZES[size]
     config = Llama4TextConfig(hidden_size=hidden, intermediate_size=inner, num_local_experts=n_experts)

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.results import StepResult
+from sft.contract.trajectory import Trajectory, load_trajectories
 from sft.prompts import AgentConfig
-from sft.trajectory import Trajectory, load_trajectories
 from sft.versions import read_versions
 
 BATCH_SIZES = (1, 4, 16, 64)

@@ -24,8 +24,8 @@ def build_goal(i: int) -> str:
 
 def build_encoder(model_folder: Path) -> Any:
     """Return the encoder at the default pixel budget, that of the 8B recipe."""
-    from sft.encoding import StepEncoder
-    from sft.processors import load_processor
+    from sft.batches.encoding import StepEncoder
+    from sft.models.processors import load_processor
     from sft.prompts import AgentConfig
 
     agent = AgentConfig()
@@ -86,7 +86,7 @@ def build_our_trainer(rows: Sequence[dict[str, Any]], encoder: Any, pack_sampler
     """Return our trainer: packed by the sampler, or padded where there is none."""
     from datasets import Dataset
 
-    from sft.collator import PackingCollator, PaddingCollator
+    from sft.batches.collator import PackingCollator, PaddingCollator
     from sft.trainer import TrajectoryTrainer
 
     return TrajectoryTrainer(
@@ -102,8 +102,8 @@ def build_pack_sampler(rows: Sequence[dict[str, Any]], tokens_per_batch: int) ->
     """Return the sampler that packs the rows."""
     from datasets import Dataset
 
+    from sft.batches.sampler import PackSampler
     from sft.data import read_step_sizes
-    from sft.sampler import PackSampler
 
     return PackSampler(read_step_sizes(Dataset.from_list(list(rows))), tokens_per_batch, seed=0)
 

@@ -12,10 +12,10 @@ from demo.copying import build_copying
 from demo.planning import PlanMaker, build_planning
 from demo.practice import build_step, generate_task, generate_task_on, remember
 from demo.pretraining_pairs import Screen, build_chat, name_usable_elements
-from sft.collator import pad
-from sft.packing import IGNORED_LABEL
+from sft.batches.collator import pad
+from sft.batches.packing import IGNORED_LABEL
+from sft.contract.screenshots import open_screenshot
 from sft.prompts import AgentConfig, Message
-from sft.screenshots import open_screenshot
 
 MAX_LABEL_CHARS = 24
 
@@ -111,7 +111,7 @@ class ExampleEncoder:
         return ids, self._mask(ids)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Build a right-padded batch, of the shapes that `sft.collator` documents."""
+        """Build a right-padded batch, of the shapes that `sft.batches.collator` documents."""
         encoded = [self.encode(example) for example in examples]
         ids = pad([ids for ids, _ in encoded], self.tokenizer.pad_token_id)
         batch = {

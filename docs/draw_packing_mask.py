@@ -6,8 +6,8 @@ import matplotlib
 import numpy as np
 import torch
 
-from sft.collator import build_dense_mask
-from sft.packing import IGNORED_LABEL, TokenSequence, pack_sequences
+from sft.batches.collator import build_dense_mask
+from sft.batches.packing import IGNORED_LABEL, TokenSequence, pack_sequences
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

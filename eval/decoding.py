@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from sft.collator import as_position_ids, pad
+from sft.batches.collator import as_position_ids, pad
 from sft.json_text import find_object
-from sft.llama4 import longest_sequence
+from sft.models.llama4 import longest_sequence
 
 Screenshot = dict[str, torch.Tensor]  # what the model takes of one image: `pixel_values` and, with Qwen-VL, its grid
 

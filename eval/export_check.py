@@ -14,15 +14,15 @@ from PIL import Image
 from eval.comparison import compare_results
 from eval.predictor import load_model_for_inference
 from eval.walk import walk_tasks
-from sft.collator import PaddingCollator
-from sft.config import load_agent_config, load_model_settings
+from sft.batches.collator import PaddingCollator
+from sft.batches.encoding import StepEncoder
+from sft.contract.trajectory import Trajectory, load_task_set
 from sft.data import build_step_rows
-from sft.encoding import StepEncoder
 from sft.memory import EMPTY_MEMORY
-from sft.model import find_family, load_model
-from sft.processors import load_processor
-from sft.settings import ModelSettings
-from sft.trajectory import Trajectory, load_task_set
+from sft.models.model import find_family, load_model
+from sft.models.processors import load_processor
+from sft.recipe.config import load_agent_config, load_model_settings
+from sft.recipe.settings import ModelSettings
 
 N_STEPS = 4
 ANSWER = '{"action":"CLICK","target":"Search"}'

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from sft.contract.trajectory import Trajectory
 from sft.errors import UserError
 from sft.prompts import ANSWER_VERSION, AgentConfig
-from sft.trajectory import Trajectory
 from sft.versions import hash_files, read_versions
 
 _WHERE = ("model_path", "base_model", "test_csv", "image_root", "data")

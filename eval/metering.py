@@ -7,9 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.ledger import Purpose
-from sft.recorder import RunRecorder
-from sft.settings import ComputeSettings
+from sft.accounting.recorder import RunRecorder
+from sft.recipe.settings import ComputeSettings, Purpose
 from sft.tracking import read_compute_settings, shorten_path
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class MeteredPolicy:
         return answers
 
     def _answer_counted(self, requests: "Sequence[StepRequest]") -> "list[RawAnswer]":
-        from sft.flops import FlopCounter
+        from sft.accounting.flops import FlopCounter
 
         with FlopCounter() as counter:
             answers = self.policy.answer(requests)

@@ -22,8 +22,8 @@ from eval.matching import HEADLINE, MATCHERS, OUTCOMES, Outcome, judge_step
 from eval.progress import compute_progress
 from eval.results import StepResult
 from eval.variants import build_variants, score_variants
+from sft.contract.trajectory import natural_key
 from sft.errors import UserError
-from sft.trajectory import natural_key
 
 METRICS_VERSION = "2"
 Tasks = Mapping[str, Sequence[StepResult]]

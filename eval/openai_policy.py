@@ -13,9 +13,9 @@ from typing import Any
 
 from eval.policy import RawAnswer, StepRequest
 from eval.schema import build_answer_schema
+from sft.contract.screenshots import read_as_shown
 from sft.errors import UserError
 from sft.prompts import AgentConfig, build_prompt
-from sft.screenshots import read_as_shown
 
 N_TRIES, FIRST_WAIT_S, TIMEOUT_S = 5, 1.0, 300
 _STEP_FAULTS = (400, 413, 422)  # this request cannot be answered; the next may

@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from sft.config import load_agent_config
-from sft.countries import list_countries
-from sft.ledger import Purpose
 from sft.prompts import AgentConfig
+from sft.recipe.config import load_agent_config
+from sft.recipe.countries import list_countries
+from sft.recipe.settings import Purpose
 
 MODES = ("teacher", "own", "own_stop")
 

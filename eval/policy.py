@@ -11,11 +11,11 @@ import numpy as np
 from eval.decoding import AnswerEnd, EncodedPrompt, Screenshot, generate_greedy
 from eval.prefetch import ScreenshotLoader
 from eval.schema import build_answer_schema
-from sft.encoding import Prompt, StepEncoder
+from sft.batches.encoding import Prompt, StepEncoder
+from sft.contract.trajectory import Trajectory
 from sft.errors import UserError
 from sft.memory import Memory
 from sft.prompts import AgentConfig, format_answer
-from sft.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from eval.constraint import SchemaConstraint

@@ -11,15 +11,15 @@ from transformers import PreTrainedModel
 
 from eval.policy import ModelPolicy, StepRequest
 from sft.actions import format_action
-from sft.config import load_agent_config, load_model_settings
-from sft.encoding import StepEncoder
+from sft.batches.encoding import StepEncoder
+from sft.contract.screenshots import find_image_problem
 from sft.errors import UserError
 from sft.memory import Memory, update
-from sft.model import check_adapter, find_family, load_model, open_adapter, read_base_model_name
-from sft.processors import load_processor
+from sft.models.model import check_adapter, find_family, load_model, open_adapter, read_base_model_name
+from sft.models.processors import load_processor
 from sft.prompts import AgentConfig, parse_answer
-from sft.screenshots import find_image_problem
-from sft.settings import ModelSettings
+from sft.recipe.config import load_agent_config, load_model_settings
+from sft.recipe.settings import ModelSettings
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sft.encoding import StepEncoder
+from sft.batches.encoding import StepEncoder
 
 N_WORKERS = 2
 CAPACITY = 64  # prepared screenshots held at once; one of 1920x1080 is about 30 MB

@@ -12,7 +12,7 @@ from eval.results import NOT_RUN, StepResult, load_results
 from eval.summary import print_comparison, print_summary
 from eval.writers import format_json, write_outputs, write_text
 from sft.actions import POINT
-from sft.data_notes import list_data_notes
+from sft.contract.data_notes import list_data_notes
 from sft.errors import UserError
 
 Run = tuple[Sequence[StepResult], Mapping[str, Any]]  # the results and the content of run.json

@@ -21,7 +21,7 @@ from eval.results import StepResult
 from eval.summary import describe_intervals, describe_progress, format_interval, is_exact
 from eval.thumbnails import Thumbnails, load_thumbnails
 from eval.writers import build_details, build_step_details, format_json, write_text
-from sft.data_notes import list_data_notes
+from sft.contract.data_notes import list_data_notes
 
 Images = Literal["embed", "link"]
 

@@ -20,13 +20,13 @@ from eval.options import MODES, find_model_folder, parse_arguments, read_agent
 from eval.publish import publish_comparison, publish_run, refuse_all_errors
 from eval.results import StepResult
 from eval.runs import claim_folders, run_tasks, write_in_order
-from sft.data_notes import describe_test_data
+from sft.contract.data_notes import describe_test_data
+from sft.contract.overlap import find_trained_tasks, refuse_trained_tasks
+from sft.contract.problems import QUARANTINE_NAME, write_quarantine
+from sft.contract.shown_memory import list_shown_parts
+from sft.contract.trajectory import Trajectory, load_task_set
 from sft.errors import run_command
-from sft.overlap import find_trained_tasks, refuse_trained_tasks
-from sft.problems import QUARANTINE_NAME, write_quarantine
 from sft.prompts import AgentConfig
-from sft.shown_memory import list_shown_parts
-from sft.trajectory import Trajectory, load_task_set
 
 if TYPE_CHECKING:
     from eval.policy import Policy

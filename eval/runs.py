@@ -13,9 +13,9 @@ from tqdm import tqdm
 from eval.manifest import close_run, open_run, read_earlier
 from eval.results import StepResult, append_result, format_result, load_results
 from eval.writers import write_text
+from sft.contract.trajectory import Trajectory
 from sft.errors import UserError
 from sft.prompts import AgentConfig
-from sft.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from eval.policy import Policy

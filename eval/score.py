@@ -20,8 +20,8 @@ from eval.publish import load_run, publish_comparison, publish_run
 from eval.results import format_result
 from eval.variants import build_variants, load_synonyms
 from eval.writers import write_text
+from sft.contract.trajectory import natural_key
 from sft.errors import UserError, run_command
-from sft.trajectory import natural_key
 
 
 def main(argv: list[str]) -> None:

@@ -12,10 +12,10 @@ from eval.policy import EmptyPolicy, Policy, RawAnswer, ReplayPolicy, StepReques
 from eval.results import StepResult
 from eval.walk import Mode, walk_tasks
 from sft.actions import Action
+from sft.contract.steps import Step, Trajectory
+from sft.contract.trajectory import gold_memories
 from sft.memory import Answer, Memory
 from sft.prompts import AgentConfig, build_prompt, format_answer
-from sft.steps import Step, Trajectory
-from sft.trajectory import gold_memories
 
 if TYPE_CHECKING:
     from eval.policy import ModelPolicy

@@ -8,12 +8,12 @@ from typing import Any
 
 from eval.policy import RawAnswer, StepRequest
 from eval.schema import build_answer_schema
-from sft.config import load_model_settings
-from sft.encoding import Prompt, StepEncoder
+from sft.batches.encoding import Prompt, StepEncoder
+from sft.contract.screenshots import open_screenshot
 from sft.errors import UserError
-from sft.processors import load_processor
+from sft.models.processors import load_processor
 from sft.prompts import AgentConfig
-from sft.screenshots import open_screenshot
+from sft.recipe.config import load_model_settings
 
 
 class VllmPolicy:

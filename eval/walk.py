@@ -9,9 +9,9 @@ from eval.matching import HEADLINE, MATCHERS, judge_step
 from eval.policy import Policy, RawAnswer, StepRequest
 from eval.results import NOT_RUN, StepResult
 from sft.actions import format_action
+from sft.contract.trajectory import Step, Trajectory, gold_memories
 from sft.memory import EMPTY_MEMORY, Memory, memory_chars, update
 from sft.prompts import AgentConfig, parse_answer
-from sft.trajectory import Step, Trajectory, gold_memories
 
 Mode = Literal["teacher", "own", "own_stop"]
 

@@ -6,7 +6,8 @@ import logging
 def _is_of_use(record: logging.LogRecord) -> bool:
     """Say whether a record of bitsandbytes is more than its advice to install `kernels`, whose kernel is not used.
 
-    It gives that advice whenever it is imported on a CPU with AVX512-BF16; `sft.model` keeps to the kernel it has.
+    It gives that advice whenever it is imported on a CPU with AVX512-BF16; `sft.models.model` keeps to the kernel that
+    it has.
     """
     return "gemm_4bit_forward from kernels-community" not in str(record.msg)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from sft.compute_fields import gpu_hours
+from sft.accounting.compute_fields import gpu_hours
+from sft.accounting.ledger import load_runs
 from sft.evaluations import format_points, format_rate, load_evaluations
-from sft.ledger import load_runs
 from sft.tracking import shorten_path
 
 BEGIN, END = "<!-- generated from the files of this folder: begin -->", "<!-- generated: end -->"

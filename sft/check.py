@@ -17,27 +17,27 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sft.check_view import (
+from sft.batches.encoding import StepEncoder
+from sft.contract.overlap import Overlap, describe_overlap, find_overlap
+from sft.contract.problems import Problem, TrajectoryError
+from sft.contract.shown_memory import list_shown_parts
+from sft.contract.tables import Table, looks_like_dataset, read_table
+from sft.contract.trajectory import TaskSet, find_leak_problems, read_task_set
+from sft.errors import UserError, run_command
+from sft.memory import dump_json
+from sft.models.light_processor import LightProcessor
+from sft.prompts import AgentConfig
+from sft.recipe.config import load_agent_settings
+from sft.review.check_view import (
     build_console,
     build_step_panel,
     print_problems,
     print_report,
     print_verdict,
 )
-from sft.check_warnings import list_warnings
-from sft.config import load_agent_settings
-from sft.describe import describe, summarise
-from sft.encoding import StepEncoder
-from sft.errors import UserError, run_command
-from sft.light_processor import LightProcessor
-from sft.memory import dump_json
-from sft.overlap import Overlap, describe_overlap, find_overlap
-from sft.preview import StepPreview, build_dump_line, choose_evenly, preview_steps
-from sft.problems import Problem, TrajectoryError
-from sft.prompts import AgentConfig
-from sft.shown_memory import list_shown_parts
-from sft.tables import Table, looks_like_dataset, read_table
-from sft.trajectory import TaskSet, find_leak_problems, read_task_set
+from sft.review.check_warnings import list_warnings
+from sft.review.describe import describe, summarise
+from sft.review.preview import StepPreview, build_dump_line, choose_evenly, preview_steps
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

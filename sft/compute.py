@@ -11,19 +11,19 @@ compute_author.yaml there: fill it in and run the command again.
 import argparse
 from pathlib import Path
 
-from sft.compute_author import load_author_fields
-from sft.compute_fields import (
+from sft.accounting.compute_author import load_author_fields
+from sft.accounting.compute_fields import (
     Field,
     build_breakdown,
     build_machine_fields,
     build_model_fields,
     build_timeline,
 )
-from sft.compute_output import plot_runs, sort_fields, write_csv, write_json, write_markdown
-from sft.compute_results import list_log_files, load_performance
-from sft.compute_totals import build_compute_fields
+from sft.accounting.compute_output import plot_runs, sort_fields, write_csv, write_json, write_markdown
+from sft.accounting.compute_results import list_log_files, load_performance
+from sft.accounting.compute_totals import build_compute_fields
+from sft.accounting.ledger import LEDGER_NAME, load_runs
 from sft.errors import UserError, run_command
-from sft.ledger import LEDGER_NAME, load_runs
 
 NOTES = {
     "GPU hours": "GPUs a run held, times its wall-clock time; a killed run counts up to its last sign of life",

@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.text import Text
 from tqdm import tqdm
 
-from sft.careflow import read_careflow
-from sft.conversion import CSV_NAME, REPORT_NAME, Conversion, export_tasks
-from sft.converted import ConvertedTask, DroppedTask
+from sft.contract.hints import as_visible
 from sft.errors import run_command
-from sft.hints import as_visible
-from sft.pipeline import audit_records, read_pipeline
-from sft.records import load_records, read_records
+from sft.formats.careflow import read_careflow
+from sft.formats.conversion import CSV_NAME, REPORT_NAME, Conversion, export_tasks
+from sft.formats.converted import ConvertedTask, DroppedTask
+from sft.formats.pipeline import audit_records, read_pipeline
+from sft.formats.records import load_records, read_records
 
 MAX_DROPPED_SHOWN = 20
 

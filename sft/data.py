@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from sft.encoding import StepEncoder
-from sft.goals import hash_goal
-from sft.overlap import find_overlap, refuse_shared_goals
-from sft.prompts import AgentConfig, format_answer
-from sft.sampler import StepSize
-from sft.settings import DataSettings
-from sft.shown_memory import list_shown_parts
-from sft.split_manifest import find_split
-from sft.trajectory import (
+from sft.batches.encoding import StepEncoder
+from sft.batches.sampler import StepSize
+from sft.contract.goals import hash_goal
+from sft.contract.overlap import find_overlap, refuse_shared_goals
+from sft.contract.shown_memory import list_shown_parts
+from sft.contract.split_manifest import find_split
+from sft.contract.trajectory import (
     Problem,
     QuarantinedTask,
     TaskSet,
@@ -31,6 +29,8 @@ from sft.trajectory import (
     gold_memories,
     load_task_set,
 )
+from sft.prompts import AgentConfig, format_answer
+from sft.recipe.settings import DataSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sft.config import load_agent_config, load_model_settings
 from sft.errors import UserError, run_command
+from sft.recipe.config import load_agent_config, load_model_settings
 from sft.run_files import RUN_FILES
 
 
@@ -83,7 +83,7 @@ def merge(folder: Path, base: Path, to: Path, dtype: str) -> None:
     import torch
 
     from sft.merge import load_adapter, merge_weights
-    from sft.processors import load_processor, save_processor
+    from sft.models.processors import load_processor, save_processor
 
     to.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}.partial-"))
@@ -114,7 +114,7 @@ def find_base_folder(name: str, revision: str) -> Path:
     Raises:
         UserError: it cannot be had.
     """
-    from sft.hub import find_base_model
+    from sft.models.hub import find_base_model
 
     find_base_model(name, revision)
     if Path(name).is_dir():

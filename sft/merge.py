@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sft.errors import UserError
-from sft.model import open_adapter
+from sft.models.model import open_adapter
 
 PREFIX = "base_model.model."
 # One output file: safetensors copies it once while writing, so a merge holds about twice this.

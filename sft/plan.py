@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sft.config import Recipe
-from sft.families import find_family_of
-from sft.sampler import PackSampler, StepSize
-from sft.settings import ModelSettings
+from sft.batches.sampler import PackSampler, StepSize
+from sft.models.families import find_family_of
+from sft.recipe.config import Recipe
+from sft.recipe.settings import ModelSettings
 
 # Bytes a weight takes in nf4 with double quantisation: 4 bits, 8 bits every 64 weights, 32 bits every 256 of those.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -83,7 +83,7 @@ def estimate_memory(
 ) -> dict[str, float]:
     """Estimate the GPU memory of one process without sharding, in GB by purpose.
 
-    `model` is `sft.model.build_empty_model`'s, so parameter counts are exact; activations are a formula: with
+    `model` is `sft.models.model.build_empty_model`'s, so parameter counts are exact; activations are a formula: with
     checkpointing one hidden state a layer and the inside of one layer, without it the inside of every layer.
     """
     settings = recipe.model
@@ -136,7 +136,7 @@ def format_plan(recipe: Recipe, tokens: TokenPlan, memory: Mapping[str, float], 
 def _weight_memory(model: Any, settings: ModelSettings, family: Any) -> dict[str, float]:
     import torch
 
-    from sft.model import PARTS, part_of
+    from sft.models.model import PARTS, part_of
 
     linears = {
         f"{name}.weight"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft.plan import BYTES_OF_DTYPE, GB, NF4_BYTES
-from sft.settings import ModelSettings
+from sft.recipe.settings import ModelSettings
 
 RANKS = (8, 16, 32)
 CARDS_GB = (40, 80)
@@ -35,7 +35,7 @@ def measure_largest_layer(model: Any, settings: ModelSettings, family: Any) -> f
     """Return the GB of the largest module that ZeRO-3 gathers at once: all experts of a layer, or one matrix."""
     import torch
 
-    from sft.llama4 import Llama4SparseMoe
+    from sft.models.llama4 import Llama4SparseMoe
 
     def measure(name: str, module: Any) -> float:
         is_nf4 = settings.load_in_4bit and isinstance(module, torch.nn.Linear) and family.quantises(name)

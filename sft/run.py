@@ -17,25 +17,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sft.config import Recipe, build_training_arguments, parse_recipe
+from sft.batches.sampler import PackSampler, PaddedSampler
+from sft.contract.problems import describe_quarantine
+from sft.contract.trajectory import Trajectory
 from sft.data import TaskSplit, build_step_rows, load_task_split, read_step_sizes
 from sft.errors import UserError, run_command
-from sft.first_process import do_in_first_process
-from sft.hub import find_base_model
-from sft.preemption import watch_for_preemption
-from sft.problems import describe_quarantine
-from sft.resume import choose_checkpoint, describe_run
+from sft.models.hub import find_base_model
+from sft.recipe.config import Recipe, build_training_arguments, parse_recipe
+from sft.recipe.support import check_support, read_launch
+from sft.reliability.first_process import do_in_first_process
+from sft.reliability.preemption import watch_for_preemption
+from sft.reliability.resume import choose_checkpoint, describe_run
 from sft.run_files import save_run_files
-from sft.sampler import PackSampler, PaddedSampler
-from sft.support import check_support, read_launch
-from sft.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import SFTConfig
 
-    from sft.encoding import StepEncoder
-    from sft.recorder import RunRecorder
+    from sft.accounting.recorder import RunRecorder
+    from sft.batches.encoding import StepEncoder
     from sft.trainer import TrajectoryTrainer
 
 log = logging.getLogger("sft")
@@ -57,12 +57,12 @@ def main(argv: list[str]) -> None:
         optim=recipe.training.get("optim", "adamw_torch_fused"),
     )
     if launch.engine.startswith("zero"):
-        from sft.build_lock import use_build_lock
+        from sft.models.build_lock import use_build_lock
 
         use_build_lock()
     split = check_inputs(recipe)
 
-    from sft.health import explain_lost_process, limit_waiting, log_process
+    from sft.reliability.health import explain_lost_process, limit_waiting, log_process
     from sft.tracking import record_training
 
     limit_waiting(recipe.training.get("ddp_timeout", 1800))  # before the processes meet, in the next line
@@ -77,11 +77,11 @@ def main(argv: list[str]) -> None:
 
 def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", recorder: "RunRecorder") -> None:
     """Load the model, train it from step 0 or a checkpoint, save what a rollout needs; `recorder` notes the cost."""
-    from sft.collator import PackingCollator, PaddingCollator, check_answer_only_labels
-    from sft.encoding import StepEncoder
-    from sft.model import build_lora_config, check_sequence_lengths, count_parameters, find_family, load_model
-    from sft.processors import load_processor
-    from sft.step_meter import StepMeter
+    from sft.accounting.step_meter import StepMeter
+    from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
+    from sft.batches.encoding import StepEncoder
+    from sft.models.model import build_lora_config, check_sequence_lengths, count_parameters, find_family, load_model
+    from sft.models.processors import load_processor
     from sft.trainer import TrajectoryTrainer
 
     family = find_family(recipe.model.model_name_or_path, recipe.model.model_revision)
@@ -146,11 +146,11 @@ def publish(recipe: Recipe, folder: Path) -> None:
 
 def print_plan(argv: list[str]) -> None:
     """Print what a run will take, from configs and data alone."""
-    from sft.encoding import StepEncoder
-    from sft.model import build_empty_model, find_family_of
+    from sft.batches.encoding import StepEncoder
+    from sft.models.model import build_empty_model, find_family_of
+    from sft.models.processors import load_processor
     from sft.plan import estimate_memory, format_plan, plan_tokens
     from sft.plan_zero3 import CARDS_GB, format_zero3, measure_largest_layer
-    from sft.processors import load_processor
 
     card_gb = 40.0
     if "--card_gb" in argv:
@@ -258,8 +258,8 @@ def log_parameters(counts: dict[str, dict[str, int]]) -> None:
 
 def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
     """Save the weights, reopen and check them, and draw the curves."""
-    from sft.curves import plot_curves
-    from sft.model import check_adapter
+    from sft.accounting.curves import plot_curves
+    from sft.models.model import check_adapter
 
     trainer.save_model()
     trainer.save_state()

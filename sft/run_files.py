@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sft.config import Recipe
+from sft.contract.problems import QUARANTINE_NAME, write_quarantine
 from sft.data import TaskSplit, describe_tasks
-from sft.problems import QUARANTINE_NAME, write_quarantine
+from sft.recipe.config import Recipe
 from sft.versions import read_versions
 
 # What a rollout or an export of the weights needs to know: how prompts are made, which base, which tasks were seen.
@@ -18,7 +18,7 @@ def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: An
     """Save what the rollout and a reader need beside the weights: agent, recipe, versions, data, processor."""
     from accelerate import PartialState
 
-    from sft.processors import save_processor
+    from sft.models.processors import save_processor
 
     if not PartialState().is_main_process:
         return

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
-from sft.config import Recipe
-from sft.recorder import RunRecorder
-from sft.settings import ComputeSettings
+from sft.accounting.recorder import RunRecorder
+from sft.recipe.config import Recipe
+from sft.recipe.settings import ComputeSettings
 
 if TYPE_CHECKING:
     from trl import SFTConfig
 
+    from sft.contract.trajectory import Trajectory
     from sft.data import TaskSplit
-    from sft.trajectory import Trajectory
 
 
 # What TRL's configuration says of a run, its defaults included.

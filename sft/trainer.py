@@ -15,7 +15,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from sft.checkpoints import (
+from sft.accounting.step_meter import StepMeter
+from sft.batches.collator import build_dense_mask
+from sft.batches.sampler import PackSampler, PaddedSampler
+from sft.models.model import ADAPTER_FILE, check_adapter
+from sft.models.tree_attention import use_tree_attention
+from sft.reliability.checkpoints import (
     UNFINISHED_NAME,
     check_disk_space,
     clear_unfinished,
@@ -25,15 +30,10 @@ from sft.checkpoints import (
     prune_checkpoints,
     read_size,
 )
-from sft.collator import build_dense_mask
-from sft.first_process import do_in_first_process
-from sft.health import GradientCheck, StopWhenPreempted, check_batch, check_loss
-from sft.model import ADAPTER_FILE, check_adapter
-from sft.preemption import leave_signals_to_parent
+from sft.reliability.first_process import do_in_first_process
+from sft.reliability.health import GradientCheck, StopWhenPreempted, check_batch, check_loss
+from sft.reliability.preemption import leave_signals_to_parent
 from sft.run_files import RUN_FILES
-from sft.sampler import PackSampler, PaddedSampler
-from sft.step_meter import StepMeter
-from sft.tree_attention import use_tree_attention
 
 ValidationRollout = Callable[[torch.nn.Module], dict[str, float]]
 

@@ -29,7 +29,7 @@ import eval.predictor  # noqa: F401
 import sft.trainer  # noqa: F401
 from sft import run
 from sft.errors import run_command
-from sft.preemption import watch_for_preemption
+from sft.reliability.preemption import watch_for_preemption
 
 torch.set_num_threads(1)
 

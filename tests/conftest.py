@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
+from sft.contract.trajectory import load_trajectories
 from sft.prompts import build_system_text
-from sft.trajectory import load_trajectories
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl", "llama4")
 ROOT = Path(__file__).resolve().parent.parent

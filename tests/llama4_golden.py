@@ -2,7 +2,8 @@
 
 python tests/llama4_golden.py     # writes tests/golden/llama4_images.npz; torch, torchvision, transformers, pillow
 
-The tests, which have no torchvision, hold `sft.llama4_images` to this file. It also names the versions that wrote it.
+The tests, which have no torchvision, hold `sft.models.llama4_images` to this file. It also names the versions that
+wrote it.
 """
 
 from pathlib import Path

@@ -20,7 +20,7 @@ from transformers import AutoProcessor
 
 from demo.tiny_llama4 import build_tiny_llama4
 from demo.tiny_qwen3vl import build_tiny_checkpoint
-from sft.processors import load_processor, save_processor
+from sft.models.processors import load_processor, save_processor
 
 BUILDERS = {"llama4": build_tiny_llama4, "qwen3_vl": build_tiny_checkpoint}
 SCREENS = [(1280, 800), (1080, 1920), (300, 200)]

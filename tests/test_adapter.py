@@ -6,8 +6,8 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from sft.errors import UserError
-from sft.model import build_lora_config, check_adapter, find_family, load_model
-from sft.settings import ModelSettings
+from sft.models.model import build_lora_config, check_adapter, find_family, load_model
+from sft.recipe.settings import ModelSettings
 
 
 def _load(folder, **changes):

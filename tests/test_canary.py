@@ -14,10 +14,10 @@ from trajectory_samples import TINY_AGENT, build_tasks, format_csv, write_screen
 from eval.policy import EmptyPolicy, RawAnswer
 from eval.walk import walk_tasks
 from sft.actions import Action
-from sft.cells import Grounding, read_gold
+from sft.contract.cells import Grounding, read_gold
+from sft.contract.trajectory import gold_memories, load_trajectories
 from sft.memory import EMPTY_MEMORY, Answer, dump_json
 from sft.prompts import AgentConfig, build_prompt, format_answer
-from sft.trajectory import gold_memories, load_trajectories
 
 AGENTS = {"model": AgentConfig(), "rule": AgentConfig(memory_writer="rule")}
 CANARY = "CANARY-7f3a"

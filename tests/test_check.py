@@ -11,8 +11,8 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT, build_output, build_task, build_tasks, format_csv, write_trajectories
 
 from sft import check
+from sft.contract.trajectory import gold_memories, load_trajectories
 from sft.prompts import build_prompt, build_system_text
-from sft.trajectory import gold_memories, load_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from sft.checkpoints import (
+from sft.errors import UserError
+from sft.reliability.checkpoints import (
     check_disk_space,
     clear_unfinished,
     find_damage,
@@ -18,8 +19,7 @@ from sft.checkpoints import (
     read_run,
     read_size,
 )
-from sft.errors import UserError
-from sft.resume import find_changes
+from sft.reliability.resume import find_changes
 
 
 def write_checkpoint(output_dir, step, run=None):

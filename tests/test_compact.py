@@ -12,11 +12,11 @@ from conftest import ROOT
 from PIL import Image
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from sft.compact import CompactList
+from sft.batches.encoding import StepEncoder
+from sft.contract.compact import CompactList
+from sft.contract.trajectory import TrajectoryError, load_trajectories
 from sft.data import build_step_rows
-from sft.encoding import StepEncoder
-from sft.processors import load_processor
-from sft.trajectory import TrajectoryError, load_trajectories
+from sft.models.processors import load_processor
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from conftest import ROOT
 from test_training import _write_recipe
 from torch.utils.flop_counter import FlopCounterMode
 
+from sft.accounting.compute_fields import Field
+from sft.accounting.compute_output import SECTIONS, sort_fields
+from sft.accounting.flops import FlopCounter
+from sft.accounting.ledger import load_runs
 from sft.compute import main
-from sft.compute_fields import Field
-from sft.compute_output import SECTIONS, sort_fields
 from sft.errors import UserError
-from sft.flops import FlopCounter
-from sft.ledger import load_runs
 
 # Any socket but a local one ends the process; the settings are those that make codecarbon ask the network.
 OFFLINE = """

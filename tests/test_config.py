@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from trl import SFTConfig
 
-from sft.config import build_training_arguments, load_agent_config, load_model_settings, parse_recipe
 from sft.errors import UserError
 from sft.prompts import AgentConfig, agent_to_json
-from sft.recipe_yaml import RecipeError
+from sft.recipe.config import build_training_arguments, load_agent_config, load_model_settings, parse_recipe
+from sft.recipe.recipe_yaml import RecipeError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -271,7 +271,7 @@ def test_agent_config_is_read_from_the_folder_or_from_the_file_named(tmp_path):
 def test_recipe_with_keys_of_ours_alone_is_checked_without_torch(tmp_path):
     (tmp_path / "recipe.yaml").write_text(MINIMAL + "lora_r: 2.7\n")
     code = (
-        "import sys\nfrom sft.config import RecipeError, parse_recipe\n"
+        "import sys\nfrom sft.recipe.config import RecipeError, parse_recipe\n"
         f"try: parse_recipe([{str(tmp_path / 'recipe.yaml')!r}])\n"
         "except RecipeError as error: print(error)\n"
         "print('torch' in sys.modules)"

@@ -12,9 +12,9 @@ from transformers import AutoModelForImageTextToText
 from eval.policy import ModelPolicy, StepRequest
 from eval.schema import build_answer_schema
 from sft.actions import ActionType
-from sft.encoding import StepEncoder
+from sft.batches.encoding import StepEncoder
 from sft.memory import EMPTY_MEMORY
-from sft.processors import load_processor
+from sft.models.processors import load_processor
 from sft.prompts import AgentConfig, parse_answer
 
 xgrammar = pytest.importorskip("xgrammar")

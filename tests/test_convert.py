@@ -20,8 +20,8 @@ from conversion_samples import (
 )
 
 from sft import convert
+from sft.contract.trajectory import load_trajectories
 from sft.errors import UserError
-from sft.trajectory import load_trajectories
 
 
 def _write_table(path, rows):

@@ -10,9 +10,9 @@ from trajectory_samples import build_task, build_tasks, write_trajectories
 
 from eval import rollout
 from sft import check, convert, run, split
+from sft.contract.goals import hash_goal
+from sft.contract.trajectory import TrajectoryError, load_task_set
 from sft.errors import UserError
-from sft.goals import hash_goal
-from sft.trajectory import TrajectoryError, load_task_set
 
 RECIPE = """\
 output_dir: {out}

@@ -10,9 +10,9 @@ from transformers import AutoModelForImageTextToText
 
 from eval.decoding import AnswerEnd
 from eval.policy import ModelPolicy, StepRequest
-from sft.encoding import StepEncoder
+from sft.batches.encoding import StepEncoder
 from sft.memory import EMPTY_MEMORY, Memory
-from sft.processors import load_processor
+from sft.models.processors import load_processor
 from sft.prompts import parse_answer
 
 N_TOKENS = 24

@@ -13,14 +13,14 @@ from eval.decoding import GeneratedAnswer
 from eval.policy import ModelPolicy, ReplayPolicy
 from eval.walk import walk_tasks
 from sft.actions import Action
-from sft.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, check_answer_only_labels
+from sft.batches.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, check_answer_only_labels
+from sft.batches.encoding import StepEncoder
+from sft.contract.screenshots import open_screenshot
+from sft.contract.trajectory import TrajectoryError, load_trajectories
 from sft.data import build_step_rows
-from sft.encoding import StepEncoder
 from sft.memory import EMPTY_MEMORY, Answer, Memory, memory_chars
-from sft.processors import load_processor
+from sft.models.processors import load_processor
 from sft.prompts import format_answer
-from sft.screenshots import open_screenshot
-from sft.trajectory import TrajectoryError, load_trajectories
 
 COLLATORS = {"padded": PaddingCollator, "packed": PackingCollator}
 

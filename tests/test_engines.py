@@ -16,11 +16,11 @@ import eval.openai_policy as openai_policy
 from eval.manifest import hide_user
 from eval.policy import RawAnswer, StepRequest
 from eval.rollout import main
+from sft.contract.goals import hash_goal
+from sft.contract.trajectory import load_trajectories
 from sft.errors import UserError
-from sft.goals import hash_goal
 from sft.memory import EMPTY_MEMORY
 from sft.prompts import AgentConfig, format_answer
-from sft.trajectory import load_trajectories
 
 AGENT = AgentConfig()
 

@@ -21,9 +21,9 @@ from eval import rollout
 from eval.predictor import load_model_for_inference
 from eval.score import merge as merge_shards
 from sft import compute, export, run
+from sft.accounting.ledger import load_runs
 from sft.card import BEGIN, END, write_card
 from sft.errors import UserError
-from sft.ledger import load_runs
 from sft.merge import Adapter, list_weights, merge_weights
 
 # So little trained a model never ends its answer: each runs to the limit. Without memory a right one is short.

@@ -5,13 +5,13 @@ from conftest import FAMILIES
 from peft import get_peft_model
 from trajectory_samples import TINY_AGENT
 
-from sft.collator import PackingCollator
+from sft.batches.collator import PackingCollator
+from sft.batches.encoding import StepEncoder
 from sft.data import build_step_rows
-from sft.encoding import StepEncoder
-from sft.families import part_of
-from sft.model import build_lora_config, find_family, load_model
-from sft.processors import load_processor
-from sft.settings import ModelSettings
+from sft.models.families import part_of
+from sft.models.model import build_lora_config, find_family, load_model
+from sft.models.processors import load_processor
+from sft.recipe.settings import ModelSettings
 
 
 @pytest.mark.parametrize("parts", [("language",), ("language", "merger"), ("language", "vision")], ids=",".join)

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 from trajectory_samples import build_tasks, write_trajectories
 
-from sft.errors import UserError
-from sft.screenshots import (
+from sft.contract.screenshots import (
     find_image_problem,
     inspect_bytes,
     open_screenshot,
@@ -19,7 +18,8 @@ from sft.screenshots import (
     read_upright_size,
     store_screenshot,
 )
-from sft.trajectory import load_trajectories
+from sft.contract.trajectory import load_trajectories
+from sft.errors import UserError
 
 
 def _save(path, image, image_format="PNG", **options):

@@ -11,7 +11,7 @@ PACKAGES = ("sft", "eval")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
     for package in PACKAGES
-    for path in sorted((ROOT / package).glob("*.py"))
+    for path in sorted((ROOT / package).rglob("*.py"))
     if path.stem != "__init__"
 }
 ENTRIES = {
@@ -19,18 +19,27 @@ ENTRIES = {
     for name, tree in MODULES.items()
     if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body)
 }
-MAY_IMPORT_TORCH = {"sft.model", "sft.collator", "sft.trainer", "sft.run", "eval.policy", "eval.predictor"}
-MAY_IMPORT_TORCH |= {"sft.health"}  # the trainer's callbacks
+MAY_IMPORT_TORCH = {
+    "sft.models.model",
+    "sft.batches.collator",
+    "sft.trainer",
+    "sft.run",
+    "eval.policy",
+    "eval.predictor",
+}
+MAY_IMPORT_TORCH |= {"sft.reliability.health"}  # the trainer's callbacks
 MAY_IMPORT_TORCH |= {"eval.decoding", "eval.constraint"}  # parts of the policy
 MAY_IMPORT_TORCH |= {
-    "sft.flops",
-    "sft.step_meter",
+    "sft.accounting.flops",
+    "sft.accounting.step_meter",
     "sft.merge",
     "eval.export_check",
 }  # loaded by the trainer and by the export
-MAY_IMPORT_TORCH |= {"sft.llama4", "sft.tree_attention"}  # parts of the model
-MAY_IMPORT_TORCH |= {"sft.build_lock"}  # changes how torch builds
+MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.tree_attention"}  # parts of the model
+MAY_IMPORT_TORCH |= {"sft.models.build_lock"}  # changes how torch builds
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
+# The packages of `sft` from the ground up: each may know those before it, and the modules that are in none.
+FLOORS = ["recipe", "contract", "models", "batches", "reliability", "formats", "review", "accounting"]
 # What the lowest layers may know of this project; everything above may know all of `sft`.
 MAY_KNOW = {
     "sft.errors": set(),
@@ -38,10 +47,10 @@ MAY_KNOW = {
     "sft.memory": {"sft.actions"},
     "sft.json_text": set(),
     "sft.prompts": {"sft.actions", "sft.json_text", "sft.memory"},
-    "sft.cells": {"sft.actions", "sft.memory", "sft.prompts"},
-    "sft.packing": set(),
-    "sft.compact": set(),
-    "sft.sampler": {"sft.errors"},
+    "sft.contract.cells": {"sft.actions", "sft.memory", "sft.prompts"},
+    "sft.batches.packing": set(),
+    "sft.contract.compact": set(),
+    "sft.batches.sampler": {"sft.errors"},
 }
 
 
@@ -88,13 +97,20 @@ def _reachable(name):
 
 def test_the_graph_is_that_of_this_project():
     assert {"sft.run", "eval.rollout"} <= ENTRIES
-    assert {"sft.actions", "sft.memory", "sft.prompts", "sft.config", "eval.walk"} <= set(MODULES)
+    assert {"sft.actions", "sft.memory", "sft.prompts", "sft.recipe.config", "eval.walk"} <= set(MODULES)
     assert "sft.memory" in _known("sft.prompts")
 
 
 @pytest.mark.parametrize("name", MAY_KNOW)
 def test_low_layer_knows_nothing_of_those_above(name):
     assert _known(name) <= MAY_KNOW[name]
+
+
+@pytest.mark.parametrize("name", sorted(m for m in MODULES if m.startswith("sft.") and m.count(".") == 2))
+def test_package_knows_only_packages_below_it(name):
+    package = name.split(".")[1]
+    known = {other.split(".")[1] for other in _known(name) if other.startswith("sft.") and other.count(".") == 2}
+    assert known <= {package, *FLOORS[: FLOORS.index(package)]}
 
 
 @pytest.mark.parametrize("name", sorted(m for m in MODULES if m.startswith("sft.")))
@@ -141,9 +157,9 @@ def test_module_says_in_its_first_line_what_it_holds(name):
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_module_is_not_named_like_one_of_the_standard_library_or_a_dependency(name):
     """Run by path, a script's own folder comes first: `sft/datasets.py` would hide Hugging Face's."""
-    stem = name.split(".")[1]
-    assert stem not in sys.stdlib_module_names
-    assert stem not in HEAVY
+    for part in name.split(".")[1:]:
+        assert part not in sys.stdlib_module_names
+        assert part not in HEAVY
 
 
 @pytest.mark.parametrize("name", ["sft.run", "eval.rollout"])
@@ -174,5 +190,5 @@ def test_files_are_read_by_loaders_that_run_no_code(name):
     assert not [c for c in calls if c.startswith("torch.load(") and "weights_only=True" not in c]
     assert not [c for c in calls if c.startswith("yaml.load(") and "Loader=_RecipeLoader" not in c]
     assert not [c for c in calls if "trust_remote_code" in c]
-    if name != "sft.compact":  # it pickles in memory only; it opens no file
+    if name != "sft.contract.compact":  # it pickles in memory only; it opens no file
         assert "pickle" not in _imports(MODULES[name])

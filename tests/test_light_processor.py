@@ -5,12 +5,12 @@ import random
 import pytest
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from sft.encoding import StepEncoder
-from sft.light_processor import LightProcessor, build_image_counter, count_image_tokens
-from sft.preview import preview_steps
-from sft.processors import load_processor
+from sft.batches.encoding import StepEncoder
+from sft.contract.trajectory import gold_memories, load_trajectories
+from sft.models.light_processor import LightProcessor, build_image_counter, count_image_tokens
+from sft.models.processors import load_processor
 from sft.prompts import AgentConfig
-from sft.trajectory import gold_memories, load_trajectories
+from sft.review.preview import preview_steps
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from peft import get_peft_model
 from transformers import AutoModelForImageTextToText
 
 from demo.tiny_llama4 import TinyLlama4Size, build_tiny_llama4
-from sft.config import parse_recipe
 from sft.errors import UserError
-from sft.families import FAMILIES
-from sft.llama4 import Llama4SparseMoe, longest_sequence
-from sft.model import build_lora_config, check_sequence_lengths, count_parameters, load_model
-from sft.settings import ModelSettings
+from sft.models.families import FAMILIES
+from sft.models.llama4 import Llama4SparseMoe, longest_sequence
+from sft.models.model import build_lora_config, check_sequence_lengths, count_parameters, load_model
+from sft.recipe.config import parse_recipe
+from sft.recipe.settings import ModelSettings
 
 FAMILY = FAMILIES["llama4"]
 # Four million parameters: two layers with eight experts, a shared expert and a dense layer beside each.
@@ -106,7 +106,7 @@ def test_experts_are_read_one_at_a_time(checkpoint, monkeypatch):
     """The largest tensor that is ever quantised is one projection of one expert; the file has them in one."""
     sizes = []
     monkeypatch.setattr(
-        "sft.model.Params4bit", lambda data, **kw: sizes.append(data.numel()) or Params4bit(data, **kw)
+        "sft.models.model.Params4bit", lambda data, **kw: sizes.append(data.numel()) or Params4bit(data, **kw)
     )
     load(checkpoint)
     assert len(sizes) == 2 * 8 * 2 and set(sizes) == {256 * 512, 256 * 256}

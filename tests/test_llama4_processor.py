@@ -8,8 +8,8 @@ from PIL import Image
 from transformers.models.llama4.processing_llama4 import chat_template
 
 from sft.errors import UserError
-from sft.llama4_template import mark_assistant_span
-from sft.processors import load_processor, save_processor
+from sft.models.llama4_template import mark_assistant_span
+from sft.models.processors import load_processor, save_processor
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ from bitsandbytes.nn import Linear4bit
 from peft import get_peft_model
 
 from sft.errors import UserError
-from sft.families import FAMILIES, part_of
-from sft.health import GradientCheck
-from sft.model import (
+from sft.models.families import FAMILIES, part_of
+from sft.models.model import (
     build_lora_config,
     count_parameters,
     find_family,
     load_model,
     trained_parts,
 )
-from sft.settings import ModelSettings
+from sft.recipe.settings import ModelSettings
+from sft.reliability.health import GradientCheck
 
 ATTENTION = tuple(f"self_attn.{x}_proj" for x in "qkvo")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")

@@ -11,8 +11,8 @@ from eval.results import load_results
 from eval.rollout import main
 from eval.score import main as score
 from eval.walk import cut_at_first_error, walk_tasks
+from sft.contract.trajectory import load_trajectories
 from sft.prompts import AgentConfig
-from sft.trajectory import load_trajectories
 
 AGENT = AgentConfig()
 WRONG = '{"action":"ZOOM","target":"Ruler","short_term":{"last_action":"ZOOM"}}'

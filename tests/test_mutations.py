@@ -6,11 +6,11 @@ import random
 import pytest
 from trajectory_samples import build_task, format_csv, write_screenshots
 
+from sft.contract.problems import TrajectoryError
+from sft.contract.tables import Table, parse_csv
+from sft.contract.trajectory import gold_memories, read_task_set
 from sft.memory import dump_json
-from sft.problems import TrajectoryError
 from sft.prompts import AgentConfig, build_prompt, format_answer, parse_answer
-from sft.tables import Table, parse_csv
-from sft.trajectory import gold_memories, read_task_set
 
 N_CHUNKS, N_MUTATIONS, N_TASKS = 20, 1_000, 100
 AGENT = AgentConfig()

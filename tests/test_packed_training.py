@@ -5,13 +5,13 @@ import torch
 from trajectory_samples import TINY_AGENT
 from trl import SFTConfig
 
-from sft.collator import PackingCollator, PaddingCollator
+from sft.batches.collator import PackingCollator, PaddingCollator
+from sft.batches.encoding import StepEncoder
+from sft.batches.sampler import PackSampler
 from sft.data import build_step_rows, read_step_sizes
-from sft.encoding import StepEncoder
-from sft.model import build_lora_config, find_family, load_model
-from sft.processors import load_processor
-from sft.sampler import PackSampler
-from sft.settings import ModelSettings
+from sft.models.model import build_lora_config, find_family, load_model
+from sft.models.processors import load_processor
+from sft.recipe.settings import ModelSettings
 from sft.trainer import TrajectoryTrainer
 
 

@@ -13,17 +13,24 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
 
 from sft.actions import Action
-from sft.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, build_dense_mask, check_answer_only_labels
-from sft.encoding import StepEncoder
+from sft.batches.collator import (
+    IGNORED_LABEL,
+    PackingCollator,
+    PaddingCollator,
+    build_dense_mask,
+    check_answer_only_labels,
+)
+from sft.batches.encoding import StepEncoder
+from sft.batches.packing import TokenSequence, pack_sequences
+from sft.contract.screenshots import hash_screenshot
 from sft.memory import Answer, Memory
-from sft.model import build_lora_config, find_family, load_model
-from sft.packing import TokenSequence, mrope_positions, pack_sequences
-from sft.processors import load_processor
+from sft.models.layouts import mrope_positions
+from sft.models.model import build_lora_config, find_family, load_model
+from sft.models.processors import load_processor
+from sft.models.tree_attention import attend, find_nodes, use_tree_attention
 from sft.prompts import AgentConfig, format_answer
-from sft.screenshots import hash_screenshot
-from sft.settings import ModelSettings
+from sft.recipe.settings import ModelSettings
 from sft.trainer import weighted_log_probs
-from sft.tree_attention import attend, find_nodes, use_tree_attention
 
 TOLERANCE = 1e-5
 AGENT = AgentConfig(min_pixels=16_384, max_pixels=65_536)

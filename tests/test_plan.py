@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks.gpu_qlora import TEXT_8B, VISION_8B
 from demo.tiny_qwen3vl import build_tiny_checkpoint
-from sft.config import parse_recipe
-from sft.model import build_empty_model, build_lora_config, find_family, load_model
+from sft.batches.sampler import StepSize
+from sft.models.model import build_empty_model, build_lora_config, find_family, load_model
 from sft.plan import GB, TokenPlan, estimate_memory, format_plan, plan_tokens
-from sft.sampler import StepSize
+from sft.recipe.config import parse_recipe
 
 
 @pytest.fixture(scope="module")

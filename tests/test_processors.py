@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from demo.tiny_qwen3vl import build_tiny_checkpoint
-from sft.processors import load_processor, save_processor
+from sft.models.processors import load_processor, save_processor
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Goal: open the study<|im_end|>\n"

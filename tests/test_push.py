@@ -14,10 +14,10 @@ import pytest
 from conftest import ROOT
 from safetensors.numpy import load, save_file
 
-from sft.config import build_training_arguments, parse_recipe
 from sft.errors import UserError
 from sft.prompts import AgentConfig
 from sft.push import plan_upload
+from sft.recipe.config import build_training_arguments, parse_recipe
 
 TOKEN = "hf_" + "x" * 30
 SECRETS = {

@@ -6,11 +6,11 @@ import pytest
 from trajectory_samples import build_output, build_tasks, format_csv, write_trajectories
 
 from eval import rollout
-from sft.config import parse_recipe
+from sft.contract.trajectory import TrajectoryError, load_task_set, load_trajectories
 from sft.data import load_task_split
 from sft.errors import UserError
 from sft.prompts import AgentConfig
-from sft.trajectory import TrajectoryError, load_task_set, load_trajectories
+from sft.recipe.config import parse_recipe
 
 
 def _write_with_bad_rows(folder, n_tasks=5):

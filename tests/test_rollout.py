@@ -51,8 +51,8 @@ def model_folder(tiny_checkpoints, tmp_path_factory):
     """What sft/run.py leaves behind, without the training: an adapter of random numbers and its files."""
     from peft import get_peft_model
 
-    from sft.model import build_lora_config, find_family, load_model
-    from sft.settings import ModelSettings
+    from sft.models.model import build_lora_config, find_family, load_model
+    from sft.recipe.settings import ModelSettings
 
     base = tiny_checkpoints["qwen3_vl"]
     settings = ModelSettings(str(base), dtype="float32", lora_r=4)

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from sft.batches.sampler import PackSampler, PaddedSampler, StepSize
 from sft.errors import UserError
-from sft.sampler import PackSampler, PaddedSampler, StepSize
 
 
 def build_sizes(n_images=40, seed=0):

@@ -8,9 +8,9 @@ import pytest
 from trajectory_samples import build_task, build_tasks, format_csv, write_screenshots, write_trajectories
 
 from sft import split
+from sft.contract.split_manifest import find_split
+from sft.contract.trajectory import load_trajectories
 from sft.errors import UserError
-from sft.split_manifest import find_split
-from sft.trajectory import load_trajectories
 
 
 def _split(csv_path, *flags):

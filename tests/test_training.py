@@ -15,10 +15,10 @@ from trajectory_samples import build_tasks, write_trajectories
 from eval import rollout
 from eval.predictor import load_model_for_inference
 from sft import run
-from sft.collator import PackingCollator, PaddingCollator
+from sft.batches.collator import PackingCollator, PaddingCollator
+from sft.contract.trajectory import load_trajectories
 from sft.data import build_step_rows
 from sft.errors import UserError
-from sft.trajectory import load_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """\

@@ -18,9 +18,9 @@ from trajectory_samples import (
 )
 
 from sft.actions import Action, ActionType
+from sft.contract.screenshots import open_screenshot
+from sft.contract.trajectory import gold_memories, load_trajectories, natural_key
 from sft.memory import EMPTY_MEMORY, Answer, Memory
-from sft.screenshots import open_screenshot
-from sft.trajectory import gold_memories, load_trajectories, natural_key
 
 SHORT, LONG = {"last_action": "TEXT"}, {"overall_progress": "half"}
 TYPE = {"action": "TEXT", "target": "Name", "text": "DOE"}

@@ -5,12 +5,12 @@ import logging
 import pytest
 from trajectory_samples import build_task, build_tasks, write_trajectories
 
+from sft.contract.goals import hash_goal
+from sft.contract.trajectory import load_trajectories
 from sft.data import load_task_split, split_by_task
 from sft.errors import UserError
-from sft.goals import hash_goal
 from sft.prompts import AgentConfig
-from sft.settings import DataSettings
-from sft.trajectory import load_trajectories
+from sft.recipe.settings import DataSettings
 
 
 def _load(folder, train_rows, val_rows, **settings):

@@ -19,13 +19,13 @@ from eval import rollout
 from eval.openai_policy import OpenAIPolicy
 from eval.policy import StepRequest
 from sft import run
-from sft.config import load_agent_config
-from sft.encoding import StepEncoder
+from sft.batches.encoding import StepEncoder
+from sft.contract.trajectory import gold_memories
 from sft.errors import UserError
 from sft.export import merge
 from sft.merge import merge_weights
-from sft.processors import load_processor
-from sft.trajectory import gold_memories
+from sft.models.processors import load_processor
+from sft.recipe.config import load_agent_config
 
 VLLM_PYTHON = os.environ.get("VLLM_PYTHON")
 pytestmark = pytest.mark.skipif(

@@ -12,11 +12,11 @@ from eval.matching import MATCHERS, judge_step
 from eval.metrics import compute_metrics
 from eval.policy import ModelPolicy, RawAnswer, ReplayPolicy
 from eval.walk import walk_tasks
-from sft.encoding import StepEncoder
+from sft.batches.encoding import StepEncoder
+from sft.contract.trajectory import gold_memories
 from sft.memory import EMPTY_MEMORY, dump_json
-from sft.processors import load_processor
+from sft.models.processors import load_processor
 from sft.prompts import AgentConfig
-from sft.trajectory import gold_memories
 
 
 class _Writes:

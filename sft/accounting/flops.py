@@ -1,0 +1,169 @@
+"""Floating-point operations of a training step or an answer: counted by torch, and by a closed formula to compare."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
+
+from sft.models.model import PARTS, part_of
+
+
+def _count_attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _count_attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+def _count_linear(inputs: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * prod(inputs) * weight[0]
+
+
+def _count_matmul(a: Any, b: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    return 2 * prod(out_shape) * a[-1]
+
+
+def _count_convolution(inputs: Any, weight: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    return 2 * prod(out_shape) * prod(weight[1:])
+
+
+def _count_gemv_4bit(a: Any, b: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
+    """Count bitsandbytes' kernel for one token: (1, K) by a packed (N, K)."""
+    return 2 * weight[0] * weight[1]
+
+
+# torch's table, and what it lacks: attention on a CPU, composed operations outside autograd, bitsandbytes' product.
+_aten = torch.ops.aten
+_COUNTS: Mapping[Any, Any] = {
+    **flop_registry,
+    _aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_count_attention),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_count_attention_backward),
+    _aten.scaled_dot_product_attention: shape_wrapper(_count_attention),
+    _aten.linear: shape_wrapper(_count_linear),
+    _aten.matmul: shape_wrapper(_count_matmul),
+    _aten.conv3d: shape_wrapper(_count_convolution),
+    torch.ops.bitsandbytes.gemv_4bit: shape_wrapper(_count_gemv_4bit),
+}
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts what runs inside with torch's own table (`torch.utils.flop_counter`), a multiply and an add as two.
+
+    torch's `FlopCounterMode` takes composed operations apart, which rounds otherwise: a step measured with it would
+    train another model. This one leaves every operation as it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (count := _COUNTS.get(func._overloadpacket)) is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """What the formula needs of a batch: padded tokens, pairs of tokens, patches and their pairs, supervised tokens.
+
+    `attended` sums the squared lengths of the sequences, or is what `sft.models.tree_attention.count_pairs` says of a
+    packed one; `patches_attended` sums those of the screenshots.
+    """
+
+    tokens: float = 0
+    attended: float = 0
+    patches: float = 0
+    patches_attended: float = 0
+    trained: float = 0
+
+    def __add__(self, other: "BatchSize") -> "BatchSize":
+        return BatchSize(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
+
+
+@dataclass(frozen=True)
+class FlopFormula:
+    """The closed formula of one model: `forward`, `step` in operations for a `BatchSize`.
+
+    2 operations a weight and a token in the forward pass; as many again for the gradient of the input where the
+    gradient goes through a part, and for that of the weights where they are trained; once more where gradient
+    checkpointing computes a part anew. Attention adds 4 a pair of tokens, head and head dimension, and 2.5 times
+    that backwards (flash attention computes the scores again).
+    """
+
+    frozen: Mapping[str, int]
+    trained: Mapping[str, int]
+    attention: Mapping[str, int]
+    merge: int
+    is_checkpointed: bool
+
+    def forward(self, batch: BatchSize) -> float:
+        return sum(self._linears(part, batch) + self._attention(part, batch) for part in self.frozen)
+
+    def step(self, batch: BatchSize) -> float:
+        """Count forward and backward pass."""
+        total, is_reached = 0.0, False
+        for part in ("vision", "merger", "language", "lm_head"):
+            forward, attention = self._linears(part, batch), self._attention(part, batch)
+            total += forward + attention
+            is_reached = is_reached or self.trained[part] > 0
+            if is_reached:
+                total += forward + 2.5 * attention
+                total += 2 * self.trained[part] * self._tokens(part, batch)
+                if self.is_checkpointed and part in ("vision", "language"):
+                    total += forward + attention
+        return total
+
+    def _linears(self, part: str, batch: BatchSize) -> float:
+        return 2 * (self.frozen[part] + self.trained[part]) * self._tokens(part, batch)
+
+    def _tokens(self, part: str, batch: BatchSize) -> float:
+        patches = batch.patches
+        return {
+            "vision": patches,
+            "merger": patches / self.merge**2,
+            "language": batch.tokens,
+            "lm_head": batch.trained,
+        }[part]
+
+    def _attention(self, part: str, batch: BatchSize) -> float:
+        pairs = {"vision": batch.patches_attended, "language": batch.attended}.get(part, 0)
+        return 4 * self.attention.get(part, 0) * pairs
+
+
+def build_formula(model: torch.nn.Module, is_checkpointed: bool) -> FlopFormula:
+    """Read the formula's coefficients off a model: weights of its linear layers and convolutions by part.
+
+    Experts that are no linear layers (Llama-4's) are not in it.
+    """
+    frozen, trained = dict.fromkeys((*PARTS, "lm_head"), 0), dict.fromkeys((*PARTS, "lm_head"), 0)
+    for name, module in model.named_modules():
+        n = _count_weights(module)
+        if not n or ".original_module" in name:  # replaced by its trained copy
+            continue
+        part = "lm_head" if "lm_head" in name else part_of(name)
+        (trained if module.weight.requires_grad else frozen)[part] += n
+    config: Any = model.config
+    text, vision = config.get_text_config(), config.vision_config
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    attention = {
+        "language": text.num_hidden_layers * text.num_attention_heads * head_dim,
+        "vision": (getattr(vision, "depth", None) or vision.num_hidden_layers) * vision.hidden_size,
+    }
+    # Llama-4 names the ratio of the sides, Qwen how many patches a side of a token has.
+    merge = getattr(vision, "spatial_merge_size", None) or round(1 / vision.pixel_shuffle_ratio)
+    return FlopFormula(frozen, trained, attention, merge, is_checkpointed)
+
+
+def _count_weights(module: Any) -> int:
+    if isinstance(module, torch.nn.Linear):  # 4-bit layers and LoRA matrices among them
+        return module.in_features * module.out_features
+    if isinstance(module, torch.nn.Conv3d):
+        return getattr(module.weight, "ds_numel", module.weight.numel())  # ZeRO-3 leaves an empty weight
+    return 0

@@ -1,0 +1,1 @@
+"""Steps to batches: tokens, packing, order, and the collator."""

@@ -1,0 +1,35 @@
+"""Resized screenshots on disk, so that each is decoded and resized once. Knows nothing of prompts or batches."""
+
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from sft.contract.screenshots import hash_screenshot, open_screenshot
+from sft.models.layouts import Layout
+
+
+class ScreenshotCache:
+    """Keeps one uint8 array a screenshot, keyed by the file's content and the processor's pixel budget.
+
+    Safe for several processes at once: a file appears whole or not at all. Arrays are uncompressed: 3 bytes a pixel
+    after resizing, at most 3 * `max_pixels` bytes a screenshot.
+    """
+
+    def __init__(self, folder: Path, layout: Layout):
+        self.folder, self.layout = folder, layout
+        self._hash = lru_cache(maxsize=None)(hash_screenshot)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, path: Path) -> np.ndarray:
+        """Return the screenshot as the family resizes it: (3, height, width) uint8."""
+        file = self.folder / f"{self._hash(path)}_{self.layout.name_budget()}.npy"
+        if not file.is_file():
+            self._write(file, self.layout.prepare(open_screenshot(path)))
+        return np.load(file)
+
+    def _write(self, file: Path, pixels: np.ndarray) -> None:
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as temporary:
+            np.save(temporary, pixels)
+        Path(temporary.name).replace(file)

@@ -1,0 +1,179 @@
+"""Rows of one task to its steps, and what is wrong with them. Opens no file but through `sft.contract.screenshots`."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from sft.actions import ActionType, find_action_type
+from sft.contract.cells import MAX_CELL_CHARS, read_application, read_elements, read_gold, read_grounding
+from sft.contract.compact import CompactList
+from sft.contract.problems import Problem
+from sft.contract.screenshots import ScreenshotFacts, read_facts
+from sft.contract.steps import Step, Trajectory
+from sft.contract.tables import Cells, Row, Table
+
+MAX_NAME_CHARS = 500  # of a task's id and of a screenshot's path
+MAX_DECODED = 64  # screenshots that are decoded in full: 10,000 of them would take a minute or more
+
+T = TypeVar("T")
+
+
+def resolve_image(cell: str, root: Path) -> Path:
+    """Return the file an `Image_id` names. Links are followed when it is read, wherever they lead.
+
+    The path alone is judged: a Hub cache and linked storage keep screenshots outside the root, behind links inside it.
+
+    Raises:
+        ValueError: an empty, absolute or overlong path, or one that leaves the root.
+    """
+    name = cell.strip()
+    if not name:
+        raise ValueError("found an empty cell; expected the screenshot's path")
+    if len(name) > MAX_NAME_CHARS or "\0" in name:
+        raise ValueError(f"found {name[:60]!r} ({len(name)} characters); expected the screenshot's path")
+    if Path(name).is_absolute() or re.match(r"[A-Za-z]:[\\/]", name):
+        raise ValueError(f"found the absolute path {name[:80]!r}; expected one relative to {root}")
+    path = Path(os.path.normpath(root / name))
+    if not path.is_relative_to(os.path.normpath(root)):
+        raise ValueError(f"found {name[:80]!r}, which leaves {root}; expected a path inside it")
+    return path
+
+
+def check_screenshots(paths: Iterable[Path], show_progress: bool) -> dict[Path, ScreenshotFacts]:
+    """Check every file once, in threads (Pillow and hashlib release the GIL). The first ones are decoded in full."""
+    unique = list(dict.fromkeys(paths))
+    decode = [*repeat(True, MAX_DECODED), *repeat(False, max(0, len(unique) - MAX_DECODED))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        facts = pool.map(read_facts, unique, decode)
+        bar = tqdm(
+            facts, total=len(unique), desc="Checking screenshots", unit="file", disable=None if show_progress else True
+        )
+        return dict(zip(unique, bar))
+
+
+class RowReader:
+    """Turns the rows of a table into trajectories and collects what is wrong with them in `problems`."""
+
+    def __init__(self, table: Table, actions: Sequence[ActionType], needs_elements: bool = False):
+        self.path, self.root = table.path, table.image_root.resolve()
+        self.actions, self.needs_elements = actions, needs_elements
+        self.problems: list[Problem] = []
+        self._paths: dict[str, Path | ValueError] = {}
+
+    def find_images(self, rows: Iterable[Row]) -> list[Path]:
+        """Return the screenshots that rows name, where they name one."""
+        found = (self._find_image(cells["Image_id"]) for _, cells in rows)
+        return [path for path in found if isinstance(path, Path)]
+
+    def read_task(
+        self, task_id: str, rows: Sequence[Row], screenshots: Mapping[Path, ScreenshotFacts]
+    ) -> Trajectory | None:
+        """Return the task, or None where a row has a problem; problems are collected, never raised."""
+        known = len(self.problems)
+        if len(task_id) > MAX_NAME_CHARS:
+            self._report(task_id, rows[0][0], "Task_id", f"found {len(task_id)} characters; expected a short id")
+        rows = self._order(task_id, rows)
+        steps = [self._read_step(task_id, i, row, screenshots) for i, row in enumerate(rows)]
+        for column in ("Instruction", "Application", "Group"):
+            self._check_same(task_id, rows, column)
+        self._check_instruction(task_id, *rows[0])
+        self._check_final(task_id, steps)
+        self._check_images(task_id, steps, screenshots)
+        if len(self.problems) > known:
+            return None
+        first = rows[0][1]
+        application = first.get("Application", "").strip() or read_application(first["Grounding"])
+        group = first.get("Group", "").strip()
+        steps_of_task = CompactList((s for s in steps if s), block_size=len(steps))
+        return Trajectory(task_id, first["Instruction"].strip(), application, group, steps_of_task)
+
+    def _report(self, task_id: str, row: int, column: str, message: str) -> None:
+        self.problems.append(Problem(self.path, row, column, message, task_id))
+
+    def _order(self, task_id: str, rows: Sequence[Row]) -> Sequence[Row]:
+        """Sort by Slide_number where the column is there; file order is the order of steps where it is not."""
+        if "Slide_number" not in rows[0][1]:
+            return rows
+        first_row_of: dict[int, int] = {}
+        keyed: list[tuple[int, Row]] = []
+        for row, cells in rows:
+            text = cells["Slide_number"].strip()
+            number = int(text.partition(".")[0]) if re.fullmatch(r"[0-9]{1,6}(\.0)?", text) else 0
+            if number < 1:
+                self._report(task_id, row, "Slide_number", f"found {text[:40]!r}; expected a whole number from 1 on")
+                return rows
+            if number in first_row_of:
+                message = f"found step {number} again (first in row {first_row_of[number]}); expected it once"
+                self._report(task_id, row, "Slide_number", message)
+            first_row_of.setdefault(number, row)
+            keyed.append((number, (row, cells)))
+        return [row for _, row in sorted(keyed, key=lambda entry: entry[0])]
+
+    def _check_same(self, task_id: str, rows: Sequence[Row], column: str) -> None:
+        first_row, first = rows[0][0], rows[0][1].get(column, "").strip()
+        for row, cells in rows[1:]:
+            if (found := cells.get(column, "").strip()) != first:
+                expected = f"expected the same text as row {first_row} of this task: {first[:60]!r}"
+                self._report(task_id, row, column, f"found {found[:60]!r}; {expected}")
+
+    def _check_instruction(self, task_id: str, row: int, cells: Cells) -> None:
+        length = len(cells["Instruction"].strip())
+        if not length:
+            self._report(task_id, row, "Instruction", "found an empty cell; expected the user's goal")
+        elif length > MAX_CELL_CHARS:
+            self._report(task_id, row, "Instruction", f"found {length} characters; expected at most {MAX_CELL_CHARS}")
+
+    def _check_final(self, task_id: str, steps: Sequence[Step | None]) -> None:
+        for step in steps[:-1]:
+            kind = find_action_type(step.gold.action.kind, self.actions) if step else None
+            if step and kind and kind.is_final:
+                message = f"found {kind.name} before the last step of task {task_id[:60]}; expected it last"
+                self._report(task_id, step.row, "Output", message)
+
+    def _check_images(
+        self, task_id: str, steps: Sequence[Step | None], screenshots: Mapping[Path, ScreenshotFacts]
+    ) -> None:
+        first_row_of: dict[Path, int] = {}
+        for step in steps:
+            message = screenshots[step.image_path].problem if step else None
+            if step and message and first_row_of.setdefault(step.image_path, step.row) == step.row:
+                self._report(task_id, step.row, "Image_id", message)
+
+    def _read_step(
+        self, task_id: str, index: int, numbered: Row, screenshots: Mapping[Path, ScreenshotFacts]
+    ) -> Step | None:
+        row, cells = numbered
+
+        def read(column: str, function: Callable[[], T]) -> T | None:
+            try:
+                return function()
+            except ValueError as error:
+                self._report(task_id, row, column, str(error))
+                return None
+
+        grounding = read("Grounding", lambda: read_grounding(cells["Grounding"]))
+        evidence = "" if grounding is None else cells["Grounding"]  # a broken one is reported once, as what it is
+        gold = read("Output", lambda: read_gold(cells["Output"], evidence, self.actions))
+        elements = read("Detected_Elements", lambda: read_elements(cells.get("Detected_Elements", "")))
+        image_path = self._find_image(cells["Image_id"])
+        if isinstance(image_path, ValueError):
+            self._report(task_id, row, "Image_id", str(image_path))
+            return None
+        if gold is None or grounding is None or elements is None:
+            return None
+        sha256 = screenshots[image_path].sha256
+        return Step(task_id, index, row, image_path, cells["Image_id"].strip(), gold, grounding, sha256, elements)
+
+    def _find_image(self, cell: str) -> Path | ValueError:
+        if cell not in self._paths:
+            try:
+                self._paths[cell] = resolve_image(cell, self.root)
+            except ValueError as error:
+                self._paths[cell] = error
+        return self._paths[cell]

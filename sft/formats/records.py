@@ -1,0 +1,179 @@
+"""Row-shaped JSONL (one line a step, the contract's columns as keys) to converted tasks.
+
+Memory is taken from `Output`, but for a task where it tells of the next step. Where `Output` has none, a published
+memory column is used if the audit proves it lagged: what stands at step t + 1 is the memory after step t. In any other
+case it is rebuilt from the actions.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sft.actions import DEFAULT_ACTIONS, format_action
+from sft.contract.cells import read_application, read_gold, read_object
+from sft.contract.embedded import as_cell
+from sft.contract.memory_audit import MEMORY_COLUMNS, MemoryAudit, MemoryCell, audit_memory
+from sft.contract.screenshots import find_screenshot
+from sft.contract.shown_memory import has_leak
+from sft.contract.trajectory import natural_key
+from sft.errors import UserError
+from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask, read_box
+from sft.memory import EMPTY_MEMORY, Answer, Memory
+
+
+@dataclass(frozen=True)
+class RecordFile:
+    """The records of a file by task, each with its line number, and the audit of its memory columns."""
+
+    path: Path
+    by_task: dict[str, list[tuple[int, dict[str, str]]]] = field(repr=False)
+    problems: dict[str, str]
+    audits: tuple[MemoryAudit, ...]
+
+    @property
+    def uses_columns(self) -> bool:
+        """Whether the published memory columns are proven older than the step they stand at."""
+        verdicts = {audit.verdict for audit in self.audits}
+        return "lagged" in verdicts and verdicts <= {"lagged", "empty"}
+
+
+def load_records(path: Path) -> RecordFile:
+    """Read a JSONL file whole; a line that cannot be read spoils the task it names.
+
+    Raises:
+        UserError: no such file, or a line of which not even the task can be told.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: found no such file; expected JSONL, one line a step")
+    by_task: dict[str, list[tuple[int, dict[str, str]]]] = {}
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                cells = _read_line(path, number, line)
+                by_task.setdefault(cells["Task_id"].strip(), []).append((number, cells))
+    if not by_task:
+        raise UserError(f"{path}: found no lines; expected one JSON object a step")
+    problems: dict[str, str] = {}
+    ordered = {}
+    for task_id in sorted(by_task, key=natural_key):
+        try:
+            ordered[task_id] = _order(by_task[task_id])
+        except ValueError as error:
+            problems[task_id], ordered[task_id] = str(error), by_task[task_id]
+    return RecordFile(path, ordered, problems, tuple(_audit(ordered)))
+
+
+def read_records(records: RecordFile, images_dir: Path | None = None) -> Iterator[ConvertedTask | DroppedTask]:
+    """Yield every task of a file, or as dropped with the reason."""
+    for task_id, lines in records.by_task.items():
+        place = f"{records.path.name}: line {lines[0][0]}"
+        try:
+            if task_id in records.problems:
+                raise ValueError(records.problems[task_id])
+            yield _read_task(task_id, place, lines, records, images_dir or records.path.parent)
+        except ValueError as error:
+            yield DroppedTask(task_id, place, len(lines), str(error))
+
+
+def _read_task(
+    task_id: str, place: str, lines: Sequence[tuple[int, dict[str, str]]], records: RecordFile, images_dir: Path
+) -> ConvertedTask:
+    golds = []
+    for number, cells in lines:
+        try:
+            golds.append(_read_answer(cells))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    goals = {cells.get("Instruction", "").strip() for _, cells in lines}
+    if len(goals) > 1:
+        raise ValueError(f"found {len(goals)} different instructions; expected one for the whole task")
+    memories, remark = _choose_memories(golds, lines, records)
+    steps = []
+    for position, ((number, cells), gold, memory) in enumerate(zip(lines, golds, memories), start=1):
+        image = find_screenshot(cells.get("Image_id", "").strip(), [images_dir])
+        if image is None:
+            name = cells.get("Image_id", "")[:80]
+            raise ValueError(f"line {number}: found no screenshot {name!r} in {images_dir}; give --images_dir")
+        evidence = cells.get("Grounding", "")
+        bbox = read_box(read_object(evidence, "an object").get("bbox")) if evidence.strip() else None
+        slide = int(cells.get("Slide_number", "").strip().partition(".")[0] or position)
+        elements = cells.get("Detected_Elements", "")
+        steps.append(
+            ConvertedStep(slide, format_action(gold.action), image, "", bbox, memory=memory, elements=elements)
+        )
+    first = lines[0][1]
+    application = first.get("Application", "").strip() or read_application(first.get("Grounding", ""))
+    remarks = (remark,) if remark else ()
+    return ConvertedTask(
+        task_id, place, goals.pop(), application, tuple(steps), first.get("Group", "").strip(), remarks
+    )
+
+
+def _choose_memories(
+    golds: Sequence[Answer], lines: Sequence[tuple[int, dict[str, str]]], records: RecordFile
+) -> tuple[Sequence[Memory | None], str]:
+    """Return the memory after each step, None where it is to be rebuilt, and a remark where it is not Output's own."""
+    has_own = all(gold.short_term is not None and gold.long_term is not None for gold in golds)
+    if has_own and has_leak(golds, lines[0][1].get("Instruction", "")):
+        return [None] * len(golds), "memory in Output told of the next step; it was rebuilt from the actions"
+    if has_own:
+        return [Memory(gold.short_term or {}, gold.long_term or {}) for gold in golds], ""
+    if not records.uses_columns:
+        return [None] * len(golds), "memory was rebuilt from the actions"
+    shown = [_read_columns(number, cells) for number, cells in lines]
+    return [*shown[1:], shown[-1] if len(shown) > 1 else EMPTY_MEMORY], "memory was moved from the next step's columns"
+
+
+def _read_columns(number: int, cells: Mapping[str, str]) -> Memory:
+    parts = []
+    for column in MEMORY_COLUMNS:
+        text = cells.get(column, "")
+        try:
+            parts.append(read_object(text, "memory") if text.strip() else {})
+        except ValueError as error:
+            raise ValueError(f"line {number}: {column}: {error}") from error
+    return Memory(*parts)
+
+
+def _audit(by_task: Mapping[str, Sequence[tuple[int, dict[str, str]]]]) -> Iterator[MemoryAudit]:
+    columns = [c for c in MEMORY_COLUMNS if any(c in cells for lines in by_task.values() for _, cells in lines)]
+    found: dict[str, list[MemoryCell]] = {column: [] for column in columns}
+    for lines in by_task.values():
+        try:
+            actions = [_read_answer(cells).action for _, cells in lines]
+        except ValueError:
+            continue
+        for i, (number, cells) in enumerate(lines):
+            for column in columns:
+                goal = cells.get("Instruction", "")
+                found[column].append(MemoryCell(number, cells.get(column, ""), actions[i], tuple(actions[:i]), goal))
+    return (audit_memory(column, cells) for column, cells in found.items())
+
+
+def _read_answer(cells: Mapping[str, str]) -> Answer:
+    return read_gold(cells.get("Output", ""), cells.get("Grounding", ""), DEFAULT_ACTIONS)
+
+
+def _read_line(path: Path, number: int, line: str) -> dict[str, str]:
+    try:
+        fields: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: line {number}: found broken JSON ({error}); expected one object a line") from error
+    if not isinstance(fields, dict) or not as_cell(fields.get("Task_id")).strip():
+        raise UserError(f"{path}: line {number}: found no Task_id; expected an object with the contract's columns")
+    return {str(name): as_cell(value) for name, value in fields.items()}
+
+
+def _order(lines: list[tuple[int, dict[str, str]]]) -> list[tuple[int, dict[str, str]]]:
+    """Sort by Slide_number where the lines have one."""
+    texts = [cells.get("Slide_number", "").strip() for _, cells in lines]
+    if not any(texts):
+        return lines
+    numbers = [int(t.partition(".")[0]) if re.fullmatch(r"[0-9]{1,6}(\.0)?", t) else 0 for t in texts]
+    if len(set(numbers)) < len(numbers) or min(numbers) < 1:
+        shown = ", ".join(texts)[:80]
+        raise ValueError(f"found the step numbers {shown}; expected whole numbers from 1 on, each once")
+    return [line for _, line in sorted(zip(numbers, lines), key=lambda entry: entry[0])]

@@ -1,0 +1,1 @@
+"""Model families: processors, base models, quantisation, LoRA, and attention over packed sequences."""

@@ -1,0 +1,151 @@
+"""Processors: text and screenshots to model inputs, without torchvision. Knows nothing of prompts or training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoTokenizer, ProcessorMixin
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import cached_file
+
+from sft.errors import UserError
+from sft.models.layouts import Layout, QwenLayout
+from sft.models.llama4_processor import Llama4Processor
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+VIDEO_FILE = "video_preprocessor_config.json"
+
+
+class _ImageTextProcessor(ProcessorMixin):
+    """A Qwen-VL processor that loads no video processor, the only part that needs torchvision.
+
+    Images are resized by Pillow rather than torchvision, on every machine alike, so that a model sees the same pixels
+    in training and in rollout. Size, order of patches and normalisation are torchvision's; a resized pixel may differ
+    by rounding (one in a thousand does, by 1/255 or 2/255). The checkpoint's video settings are kept aside
+    and written back on saving, so that `AutoProcessor` opens the folder where torchvision exists.
+    """
+
+    video_processor_type: str
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        video_settings: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        for name in ("image_token", "video_token", "vision_start_token", "vision_end_token"):
+            token = f"<|{name.removesuffix('_token').replace('image', 'image_pad').replace('video', 'video_pad')}|>"
+            setattr(self, name, token)
+            setattr(self, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
+        self._video_settings = video_settings or {"video_processor_type": self.video_processor_type}
+
+    @classmethod
+    def load_image_processor(
+        cls, path: str | Path, min_pixels: int, max_pixels: int, revision: str
+    ) -> Qwen2VLImageProcessorPil:
+        """Open the image processor; screenshots are resized into the given area."""
+        budget: dict[str, Any] = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        return Qwen2VLImageProcessorPil.from_pretrained(path, **budget, revision=revision)
+
+    def build_layout(self) -> Layout:
+        return QwenLayout(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of `processor_config.json`, as the family's own processor with video would write it."""
+        fields = super().to_dict()
+        fields.pop("video_settings", None)
+        fields["image_processor"]["image_processor_type"] = "Qwen2VLImageProcessor"
+        return {**fields, "video_processor": self._video_settings}
+
+
+class Qwen3VLProcessor(_ImageTextProcessor, transformers.Qwen3VLProcessor):
+    """Qwen3-VL without video. It bears the family's own class name: that is what transformers writes when saving."""
+
+    video_processor_type = "Qwen3VLVideoProcessor"
+
+
+class Qwen2_5_VLProcessor(_ImageTextProcessor, transformers.Qwen2_5_VLProcessor):
+    """Qwen2.5-VL without video, under the family's own class name (see `Qwen3VLProcessor`)."""
+
+    video_processor_type = "Qwen2VLVideoProcessor"
+
+
+PROCESSORS: dict[str, type[_ImageTextProcessor] | type[Llama4Processor]] = {
+    c.__name__: c for c in (Qwen3VLProcessor, Qwen2_5_VLProcessor, Llama4Processor)
+}
+
+
+def load_processor(path: str | Path, min_pixels: int, max_pixels: int, revision: str = "main") -> ProcessorMixin:
+    """Open the processor of a checkpoint folder or hub model; screenshots are resized into the given area in pixels.
+
+    `revision` is that of a hub model and counts for nothing in a folder.
+
+    Reads hub-style folders (`preprocessor_config.json`) and folders written by `save_processor`
+    (`processor_config.json`). Called with images, the processor returns `pixel_values` (sum of patches,
+    3 * 2 * patch * patch) float32 and `image_grid_thw` (n_images, 3); `sft.models.llama4_images` describes Llama-4's.
+    The side of padding is the caller's to set.
+
+    Raises:
+        UserError: no such folder or model, no processor in it, or a family without a processor here.
+    """
+    cls = _find_processor_class(path, revision)
+    processor_fields, _ = cls.get_processor_dict(path, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    chat_template = processor_fields.get("chat_template") or tokenizer.chat_template
+    if not chat_template:
+        raise UserError(f"{path}: found no chat template; expected chat_template.jinja: copy it from the base model")
+    image_processor = cls.load_image_processor(path, min_pixels, max_pixels, revision)
+    if cls is Llama4Processor:
+        return cls(image_processor, tokenizer, chat_template=chat_template)
+    video_settings = _read_json(path, VIDEO_FILE, revision) or processor_fields.get("video_processor")
+    return cls(image_processor, tokenizer, chat_template=chat_template, video_settings=video_settings)
+
+
+def save_processor(processor: ProcessorMixin, folder: str | Path) -> None:
+    """Write a processor so that `load_processor` and, where torchvision exists, `AutoProcessor` reopen it."""
+    processor.save_pretrained(folder)
+
+
+def _find_processor_class(path: str | Path, revision: str) -> type[_ImageTextProcessor] | type[Llama4Processor]:
+    fields: dict[str, Any] = {}
+    for name in PROCESSOR_FILES:
+        fields = {**(_read_json(path, name, revision) or {}), **fields}
+    if not fields:
+        raise UserError(
+            f"{path}: found no {' or '.join(PROCESSOR_FILES)}; expected a vision-language checkpoint: download the "
+            "whole model folder, or copy the processor files of its base model into it"
+        )
+    name = fields.get("processor_class", "")
+    if name not in PROCESSORS:
+        raise UserError(
+            f"{path}: found processor_class {name!r}; expected one of {', '.join(PROCESSORS)}: choose such a "
+            "model, or add the family to PROCESSORS in sft/models/processors.py"
+        )
+    return PROCESSORS[name]
+
+
+def _read_json(path: str | Path, name: str, revision: str) -> dict[str, Any] | None:
+    """Return a JSON file of a checkpoint folder or hub model, or None where it is not there."""
+    is_path = isinstance(path, Path) or str(path).startswith(("/", ".", "~")) or str(path).count("/") != 1
+    if is_path and not Path(path).is_dir():
+        raise UserError(
+            f"{path}: found no such folder; expected a model folder: check the path, or download the model"
+        )
+    try:
+        file = cached_file(str(path), name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: found no such folder and could not fetch it from the hub ({reason}); expected a local model "
+            "folder or a reachable hub model: download it and give the folder's path"
+        ) from error
+    if file is None:
+        return None
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: found broken JSON ({error}); restore the file") from error

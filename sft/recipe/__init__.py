@@ -1,0 +1,1 @@
+"""Recipes: what can be set, read strictly, and refused before a model is loaded."""

@@ -1,0 +1,321 @@
+"""Recipes: their values checked and put together, all problems told at once. Loads no model and reads no data."""
+
+import dataclasses
+import difflib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from sft.actions import ActionType
+from sft.errors import UserError
+from sft.prompts import AgentConfig, agent_from_json
+from sft.recipe.countries import list_countries
+from sft.recipe.recipe_yaml import RecipeError, load_yaml, parse_overrides
+from sft.recipe.settings import (
+    BatchSettings,
+    ComputeSettings,
+    DataSettings,
+    ModelSettings,
+    ResumeSettings,
+    ValidationSettings,
+)
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One validated run. `training` holds the keys for TRL's `SFTConfig`, checked against its field types."""
+
+    path: Path
+    data: DataSettings
+    model: ModelSettings
+    agent: AgentConfig
+    batch: BatchSettings
+    validation: ValidationSettings
+    compute: ComputeSettings
+    resume: ResumeSettings
+    training: Mapping[str, Any]
+
+    def longest_sequences(self) -> dict[str, int]:
+        """Return the tokens of the longest sequences this run may hold, by the key that allows them."""
+        alone = {
+            "max_prompt_tokens and max_answer_tokens": self.agent.max_prompt_tokens + self.agent.max_answer_tokens
+        }
+        packed = {"tokens_per_batch": self.batch.tokens_per_batch} if self.batch.packing != "none" else {}
+        return {**alone, **packed}
+
+    def to_yaml(self) -> str:
+        """Render the resolved recipe, every setting of ours spelled out, as YAML that `parse_recipe` reads."""
+        resolved: dict[str, Any] = {}
+        sections = (self.data, self.model, self.agent, self.batch, self.validation, self.compute, self.resume)
+        for settings in sections:
+            resolved.update(dataclasses.asdict(settings))
+        resolved.pop("prompt_version")
+        return yaml.safe_dump(_plain({**resolved, **self.training}), sort_keys=False, allow_unicode=True)
+
+
+# Keys of SFTConfig that would undo what this package guarantees, and the way out.
+_REFUSED_KEYS = {
+    "max_length": "steps are never cut; bound them with max_prompt_tokens and max_answer_tokens",
+    "truncation_mode": "steps are never cut",
+    "completion_only_loss": "the loss is always on the answer only",
+    "assistant_only_loss": "the loss is always on the answer only",
+    "dataset_text_field": "the data is a trajectory CSV: train_csv",
+    "dataset_kwargs": "the data is a trajectory CSV: train_csv",
+    "remove_unused_columns": "the collator needs every column",
+    "eos_token": "the answer ends with the model's own end-of-turn token",
+    "chat_template_path": "the model's own chat template is used",
+    "model_init_kwargs": "use dtype, attn_implementation, model_revision",
+    "hub_token": "a recipe is saved with the model; log in with `hf auth login` or set HF_TOKEN",
+    "hub_strategy": "the model is uploaded once, when it is saved",
+    "hub_always_push": "the model is uploaded once, when it is saved",
+    "hub_revision": "the model is uploaded to the main branch",
+    "resume_from_checkpoint": "use resume: auto, or resume: PATH",
+    "deepspeed": "how processes are started stands in accelerate_configs/",
+    "fsdp": "how processes are started stands in accelerate_configs/",
+    "router_aux_loss_coef": "a router of experts is frozen; the loss is always on the answer only",
+    "activation_checkpointing": "use gradient_checkpointing, which TRL switches on by default",
+    "activation_checkpointing_kwargs": "use gradient_checkpointing_kwargs",
+    "padding_free": "TRL refuses padding-free batches for vision data",
+}
+
+_LEAST = {
+    "lora_r": 1,
+    "lora_alpha": 1,
+    "memory_budget_chars": 4,  # two empty objects
+    "min_pixels": 1,
+    "max_prompt_tokens": 1,
+    "max_answer_tokens": 1,
+    "tokens_per_batch": 1,
+    "val_rollout_tasks": 0,
+    "val_rollout_batch_size": 1,
+    "early_stopping_patience": 1,
+}
+
+
+def parse_recipe(argv: Sequence[str]) -> Recipe:
+    """Read `RECIPE.yaml [--key value ...]`; the command line wins over the file. Nothing is loaded.
+
+    Values are YAML: `--lora_parts [language,merger]`, `--val_csv null`. `--key=value` works too.
+
+    Raises:
+        RecipeError: every unknown, doubled or missing key and every value of the wrong type, with what was expected.
+    """
+    if not argv or argv[0].startswith("--"):
+        raise RecipeError(Path("recipe"), ["found no recipe; expected: run.py RECIPE.yaml [--key value ...]"])
+    path = Path(argv[0])
+    problems: list[str] = []
+    in_file, overrides = load_yaml(path), parse_overrides(path, argv[1:])
+    values = {**in_file, **overrides}
+    if "train_csv" in overrides and in_file.get("val_csv") and "val_csv" not in overrides:
+        problems.append(
+            f"val_csv: found {in_file['val_csv']} of the recipe beside --train_csv {overrides['train_csv']}; expected "
+            "--val_csv too, so that the best checkpoint is chosen on your tasks: a file, or null with --val_split 0.1"
+        )
+    sections = {
+        "data": DataSettings,
+        "model": ModelSettings,
+        "agent": AgentConfig,
+        "batch": BatchSettings,
+        "validation": ValidationSettings,
+        "compute": ComputeSettings,
+        "resume": ResumeSettings,
+    }
+    own_keys = {name for cls in sections.values() for name in _field_types(cls)} - {"prompt_version"}
+    training = {k: v for k, v in values.items() if k not in own_keys}
+    built = {
+        name: _build(cls, {k: v for k, v in values.items() if k in _field_types(cls) and k in own_keys}, problems)
+        for name, cls in sections.items()
+    }
+    checked_training = _check_training_keys(training, own_keys, problems)
+    if not problems:
+        problems += _find_contradictions(built, checked_training)
+    if problems:
+        raise RecipeError(path, problems)
+    return Recipe(path=path, training=checked_training, **built)
+
+
+def load_agent_config(folder: Path, override: str | Path | None = None) -> AgentConfig:
+    """Read how prompts and answers were made in training.
+
+    Raises:
+        UserError: no such folder or file, or one that was written for another prompt version.
+    """
+    path = Path(override) if override else folder / "agent_config.json"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: found no such folder; expected one that sft/run.py wrote, or a base model's")
+    if not path.is_file():
+        raise UserError(
+            f"{path}: found no such file; expected the agent configuration that sft/run.py saves beside a model: "
+            "for an untuned base model name one with --agent_config"
+        )
+    try:
+        return agent_from_json(json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: found broken JSON ({error}); restore the file") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def load_agent_settings(recipe_path: Path) -> AgentConfig:
+    """Read how prompts and answers are made from a recipe, and nothing else of it; imports no torch.
+
+    Raises:
+        RecipeError: the file cannot be read, or one of these keys has a wrong value.
+    """
+    problems: list[str] = []
+    keys = set(_field_types(AgentConfig)) - {"prompt_version"}
+    agent = _build(AgentConfig, {k: v for k, v in load_yaml(recipe_path).items() if k in keys}, problems)
+    if problems:
+        raise RecipeError(recipe_path, problems)
+    return agent
+
+
+def load_model_settings(folder: Path) -> ModelSettings:
+    """Read which model an output folder was trained from, and how it was loaded, from its resolved recipe.
+
+    Raises:
+        RecipeError: the folder holds no `recipe.yaml`, or one that cannot be read.
+    """
+    path = folder / "recipe.yaml"
+    problems: list[str] = []
+    values = {k: v for k, v in load_yaml(path).items() if k in _field_types(ModelSettings)}
+    settings = _build(ModelSettings, values, problems)
+    if problems:
+        raise RecipeError(path, problems)
+    return settings
+
+
+def build_training_arguments(recipe: Recipe) -> "SFTConfig":
+    """Build TRL's configuration from the recipe; what TRL itself refuses becomes a `RecipeError`."""
+    from trl import SFTConfig  # torch takes seconds to import: only where a run is about to start
+
+    fixed: dict[str, Any] = {
+        "max_length": None,
+        "remove_unused_columns": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "push_to_hub": False,  # the trainer would upload its whole folder; sft.push knows what may leave
+        "restore_callback_states_from_checkpoint": True,  # or early stopping would count anew after a resume
+        "router_aux_loss_coef": 0.0,
+    }
+    if recipe.batch.packing != "none":
+        fixed["per_device_train_batch_size"] = fixed["per_device_eval_batch_size"] = 1
+    batch_size = recipe.training.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
+    # TRL (1.16) sets by its old name what transformers has renamed; `sft.merge` unties a tied head that was trained.
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer", UserWarning)
+    try:
+        training = SFTConfig(**{"per_device_eval_batch_size": batch_size, **recipe.training, **fixed})
+    except (ValueError, TypeError) as error:
+        raise RecipeError(recipe.path, [str(error)]) from error
+    training._n_gpu = min(training.n_gpu, 1)  # else one process that sees more GPUs cuts each batch up for all of them
+    return training
+
+
+def _build(cls: type, values: dict[str, Any], problems: list[str]) -> Any:
+    required = [f.name for f in dataclasses.fields(cls) if _is_required(f)]
+    problems += [f"{name}: found no such key; the recipe needs it" for name in required if name not in values]
+    types = _field_types(cls)
+    checked = {key: _check_value(key, types[key], value, problems) for key, value in values.items()}
+    return None if any(name not in values for name in required) else cls(**checked)
+
+
+def _check_training_keys(values: Mapping[str, Any], own_keys: set[str], problems: list[str]) -> dict[str, Any]:
+    if not values:
+        return {}
+    from trl import SFTConfig
+
+    types: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(SFTConfig) if f.init}
+    checked = {}
+    for key, value in values.items():
+        if key in _REFUSED_KEYS:
+            problems.append(f"{key}: found a key that does not apply here; {_REFUSED_KEYS[key]}")
+        elif key not in types:
+            near = difflib.get_close_matches(str(key), [*own_keys, *types], n=1)
+            problems.append(f"{key}: found an unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+        else:
+            checked[key] = _check_value(key, types[key], value, problems)
+    return checked
+
+
+def _check_value(key: str, expected: Any, value: Any, problems: list[str]) -> Any:
+    """Return `value` as `expected`, or note what was found and expected. Neither True nor 2.7 passes for an int."""
+    name = str(expected).replace("typing.", "").replace("<class '", "").replace("'>", "")
+    if expected == tuple[ActionType, ...]:
+        name = "a list of {name, description, arguments, is_final}"
+    try:
+        checked = TypeAdapter(expected).validate_python(value)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]["msg"]
+        problems.append(f"{key}: found {value!r}; expected {name} ({detail})")
+        return None
+    if isinstance(value, bool) and not isinstance(checked, (bool, str)):
+        problems.append(f"{key}: found {value!r}; expected {name}")
+    return checked
+
+
+def _find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
+    data, model, agent, validation = (settings[name] for name in ("data", "model", "agent", "validation"))
+    values = {name: value for part in settings.values() for name, value in vars(part).items()}
+    problems = [
+        f"{name}: found {values[name]}; expected at least {least}"
+        for name, least in _LEAST.items()
+        if values[name] is not None and values[name] < least
+    ]
+    if agent.min_pixels > agent.max_pixels:
+        problems.append(f"max_pixels: found {agent.max_pixels}; expected at least min_pixels={agent.min_pixels}")
+    if not 0 <= model.lora_dropout < 1:
+        problems.append(f"lora_dropout: found {model.lora_dropout}; expected a share from 0 to below 1")
+    if settings["batch"].packing != "none":
+        if model.attn_implementation not in ("sdpa", "eager"):
+            problems.append(
+                f"packing: {model.attn_implementation} cannot take the mask of a packed sequence; "
+                "expected attn_implementation sdpa or eager, or packing: none"
+            )
+        problems += [
+            f"{key}: found together with packing; expected tokens_per_batch, which says how much is one sequence"
+            for key in ("per_device_train_batch_size", "per_device_eval_batch_size")
+            if training.get(key, 1) != 1
+        ]
+    if not 0 <= data.val_split < 1:
+        problems.append(f"val_split: found {data.val_split}; expected a share from 0 to below 1")
+    country = settings["compute"].country_iso_code
+    if country is not None and country not in list_countries():
+        problems.append(f"country_iso_code: found {country!r}; expected an ISO 3166 code of three letters, e.g. DEU")
+    if data.val_csv and data.val_split:
+        problems.append("val_split: found together with val_csv; expected one of the two")
+    has_validation = bool(data.val_csv or data.val_split)
+    if training.get("eval_strategy", "no") != "no" and not has_validation:
+        problems.append("eval_strategy: found no validation data; give val_csv or val_split")
+    if training.get("metric_for_best_model") in ("swa", "eval_swa") and not validation.val_rollout_tasks:
+        problems.append("metric_for_best_model: found swa without a rollout; expected val_rollout_tasks above 0")
+    if validation.early_stopping_patience is not None and not training.get("load_best_model_at_end"):
+        problems.append("early_stopping_patience: found without load_best_model_at_end; expected it to be true")
+    if model.load_in_4bit and not model.use_peft:
+        problems.append("use_peft: found false with load_in_4bit; 4-bit weights train through LoRA only")
+    if model.use_peft and not (model.lora_parts or model.lora_modules_to_save):
+        problems.append("lora_parts: found nothing to train; expected at least one of language, merger, vision")
+    return problems
+
+
+def _field_types(cls: type) -> dict[str, Any]:
+    return {f.name: get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
+
+
+def _is_required(f: "dataclasses.Field[Any]") -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _plain(value: Any) -> Any:
+    """Reduce tuples and mappings to what YAML can hold."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

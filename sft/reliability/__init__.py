@@ -1,0 +1,1 @@
+"""Nothing lost when a machine dies: checkpoints, preemption, resume, and a watch over training."""

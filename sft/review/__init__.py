@@ -1,0 +1,1 @@
+"""What `sft.check` tells a person about data before training."""
