@@ -21,7 +21,8 @@ from sft.batches.encoding import StepEncoder
 from sft.contract.overlap import Overlap, describe_overlap, find_overlap
 from sft.contract.problems import Problem, TrajectoryError
 from sft.contract.shown_memory import list_shown_parts
-from sft.contract.tables import Table, looks_like_dataset, read_table
+from sft.contract.sources import Table, looks_like_dataset
+from sft.contract.tables import read_table
 from sft.contract.trajectory import TaskSet, find_leak_problems, read_task_set
 from sft.errors import UserError, run_command
 from sft.memory import dump_json

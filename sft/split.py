@@ -15,10 +15,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sft.contract.csv_text import format_csv
 from sft.contract.grouping import GROUPINGS, assign_groups, group_tasks
 from sft.contract.overlap import find_overlap
+from sft.contract.sources import Table, looks_like_dataset
 from sft.contract.split_manifest import MANIFEST_NAME, describe_part, format_split_table, list_own_parts
-from sft.contract.tables import Table, format_csv, looks_like_dataset, read_table
+from sft.contract.tables import read_table
 from sft.contract.trajectory import TaskSet, read_task_set
 from sft.errors import UserError, run_command
 

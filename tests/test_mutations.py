@@ -6,8 +6,9 @@ import random
 import pytest
 from trajectory_samples import build_task, format_csv, write_screenshots
 
+from sft.contract.csv_text import parse_csv
 from sft.contract.problems import TrajectoryError
-from sft.contract.tables import Table, parse_csv
+from sft.contract.sources import Table
 from sft.contract.trajectory import gold_memories, read_task_set
 from sft.memory import dump_json
 from sft.prompts import AgentConfig, build_prompt, format_answer, parse_answer

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from sft.contract.problems import Problem, TrajectoryError
 from sft.contract.screenshots import inspect_bytes, store_screenshot
-from sft.contract.tables import REQUIRED_COLUMNS, Row, Table, check_columns, split_source
+from sft.contract.sources import REQUIRED_COLUMNS, Row, Table, check_columns, split_source
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sft.contract.memory_audit import MEMORY_COLUMNS
+from sft.contract.sources import Cells
 from sft.contract.steps import Step
-from sft.contract.tables import Cells
 from sft.memory import dump_json
 
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{2,63}")

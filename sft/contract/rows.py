@@ -15,8 +15,8 @@ from sft.contract.cells import MAX_CELL_CHARS, read_application, read_elements, 
 from sft.contract.compact import CompactList
 from sft.contract.problems import Problem
 from sft.contract.screenshots import ScreenshotFacts, read_facts
+from sft.contract.sources import Cells, Row, Table
 from sft.contract.steps import Step, Trajectory
-from sft.contract.tables import Cells, Row, Table
 
 MAX_NAME_CHARS = 500  # of a task's id and of a screenshot's path
 MAX_DECODED = 64  # screenshots that are decoded in full: 10,000 of them would take a minute or more

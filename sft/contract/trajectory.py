@@ -11,8 +11,9 @@ from sft.contract.problems import Problem, QuarantinedTask, TrajectoryError
 from sft.contract.rows import RowReader, check_screenshots
 from sft.contract.screenshots import ScreenshotFacts
 from sft.contract.shown_memory import find_leaks
+from sft.contract.sources import REQUIRED_COLUMNS, Table
 from sft.contract.steps import Step, Trajectory
-from sft.contract.tables import REQUIRED_COLUMNS, Table, read_table
+from sft.contract.tables import read_table
 from sft.memory import EMPTY_MEMORY, Memory, MemoryWriter, update
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.contract.embedded import as_cell, iterate_rows, open_dataset, read_image_bytes
 from sft.contract.screenshots import find_screenshot
-from sft.contract.tables import looks_like_dataset
+from sft.contract.sources import looks_like_dataset
 from sft.errors import UserError
 from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, read_box
 

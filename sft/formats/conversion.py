@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sft.contract.csv_text import format_csv
 from sft.contract.problems import TrajectoryError
 from sft.contract.screenshots import ScreenshotFacts, inspect_bytes, store_screenshot
 from sft.contract.shown_memory import MEMORY_PARTS
-from sft.contract.tables import Table, format_csv, read_table
+from sft.contract.sources import Table
+from sft.contract.tables import read_table
 from sft.contract.trajectory import read_task_set
 from sft.errors import UserError
 from sft.formats.converted import ConvertedTask, DroppedTask, rebuild_memories

@@ -11,8 +11,8 @@ from sft.contract.goals import find_duplicate_goals
 from sft.contract.hints import find_hidden_characters, find_personal_data
 from sft.contract.memory_audit import MEMORY_COLUMNS, MemoryAudit, MemoryCell, audit_memory
 from sft.contract.shown_memory import audit_shown_memory
+from sft.contract.sources import Cells, Table
 from sft.contract.steps import Step, Trajectory
-from sft.contract.tables import Cells, Table
 from sft.contract.trajectory import TaskSet
 from sft.models.light_processor import DEFAULT_PIXELS_PER_TOKEN, build_image_counter, read_pixels_per_token
 from sft.prompts import AgentConfig
