@@ -1,6 +1,7 @@
 """Supervised fine-tuning of vision-language models as GUI agents for clinical software."""
 
 import logging
+import warnings
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:
@@ -13,3 +14,6 @@ def _is_of_use(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_of_use)
+# TRL (1.16) and peft call by old names what transformers has renamed; `sft.merge` unties a tied head that was trained.
+warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_enable)?` is deprecated", FutureWarning)
+warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer", UserWarning)

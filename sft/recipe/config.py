@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,9 +208,6 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
     if recipe.batch.packing != "none":
         fixed["per_device_train_batch_size"] = fixed["per_device_eval_batch_size"] = 1
     batch_size = recipe.training.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
-    # TRL (1.16) sets by its old name what transformers has renamed; `sft.merge` unties a tied head that was trained.
-    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
-    warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer", UserWarning)
     try:
         training = SFTConfig(**{"per_device_eval_batch_size": batch_size, **recipe.training, **fixed})
     except (ValueError, TypeError) as error:
