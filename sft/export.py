@@ -11,11 +11,11 @@ Without `--to`, `--push` uploads OUT itself. Repositories are private unless --p
 import argparse
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from sft.errors import UserError, run_command
+from sft.new_folder import check_new, write_new
 from sft.recipe.config import load_agent_config, load_model_settings
 from sft.run_files import RUN_FILES
 
@@ -48,8 +48,7 @@ def main(argv: list[str]) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Merge, reopen and compare; DIR appears under its name only when the merge is whole."""
     folder, to = arguments.model_path, arguments.to
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"{to}: found something there; expected a new or empty folder")
+    check_new(to)
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: found no adapter_config.json; expected an adapter: a full model needs no merge")
     settings = load_model_settings(folder)
@@ -85,21 +84,13 @@ def merge(folder: Path, base: Path, to: Path, dtype: str) -> None:
     from sft.merge import load_adapter, merge_weights
     from sft.models.processors import load_processor, save_processor
 
-    to.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}.partial-"))
-    try:
+    with write_new(to) as partial:
         n_tensors = merge_weights(base, load_adapter(folder), partial, getattr(torch, dtype))
         agent = load_agent_config(folder)
         save_processor(load_processor(folder, agent.min_pixels, agent.max_pixels), partial)
         for name in RUN_FILES:
             if (folder / name).is_file():
                 shutil.copy(folder / name, partial)
-        partial.chmod(0o755)
-        if to.is_dir():
-            to.rmdir()
-        partial.rename(to)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     print(f"Merged {n_tensors} tensors into {to}")
 
 

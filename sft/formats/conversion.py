@@ -1,8 +1,6 @@
 """Converted tasks to a folder of contract data: CSV, screenshots named by content, report. Whole or not at all."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from sft.contract.trajectory import read_task_set
 from sft.errors import UserError
 from sft.formats.converted import ConvertedTask, DroppedTask, rebuild_memories
 from sft.memory import dump_json
+from sft.new_folder import write_new
 
 COLUMNS = (
     "Task_id",
@@ -67,19 +66,8 @@ def export_tasks(
     Raises:
         UserError: the folder holds something, or not one task could be converted.
     """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise UserError(f"{output_dir}: found something there; expected a new or empty folder")
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=output_dir.parent, prefix=f".{output_dir.name}.partial-"))
-    try:
-        conversion = _write(tasks, partial, about)
-        partial.chmod(0o755)
-        if output_dir.is_dir():
-            output_dir.rmdir()
-        partial.rename(output_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return conversion
+    with write_new(output_dir) as partial:
+        return _write(tasks, partial, about)
 
 
 def _write(tasks: Iterable[ConvertedTask | DroppedTask], folder: Path, about: Mapping[str, Any]) -> Conversion:
