@@ -71,7 +71,7 @@ def test_gpu_benchmark_without_a_gpu_says_so():
 
 def test_expert_benchmark_compares_the_three_forms_of_one_layer(tmp_path, monkeypatch):
     file = tmp_path / "rows.json"
-    monkeypatch.setitem(llama4_experts.SIZES, "small", (256, 512, 16, 128))  # a sixteenth of its arithmetic
+    monkeypatch.setitem(llama4_experts.SIZES, "small", (256, 512, 16, 1024))  # a half of its arithmetic
     monkeypatch.setattr("sys.argv", ["llama4_experts", "--small", "--json", str(file)])
     llama4_experts.main()
     rows = {row["form"]: row for row in json.loads(file.read_text())["rows"]}
@@ -80,4 +80,4 @@ def test_expert_benchmark_compares_the_three_forms_of_one_layer(tmp_path, monkey
     for form in ("4-bit parameters", "4-bit linears"):
         assert rows[form]["weights_gb"] < 0.15 * rows["published"]["weights_gb"]  # of float32
         assert 0.01 < rows[form]["error"] < 0.2
-    assert all(row["seconds"] > 0 for row in rows.values())  # which is fastest shows at real sizes, on idle cores
+    assert rows["4-bit linears"]["seconds"] < rows["4-bit parameters"]["seconds"]
