@@ -54,6 +54,23 @@ def tasks(tasks_csv):
     return load_trajectories(tasks_csv, show_progress=False)
 
 
+@pytest.fixture(scope="module")
+def recipe(tiny_checkpoints, tmp_path_factory):
+    """The path of a short training's recipe; a test file that wants another one defines its own."""
+    from attempt_samples import write_recipe
+
+    return write_recipe(tmp_path_factory.mktemp("recipe"), tiny_checkpoints["qwen3_vl"])
+
+
+@pytest.fixture(scope="module")
+def attempt(recipe):
+    """Runs real processes of that training (see `start_attempts`)."""
+    from attempt_samples import start_attempts
+
+    with start_attempts(recipe) as attempt:
+        yield attempt
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of its own, and what resizes it."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from accelerate.data_loader import BatchSamplerShard
-from attempt_samples import PREEMPTED, ROOT, load_adapter, printed, read_losses, start_attempts, write_recipe
+from attempt_samples import PREEMPTED, ROOT, load_adapter, printed, read_losses
 from safetensors.torch import load_file
 from trajectory_samples import build_tasks, write_trajectories
 
@@ -34,11 +34,9 @@ ENGINES = {
 
 
 @pytest.fixture(scope="module")
-def attempt(tiny_checkpoints, tmp_path_factory):
+def recipe(recipe):
     pytest.importorskip("deepspeed")
-    recipe = write_recipe(tmp_path_factory.mktemp("distributed"), tiny_checkpoints["qwen3_vl"])
-    with start_attempts(recipe) as attempt:
-        yield attempt
+    return recipe
 
 
 @pytest.fixture(scope="module")

@@ -17,25 +17,12 @@ from attempt_samples import (
     find_secrets,
     printed,
     read_losses,
-    start_attempts,
-    write_recipe,
 )
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft.errors import UserError
 from sft.reliability.checkpoints import finish_checkpoint, read_run
 from sft.reliability.health import check_batch
-
-
-@pytest.fixture(scope="module")
-def recipe(tiny_checkpoints, tmp_path_factory):
-    return write_recipe(tmp_path_factory.mktemp("faults"), tiny_checkpoints["qwen3_vl"])
-
-
-@pytest.fixture(scope="module")
-def attempt(recipe):
-    with start_attempts(recipe) as attempt:
-        yield attempt
 
 
 @pytest.fixture(scope="module")

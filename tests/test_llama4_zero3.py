@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from attempt_samples import load_adapter, printed, read_losses, start_attempts, write_recipe
+from attempt_samples import load_adapter, printed, read_losses, write_recipe
 from conftest import ROOT
 from trajectory_samples import build_tasks
 
@@ -44,11 +44,9 @@ OTHERS = {
 
 
 @pytest.fixture(scope="module")
-def attempt(tiny_checkpoints, tmp_path_factory):
+def recipe(tiny_checkpoints, tmp_path_factory):
     pytest.importorskip("deepspeed")
-    recipe = write_recipe(tmp_path_factory.mktemp("recipe"), tiny_checkpoints["llama4"])
-    with start_attempts(recipe) as attempt:
-        yield attempt
+    return write_recipe(tmp_path_factory.mktemp("recipe"), tiny_checkpoints["llama4"])
 
 
 @pytest.fixture(scope="module")

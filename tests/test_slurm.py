@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from attempt_samples import assert_same_bits, load_adapter, printed, start_attempts, write_recipe
+from attempt_samples import assert_same_bits, load_adapter, printed
 from conftest import ROOT
 from slurm_cluster import (
     find_missing,
@@ -55,18 +55,6 @@ def two_nodes(tmp_path_factory):
     """What the clients' environment has to be."""
     with start_cluster(tmp_path_factory.mktemp("two"), n_nodes=2) as environment:
         yield {**environment, **SETTINGS}
-
-
-@pytest.fixture(scope="module")
-def recipe(tiny_checkpoints, tmp_path_factory):
-    return write_recipe(tmp_path_factory.mktemp("job"), tiny_checkpoints["qwen3_vl"])
-
-
-@pytest.fixture(scope="module")
-def attempt(recipe):
-    """Runs what Slurm has no part in."""
-    with start_attempts(recipe) as attempt:
-        yield attempt
 
 
 @pytest.fixture(scope="module")
