@@ -76,10 +76,9 @@ def inspect_bytes(data: bytes, name: str, decode: bool) -> ScreenshotFacts:
                 )
             if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
                 return refuse(f"found {width}x{height} pixels in {name}; expected a side ratio of at most 100")
-            image_format = (
-                "JPEG" if image.format == "MPO" else image.format or ""
-            )  # a phone's: the picture comes first
-            if getattr(image, "is_animated", False) and image.format != "MPO":
+            is_phones = image.format == "MPO"  # a JPEG with further pictures behind the first
+            image_format = "JPEG" if is_phones else image.format or ""
+            if getattr(image, "is_animated", False) and not is_phones:
                 return refuse(f"found an animation of {image.n_frames} frames: {name}; expected one still image")  # type: ignore[attr-defined]
             if message := _find_damage(data, image_format):
                 return refuse(f"found a damaged image: {name} ({message}); restore the file")
