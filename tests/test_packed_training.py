@@ -60,6 +60,10 @@ def train(checkpoint, tasks, tasks_csv, collator_class, folder, **settings):
         ("qwen3_vl", {"gradient_checkpointing": True}),
         ("qwen3_vl", {"gradient_accumulation_steps": 2}),
         ("llama4", {"gradient_checkpointing": True, "router_aux_loss_coef": 0.0}),
+        ("qwen2_vl", {"gradient_checkpointing": True}),
+        ("qwen3_vl_moe", {"gradient_checkpointing": True, "router_aux_loss_coef": 0.0}),
+        ("qwen3_5", {"gradient_checkpointing": True}),
+        ("qwen3_5_moe", {"gradient_checkpointing": True, "router_aux_loss_coef": 0.0}),
     ],
     ids=str,
 )
