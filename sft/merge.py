@@ -11,13 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sft.errors import UserError
+from sft.merge_experts import find_expert_changes, merge_experts
+from sft.models.families import list_file_names
 from sft.models.model import open_adapter
 
 PREFIX = "base_model.model."
 # One output file: safetensors copies it once while writing, so a merge holds about twice this.
 MAX_SHARD_BYTES = 2_000_000_000
-# How transformers 5 names modules, and what the same weights are called in files that older versions wrote.
-FILE_NAMES = (("model.language_model.", "model."), ("model.visual.", "visual."))
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def merge_weights(base: Path, adapter: Adapter | None, output: Path, dtype: torc
     if "quantization_config" in config:
         raise UserError(f"{base}: found a quantised model; expected the weights it was made from: --base_model FOLDER")
     names = list_weights(base)
+    experts = find_expert_changes(adapter.deltas, names) if adapter else {}
     renamed = _find_in_base(adapter, names, base) if adapter else {}
     shards = _ShardWriter(output)
     for name, path in names.items():
@@ -78,9 +79,14 @@ def merge_weights(base: Path, adapter: Adapter | None, output: Path, dtype: torc
             weight = file.get_tensor(name)
         if adapter is not None and name in renamed:
             weight = _merge(weight, renamed[name], adapter, base)
+        elif adapter is not None and name in experts:
+            model_type = config.get("model_type", "")
+            weight = merge_experts(weight, experts[name], adapter.deltas, adapter.scale, dtype, model_type, base)
         shards.add(name, weight.to(dtype) if weight.is_floating_point() else weight)
     if adapter is not None:
-        for name in sorted(adapter.names - set(renamed.values())):  # an untied output layer, which the base lacks
+        of_experts = {change.name for changes in experts.values() for change in changes}
+        rest = adapter.names - set(renamed.values()) - of_experts
+        for name in sorted(rest):  # an untied output layer, which the base lacks
             shards.add(name, adapter.replaced[name].to(dtype))
             config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
     n_tensors = shards.close()
@@ -111,10 +117,11 @@ def _find_in_base(adapter: Adapter, names: Mapping[str, Path], base: Path) -> di
     """Return for each base weight that changes the adapter's name of it."""
     found, missing = {}, []
     for name in sorted(adapter.names):
-        candidates = [name, *(name.replace(new, old, 1) for new, old in FILE_NAMES if name.startswith(new))]
-        match = next((c for c in candidates if c in names), None)
+        match = next((c for c in list_file_names(name) if c in names), None)
         if match is not None:
             found[match] = name
+        elif find_expert_changes([name], names):
+            continue
         elif name != "lm_head.weight" or name not in adapter.replaced:
             missing.append(name)
     if missing:
