@@ -10,6 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 from sft.models.model import PARTS, part_of
+from sft.models.qwen_moe import STOCK_EXPERTS
+from sft.models.shapes import TextShape, read_text_shape, read_vision_shape
+
+CHUNK = 64  # tokens that a gated delta net computes at once
 
 
 def _count_attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -94,7 +98,8 @@ class FlopFormula:
     2 operations a weight and a token in the forward pass; as many again for the gradient of the input where the
     gradient goes through a part, and for that of the weights where they are trained; once more where gradient
     checkpointing computes a part anew. Attention adds 4 a pair of tokens, head and head dimension, and 2.5 times
-    that backwards (flash attention computes the scores again).
+    that backwards (flash attention computes the scores again). A layer with a state adds 2 times `scan` a token, and
+    twice that backwards. Of its layer's experts a token passes `expert_share`.
     """
 
     frozen: Mapping[str, int]
@@ -102,6 +107,8 @@ class FlopFormula:
     attention: Mapping[str, int]
     merge: int
     is_checkpointed: bool
+    expert_share: float = 0.0
+    scan: int = 0
 
     def forward(self, batch: BatchSize) -> float:
         return sum(self._linears(part, batch) + self._attention(part, batch) for part in self.frozen)
@@ -109,15 +116,17 @@ class FlopFormula:
     def step(self, batch: BatchSize) -> float:
         """Count forward and backward pass."""
         total, is_reached = 0.0, False
-        for part in ("vision", "merger", "language", "lm_head"):
-            forward, attention = self._linears(part, batch), self._attention(part, batch)
-            total += forward + attention
-            is_reached = is_reached or self.trained[part] > 0
-            if is_reached:
-                total += forward + 2.5 * attention
-                total += 2 * self.trained[part] * self._tokens(part, batch)
-                if self.is_checkpointed and part in ("vision", "language"):
-                    total += forward + attention
+        for group in (("vision",), ("merger",), ("language", "experts"), ("lm_head",)):
+            is_reached = is_reached or any(self.trained[part] for part in group)
+            for part in group:
+                forward, attention = self._linears(part, batch), self._attention(part, batch)
+                scan = 2 * self.scan * batch.tokens if part == "language" else 0.0
+                total += forward + attention + scan
+                if is_reached:
+                    total += forward + 2.5 * attention + 2 * scan
+                    total += 2 * self.trained[part] * self._tokens(part, batch)
+                    if self.is_checkpointed and part in ("vision", "language", "experts"):
+                        total += forward + attention + scan
         return total
 
     def _linears(self, part: str, batch: BatchSize) -> float:
@@ -129,6 +138,7 @@ class FlopFormula:
             "vision": patches,
             "merger": patches / self.merge**2,
             "language": batch.tokens,
+            "experts": batch.tokens * self.expert_share,
             "lm_head": batch.trained,
         }[part]
 
@@ -138,32 +148,49 @@ class FlopFormula:
 
 
 def build_formula(model: torch.nn.Module, is_checkpointed: bool) -> FlopFormula:
-    """Read the formula's coefficients off a model: weights of its linear layers and convolutions by part.
-
-    Experts that are no linear layers (Llama-4's) are not in it.
-    """
+    """Read the formula's coefficients off a model: weights of its linear layers, experts and convolutions by part."""
     frozen, trained = dict.fromkeys((*PARTS, "lm_head"), 0), dict.fromkeys((*PARTS, "lm_head"), 0)
     for name, module in model.named_modules():
-        n = _count_weights(module)
-        if not n or ".original_module" in name:  # replaced by its trained copy
+        if ".original_module" in name:  # replaced by its trained copy
             continue
-        part = "lm_head" if "lm_head" in name else part_of(name)
-        (trained if module.weight.requires_grad else frozen)[part] += n
+        for parameter, n in _list_weights(module):
+            part = "lm_head" if "lm_head" in name else part_of(f"{name}.")
+            (trained if parameter.requires_grad else frozen)[part] += n
     config: Any = model.config
-    text, vision = config.get_text_config(), config.vision_config
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    text, vision = read_text_shape(config.get_text_config()), read_vision_shape(config.vision_config)
     attention = {
-        "language": text.num_hidden_layers * text.num_attention_heads * head_dim,
-        "vision": (getattr(vision, "depth", None) or vision.num_hidden_layers) * vision.hidden_size,
+        "language": text.n_attention * config.get_text_config().num_attention_heads * text.head_dim,
+        "vision": vision.depth * vision.width,
     }
-    # Llama-4 names the ratio of the sides, Qwen how many patches a side of a token has.
-    merge = getattr(vision, "spatial_merge_size", None) or round(1 / vision.pixel_shuffle_ratio)
-    return FlopFormula(frozen, trained, attention, merge, is_checkpointed)
+    return FlopFormula(
+        frozen,
+        trained,
+        attention,
+        vision.merge,
+        is_checkpointed,
+        expert_share=text.n_chosen / text.n_experts if text.n_experts else 0.0,
+        scan=_count_scan(config.get_text_config(), text),
+    )
 
 
-def _count_weights(module: Any) -> int:
+def _count_scan(config: Any, text: TextShape) -> int:
+    """Count the multiplications a token takes in the layers with a state, beside their projections.
+
+    Within a chunk every token meets every other (keys with keys and with queries, then values); thrice the state is
+    read or written.
+    """
+    if not text.n_linear:
+        return 0
+    keys, values, heads = config.linear_key_head_dim, config.linear_value_head_dim, config.linear_num_value_heads
+    return text.n_linear * heads * (CHUNK * (2 * keys + values) + 3 * keys * values)
+
+
+def _list_weights(module: Any) -> list[tuple[Any, int]]:
+    """Return the matrices a module multiplies by and how many numbers each has."""
     if isinstance(module, torch.nn.Linear):  # 4-bit layers and LoRA matrices among them
-        return module.in_features * module.out_features
+        return [(module.weight, module.in_features * module.out_features)]
     if isinstance(module, torch.nn.Conv3d):
-        return getattr(module.weight, "ds_numel", module.weight.numel())  # ZeRO-3 leaves an empty weight
-    return 0
+        return [(module.weight, getattr(module.weight, "ds_numel", module.weight.numel()))]  # empty under ZeRO-3
+    if isinstance(module, STOCK_EXPERTS):
+        return [(p, getattr(p, "ds_numel", p.numel())) for p in module.parameters(recurse=False)]
+    return []
