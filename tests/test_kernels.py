@@ -5,10 +5,16 @@ from collections import Counter
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
 
+from sft.batches.collator import PackingCollator, PaddingCollator
+from sft.batches.encoding import StepEncoder
+from sft.data import build_step_rows
 from sft.models.kernels import NAME, PatchEmbedding, attend_by_length, choose_kernels
 from sft.models.model import find_family, load_model
+from sft.models.processors import load_processor
+from sft.recipe.config import parse_recipe
 from sft.recipe.settings import ModelSettings
 
 QWEN = ("qwen3_vl", "qwen2_5_vl")
@@ -143,3 +149,39 @@ def test_eager_attention_of_a_vision_tower_is_left_as_it_is(tiny_checkpoints):
     folder = str(tiny_checkpoints["qwen2_5_vl"])
     model = load_model(ModelSettings(folder, dtype="float32", attn_implementation="eager"), find_family(folder))
     assert model.model.visual.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("is_full", [False, True], ids=["frozen tower in bf16", "trained tower under autocast"])
+def test_pixels_in_bf16_give_the_same_bits_where_the_tower_computes_in_bf16(checkpoint, tasks, tasks_csv, is_full):
+    """Full fine-tuning holds its weights in fp32 and computes under autocast."""
+    settings = ModelSettings(str(checkpoint), dtype="bfloat16", load_in_4bit=False)
+    model = load_model(settings, find_family(str(checkpoint))).eval()
+    if is_full:
+        model.float()
+    encoder = StepEncoder(load_processor(checkpoint, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels), TINY_AGENT)
+    rows = build_step_rows(tasks, str(tasks_csv), encoder, show_progress=False).dataset
+    for kind in (PaddingCollator, PackingCollator):
+        logits = []
+        for dtype in (torch.float32, torch.bfloat16):
+            batch = kind(encoder, pixel_dtype=dtype)([rows[0]])
+            assert batch["pixel_values"].dtype == dtype
+            batch.pop("subtree_end", None)  # a single step: plainly causal
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_full):
+                logits.append(model(**batch).logits)
+        assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_in_bf16"),
+    [
+        ((), True),
+        (("--bf16", "true"), True),
+        (("--bf16", "false"), False),
+        (("--bf16", "false", "--fp16", "true"), False),
+        (("--dtype", "float32"), False),
+    ],
+)
+def test_pixels_are_in_bf16_where_weights_and_arithmetic_are(recipe, overrides, is_in_bf16):
+    path = recipe.with_name("without.yaml")
+    path.write_text(recipe.read_text().replace("bf16: false\n", ""))
+    assert parse_recipe([str(path), "--dtype", "bfloat16", *overrides]).computes_in_bf16 == is_in_bf16
