@@ -138,6 +138,8 @@ def format_plan(recipe: Recipe, tokens: TokenPlan, memory: Mapping[str, float], 
     ]
     if total > card_gb:
         lines.append("  lower tokens_per_batch or max_pixels, or keep gradient_checkpointing on")
+        if not recipe.model.use_peft:
+            lines.append("  train an adapter (use_peft: true), or share the model out with ZeRO-3")
     return "\n".join(lines)
 
 

@@ -100,6 +100,16 @@ def test_vision_tower_sees_the_same_in_few_calls_of_attention(pair):
     torch.testing.assert_close(see(ours, pixels), see(stock, pixels), rtol=0, atol=1e-5)
 
 
+def test_84_windows_of_a_1920x1080_screenshot_take_four_calls(tiny_checkpoints):
+    """26 x 47 tokens: 7 x 12 windows, of 4 x 4, 4 x 3, 2 x 4 and 2 x 3 tokens; then a layer that attends to all."""
+    folder = str(tiny_checkpoints["qwen2_5_vl"])
+    model = load_model(ModelSettings(folder, dtype="float32"), find_family(folder))
+    grids = torch.tensor([[1, 52, 94]])
+    with torch.no_grad(), Calls() as calls:
+        see(model, build_pixels(model, grids), grids)
+    assert calls.attention == 4 + 1
+
+
 @pytest.mark.parametrize("is_checkpointed", [False, True])
 def test_trained_vision_tower_has_the_same_gradients(pair, is_checkpointed):
     gradients = []

@@ -182,5 +182,7 @@ def test_the_plan_says_whether_it_fits_the_card(checkpoint):
     tokens = plan_tokens(recipe, [StepSize("image", 1000, 100)], n_ranks=1)
     assert "of 40: fits" in format_plan(recipe, tokens, {"weights": 6.0}, 40)
     assert "of 40: does not fit" in format_plan(recipe, tokens, {"weights": 60.0}, 40)
+    full = build_recipe(checkpoint, "--use_peft", "false", "--load_in_4bit", "false")
+    assert format_plan(full, tokens, {"weights": 60.0}, 40).endswith("or share the model out with ZeRO-3")
     on_cpu = format_plan(build_recipe(checkpoint, "--use_cpu", "true"), tokens, {"weights": 6.0}, 40)
     assert "longest batch" in on_cpu and "GPU" not in on_cpu
