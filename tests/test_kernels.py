@@ -7,6 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5VisionModel
+from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeVisionModel
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeVisionModel
 
 from sft.batches.collator import PackingCollator, PaddingCollator
 from sft.batches.encoding import StepEncoder
@@ -143,6 +147,31 @@ def test_attention_by_length_equals_attention_one_by_one():
     ahead = torch.randn_like(found)
     for a, b in zip(torch.autograd.grad(found, parts, ahead), torch.autograd.grad(expected, parts, ahead)):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+SMALL = {"hidden_size": 64, "intermediate_size": 64, "out_hidden_size": 32, "depth": 2, "num_heads": 2}
+TOWERS = [
+    (Qwen2VisionTransformerPretrainedModel, {"embed_dim": 64, "hidden_size": 32, "depth": 2, "num_heads": 2}),
+    (Qwen3VLMoeVisionModel, {**SMALL, "deepstack_visual_indexes": [1]}),
+    (Qwen3_5VisionModel, SMALL),
+    (Qwen3_5MoeVisionModel, SMALL),
+]
+
+
+@pytest.mark.parametrize(("tower", "size"), TOWERS)
+def test_towers_of_other_qwen_families_get_the_same_kernels(tower, size):
+    """They are found by what they do, not by the name of their class."""
+    torch.manual_seed(0)
+    model = torch.nn.Module()
+    model.visual = tower._from_config(tower.config_class(**size), attn_implementation="sdpa").eval()
+    pixels = torch.randn(int(GRIDS.prod(dim=1).sum()), model.visual.patch_embed.proj.weight[0].numel())
+    with torch.no_grad():
+        expected = model.visual(pixels, grid_thw=GRIDS).pooler_output
+        choose_kernels(model)
+        with Calls() as calls:
+            found = model.visual(pixels, grid_thw=GRIDS).pooler_output
+    assert calls.attention == 2 * 2 and not any("conv" in name for name in calls.names)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_saved_model_has_the_names_and_config_of_a_stock_one(pair, tmp_path):
