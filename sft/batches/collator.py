@@ -14,8 +14,8 @@ from sft.models.layouts import Layout
 Row = Mapping[str, Any]
 
 
-class PaddingCollator:
-    """Collates rows of `sft.data.build_step_rows` into one right-padded batch, each row with its own screenshot."""
+class _Collator:
+    """What both collators are built of; `pixel_dtype` is that of `pixel_values`."""
 
     def __init__(
         self,
@@ -24,6 +24,10 @@ class PaddingCollator:
         pixel_dtype: torch.dtype = torch.float32,
     ):
         self.encoder, self.loss_weights, self.pixel_dtype = encoder, loss_weights or {}, pixel_dtype
+
+
+class PaddingCollator(_Collator):
+    """Collates rows of `sft.data.build_step_rows` into one right-padded batch, each row with its own screenshot."""
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Build a batch of B rows, T tokens the longest.
@@ -48,19 +52,11 @@ class PaddingCollator:
         }
 
 
-class PackingCollator:
+class PackingCollator(_Collator):
     """Collates rows into one packed sequence: a screenshot that several rows share is in it once.
 
     The batch carries `subtree_end` (see `sft.batches.packing`), which the trainer gives to the model as its mask.
     """
-
-    def __init__(
-        self,
-        encoder: StepEncoder,
-        loss_weights: Mapping[Any, float] | None = None,
-        pixel_dtype: torch.dtype = torch.float32,
-    ):
-        self.encoder, self.loss_weights, self.pixel_dtype = encoder, loss_weights or {}, pixel_dtype
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Build one sequence of T tokens.
