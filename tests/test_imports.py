@@ -36,7 +36,7 @@ MAY_IMPORT_TORCH |= {
     "sft.merge",
     "eval.export_check",
 }  # loaded by the trainer and by the export
-MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.tree_attention"}  # parts of the model
+MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.tree_attention", "sft.models.kernels"}  # parts of the model
 MAY_IMPORT_TORCH |= {"sft.models.build_lock"}  # changes how torch builds
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 # The packages of `sft` from the ground up: each may know those before it, and the modules that are in none.

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sft.errors import UserError
 
@@ -72,3 +73,8 @@ def part_of(parameter_name: str) -> str:
     if re.search(r"visual\.|vision_model\.", parameter_name):
         return "vision"
     return "experts" if ".experts." in parameter_name else "language"
+
+
+def find_vision_width(vision: Any) -> int:
+    """Return the width of the layers of a vision config's tower; Qwen2-VL's `hidden_size` is the language model's."""
+    return getattr(vision, "embed_dim", None) or vision.hidden_size

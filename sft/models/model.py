@@ -17,6 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from sft.errors import UserError
 from sft.models.families import PARTS, Family, find_family_of, part_of
 from sft.models.hub import find_base_model
+from sft.models.kernels import choose_kernels
 from sft.models.llama4 import (
     Llama4ForConditionalGeneration,
     MakeLinear,
@@ -97,6 +98,7 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
     if isinstance(model, Llama4ForConditionalGeneration):
         read_experts(model, _find_folder(settings), build_linear_maker(settings, dtype, model.device))
     _keep_quantised_weights(model)
+    choose_kernels(model)
     if settings.use_peft and "vision" not in settings.lora_parts:
         _keep_gradients_out_of_vision(model)
     return model
