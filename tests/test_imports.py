@@ -44,6 +44,7 @@ FLOORS = ["recipe", "contract", "models", "batches", "reliability", "formats", "
 # What the lowest layers may know of this project; everything above may know all of `sft`.
 MAY_KNOW = {
     "sft.errors": set(),
+    "sft.lfs": set(),
     "sft.actions": set(),
     "sft.memory": {"sft.actions"},
     "sft.json_text": set(),

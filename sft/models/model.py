@@ -1,6 +1,5 @@
 """Base model, quantisation and LoRA: what is loaded, what is trained, and whether a saved adapter is whole."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sft.errors import UserError
 from sft.models.families import PARTS, Family, find_family_of, part_of
-from sft.models.hub import find_base_model
+from sft.models.hub import BESIDE_WEIGHTS, find_base_model, find_folder
 from sft.models.kernels import choose_kernels
 from sft.models.llama4 import (
     Llama4ForConditionalGeneration,
@@ -25,6 +24,7 @@ from sft.models.llama4 import (
     longest_sequence,
     read_experts,
 )
+from sft.models.model_folder import read_header
 from sft.recipe.settings import ModelSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -96,7 +96,8 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
     if is_deepspeed_zero3_enabled():
         _forget_unused_renamings(model)
     if isinstance(model, Llama4ForConditionalGeneration):
-        read_experts(model, _find_folder(settings), build_linear_maker(settings, dtype, model.device))
+        folder = find_folder(settings.model_name_or_path, settings.model_revision, (*BESIDE_WEIGHTS, "*.safetensors"))
+        read_experts(model, folder, build_linear_maker(settings, dtype, model.device))
     _keep_quantised_weights(model)
     choose_kernels(model)
     if settings.use_peft and "vision" not in settings.lora_parts:
@@ -118,17 +119,6 @@ def build_empty_model(settings: ModelSettings) -> PreTrainedModel:
         model = Llama4ForConditionalGeneration(config)
         add_empty_experts(model)
         return model
-
-
-def _find_folder(settings: ModelSettings) -> Path:
-    """Return the folder the weights are in, the local cache's where the model came from the Hub."""
-    from huggingface_hub import snapshot_download
-
-    folder = Path(settings.model_name_or_path)
-    patterns = ["*.safetensors", "*.json"]
-    if folder.is_dir():
-        return folder
-    return Path(snapshot_download(str(folder), revision=settings.model_revision, allow_patterns=patterns))
 
 
 def build_linear_maker(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> MakeLinear:
@@ -270,13 +260,8 @@ def open_adapter(folder: Path) -> Any:
         raise UserError(
             f"{path}: found no such file; expected the adapter's weights (after saving: is the disk full?)"
         )
+    read_header(path)
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise UserError(f"{path}: found a damaged file ({error}); expected safetensors: copy it again") from error
-
-
-def read_base_model_name(adapter_folder: Path) -> str:
-    """Return the base model an adapter was trained on, as its `adapter_config.json` names it."""
-    fields: dict[str, Any] = json.loads((adapter_folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return fields["base_model_name_or_path"]
