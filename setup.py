@@ -45,6 +45,7 @@ setup(
             "ruff>=0.15",
             "mypy>=2",
             "playwright>=1.60",
+            "dashscope>=2",  # ships Qwen's BPE, for tests/test_real_files.py
             "types-PyYAML",
             "xgrammar>=0.2.8",
             *DEEPSPEED,

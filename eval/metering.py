@@ -47,10 +47,11 @@ class MeteredPolicy:
 
         with FlopCounter() as counter:
             answers = self.policy.answer(requests)
-        n_tokens = sum(a.n_prompt_tokens + a.n_answer_tokens for a in answers)
-        self.recorder.note(
-            flops_batch_measured=counter.total, flops_batch_steps=len(answers), flops_batch_tokens=n_tokens
-        )
+        if counter.total is not None:
+            n_tokens = sum(a.n_prompt_tokens + a.n_answer_tokens for a in answers)
+            self.recorder.note(
+                flops_batch_measured=counter.total, flops_batch_steps=len(answers), flops_batch_tokens=n_tokens
+            )
         return answers
 
 

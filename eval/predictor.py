@@ -1,6 +1,5 @@
 """A fine-tuned model as an object: load it once, ask it for one step at a time."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,8 @@ from sft.batches.encoding import StepEncoder
 from sft.contract.screenshots import find_image_problem
 from sft.errors import UserError
 from sft.memory import Memory, update
-from sft.models.model import check_adapter, find_family, load_model, open_adapter, read_base_model_name
+from sft.models.model import check_adapter, find_family, load_model, open_adapter
+from sft.models.model_folder import read_base_model_name, read_dtype
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig, parse_answer
 from sft.recipe.config import load_agent_config, load_model_settings
@@ -128,8 +128,7 @@ def _find_model_settings(folder: Path, is_adapter: bool, base_model_name: str | 
                 f"{folder}: found neither adapter_config.json nor config.json; expected a trained model: "
                 "did the training end?"
             )
-        dtype: Any = json.loads(path.read_text(encoding="utf-8")).get("dtype") or "float32"
-        return ModelSettings(str(folder), dtype=dtype, load_in_4bit=False)
+        return ModelSettings(str(folder), dtype=cast(Any, read_dtype(folder)), load_in_4bit=False)
     settings = load_model_settings(folder)
     return replace(settings, model_name_or_path=base_model_name or read_base_model_name(folder))
 

@@ -1,6 +1,5 @@
 """Answers from vLLM, for large rollouts on GPUs (extra `vllm`). Knows nothing of scoring."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from eval.schema import build_answer_schema
 from sft.batches.encoding import Prompt, StepEncoder
 from sft.contract.screenshots import open_screenshot
 from sft.errors import UserError
+from sft.models.model_folder import read_base_model_name, read_dtype, read_json
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig
 from sft.recipe.config import load_model_settings
@@ -35,10 +35,10 @@ class VllmPolicy:
         options: dict[str, Any] = {}
         base = base_model or model_path
         if (folder / "config.json").is_file():  # vLLM's own choice would round an fp32 model to half precision
-            options["dtype"] = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("dtype") or "auto"
+            options["dtype"] = read_dtype(folder)
         if is_adapter:
-            adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-            base = base_model or adapter["base_model_name_or_path"]
+            adapter = read_json(folder / "adapter_config.json")
+            base = base_model or read_base_model_name(folder)
             options = {
                 "enable_lora": True,
                 "max_lora_rank": round_rank(adapter["r"]),

@@ -77,6 +77,8 @@ def main(argv: list[str]) -> None:
 
 def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", recorder: "RunRecorder") -> None:
     """Load the model, train it from step 0 or a checkpoint, save what a rollout needs; `recorder` notes the cost."""
+    import torch
+
     from sft.accounting.step_meter import StepMeter
     from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
     from sft.batches.encoding import StepEncoder
@@ -94,7 +96,8 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     val = build_step_rows(split.val, recipe.data.val_csv or recipe.data.train_csv, encoder) if split.val else None
     sample = [train.dataset[i] for i in range(min(2, len(train.dataset)))]
     collator_class = PaddingCollator if recipe.batch.packing == "none" else PackingCollator
-    collator = collator_class(encoder, recipe.batch.loss_weights)
+    pixel_dtype = torch.bfloat16 if recipe.computes_in_bf16 else torch.float32
+    collator = collator_class(encoder, recipe.batch.loss_weights, pixel_dtype)
     supervised = check_answer_only_labels(encoder, sample)
     log.info("train: %d tasks, %d steps; val: %d tasks", len(split.train), len(train.dataset), len(split.val))
     if split.quarantined:

@@ -55,9 +55,7 @@ def test_operations_of_a_step_agree_with_the_closed_formula(tiny_checkpoints, ta
     size = BatchSize(n_tokens, n_tokens**2, n_patches, n_patches**2, n_tokens)
     if family == "llama4":  # rows are tiles: of 16 patches and a class token each
         size = replace(size, patches=17 * n_patches, patches_attended=n_patches * 17**2)
-    # Qwen2.5-VL's vision layers attend within windows, all but a few: the formula takes every pair of patches
-    tolerance = 0.15 if family == "qwen2_5_vl" else 0.1
-    assert counter.total / build_formula(model, is_checkpointed=False).step(size) == pytest.approx(1, abs=tolerance)
+    assert counter.total / build_formula(model, is_checkpointed=False).step(size) == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

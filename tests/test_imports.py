@@ -38,7 +38,7 @@ MAY_IMPORT_TORCH |= {
     "eval.export_check",
 }  # loaded by the trainer and by the export
 MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.qwen_moe", "sft.models.experts"}  # parts of the model
-MAY_IMPORT_TORCH |= {"sft.models.linear_attention", "sft.models.tree_attention"}  # likewise
+MAY_IMPORT_TORCH |= {"sft.models.linear_attention", "sft.models.tree_attention", "sft.models.kernels"}  # likewise
 MAY_IMPORT_TORCH |= {"sft.models.build_lock"}  # changes how torch builds
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 # The packages of `sft` from the ground up: each may know those before it, and the modules that are in none.
@@ -46,6 +46,7 @@ FLOORS = ["recipe", "contract", "models", "batches", "reliability", "formats", "
 # What the lowest layers may know of this project; everything above may know all of `sft`.
 MAY_KNOW = {
     "sft.errors": set(),
+    "sft.lfs": set(),
     "sft.actions": set(),
     "sft.memory": {"sft.actions"},
     "sft.json_text": set(),

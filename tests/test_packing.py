@@ -27,7 +27,7 @@ from sft.memory import Answer, Memory
 from sft.models.layouts import mrope_positions
 from sft.models.model import build_lora_config, find_family, load_model
 from sft.models.processors import load_processor
-from sft.models.tree_attention import attend, find_nodes, use_tree_attention
+from sft.models.tree_attention import attend, count_pairs, find_nodes, use_tree_attention
 from sft.prompts import AgentConfig, format_answer
 from sft.recipe.settings import ModelSettings
 from sft.trainer import weighted_log_probs
@@ -308,3 +308,11 @@ def test_attention_by_nodes_equals_attention_under_the_dense_mask(n_own):
     ahead = torch.randn_like(found)
     for a, b in zip(torch.autograd.grad(found, inputs, ahead), torch.autograd.grad(expected, inputs, ahead)):
         torch.testing.assert_close(a, b)
+
+
+def test_pairs_are_counted_as_attention_computes_them():
+    """By hand, as rows by keys: the root 2 x 2; a causal node its whole path, 5 x 5; one under a mask 1 x 3."""
+    assert count_pairs(torch.tensor([6, 6, 5, 5, 5, 6])) == 4 + 25 + 3
+    assert count_pairs(torch.tensor([5, 5, 5, 5, 5])) == 25
+    assert count_pairs(torch.tensor([4, 4, 3, 4])) == 4 + 3 + 3
+    assert count_pairs(torch.tensor([2, 2, 4, 4])) == 4 + 4  # two sequences side by side

@@ -1,5 +1,6 @@
 """Floating-point operations of a training step or an answer: counted by torch, and by a closed formula to compare."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from sft.models.model import PARTS, part_of
 from sft.models.qwen_moe import STOCK_EXPERTS
@@ -15,13 +16,26 @@ from sft.models.shapes import TextShape, read_text_shape, read_vision_shape
 
 CHUNK = 64  # tokens that a gated delta net computes at once
 
+log = logging.getLogger("sft")
+
+
+def _count_product(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
+    """Count (..., M, K) by (..., K, N)."""
+    return 2 * prod(a) * b[-1]
+
+
+def _count_added_product(added: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
+    return _count_product(a, b)
+
 
 def _count_attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+    """Count scores and their sum over values; key heads may be fewer than query heads (B, heads, T, D)."""
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _count_attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return sdpa_backward_flop_count(grad, query, key, value)
+    """Count the scores computed anew, their gradient, and those of query, key and value."""
+    return 2 * prod(query[:-1]) * key[-2] * (3 * query[-1] + 2 * value[-1])
 
 
 def _count_linear(inputs: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
@@ -36,40 +50,62 @@ def _count_convolution(inputs: Any, weight: Any, *args: Any, out_shape: Any, **k
     return 2 * prod(out_shape) * prod(weight[1:])
 
 
-def _count_gemv_4bit(a: Any, b: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
-    """Count bitsandbytes' kernel for one token: (1, K) by a packed (N, K)."""
-    return 2 * weight[0] * weight[1]
+def _count_gemm_4bit(a: Any, b: Any, shape: Any, *args: Any, **kwargs: Any) -> int:
+    """Count bitsandbytes' product: (..., K) by a packed (N, K)."""
+    return 2 * prod(a) * shape[0]
 
 
-# torch's table, and what it lacks: attention on a CPU, composed operations outside autograd, bitsandbytes' product.
-_aten = torch.ops.aten
-_COUNTS: Mapping[Any, Any] = {
-    **flop_registry,
-    _aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_count_attention),
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_count_attention_backward),
-    _aten.scaled_dot_product_attention: shape_wrapper(_count_attention),
-    _aten.linear: shape_wrapper(_count_linear),
-    _aten.matmul: shape_wrapper(_count_matmul),
-    _aten.conv3d: shape_wrapper(_count_convolution),
-    torch.ops.bitsandbytes.gemv_4bit: shape_wrapper(_count_gemv_4bit),
-}
+def _build_counts() -> Mapping[Any, Any]:
+    """Return torch's table with what it lacks or counts only in some of the versions that are supported.
+
+    Products have entries of their own because some callers give `out_dtype` by position, as TRL's fused head does on
+    CUDA, which torch 2.13's formulas take for `out_shape` (pytorch#164713); attention, because that of torch 2.11 and
+    2.12 refuses fewer key heads than query heads. In-place products, composed operations outside autograd, attention
+    on a CPU and bitsandbytes' product are in no version's table.
+    """
+    aten, bitsandbytes = torch.ops.aten, torch.ops.bitsandbytes
+    names = {
+        _count_product: "mm bmm _grouped_mm",
+        _count_added_product: "addmm addmm_ baddbmm baddbmm_",
+        _count_linear: "linear",
+        _count_matmul: "matmul",
+        _count_convolution: "conv3d",
+        _count_attention: "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu "
+        "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention "
+        "_scaled_dot_product_cudnn_attention",
+        _count_attention_backward: "_scaled_dot_product_flash_attention_for_cpu_backward "
+        "_scaled_dot_product_flash_attention_backward _scaled_dot_product_efficient_attention_backward "
+        "_scaled_dot_product_cudnn_attention_backward",
+    }
+    own = {getattr(aten, name): count for count, listed in names.items() for name in listed.split()}
+    # bitsandbytes before 0.50 has a kernel for one token alone, (1, K) by the packed (N, K)
+    own |= {bitsandbytes.gemm_4bit: _count_gemm_4bit, bitsandbytes.gemv_4bit: _count_gemm_4bit}
+    return {**flop_registry, **{operation: shape_wrapper(count) for operation, count in own.items()}}
+
+
+_COUNTS = _build_counts()
 
 
 class FlopCounter(TorchDispatchMode):
     """Counts what runs inside with torch's own table (`torch.utils.flop_counter`), a multiply and an add as two.
 
     torch's `FlopCounterMode` takes composed operations apart, which rounds otherwise: a step measured with it would
-    train another model. This one leaves every operation as it is.
+    train another model. This one leaves every operation as it is, and runs it whether it can be counted or not:
+    `total` is None once one could not.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.total: int | None = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if (count := _COUNTS.get(func._overloadpacket)) is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=out)
+        if self.total is not None and (count := _COUNTS.get(func._overloadpacket)) is not None:
+            try:
+                self.total += count(*args, **(kwargs or {}), out_val=out)
+            except Exception as error:  # whatever a table of torch's says of it: a figure is missing, not a run
+                log.warning("operations are not counted: %s: %s: %s", func, type(error).__name__, error)
+                self.total = None
         return out
 
 
@@ -93,13 +129,15 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class FlopFormula:
-    """The closed formula of one model: `forward`, `step` in operations for a `BatchSize`.
+    """The closed formula of one model: `step` in operations for a `BatchSize`.
 
     2 operations a weight and a token in the forward pass; as many again for the gradient of the input where the
     gradient goes through a part, and for that of the weights where they are trained; once more where gradient
-    checkpointing computes a part anew. Attention adds 4 a pair of tokens, head and head dimension, and 2.5 times
-    that backwards (flash attention computes the scores again). A layer with a state adds 2 times `scan` a token, and
-    twice that backwards. Of its layer's experts a token passes `expert_share`.
+    checkpointing computes a part anew, and for `lm_head`, whose logits TRL's fused head never keeps. That head scores
+    the supervised tokens alone on a GPU; `scores_all_tokens` says that it scores every one, as elsewhere. Attention
+    adds 4 a pair of tokens, head and head dimension, and 2.5 times that backwards (flash attention computes the
+    scores again); windows of a vision tower add 4 times `window` a patch likewise. A layer with a state adds 2 times
+    `scan` a token, and twice that backwards. Of its layer's experts a token passes `expert_share`.
     """
 
     frozen: Mapping[str, int]
@@ -107,11 +145,10 @@ class FlopFormula:
     attention: Mapping[str, int]
     merge: int
     is_checkpointed: bool
+    scores_all_tokens: bool = False
+    window: int = 0
     expert_share: float = 0.0
     scan: int = 0
-
-    def forward(self, batch: BatchSize) -> float:
-        return sum(self._linears(part, batch) + self._attention(part, batch) for part in self.frozen)
 
     def step(self, batch: BatchSize) -> float:
         """Count forward and backward pass."""
@@ -125,7 +162,7 @@ class FlopFormula:
                 if is_reached:
                     total += forward + 2.5 * attention + 2 * scan
                     total += 2 * self.trained[part] * self._tokens(part, batch)
-                    if self.is_checkpointed and part in ("vision", "language", "experts"):
+                    if part == "lm_head" or (self.is_checkpointed and part in ("vision", "language", "experts")):
                         total += forward + attention + scan
         return total
 
@@ -139,12 +176,13 @@ class FlopFormula:
             "merger": patches / self.merge**2,
             "language": batch.tokens,
             "experts": batch.tokens * self.expert_share,
-            "lm_head": batch.trained,
+            "lm_head": batch.tokens if self.scores_all_tokens else batch.trained,
         }[part]
 
     def _attention(self, part: str, batch: BatchSize) -> float:
         pairs = {"vision": batch.patches_attended, "language": batch.attended}.get(part, 0)
-        return 4 * self.attention.get(part, 0) * pairs
+        windows = self.window * batch.patches if part == "vision" else 0
+        return 4 * (self.attention.get(part, 0) * pairs + windows)
 
 
 def build_formula(model: torch.nn.Module, is_checkpointed: bool) -> FlopFormula:
@@ -160,14 +198,17 @@ def build_formula(model: torch.nn.Module, is_checkpointed: bool) -> FlopFormula:
     text, vision = read_text_shape(config.get_text_config()), read_vision_shape(config.vision_config)
     attention = {
         "language": text.n_attention * config.get_text_config().num_attention_heads * text.head_dim,
-        "vision": vision.depth * vision.width,
+        "vision": (vision.depth - vision.n_windowed) * vision.width,
     }
+    on_gpu = next(model.parameters()).device.type in ("cuda", "xpu")  # where Triton is, TRL's condition
     return FlopFormula(
         frozen,
         trained,
         attention,
         vision.merge,
         is_checkpointed,
+        scores_all_tokens=not on_gpu,
+        window=vision.n_windowed * vision.width * vision.window,
         expert_share=text.n_chosen / text.n_experts if text.n_experts else 0.0,
         scan=_count_scan(config.get_text_config(), text),
     )

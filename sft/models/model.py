@@ -1,6 +1,5 @@
 """Base model, quantisation and LoRA: what is loaded, what is trained, and whether a saved adapter is whole."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +16,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from sft.errors import UserError
 from sft.models.experts import MakeLinear, add_empty_experts, read_experts
 from sft.models.families import FAMILIES, PARTS, Family, find_family_of, part_of
-from sft.models.hub import find_base_model
+from sft.models.hub import BESIDE_WEIGHTS, find_base_model, find_folder
+from sft.models.kernels import choose_kernels
 from sft.models.linear_attention import carry_states
 from sft.models.llama4 import Llama4ForConditionalGeneration, longest_sequence
+from sft.models.model_folder import read_header
 from sft.models.qwen_moe import Qwen3_5MoeForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 from sft.recipe.settings import ModelSettings
 
@@ -105,9 +106,11 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
     if is_deepspeed_zero3_enabled():
         _forget_unused_renamings(model)
     if model_class is not AutoModelForImageTextToText:
-        read_experts(model, _find_folder(settings), build_linear_maker(settings, dtype, model.device))
+        folder = find_folder(settings.model_name_or_path, settings.model_revision, (*BESIDE_WEIGHTS, "*.safetensors"))
+        read_experts(model, folder, build_linear_maker(settings, dtype, model.device))
     carry_states(model)
     _keep_quantised_weights(model)
+    choose_kernels(model)
     if settings.use_peft and "vision" not in settings.lora_parts:
         _keep_gradients_out_of_vision(model)
     return model
@@ -141,17 +144,6 @@ def build_empty_model(settings: ModelSettings) -> PreTrainedModel:
         model = model_class(config)
         add_empty_experts(model)
         return model
-
-
-def _find_folder(settings: ModelSettings) -> Path:
-    """Return the folder the weights are in, the local cache's where the model came from the Hub."""
-    from huggingface_hub import snapshot_download
-
-    folder = Path(settings.model_name_or_path)
-    patterns = ["*.safetensors", "*.json"]
-    if folder.is_dir():
-        return folder
-    return Path(snapshot_download(str(folder), revision=settings.model_revision, allow_patterns=patterns))
 
 
 def build_linear_maker(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> MakeLinear:
@@ -293,13 +285,8 @@ def open_adapter(folder: Path) -> Any:
         raise UserError(
             f"{path}: found no such file; expected the adapter's weights (after saving: is the disk full?)"
         )
+    read_header(path)
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise UserError(f"{path}: found a damaged file ({error}); expected safetensors: copy it again") from error
-
-
-def read_base_model_name(adapter_folder: Path) -> str:
-    """Return the base model an adapter was trained on, as its `adapter_config.json` names it."""
-    fields: dict[str, Any] = json.loads((adapter_folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return fields["base_model_name_or_path"]

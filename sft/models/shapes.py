@@ -1,6 +1,6 @@
 """What a model's config says of its sizes, whatever the family calls them. For the plan and the formula of FLOPs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -26,12 +26,17 @@ class TextShape:
 
 @dataclass(frozen=True)
 class VisionShape:
-    """Sizes of a vision tower; `merge` patches a side become one token."""
+    """Sizes of a vision tower; `merge` patches a side become one token.
+
+    Of its `depth` layers `n_windowed` attend within windows of at most `window` patches, the others to a picture.
+    """
 
     depth: int
     width: int
     mlp_width: int
     merge: int
+    n_windowed: int = 0
+    window: int = 0
 
 
 def read_text_shape(text: Any) -> TextShape:
@@ -70,4 +75,8 @@ def read_vision_shape(vision: Any) -> VisionShape:
     if vision.model_type == "qwen2_vl_vision":  # whose `hidden_size` is the language model's
         width = vision.embed_dim
         return VisionShape(vision.depth, width, int(width * vision.mlp_ratio), vision.spatial_merge_size)
-    return VisionShape(vision.depth, vision.hidden_size, vision.intermediate_size, vision.spatial_merge_size)
+    shape = VisionShape(vision.depth, vision.hidden_size, vision.intermediate_size, vision.spatial_merge_size)
+    if vision.model_type != "qwen2_5_vl_vision":
+        return shape
+    n_windowed = vision.depth - len(vision.fullatt_block_indexes)
+    return replace(shape, n_windowed=n_windowed, window=(vision.window_size // vision.patch_size) ** 2)

@@ -51,6 +51,12 @@ class Recipe:
         packed = {"tokens_per_batch": self.batch.tokens_per_batch} if self.batch.packing != "none" else {}
         return {**alone, **packed}
 
+    @property
+    def computes_in_bf16(self) -> bool:
+        """Whether the vision tower rounds its input to bf16 first of all: its weights are bf16, or autocast is."""
+        is_autocast = self.training.get("bf16", True) and not self.training.get("fp16", False)
+        return self.model.dtype == "bfloat16" and bool(is_autocast)
+
     def to_yaml(self) -> str:
         """Render the resolved recipe, every setting of ours spelled out, as YAML that `parse_recipe` reads."""
         resolved: dict[str, Any] = {}
