@@ -6,6 +6,7 @@ from importlib.resources import files
 import pytest
 from conftest import FAMILIES
 from trajectory_samples import TINY_AGENT
+from transformers import Qwen3_5Config, Qwen3_5MoeConfig
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from demo.tiny_qwen3vl import TEMPLATE_FILES
@@ -16,7 +17,7 @@ from sft.batches.sampler import StepSize
 from sft.data import build_step_rows
 from sft.memory import EMPTY_MEMORY
 from sft.models.families import FAMILIES as LAYERS
-from sft.models.model import build_empty_model, find_family, load_model
+from sft.models.model import build_empty_model, count_parameters, find_family, load_model
 from sft.models.processors import PROCESSORS, load_processor
 from sft.plan import estimate_memory, plan_tokens
 from sft.prompts import build_prompt
@@ -70,3 +71,19 @@ def test_plan_counts_the_weights_that_are_loaded(tiny_checkpoints, tmp_path, fam
     planned = sum(gb for name, gb in memory.items() if name.endswith(("nf4", "float32")))
     assert planned == pytest.approx(held, rel=0.05)  # bitsandbytes keeps its scales beside the parameters
     assert memory["activations"] > 0 and memory["vision activations"] > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "billions"),
+    [  # transformers' defaults are the sizes of these models; the published names round them
+        (Qwen3_5Config(text_config={}, vision_config={"out_hidden_size": 4096}), 9.4),
+        (Qwen3_5MoeConfig(text_config={}, vision_config={"out_hidden_size": 2048}), 35.1),
+    ],
+    ids=["Qwen3.5-9B", "Qwen3.5-35B-A3B"],
+)
+def test_published_models_are_counted_from_their_config(tmp_path, config, billions):
+    config.save_pretrained(tmp_path)
+    counts = count_parameters(build_empty_model(ModelSettings(str(tmp_path))))
+    assert sum(part["total"] for part in counts.values()) / 1e9 == pytest.approx(billions, abs=0.05)
+    if "experts" in counts:
+        assert counts["experts"]["total"] == 40 * 256 * 3 * 2048 * 512
