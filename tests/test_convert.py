@@ -145,7 +145,7 @@ def test_screenshots_are_named_by_content_and_written_once(tmp_path):
     ("changes", "reason"),
     [
         ({"images": [encode_screen(i) for i in range(3)], "image_sequence": ""}, "found 3 images for 5 steps"),
-        ({"json_data": "{"}, "found broken JSON in json_data"),
+        ({"json_data": "{"}, "json_data: found broken JSON"),
         ({"json_data": json.dumps({"trajectory": []})}, "found no steps in json_data.trajectory"),
         (
             {"json_data": json.dumps({"trajectory": [{**s, "action": "HOVER"} for s in build_trajectory()]})},
@@ -478,7 +478,7 @@ def test_conversion_that_fails_leaves_no_folder_behind(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "name", "content", "message"),
     [
-        ("careflow", "gone.csv", None, "found no such file or folder; expected a CareFlow table"),
+        ("careflow", "gone.csv", None, "found no such file; expected a CareFlow table"),
         ("careflow", "rows.csv", "Task_id,Output\n1,2\n", "expected json_data too: is this a CareFlow task table?"),
         ("careflow", "rows.parquet", "no parquet", "found a file that is no Parquet"),
         ("records", "rows.jsonl", "{", "line 1: found broken JSON"),
