@@ -132,6 +132,13 @@ def test_index_column_of_pandas_changes_nothing(tmp_path):
         ]
 
 
+def test_blank_record_that_pandas_numbered_is_no_row(tmp_path):
+    path = write_trajectories(tmp_path, build_tasks(2))
+    frame = pd.read_csv(path)
+    pd.concat([frame, pd.DataFrame([{}, {}])], ignore_index=True).to_csv(tmp_path / "blank.csv")
+    assert [len(t.steps) for t in load_trajectories(tmp_path / "blank.csv", show_progress=False)] == [3, 3]
+
+
 def test_grounding_and_elements_are_read_in_any_spelling():
     grounding = read_grounding("{'bbox': array([1, 2, 3, 4]), 'screen': (320, 200), 'application': None}")
     assert (grounding.bbox, grounding.screen_wh) == ((1, 2, 3, 4), (320, 200))

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from sft.contract.cells import read_text
@@ -68,12 +69,17 @@ def decode_text(data: bytes, path: Path) -> str:
 def _lay_out(
     header: Sequence[str], records: Iterable[list[str]], path: Path, bad_rows: list[Problem]
 ) -> Iterator[Row]:
-    """Yield the records that are not blank as rows; one with too few or too many cells goes to `bad_rows`."""
+    """Yield the records that are not blank as rows; one with too few or too many cells goes to `bad_rows`.
+
+    The index that pandas writes before a blank record does not make it a row.
+    """
     task_at = header.index("Task_id")
+    is_index = [not name or name.startswith("Unnamed: ") for name in header]
     for number, record in enumerate(records, start=2):
-        if len(record) == len(header) and any(cell.strip() for cell in record):
+        is_blank = not any(cell.strip() for cell, skip in zip_longest(record, is_index) if cell and not skip)
+        if len(record) == len(header) and not is_blank:
             yield number, dict(zip(header, record))
-        elif any(cell.strip() for cell in record):
+        elif not is_blank:
             task_id = read_text(record[task_at]) if task_at < len(record) else ""
             message = f"found {len(record)} cells; expected {len(header)}"
             bad_rows.append(Problem(path, number, None, message, task_id or None))
