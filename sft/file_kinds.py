@@ -115,7 +115,7 @@ def _find_text_kind(head: bytes) -> FileKind | None:
     text = head.decode("utf-8-sig", "replace").lstrip()
     if text[:1] in ("{", "["):
         return JSON
-    if re.match(r"<!doctype html|<html|<head|<body", text, re.I):
+    if re.match(r"<!doctype html|<(?:html|head|body|table|div|meta)\b", text, re.I):
         return _WEB_PAGE
     if text.startswith("<?xml"):
         return FileKind("an XML file", _AS_CSV)

@@ -243,6 +243,19 @@ def test_rows_that_python_has_no_value_for_are_refused_in_words(tmp_path):
         load_trajectories(tmp_path / "tasks.parquet", show_progress=False)
 
 
+def test_half_character_becomes_a_question_mark_and_a_nul_is_refused(tmp_path):
+    write_screenshots(tmp_path)
+    rows = [{**row, "Task_id": f"t{i}", "Instruction": "Open \ud83d", "Mine": "\ud83d"}
+            for i, row in enumerate(_build_rows())]  # fmt: skip
+    path = _write_json_lines(tmp_path, rows)
+    assert {t.instruction for t in load_trajectories(path, show_progress=False)} == {"Open ?"}
+    rows = [{**row, "Instruction": f"Open {i}"} for i, row in enumerate(rows)]
+    split.main([str(_write_json_lines(tmp_path, rows)), "--parts", "train=0.5,test=0.5"])
+    rows[1]["Instruction"] = "Open\0"
+    with pytest.raises(TrajectoryError, match="row 2: Instruction: found a NUL character; expected text"):
+        load_trajectories(_write_json_lines(tmp_path, rows), show_progress=False)
+
+
 def test_column_that_stands_twice_is_refused(tmp_path):
     table = pa.Table.from_pylist(_as_csv(_build_rows()))
     parquet.write_table(table.append_column("Output", table["Grounding"]), tmp_path / "twice.parquet")

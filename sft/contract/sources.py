@@ -87,13 +87,15 @@ def as_cell(value: Any) -> str:
         return ""
     if isinstance(value, (bytes, bytearray)):
         return _refuse(value)
-    if isinstance(value, (Mapping, Sequence)) and not isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False, default=_refuse)
     if isinstance(value, float) and value.is_integer():
         if abs(value) >= EXACT:
             raise ValueError(f"found the number {value}, which has lost digits; expected it saved as text")
         return str(int(value))
-    return str(value)
+    is_object = isinstance(value, (Mapping, Sequence)) and not isinstance(value, str)
+    text = json.dumps(value, ensure_ascii=False, default=_refuse) if is_object else str(value)
+    if "\0" in text:
+        raise ValueError("found a NUL character; expected text")
+    return text.encode("utf-8", "replace").decode("utf-8")  # JSON can name half characters, a file cannot hold them
 
 
 def _refuse(value: Any) -> NoReturn:
