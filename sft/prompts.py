@@ -4,7 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sft.actions import DEFAULT_ACTIONS, ActionType, as_plain_text, format_action, parse_action, read_action
+from sft.actions import (
+    DEFAULT_ACTIONS,
+    ActionType,
+    as_plain_text,
+    describe_action_type,
+    format_action,
+    parse_action,
+    read_action,
+)
 from sft.json_text import find_object
 from sft.memory import Answer, Memory, MemoryWriter, clean_json, dump_json
 
@@ -126,7 +134,7 @@ def parse_answer(text: str, agent: AgentConfig, is_truncated: bool = False) -> P
     return ParsedAnswer("ok", Answer(action, **memory), "; ".join(left_out.values()), tuple(left_out))
 
 
-def read_answer(fields: Mapping[str, Any], actions: Sequence[ActionType]) -> Answer:
+def read_answer(fields: Mapping[str, Any], actions: Sequence[ActionType] | None) -> Answer:
     """Build an `Answer` from a compact JSON object; memory that is not an object is refused.
 
     Raises:
@@ -141,7 +149,7 @@ def read_answer(fields: Mapping[str, Any], actions: Sequence[ActionType]) -> Ans
 
 def agent_to_json(agent: AgentConfig) -> dict[str, Any]:
     """Return the content of `agent_config.json`."""
-    return asdict(agent)
+    return {**asdict(agent), "actions": [describe_action_type(a) for a in agent.actions]}
 
 
 def agent_from_json(fields: Mapping[str, Any]) -> AgentConfig:
@@ -159,7 +167,7 @@ def agent_from_json(fields: Mapping[str, Any]) -> AgentConfig:
         )
     try:
         actions = tuple(
-            ActionType(a["name"], a["description"], {k: tuple(v) for k, v in a["arguments"].items()}, a["is_final"])
+            ActionType(**{**a, "arguments": {k: tuple(v) for k, v in a["arguments"].items()}})
             for a in fields["actions"]
         )
         return AgentConfig(**{**fields, "actions": actions})
@@ -183,9 +191,10 @@ def _writes_memory(agent: AgentConfig) -> bool:
 
 
 def _describe_arguments(action: ActionType) -> str:
-    if not action.arguments:
-        return ""
-    return "; " + ", ".join(f"{name} {'/'.join(values)}".strip() for name, values in action.arguments.items())
+    parts = [f"{name} {'/'.join(values)}".strip() for name, values in action.arguments.items()]
+    if not action.takes_target:
+        parts.insert(0, "no target")
+    return f"; {', '.join(parts)}" if parts else ""
 
 
 def _read_memory_part(fields: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:

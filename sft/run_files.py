@@ -1,12 +1,12 @@
 """What a training saves beside the weights: agent, recipe, versions, data, processor."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sft.contract.problems import QUARANTINE_NAME, write_quarantine
 from sft.data import TaskSplit, describe_tasks
+from sft.prompts import agent_to_json
 from sft.recipe.config import Recipe
 from sft.versions import read_versions
 
@@ -30,7 +30,7 @@ def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: An
     write_quarantine(folder / QUARANTINE_NAME, split.quarantined)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     for name, content in (
-        ("agent_config.json", asdict(recipe.agent)),
+        ("agent_config.json", agent_to_json(recipe.agent)),
         ("training_data.json", data),
         ("versions.json", read_versions()),
     ):

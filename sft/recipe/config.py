@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sft.actions import ActionType
 from sft.errors import UserError
-from sft.prompts import AgentConfig, agent_from_json
+from sft.prompts import AgentConfig, agent_from_json, agent_to_json
 from sft.recipe.countries import list_countries
 from sft.recipe.recipe_yaml import RecipeError, load_yaml, parse_overrides
 from sft.recipe.settings import (
@@ -63,6 +63,7 @@ class Recipe:
         sections = (self.data, self.model, self.agent, self.batch, self.validation, self.compute, self.resume)
         for settings in sections:
             resolved.update(dataclasses.asdict(settings))
+        resolved.update(agent_to_json(self.agent))
         resolved.pop("prompt_version")
         return yaml.safe_dump(_plain({**resolved, **self.training}), sort_keys=False, allow_unicode=True)
 
@@ -149,7 +150,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
 
 
 def load_agent_config(folder: Path, override: str | Path | None = None) -> AgentConfig:
-    """Read how prompts and answers were made in training.
+    """Read how prompts and answers were made in training. `override` is another such file, or a recipe (YAML).
 
     Raises:
         UserError: no such folder or file, or one that was written for another prompt version.
@@ -160,8 +161,10 @@ def load_agent_config(folder: Path, override: str | Path | None = None) -> Agent
     if not path.is_file():
         raise UserError(
             f"{path}: found no such file; expected the agent configuration that sft/run.py saves beside a model: "
-            "for an untuned base model name one with --agent_config"
+            "for an untuned base model name one, or a recipe, with --agent_config"
         )
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return load_agent_settings(path)
     try:
         return agent_from_json(json.loads(path.read_text(encoding="utf-8")))
     except json.JSONDecodeError as error:
@@ -252,11 +255,12 @@ def _check_value(key: str, expected: Any, value: Any, problems: list[str]) -> An
     """Return `value` as `expected`, or note what was found and expected. Neither True nor 2.7 passes for an int."""
     name = str(expected).replace("typing.", "").replace("<class '", "").replace("'>", "")
     if expected == tuple[ActionType, ...]:
-        name = "a list of {name, description, arguments, is_final}"
+        name = "a list of {name, description, arguments, is_final, takes_target}"
     try:
         checked = TypeAdapter(expected).validate_python(value)
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]["msg"]
+        first = error.errors(include_url=False)[0]
+        detail = ", ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
         problems.append(f"{key}: found {value!r}; expected {name} ({detail})")
         return None
     if isinstance(value, bool) and not isinstance(checked, (bool, str)):
@@ -272,6 +276,9 @@ def _find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any
         for name, least in _LEAST.items()
         if values[name] is not None and values[name] < least
     ]
+    names = [action.name.upper() for action in agent.actions]
+    if not names or len(set(names)) < len(names):
+        problems.append(f"actions: found {', '.join(names) or 'none'}; expected at least one, each name once")
     if agent.min_pixels > agent.max_pixels:
         problems.append(f"max_pixels: found {agent.max_pixels}; expected at least min_pixels={agent.min_pixels}")
     if not 0 <= model.lora_dropout < 1:
