@@ -150,7 +150,7 @@ def _select(cache: Any, mask: torch.Tensor, rows: list[int]) -> tuple[Any, torch
     if rows == list(range(len(mask))):
         return cache, mask
     index = torch.tensor(rows, device=mask.device)
-    cache.batch_select_indices(index)
+    cache.reorder_cache(index)  # which, unlike `batch_select_indices`, linear attention's states know too
     return cache, mask[index]
 
 

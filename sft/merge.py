@@ -11,6 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sft.errors import UserError
+from sft.merge_experts import find_expert_changes, merge_experts
+from sft.models.families import list_file_names
 from sft.models.model import open_adapter
 from sft.models.model_folder import list_weight_files, read_json
 
@@ -19,8 +21,6 @@ HEAD = "lm_head.weight"
 _TIED = (HEAD, "embed_tokens.weight")
 # One output file: safetensors copies it once while writing, so a merge holds about twice this.
 MAX_SHARD_BYTES = 2_000_000_000
-# How transformers 5 names modules, and what the same weights are called in files that older versions wrote.
-FILE_NAMES = (("model.language_model.", "model."), ("model.visual.", "visual."))
 # What makes a merge another sum than base + scale * B @ A.
 _OTHER_SUMS = (
     "use_dora",
@@ -95,6 +95,7 @@ def merge_weights(base: Path, adapter: Adapter | None, output: Path, dtype: torc
     """
     config = read_json(base / "config.json")
     names = list_weights(base)
+    experts = find_expert_changes(adapter.deltas, names) if adapter else {}
     renamed = _find_in_base(adapter, names, base) if adapter else {}
     shards = _ShardWriter(output)
     for name, path in names.items():
@@ -102,6 +103,9 @@ def merge_weights(base: Path, adapter: Adapter | None, output: Path, dtype: torc
             weight = file.get_tensor(name)
         if adapter is not None and name in renamed:
             weight = _merge(weight, renamed[name], adapter, base)
+        elif adapter is not None and name in experts:
+            model_type = config.get("model_type", "")
+            weight = merge_experts(weight, experts[name], adapter.deltas, adapter.scale, dtype, model_type, base)
         shards.add(name, weight.to(dtype) if weight.is_floating_point() else weight)
     if adapter is not None and any(name.endswith(_TIED) for name in adapter.names):
         if (head := _find_head(base, adapter, names)) is not None:
@@ -151,10 +155,11 @@ def _find_in_base(adapter: Adapter, names: Mapping[str, Path], base: Path) -> di
     """Return for each base weight that changes the adapter's name of it."""
     found, missing = {}, []
     for name in sorted(adapter.names):
-        candidates = [name, *(name.replace(new, old, 1) for new, old in FILE_NAMES if name.startswith(new))]
-        match = next((c for c in candidates if c in names), None)
+        match = next((c for c in list_file_names(name) if c in names), None)
         if match is not None:
             found[match] = name
+        elif find_expert_changes([name], names):
+            continue
         elif name != HEAD or name not in adapter.replaced:  # it may be the embedding
             missing.append(name)
     if missing:

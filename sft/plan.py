@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.batches.sampler import PackSampler, StepSize
-from sft.models.families import find_family_of, find_vision_width
+from sft.models.families import find_family_of
+from sft.models.shapes import read_text_shape, read_vision_shape
 from sft.recipe.config import Recipe
 from sft.recipe.settings import ModelSettings
 
@@ -199,57 +200,45 @@ def _count_activations(recipe: Recipe, config: Any, tokens: TokenPlan, n_patches
     Of a layer: the inputs of its linears, attention's q, k, v and output. A packed sequence's branches have the keys
     and values of their whole path each, repeated for every head that shares them.
     """
-    settings, text, vision = recipe.model, config.get_text_config(), config.vision_config
+    settings, text = recipe.model, config.get_text_config()
+    shape, vision = read_text_shape(text), read_vision_shape(config.vision_config)
     is_checkpointed = recipe.training.get("gradient_checkpointing", True)
     n_layers = text.num_hidden_layers
-    q, kv = text.num_attention_heads * _head_dim(text), text.num_key_value_heads * _head_dim(text)
-    inner = _find_inner_width(text)
-    layer = tokens.longest * (6 * text.hidden_size + 2 * q + 2 * kv + 4 * inner)
+    q, kv = text.num_attention_heads * shape.head_dim, text.num_key_value_heads * shape.head_dim
+    # a layer with a state has instead: what it convolves, before and after, and in fp32 what it scans
+    mixer = max(2 * q + 2 * kv, 4 * shape.linear_width)
+    layer = tokens.longest * (6 * text.hidden_size + mixer + 4 * shape.mlp_width)
     is_packed = recipe.batch.packing != "none"
     paths = tokens.longest_alone * 2 * (q + kv) if is_packed and settings.attn_implementation == "sdpa" else 0
     hidden = n_layers * tokens.longest * text.hidden_size
-    width = find_vision_width(vision)
-    inner_vision = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)  # Qwen2-VL has a ratio
-    vision_layer = n_patches * (8 * width + 2 * inner_vision)
-    n_vision_layers = getattr(vision, "depth", None) or vision.num_hidden_layers
+    vision_layer = n_patches * (8 * vision.width + 2 * vision.mlp_width)
     trains_vision = not settings.use_peft or "vision" in settings.lora_parts
     counts = {
         "activations": hidden + 2 * layer if is_checkpointed else n_layers * layer,
-        "keys and values by branch": float(paths if is_checkpointed else n_layers * paths),
+        "keys and values by branch": float(paths if is_checkpointed else shape.n_attention * paths),
         "vision activations": float(vision_layer),
     }
     if trains_vision and is_checkpointed:
-        counts["vision activations"] += n_vision_layers * n_patches * width + vision_layer
+        counts["vision activations"] += vision.depth * n_patches * vision.width + vision_layer
     elif trains_vision:
-        counts["vision activations"] *= n_vision_layers
+        counts["vision activations"] *= vision.depth
     if settings.attn_implementation == "eager":
         counts["attention mask"] = float(tokens.longest**2)
     return counts
 
 
 def _count_cache(recipe: Recipe, text: Any, tokens: TokenPlan) -> int:
-    """Count the numbers of the keys and values that the validation rollout's largest batch may need."""
+    """Count the numbers of keys, values and states that the validation rollout's largest batch may need."""
     is_validated = (recipe.data.val_csv or recipe.data.val_split) and recipe.training.get(
         "eval_strategy", "no"
     ) != "no"
     n_tasks = min(recipe.validation.val_rollout_tasks, recipe.validation.val_rollout_batch_size) if is_validated else 0
     n_tokens = n_tasks * (tokens.longest_step + recipe.agent.max_answer_tokens)
-    return n_tokens * 2 * text.num_hidden_layers * text.num_key_value_heads * _head_dim(text)
-
-
-def _find_inner_width(text: Any) -> int:
-    """Return how wide a token's way through an MLP is: that of the experts it passes, where there are any."""
-    if text.model_type == "llama4_text":  # the shared expert and one of its own: as wide as the MLP of a dense layer
-        return text.intermediate_size_mlp
-    if n_experts := getattr(text, "num_experts_per_tok", None):
-        return n_experts * text.moe_intermediate_size + (getattr(text, "shared_expert_intermediate_size", None) or 0)
-    return text.intermediate_size
+    shape = read_text_shape(text)
+    keys_and_values = n_tokens * 2 * shape.n_attention * text.num_key_value_heads * shape.head_dim
+    return keys_and_values + n_tasks * 2 * shape.n_linear * shape.state  # states are in fp32: two numbers each
 
 
 def _count_pixels(vision: Any) -> int:
     """Count the numbers of a patch in `pixel_values`."""
     return 3 * vision.patch_size**2 * getattr(vision, "temporal_patch_size", 1)
-
-
-def _head_dim(text: Any) -> int:
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

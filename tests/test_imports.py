@@ -34,9 +34,11 @@ MAY_IMPORT_TORCH |= {
     "sft.accounting.flops",
     "sft.accounting.step_meter",
     "sft.merge",
+    "sft.merge_experts",
     "eval.export_check",
 }  # loaded by the trainer and by the export
-MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.tree_attention", "sft.models.kernels"}  # parts of the model
+MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.qwen_moe", "sft.models.experts"}  # parts of the model
+MAY_IMPORT_TORCH |= {"sft.models.linear_attention", "sft.models.tree_attention", "sft.models.kernels"}  # likewise
 MAY_IMPORT_TORCH |= {"sft.models.build_lock"}  # changes how torch builds
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 # The packages of `sft` from the ground up: each may know those before it, and the modules that are in none.

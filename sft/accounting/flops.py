@@ -10,8 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
-from sft.models.families import find_vision_width
 from sft.models.model import PARTS, part_of
+from sft.models.qwen_moe import STOCK_EXPERTS
+from sft.models.shapes import TextShape, read_text_shape, read_vision_shape
+
+CHUNK = 64  # tokens that a gated delta net computes at once
 
 log = logging.getLogger("sft")
 
@@ -133,7 +136,8 @@ class FlopFormula:
     checkpointing computes a part anew, and for `lm_head`, whose logits TRL's fused head never keeps. That head scores
     the supervised tokens alone on a GPU; `scores_all_tokens` says that it scores every one, as elsewhere. Attention
     adds 4 a pair of tokens, head and head dimension, and 2.5 times that backwards (flash attention computes the
-    scores again).
+    scores again); windows of a vision tower add 4 times `window` a patch likewise. A layer with a state adds 2 times
+    `scan` a token, and twice that backwards. Of its layer's experts a token passes `expert_share`.
     """
 
     frozen: Mapping[str, int]
@@ -142,19 +146,24 @@ class FlopFormula:
     merge: int
     is_checkpointed: bool
     scores_all_tokens: bool = False
+    window: int = 0
+    expert_share: float = 0.0
+    scan: int = 0
 
     def step(self, batch: BatchSize) -> float:
         """Count forward and backward pass."""
         total, is_reached = 0.0, False
-        for part in ("vision", "merger", "language", "lm_head"):
-            forward, attention = self._linears(part, batch), self._attention(part, batch)
-            total += forward + attention
-            is_reached = is_reached or self.trained[part] > 0
-            if is_reached:
-                total += forward + 2.5 * attention
-                total += 2 * self.trained[part] * self._tokens(part, batch)
-                if part == "lm_head" or (self.is_checkpointed and part in ("vision", "language")):
-                    total += forward + attention
+        for group in (("vision",), ("merger",), ("language", "experts"), ("lm_head",)):
+            is_reached = is_reached or any(self.trained[part] for part in group)
+            for part in group:
+                forward, attention = self._linears(part, batch), self._attention(part, batch)
+                scan = 2 * self.scan * batch.tokens if part == "language" else 0.0
+                total += forward + attention + scan
+                if is_reached:
+                    total += forward + 2.5 * attention + 2 * scan
+                    total += 2 * self.trained[part] * self._tokens(part, batch)
+                    if part == "lm_head" or (self.is_checkpointed and part in ("vision", "language", "experts")):
+                        total += forward + attention + scan
         return total
 
     def _linears(self, part: str, batch: BatchSize) -> float:
@@ -166,42 +175,63 @@ class FlopFormula:
             "vision": patches,
             "merger": patches / self.merge**2,
             "language": batch.tokens,
+            "experts": batch.tokens * self.expert_share,
             "lm_head": batch.tokens if self.scores_all_tokens else batch.trained,
         }[part]
 
     def _attention(self, part: str, batch: BatchSize) -> float:
         pairs = {"vision": batch.patches_attended, "language": batch.attended}.get(part, 0)
-        return 4 * self.attention.get(part, 0) * pairs
+        windows = self.window * batch.patches if part == "vision" else 0
+        return 4 * (self.attention.get(part, 0) * pairs + windows)
 
 
 def build_formula(model: torch.nn.Module, is_checkpointed: bool) -> FlopFormula:
-    """Read the formula's coefficients off a model: weights of its linear layers and convolutions by part.
-
-    Experts that are no linear layers (Llama-4's) are not in it.
-    """
+    """Read the formula's coefficients off a model: weights of its linear layers, experts and convolutions by part."""
     frozen, trained = dict.fromkeys((*PARTS, "lm_head"), 0), dict.fromkeys((*PARTS, "lm_head"), 0)
     for name, module in model.named_modules():
-        n = _count_weights(module)
-        if not n or ".original_module" in name:  # replaced by its trained copy
+        if ".original_module" in name:  # replaced by its trained copy
             continue
-        part = "lm_head" if "lm_head" in name else part_of(name)
-        (trained if module.weight.requires_grad else frozen)[part] += n
+        for parameter, n in _list_weights(module):
+            part = "lm_head" if "lm_head" in name else part_of(f"{name}.")
+            (trained if parameter.requires_grad else frozen)[part] += n
     config: Any = model.config
-    text, vision = config.get_text_config(), config.vision_config
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    text, vision = read_text_shape(config.get_text_config()), read_vision_shape(config.vision_config)
     attention = {
-        "language": text.num_hidden_layers * text.num_attention_heads * head_dim,
-        "vision": (getattr(vision, "depth", None) or vision.num_hidden_layers) * find_vision_width(vision),
+        "language": text.n_attention * config.get_text_config().num_attention_heads * text.head_dim,
+        "vision": (vision.depth - vision.n_windowed) * vision.width,
     }
-    # Llama-4 names the ratio of the sides, Qwen how many patches a side of a token has.
-    merge = getattr(vision, "spatial_merge_size", None) or round(1 / vision.pixel_shuffle_ratio)
     on_gpu = next(model.parameters()).device.type in ("cuda", "xpu")  # where Triton is, TRL's condition
-    return FlopFormula(frozen, trained, attention, merge, is_checkpointed, scores_all_tokens=not on_gpu)
+    return FlopFormula(
+        frozen,
+        trained,
+        attention,
+        vision.merge,
+        is_checkpointed,
+        scores_all_tokens=not on_gpu,
+        window=vision.n_windowed * vision.width * vision.window,
+        expert_share=text.n_chosen / text.n_experts if text.n_experts else 0.0,
+        scan=_count_scan(config.get_text_config(), text),
+    )
 
 
-def _count_weights(module: Any) -> int:
+def _count_scan(config: Any, text: TextShape) -> int:
+    """Count the multiplications a token takes in the layers with a state, beside their projections.
+
+    Within a chunk every token meets every other (keys with keys and with queries, then values); thrice the state is
+    read or written.
+    """
+    if not text.n_linear:
+        return 0
+    keys, values, heads = config.linear_key_head_dim, config.linear_value_head_dim, config.linear_num_value_heads
+    return text.n_linear * heads * (CHUNK * (2 * keys + values) + 3 * keys * values)
+
+
+def _list_weights(module: Any) -> list[tuple[Any, int]]:
+    """Return the matrices a module multiplies by and how many numbers each has."""
     if isinstance(module, torch.nn.Linear):  # 4-bit layers and LoRA matrices among them
-        return module.in_features * module.out_features
+        return [(module.weight, module.in_features * module.out_features)]
     if isinstance(module, torch.nn.Conv3d):
-        return getattr(module.weight, "ds_numel", module.weight.numel())  # ZeRO-3 leaves an empty weight
-    return 0
+        return [(module.weight, getattr(module.weight, "ds_numel", module.weight.numel()))]  # empty under ZeRO-3
+    if isinstance(module, STOCK_EXPERTS):
+        return [(p, getattr(p, "ds_numel", p.numel())) for p in module.parameters(recurse=False)]
+    return []

@@ -64,9 +64,18 @@ class _ImageTextProcessor(ProcessorMixin):
 
 
 class Qwen3VLProcessor(_ImageTextProcessor, transformers.Qwen3VLProcessor):
-    """Qwen3-VL without video. It bears the family's own class name: that is what transformers writes when saving."""
+    """Qwen3-VL and Qwen3.5 without video.
+
+    It bears the family's own class name: that is what transformers writes when saving.
+    """
 
     video_processor_type = "Qwen3VLVideoProcessor"
+
+
+class Qwen2VLProcessor(_ImageTextProcessor, transformers.Qwen2VLProcessor):
+    """Qwen2-VL without video, under the family's own class name (see `Qwen3VLProcessor`)."""
+
+    video_processor_type = "Qwen2VLVideoProcessor"
 
 
 class Qwen2_5_VLProcessor(_ImageTextProcessor, transformers.Qwen2_5_VLProcessor):
@@ -76,7 +85,7 @@ class Qwen2_5_VLProcessor(_ImageTextProcessor, transformers.Qwen2_5_VLProcessor)
 
 
 PROCESSORS: dict[str, type[_ImageTextProcessor] | type[Llama4Processor]] = {
-    c.__name__: c for c in (Qwen3VLProcessor, Qwen2_5_VLProcessor, Llama4Processor)
+    c.__name__: c for c in (Qwen3VLProcessor, Qwen2VLProcessor, Qwen2_5_VLProcessor, Llama4Processor)
 }
 
 
@@ -129,6 +138,6 @@ def _find_processor_class(path: Path) -> type[_ImageTextProcessor] | type[Llama4
     if name not in PROCESSORS:
         raise UserError(
             f"{path}: found processor_class {name!r}; expected one of {', '.join(PROCESSORS)}: choose such a "
-            "model, or add the family to PROCESSORS in sft/models/processors.py"
+            "model (docs/models.md says what was tested with each family, and how to add one)"
         )
     return PROCESSORS[name]
