@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -191,6 +191,17 @@ def load_model_settings(folder: Path) -> ModelSettings:
     if problems:
         raise RecipeError(path, problems)
     return settings
+
+
+def load_mixed_precision(folder: Path) -> Literal["bfloat16", "float16"] | None:
+    """Read in which number format the model of an output folder was computed in training beside its weights' own.
+
+    TRL computes in bf16 where a recipe names neither `bf16` nor `fp16`.
+    """
+    values = load_yaml(folder / "recipe.yaml")
+    if values.get("fp16"):
+        return "float16"
+    return "bfloat16" if values.get("bf16") in (None, True) else None
 
 
 def build_training_arguments(recipe: Recipe) -> "SFTConfig":
