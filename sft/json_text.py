@@ -88,10 +88,9 @@ def find_object(text: str, is_whole: bool = True) -> FoundObject:
 
 def find_open_thought(prompt: str) -> str | None:
     """Return the tag by which the end of a prompt opens a thought that the answer would begin in, or None."""
-    mark = None
-    for mark in _MARK.finditer(prompt.rstrip()):
-        pass
-    return mark["opens"] if mark and mark.end() == len(prompt.rstrip()) else None
+    said = prompt.rstrip()
+    marks = list(_MARK.finditer(said))
+    return marks[-1]["opens"] if marks and marks[-1].end() == len(said) else None
 
 
 def _is_called_example(before: str) -> bool:

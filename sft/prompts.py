@@ -111,8 +111,9 @@ def format_answer(answer: Answer, agent: AgentConfig) -> str:
 def parse_answer(text: str, agent: AgentConfig, is_truncated: bool = False) -> ParsedAnswer:
     """Read a model's answer: the first JSON object that it says (`find_object`), its "action" one of the vocabulary.
 
-    A tool call around it (`{"name": ..., "arguments": {...}}`) is taken off. What else it holds is taken as far as it can be read: a target that is no text becomes "", an argument with a value
-    it may not have is left out, and so is memory that is no object, so that the last valid memory stays.
+    A tool call around it (`{"name": ..., "arguments": {...}}`) is taken off. What else it holds is taken as far as it
+    can be read: a target that is no text becomes "", an argument with a value it may not have is left out, and so is
+    memory that is no object, so that the last valid memory stays.
 
     `is_truncated` says that generation stopped at its token limit. Never raises: an unreadable answer is data.
     """
@@ -192,7 +193,8 @@ def _take_call_off(fields: dict[str, Any], actions: Sequence[ActionType]) -> dic
 
     Arguments are an object or, as in the OpenAI protocol, the text of one. What is no call is returned as it is.
     """
-    call = fields.get("function") if isinstance(fields.get("function"), dict) else fields
+    function = fields.get("function")
+    call = function if isinstance(function, dict) else fields
     name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
     if isinstance(arguments, str):
         arguments = find_object(arguments).fields

@@ -1,4 +1,4 @@
-"""A checkpoint is scored by the arithmetic it was chosen by: logits of validation and of a rollout of its own, to the bit."""
+"""A checkpoint is scored by the arithmetic it was chosen by: the logits of validation, to the bit."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from sft.memory import EMPTY_MEMORY
 
 SETTINGS = {
     "4-bit base in bf16": "--dtype bfloat16 --bf16 true",
-    "bf16 base, LoRA on vision too": "--dtype bfloat16 --bf16 true --load_in_4bit false --lora_parts [language,merger,vision]",
+    "bf16 base, LoRA on vision": "--dtype bfloat16 --bf16 true --load_in_4bit false --lora_parts [language,vision]",
     "embeddings trained in full": "--dtype bfloat16 --bf16 true --lora_modules_to_save [embed_tokens,lm_head]",
     "fp32 base computed in bf16": "--dtype float32 --bf16 true",
     "bf16 base without mixed precision": "--dtype bfloat16 --bf16 false",

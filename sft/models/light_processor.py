@@ -9,6 +9,7 @@ from typing import Any
 
 from sft.errors import UserError
 from sft.models.llama4_tiles import IMAGE_TOKEN, choose_canvas, count_tiles_in_budget, write_image_tokens
+from sft.models.thoughts import PROBE, close_thought
 from sft.prompts import AgentConfig
 
 DEFAULT_PIXELS_PER_TOKEN = 32  # a side, of Qwen3-VL: patches of 16 px, merged two by two; Qwen2.5-VL has 28
@@ -127,7 +128,8 @@ def _build_template(folder: Path) -> Any:
         raise UserError(f"{folder}: found no chat template; expected chat_template.jinja: copy it from the base model")
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = lambda value, **kwargs: json.dumps(value, ensure_ascii=False, **kwargs)
-    return environment.from_string(source)
+    prompt = environment.from_string(source).render(messages=PROBE, add_generation_prompt=True, bos_token="")
+    return environment.from_string(close_thought(source, prompt))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

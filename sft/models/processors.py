@@ -1,6 +1,7 @@
 """Processors: text and screenshots to model inputs, without torchvision. Knows nothing of prompts or training."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from transformers.utils import cached_file
 from sft.errors import UserError
 from sft.models.layouts import Layout, QwenLayout
 from sft.models.llama4_processor import Llama4Processor
+from sft.models.thoughts import PROBE, close_thought
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 VIDEO_FILE = "video_preprocessor_config.json"
+
+log = logging.getLogger("sft")
 
 
 class _ImageTextProcessor(ProcessorMixin):
@@ -99,10 +103,16 @@ def load_processor(path: str | Path, min_pixels: int, max_pixels: int, revision:
     if not chat_template:
         raise UserError(f"{path}: found no chat template; expected chat_template.jinja: copy it from the base model")
     image_processor = cls.load_image_processor(path, min_pixels, max_pixels, revision)
-    if cls is Llama4Processor:
-        return cls(image_processor, tokenizer, chat_template=chat_template)
-    video_settings = _read_json(path, VIDEO_FILE, revision) or processor_fields.get("video_processor")
-    return cls(image_processor, tokenizer, chat_template=chat_template, video_settings=video_settings)
+    options: dict[str, Any] = {"chat_template": chat_template}
+    if cls is not Llama4Processor:
+        settings = _read_json(path, VIDEO_FILE, revision) or processor_fields.get("video_processor")
+        options["video_settings"] = settings
+    processor = cls(image_processor, tokenizer, **options)
+    generation_prompt = processor.apply_chat_template(PROBE, tokenize=False, add_generation_prompt=True)
+    processor.chat_template = close_thought(chat_template, generation_prompt)
+    if processor.chat_template != chat_template:
+        log.warning("%s: its chat template opens a thought for the answer; prompts close it, empty, here", path)
+    return processor
 
 
 def save_processor(processor: ProcessorMixin, folder: str | Path) -> None:
