@@ -112,8 +112,18 @@ def _decode(text: str, start: int) -> FoundObject:
 def _find_end(text: str, start: int) -> int | None:
     """Return the position behind the brace that closes an object which is no JSON, or None where the text ends first.
 
-    Braces in strings do not count. A string, in either kind of quotes, begins where a key or value may and ends where
-    one may, so that a quote which should have been escaped ends none.
+    Where strings begin and end cannot be known in what is no JSON: braces are counted without those in strings, and
+    with them, and the later end is taken.
+    """
+    ends = [_count_braces(text, start, has_strings) for has_strings in (True, False)]
+    return None if None in ends else max(end for end in ends if end is not None)
+
+
+def _count_braces(text: str, start: int, has_strings: bool) -> int | None:
+    """Return the position behind the brace that closes the one at `start`, or None where the text ends first.
+
+    A string, in either kind of quotes, begins where a key or value may and ends where one may, so that a quote which
+    should have been escaped ends none.
     """
     depth, at = 0, start
     while mark := _BRACE_OR_QUOTE.search(text, at):
@@ -122,7 +132,7 @@ def _find_end(text: str, start: int) -> int | None:
             depth += 1 if mark[0] == "{" else -1
             if depth == 0:
                 return at
-        elif _read_before(text, mark.start()) in "{[,:":
+        elif has_strings and _read_before(text, mark.start()) in "{[,:":
             ends = (quote.end() for quote in _QUOTE_IN_STRING[mark[0]].finditer(text, at) if quote[0] == mark[0])
             end = next((end for end in ends if _ENDS_STRING.match(text, end)), None)
             if end is None:
