@@ -28,11 +28,13 @@ def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: An
     if split.val:
         data["val"] = describe_tasks(split.val, val_csv, split.sha256_of[val_csv])
     write_quarantine(folder / QUARANTINE_NAME, split.quarantined)
-    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8", errors="replace")
     for name, content in (
         ("agent_config.json", asdict(recipe.agent)),
         ("training_data.json", data),
         ("versions.json", read_versions()),
     ):
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / name).write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"
+        )
     save_processor(processor, folder)

@@ -116,6 +116,6 @@ def _read_memory_bytes() -> int:
     """Return the machine's memory, or the limit a container sets below it."""
     total = psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+    if limit.is_file() and (text := limit.read_text(encoding="utf-8").strip()).isdigit():
         total = min(total, int(text))
     return total
