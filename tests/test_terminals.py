@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from attempt_samples import write_recipe
 from conftest import ROOT
 from conversion_samples import build_pipeline_records, write_pipeline_task
 from trajectory_samples import build_tasks, format_csv, write_screenshots
@@ -112,3 +113,17 @@ def test_converted_data_is_announced_on_any_terminal(folder, environment):
     target = f"{folder}/from pipeline {environment}"
     code, written = run(folder, environment, "-m", "sft.convert", "pipeline", f"{folder}/pipeline", target)
     assert code == 0 and b"?" in written, written
+
+
+def test_training_and_export_write_what_the_terminal_has(tiny_checkpoints, tmp_path):
+    """The whole way once; the log is UTF-8 whatever the terminal is."""
+    own = tmp_path / OWN
+    own.mkdir()
+    recipe, out = write_recipe(own, tiny_checkpoints["qwen3_vl"]), own / "out"
+    training = [str(recipe), "--output_dir", str(out), "--max_steps", "2", "--save_strategy", "no"]
+    code, written = run(own, "ASCII", "sft/run.py", *training)
+    assert code == 0, written.decode("latin-1")[-3000:]
+    assert b"saved to" in written and b"Gr??e" in written
+    assert OWN in (out / "logs/rank-0.log").read_text(encoding="utf-8")
+    code, written = run(own, "ASCII", "-m", "sft.export", "--model_path", str(out), "--to", str(own / "merged"))
+    assert code == 0, written.decode("latin-1")[-3000:]
