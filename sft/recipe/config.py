@@ -193,15 +193,15 @@ def load_model_settings(folder: Path) -> ModelSettings:
     return settings
 
 
-def load_mixed_precision(folder: Path) -> Literal["bfloat16", "float16"] | None:
-    """Read in which number format the model of an output folder was computed in training beside its weights' own.
+def resolves_to_bf16(training: Mapping[str, Any]) -> bool:
+    """Say whether a run computes in bf16: TRL does where a recipe names neither `bf16` nor `fp16`."""
+    return not training.get("fp16") if training.get("bf16") is None else bool(training["bf16"])
 
-    TRL computes in bf16 where a recipe names neither `bf16` nor `fp16`.
-    """
+
+def load_mixed_precision(folder: Path) -> Literal["bfloat16", "float16"] | None:
+    """Read from an output folder's resolved recipe in which number format the model was computed beside its own."""
     values = load_yaml(folder / "recipe.yaml")
-    if values.get("fp16"):
-        return "float16"
-    return "bfloat16" if values.get("bf16") in (None, True) else None
+    return "float16" if values.get("fp16") else "bfloat16" if values.get("bf16") else None
 
 
 def build_training_arguments(recipe: Recipe) -> "SFTConfig":
