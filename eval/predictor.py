@@ -18,7 +18,7 @@ from sft.models.model import check_adapter, find_family, load_model, open_adapte
 from sft.models.model_folder import read_base_model_name, read_dtype
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig, parse_answer
-from sft.recipe.config import load_agent_config, load_model_settings
+from sft.recipe.config import load_agent_config, load_mixed_precision, load_model_settings
 from sft.recipe.settings import ModelSettings
 
 
@@ -98,6 +98,7 @@ def load_model_for_inference(
     model.eval()
     if torch.cuda.is_available() and not settings.load_in_4bit:
         model.to("cuda")
+    _compute_as_validated(model, folder)
     budget = (agent.min_pixels, agent.max_pixels)
     if _has_processor(folder):
         processor = load_processor(folder, *budget)
@@ -117,7 +118,32 @@ def _load_adapter(folder: Path, model: PreTrainedModel) -> torch.nn.Module:
     except RuntimeError as error:
         raise UserError(f"{folder}: found an adapter that does not fit its base model: {error}") from error
     check_adapter(folder, loaded)
+    precision = load_mixed_precision(folder)
+    with open_adapter(folder) as file:
+        for name, parameter in loaded.named_parameters():
+            if ".lora_" in name and precision:  # autocast would round them at each use, to the same numbers
+                parameter.data = parameter.data.to(getattr(torch, precision))
+            elif ".modules_to_save.default." in name:  # which peft has rounded to the base's number format
+                saved = file.get_tensor(name.replace(".modules_to_save.default.", "."))
+                parameter.data = saved.to(parameter.device)
     return loaded
+
+
+def _compute_as_validated(model: torch.nn.Module, folder: Path) -> None:
+    """Give a model the arithmetic of training's own rollouts, so that a checkpoint is scored as it was chosen.
+
+    Those run under autocast. Without it peft computes LoRA in fp32, on inputs lifted to that.
+    """
+    precision = load_mixed_precision(folder) if (folder / "recipe.yaml").is_file() else None
+    if precision is None:
+        return
+    dtype, forward = getattr(torch, precision), model.forward
+
+    def forward_in_autocast(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(next(model.parameters()).device.type, dtype=dtype):
+            return forward(*args, **kwargs)
+
+    cast(Any, model).forward = forward_in_autocast
 
 
 def _find_model_settings(folder: Path, is_adapter: bool, base_model_name: str | None) -> ModelSettings:

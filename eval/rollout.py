@@ -160,8 +160,11 @@ def build_policy(arguments: argparse.Namespace, agent: AgentConfig, trajectories
         return EmptyPolicy()
     is_constrained = arguments.decoding == "constrained"
     if arguments.engine == "openai":
+        from eval.adapter_parts import warn_of_left_out
         from eval.openai_policy import OpenAIPolicy
 
+        if folder := find_model_folder(arguments):
+            warn_of_left_out(Path(folder))
         return OpenAIPolicy(arguments.api_url, arguments.model_path, agent, is_constrained)
     if arguments.engine == "vllm":
         from eval.vllm_policy import VllmPolicy

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoding import StepEncoder, find_tight_answer_limit
 from sft.contract.overlap import Overlap, describe_overlap, find_overlap
 from sft.contract.problems import Problem, TrajectoryError
 from sft.contract.shown_memory import list_shown_parts
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     report = describe(table, tasks, agent, arguments.tokenizer)
     problems = [problem for task in tasks.quarantined for problem in task.problems]
     problems += find_leak_problems(tasks, list_shown_parts(agent))
-    panels = []
+    panels, previews = [], list[StepPreview]()
     if encoder or arguments.dump_prompts or arguments.show:
         previews = list(walk_previews(tasks, agent, encoder))
         problems += [p.problem for p in previews if p.problem]
@@ -93,6 +93,9 @@ def main(argv: list[str]) -> None:
         problems += list_shared_goals(tasks, overlap, arguments.against)
         report["overlap"] = describe_overlap(overlap, arguments.against)
     report["warnings"] = list_warnings(report, shows_memory=bool(list_shown_parts(agent)))
+    counted = [(p.completion, p.n_answer_tokens) for p in previews if p.n_answer_tokens is not None]
+    if tight := find_tight_answer_limit(counted, agent):
+        report["warnings"].append(f"{tight}.")
     print_report(console, report)
     for panel in panels:
         console.print(panel)

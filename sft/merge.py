@@ -208,7 +208,9 @@ class _ShardWriter:
             weight_map |= dict.fromkeys(names, target)
         if n > 1:
             index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
-            (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+            (self.folder / "model.safetensors.index.json").write_text(
+                json.dumps(index, indent=2) + "\n", encoding="utf-8"
+            )
         return len(weight_map)
 
     def _write(self) -> None:

@@ -9,6 +9,7 @@ from sft.actions import (
     ActionType,
     as_plain_text,
     describe_action_type,
+    find_action_type,
     format_action,
     parse_action,
     read_action,
@@ -17,8 +18,9 @@ from sft.json_text import find_object
 from sft.memory import Answer, Memory, MemoryWriter, clean_json, dump_json
 
 PROMPT_VERSION = "1"
-# What `parse_answer` takes for an action. 2: the action type alone is enough; 1 asked for a whole answer.
-ANSWER_VERSION = "2"
+# What `parse_answer` takes for an action. 3: no part of a thought or of a broken object, but what a tool call carries;
+# 2: the action type alone is enough; 1 asked for a whole answer.
+ANSWER_VERSION = "3"
 
 ParseStatus = Literal["ok", "no_json", "no_action", "truncated"]
 Message = dict[str, Any]
@@ -108,17 +110,18 @@ def format_answer(answer: Answer, agent: AgentConfig) -> str:
 
 
 def parse_answer(text: str, agent: AgentConfig, is_truncated: bool = False) -> ParsedAnswer:
-    """Read a model's answer: the first JSON object in the text, where its "action" is one of the vocabulary.
+    """Read a model's answer: the first JSON object that it says (`find_object`), its "action" one of the vocabulary.
 
-    What else it holds is taken as far as it can be read: a target that is no text becomes "", an argument with a value
-    it may not have is left out, and so is memory that is no object, so that the last valid memory stays.
+    A tool call around it (`{"name": ..., "arguments": {...}}`) is taken off. What else it holds is taken as far as it
+    can be read: a target that is no text becomes "", an argument with a value it may not have is left out, and so is
+    memory that is no object, so that the last valid memory stays.
 
     `is_truncated` says that generation stopped at its token limit. Never raises: an unreadable answer is data.
     """
     found = find_object(text)
     if found.fields is None:
         return ParsedAnswer("truncated" if is_truncated else "no_json", None, found.problem)
-    fields, unclean = _clean_fields(found.fields)
+    fields, unclean = _clean_fields(_take_call_off(found.fields, agent.actions))
     try:
         action, left_out = read_action(fields, agent.actions)
     except ValueError as error:
@@ -184,6 +187,22 @@ def _clean_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
         except ValueError as error:
             left_out[name] = str(error)
     return clean, left_out
+
+
+def _take_call_off(fields: dict[str, Any], actions: Sequence[ActionType]) -> dict[str, Any]:
+    """Return the answer that a tool call carries; its name is the action where its arguments have none.
+
+    Arguments are an object or, as in the OpenAI protocol, the text of one. What is no call is returned as it is.
+    """
+    function = fields.get("function")
+    call = function if isinstance(function, dict) else fields
+    name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
+    if isinstance(arguments, str):
+        arguments = find_object(arguments).fields
+    if "action" in fields or not isinstance(name, str) or not isinstance(arguments, dict):
+        return fields
+    is_action = "action" not in arguments and find_action_type(name, actions) is not None
+    return {"action": name, **arguments} if is_action else arguments
 
 
 def _writes_memory(agent: AgentConfig) -> bool:

@@ -81,7 +81,7 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
 
     from sft.accounting.step_meter import StepMeter
     from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
-    from sft.batches.encoding import StepEncoder
+    from sft.batches.encoding import StepEncoder, find_tight_answer_limit
     from sft.models.model import build_lora_config, check_sequence_lengths, count_parameters, find_family, load_model
     from sft.models.processors import load_processor
     from sft.trainer import TrajectoryTrainer
@@ -102,6 +102,9 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     log.info("train: %d tasks, %d steps; val: %d tasks", len(split.train), len(train.dataset), len(split.val))
     if split.quarantined:
         log.warning("quarantine: %s", describe_quarantine(split.quarantined)["summary"])
+    answers = zip(train.dataset["completion"], train.dataset["n_answer_tokens"])
+    if tight := find_tight_answer_limit(answers, recipe.agent):
+        log.warning("%s", tight)
     log.info("prompts whose memory was shortened: %d; first supervised text: %s", train.n_shortened, supervised)
 
     folder = Path(cast(str, training.output_dir))

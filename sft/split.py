@@ -127,7 +127,7 @@ def write_part(path: Path, name: str, table: Table, part_of: dict[str, str]) -> 
 
 def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
+    temporary.write_text(text, encoding="utf-8", errors="replace", newline="")
     temporary.replace(path)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
 
-from eval.decoding import AnswerEnd
+from eval.decoding import AnswerEnd, read_end_ids
 from eval.policy import ModelPolicy, StepRequest
 from sft.batches.encoding import StepEncoder
 from sft.memory import EMPTY_MEMORY, Memory
@@ -156,6 +156,42 @@ def test_an_answer_ends_where_its_first_object_closes(encoder, text, n_chars):
 
 def test_end_of_turn_ends_an_answer(encoder):
     assert AnswerEnd(encoder.tokenizer).is_reached([encoder.tokenizer.eos_token_id])
+
+
+# As published with Qwen3-VL-8B-Instruct (and with Qwen2.5-VL-7B-Instruct, other numbers).
+PUBLISHED = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+
+
+def test_published_sampling_defaults_do_not_touch_greedy_answers(model, encoder, requests):
+    expected = [a.text for a in ModelPolicy(model, encoder).answer(requests)]
+    model.generation_config.update(**PUBLISHED)
+    assert [a.text for a in ModelPolicy(model, encoder).answer(requests)] == expected
+
+
+def test_every_end_that_the_model_names_ends_an_answer(model, encoder, requests):
+    """Qwen's generation config names <|endoftext|> beside <|im_end|>; an answer that it ends is no cut one."""
+    seen = []
+
+    class Note(AnswerEnd):
+        def is_reached(self, ids):
+            seen.append(list(ids))
+            return super().is_reached(ids)
+
+    policy = ModelPolicy(model, encoder)
+    policy._end = Note(encoder.tokenizer)
+    whole, ids = policy.answer(requests[:1])[0], seen[-1]
+    n = next(n for n in range(2, N_TOKENS) if ids[n] not in ids[:n])
+    model.generation_config.eos_token_id = [encoder.tokenizer.eos_token_id, ids[n]]
+    ended = ModelPolicy(model, encoder).answer(requests[:1])[0]
+    assert (whole.finish_reason, whole.n_answer_tokens) == ("length", N_TOKENS)
+    assert (ended.finish_reason, ended.n_answer_tokens) == ("stop", n + 1)
+
+
+@pytest.mark.parametrize(("named", "expected"), [(None, []), (7, [7]), ([7, 9], [7, 9])])
+def test_ends_of_a_generation_config_are_one_many_or_none(model, named, expected):
+    model.generation_config.eos_token_id = named
+    assert read_end_ids(model) == expected
+    assert read_end_ids(None) == []
 
 
 def test_a_prompt_that_is_too_long_is_an_error_of_its_step_alone(model, encoder, requests):

@@ -111,7 +111,9 @@ def _write(
     conversion.n_tasks, conversion.n_steps = len(rows_of), sum(map(len, rows_of.values()))
     conversion.n_screenshots = len(used)
     content = {**about, **conversion.describe()}
-    (folder / REPORT_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / REPORT_NAME).write_text(
+        json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"
+    )
     return conversion
 
 

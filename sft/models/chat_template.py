@@ -48,11 +48,14 @@ def read_chat_template(folder: Path) -> str:
     raise UserError(f"{folder}: found no chat template; expected chat_template.jinja: copy it from the base model")
 
 
-def check_chat_template(folder: str | Path, processor: Any) -> None:
+def check_chat_template(folder: str | Path, processor: Any) -> str:
     """Make sure that prompts hold the system text, then the picture, once, then the goal, all as they were given, and
     then begin the answer's turn.
 
     `processor` has `apply_chat_template`, `tokenizer`, `image_token` and `image_token_id`.
+
+    Returns:
+        A prompt as the template writes it.
 
     Raises:
         UserError: what the template does instead.
@@ -82,6 +85,7 @@ def check_chat_template(folder: str | Path, processor: Any) -> None:
             f"{folder}: the chat template {problem}; expected the system text, the picture once, the goal, and the "
             f"beginning of an answer, in this order: {_WAY_OUT}"
         )
+    return text
 
 
 def _find_template_problem(text: str, system_text: str, picture: str, user_text: str) -> str | None:

@@ -10,6 +10,7 @@ from sft.errors import UserError
 from sft.models.chat_template import check_chat_template, read_chat_template
 from sft.models.llama4_tiles import IMAGE_TOKEN, choose_canvas, count_tiles_in_budget, write_image_tokens
 from sft.models.model_folder import check_small_files, read_json
+from sft.models.thoughts import close_thought
 from sft.prompts import AgentConfig
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -34,7 +35,7 @@ class LightProcessor:
         self.image_token = "<|image_pad|>" if read_tiles(folder) is None else IMAGE_TOKEN
         self.image_token_id = self.tokenizer.token_to_id(self.image_token)
         self._template = read_chat_template(folder)
-        check_chat_template(folder, self)
+        self._template = close_thought(self._template, check_chat_template(folder, self))
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], tokenize: bool = False, add_generation_prompt: bool = True

@@ -1,5 +1,6 @@
 """Processors: text and screenshots to model inputs, without torchvision. Knows nothing of prompts or training."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from sft.models.hub import find_folder
 from sft.models.layouts import Layout, QwenLayout
 from sft.models.llama4_processor import Llama4Processor
 from sft.models.model_folder import check_small_files, read_json
+from sft.models.thoughts import close_thought
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 VIDEO_FILE = "video_preprocessor_config.json"
+
+log = logging.getLogger("sft")
 
 
 class _ImageTextProcessor(ProcessorMixin):
@@ -116,7 +120,10 @@ def load_processor(path: str | Path, min_pixels: int, max_pixels: int, revision:
             "video_processor"
         )
         processor = cls(image_processor, tokenizer, chat_template=chat_template, video_settings=video_settings)
-    check_chat_template(path, processor)
+    closed = close_thought(chat_template, check_chat_template(path, processor))
+    if closed != chat_template:
+        processor.chat_template = closed
+        log.warning("%s: its chat template opens a thought for the answer; prompts close it, empty, here", path)
     return processor
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -200,6 +200,17 @@ def load_model_settings(folder: Path) -> ModelSettings:
     if problems:
         raise RecipeError(path, problems)
     return settings
+
+
+def resolves_to_bf16(training: Mapping[str, Any]) -> bool:
+    """Say whether a run computes in bf16: TRL does where a recipe names neither `bf16` nor `fp16`."""
+    return not training.get("fp16") if training.get("bf16") is None else bool(training["bf16"])
+
+
+def load_mixed_precision(folder: Path) -> Literal["bfloat16", "float16"] | None:
+    """Read from an output folder's resolved recipe in which number format the model was computed beside its own."""
+    values = load_yaml(folder / "recipe.yaml")
+    return "float16" if values.get("fp16") else "bfloat16" if values.get("bf16") else None
 
 
 def build_training_arguments(recipe: Recipe) -> "SFTConfig":

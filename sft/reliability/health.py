@@ -140,7 +140,10 @@ def log_process(folder: Path, rank: int) -> Iterator[None]:
     The error that ends the process is in the file too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    console, file = logging.StreamHandler(), logging.FileHandler(folder / f"rank-{rank}.log", encoding="utf-8")
+    console, file = (
+        logging.StreamHandler(),
+        logging.FileHandler(folder / f"rank-{rank}.log", encoding="utf-8", errors="replace"),
+    )
     console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     console.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
