@@ -11,6 +11,7 @@ from conftest import DEMO_FILES, ROOT, load_demo
 from test_encoding import _Rollout
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
+from eval.decoding import read_end_ids
 from eval.predictor import load_model_for_inference
 from eval.walk import walk_tasks
 from sft.batches.collator import PaddingCollator
@@ -225,6 +226,7 @@ def test_untuned_base_is_loaded_in_its_own_format_and_answers_greedily(shrunk, e
     predictor = load_model_for_inference(shrunk, agent_config=path)
     model = predictor.policy.model
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert set(read_end_ids(model)) == {151645, 151643}
     step, goal = demo_tasks[0].steps[0], demo_tasks[0].instruction
     texts = {predictor.predict_step(step.image_path, goal).raw_text for _ in range(3)}
     (shrunk / "generation_config.json").write_text(json.dumps({"eos_token_id": generation.eos_token_id}))
