@@ -1,7 +1,6 @@
 """Recipes: their values checked and put together, all problems told at once. Loads no model and reads no data."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from sft.actions import ActionType
 from sft.errors import UserError
 from sft.prompts import AgentConfig, agent_from_json
 from sft.recipe.contradictions import find_contradictions
+from sft.recipe.optional_parts import find_missing_parts
 from sft.recipe.recipe_yaml import RecipeError, load_yaml, parse_overrides
 from sft.recipe.settings import (
     BatchSettings,
@@ -24,7 +24,8 @@ from sft.recipe.settings import (
     ResumeSettings,
     ValidationSettings,
 )
-from sft.recipe.training_keys import REFUSED_KEYS
+from sft.recipe.spellings import describe_unknown_key
+from sft.recipe.training_keys import FIXED_KEYS, REFUSED_KEYS, find_key_problem
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -51,6 +52,12 @@ class Recipe:
         }
         packed = {"tokens_per_batch": self.batch.tokens_per_batch} if self.batch.packing != "none" else {}
         return {**alone, **packed}
+
+    @property
+    def data_seed(self) -> int:
+        """Return what the order of steps is drawn from."""
+        seed = self.training.get("data_seed")
+        return self.training.get("seed", 42) if seed is None else seed
 
     def to_yaml(self) -> str:
         """Render the resolved recipe, every setting of ours spelled out, as YAML that `parse_recipe` reads."""
@@ -159,14 +166,7 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
     """Build TRL's configuration from the recipe; what TRL itself refuses becomes a `RecipeError`."""
     from trl import SFTConfig  # torch takes seconds to import: only where a run is about to start
 
-    fixed: dict[str, Any] = {
-        "max_length": None,
-        "remove_unused_columns": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "push_to_hub": False,  # the trainer would upload its whole folder; sft.push knows what may leave
-        "restore_callback_states_from_checkpoint": True,  # or early stopping would count anew after a resume
-        "router_aux_loss_coef": 0.0,
-    }
+    fixed: dict[str, Any] = {**FIXED_KEYS, "push_to_hub": False}  # sft.push knows what may leave, the trainer does not
     if recipe.batch.packing != "none":
         fixed["per_device_train_batch_size"] = fixed["per_device_eval_batch_size"] = 1
     batch_size = recipe.training.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
@@ -174,6 +174,8 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
         training = SFTConfig(**{"per_device_eval_batch_size": batch_size, **recipe.training, **fixed})
     except (ValueError, TypeError) as error:
         raise RecipeError(recipe.path, [str(error)]) from error
+    if missing := find_missing_parts(training):
+        raise RecipeError(recipe.path, missing)
     training._n_gpu = min(training.n_gpu, 1)  # else one process that sees more GPUs cuts each batch up for all of them
     return training
 
@@ -191,16 +193,15 @@ def _check_training_keys(values: Mapping[str, Any], own_keys: set[str], problems
         return {}
     from trl import SFTConfig
 
-    types: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(SFTConfig) if f.init}
+    fields = {f.name: f for f in dataclasses.fields(SFTConfig) if f.init}
     checked = {}
     for key, value in values.items():
-        if key in REFUSED_KEYS:
-            problems.append(f"{key}: found a key that does not apply here; {REFUSED_KEYS[key]}")
-        elif key not in types:
-            near = difflib.get_close_matches(str(key), [*own_keys, *types], n=1)
-            problems.append(f"{key}: found an unknown key" + (f"; did you mean {near[0]}?" if near else ""))
-        else:
-            checked[key] = _check_value(key, types[key], value, problems)
+        if key not in fields:
+            problems.append(describe_unknown_key(key, [*own_keys, *fields]))
+        elif problem := find_key_problem(key, value, None if _is_required(fields[key]) else _default(fields[key])):
+            problems.append(problem)
+        elif key not in REFUSED_KEYS:
+            checked[key] = _check_value(key, fields[key].type, value, problems)
     return checked
 
 
@@ -222,6 +223,10 @@ def _check_value(key: str, expected: Any, value: Any, problems: list[str]) -> An
 
 def _field_types(cls: type) -> dict[str, Any]:
     return {f.name: get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
+
+
+def _default(f: "dataclasses.Field[Any]") -> Any:
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def _is_required(f: "dataclasses.Field[Any]") -> bool:
