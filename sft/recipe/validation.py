@@ -77,7 +77,7 @@ def _find_missed_saves(strategy: str, training: Mapping[str, Any]) -> list[str]:
     is_multiple = round(save_steps * 1e6) % round(eval_steps * 1e6) == 0 and (save_steps < 1) == (eval_steps < 1)
     if not is_multiple:
         return [
-            f"load_best_model_at_end: found save_steps {save_steps} and eval_steps {eval_steps}; expected save_steps "
-            "to be a multiple of eval_steps, both numbers of steps or both shares below 1"
+            f"load_best_model_at_end: found save_steps {save_steps:g} and eval_steps {eval_steps:g}; expected "
+            "save_steps to be a multiple of eval_steps, both numbers of steps or both shares below 1"
         ]
     return []
