@@ -76,6 +76,7 @@ class TrajectoryTrainer(SFTTrainer):
         # Qwen-VL says it takes no `num_items_in_batch`, whereupon the loss would be averaged per micro-batch. TRL's
         # loss never asks the model: with this it is normalised over all answer tokens of the global batch.
         self.model_accepts_loss_kwargs = True
+        self._last_loss = torch.zeros(())
         self.gradients = GradientCheck()
         self.add_callback(self.gradients)
         self.add_callback(StopWhenPreempted())
@@ -152,6 +153,7 @@ class TrajectoryTrainer(SFTTrainer):
 
             def step(*args: Any, step: Callable[..., Any] = engine.step, **kwargs: Any) -> Any:
                 if engine.is_gradient_accumulation_boundary() and (parts := self._find_not_finite()):
+                    check_loss(self._last_loss, self.state.global_step)
                     refuse_gradient(parts, self.state.global_step)
                 return step(*args, **kwargs)
 
@@ -201,6 +203,8 @@ class TrajectoryTrainer(SFTTrainer):
             )
         with contextlib.nullcontext() if weights is None else weighted_log_probs(model, weights):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.model.training:
+            self._last_loss = loss.detach()
         if subtree_end is not None and self.model.training:  # TRL takes the mask's sum for the number of tokens
             n_tokens = self.accelerator.gather(torch.tensor(subtree_end.numel(), device=subtree_end.device)).sum()
             self._total_train_tokens = n_tokens_before + int(n_tokens)

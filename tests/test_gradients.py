@@ -11,11 +11,11 @@ from sft.errors import UserError
 from sft.trainer import TrajectoryTrainer
 
 SAVED = ("--save_strategy", "steps", "--save_steps", "1")
-CPU_ONE_STEP = ("--max_steps", "5", *SAVED)
+FIVE_STEPS = ("--max_steps", "5", *SAVED)
 
 
 def stops_at(step, part):
-    return f"step {step}: found gradients in the {part} part that are not finite, with a loss that is"
+    return f"step {step}: found gradients in the {part} part that are not finite"
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def stops_at(step, part):
     ids=["nan", "inf", "unclipped", "accumulated"],
 )
 def test_run_stops_at_the_step_and_goes_on_from_the_one_before_it(attempt, tmp_path, value, settings):
-    arguments = ["--resume", "auto", *CPU_ONE_STEP, *settings]
+    arguments = ["--resume", "auto", *FIVE_STEPS, *settings]
     assert attempt(tmp_path / "quiet", {"arguments": arguments}) == [0]
     spoilt = {"arguments": arguments, "not_finite": {"name": "lora_B", "at_step": 3, "value": value}}
     out = tmp_path / "out"
@@ -36,7 +36,7 @@ def test_run_stops_at_the_step_and_goes_on_from_the_one_before_it(attempt, tmp_p
 
 
 def test_part_that_has_it_is_named(attempt, tmp_path):
-    arguments = [*CPU_ONE_STEP, "--lora_parts", "[language, merger, vision]", "--load_in_4bit", "false"]
+    arguments = [*FIVE_STEPS, "--lora_parts", "[language, merger, vision]", "--load_in_4bit", "false"]
     for name, part in (("visual.blocks", "vision"), ("visual.merger", "merger"), ("language_model", "language")):
         spoilt = {"arguments": arguments, "not_finite": {"name": name, "at_step": 1, "value": "nan"}}
         assert attempt(tmp_path / part, spoilt) == [2], printed(tmp_path / part)
@@ -54,7 +54,7 @@ def test_weights_in_memory_are_those_of_the_step_before(recipe, tmp_path, monkey
 
     monkeypatch.setattr(TrajectoryTrainer, "__init__", keep)
     with pytest.raises(UserError, match="step 3: found gradients in the language part"):
-        run.main([str(recipe), *CPU_ONE_STEP, "--output_dir", str(tmp_path)])
+        run.main([str(recipe), *FIVE_STEPS, "--output_dir", str(tmp_path)])
     saved = load_adapter(tmp_path / "checkpoint-2")
     weights = {n.replace(".default", ""): p for n, p in trainers[0].model.named_parameters() if p.requires_grad}
     assert saved.keys() == weights.keys()
@@ -65,8 +65,16 @@ def test_weights_in_memory_are_those_of_the_step_before(recipe, tmp_path, monkey
 def test_norm_too_large_for_its_format_is_refused_too(attempt, tmp_path):
     """Each gradient is finite; their squares are not."""
     spoilt = {"name": "lora_B", "at_step": 2, "value": "1e30"}
-    assert attempt(tmp_path, {"arguments": [*CPU_ONE_STEP], "not_finite": spoilt}) == [2]
+    assert attempt(tmp_path, {"arguments": [*FIVE_STEPS], "not_finite": spoilt}) == [2]
     assert "step 2: found a gradient norm that is not finite" in printed(tmp_path)
+
+
+def test_loss_that_is_no_number_is_told_before_its_gradients_under_zero(attempt, tmp_path):
+    """Where DeepSpeed would have used them before the loss is looked at."""
+    pytest.importorskip("deepspeed")
+    arguments = [*COMMON, *LORA, "--learning_rate", "1e30", "--max_grad_norm", "1e30"]
+    assert attempt(tmp_path, {**ENGINES["zero2"], "arguments": arguments, "limit_s": 200}) == [[2, 2]]
+    assert "found a loss of nan; expected a finite number: training has diverged" in printed(tmp_path)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

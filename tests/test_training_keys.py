@@ -13,7 +13,7 @@ from trl import SFTConfig
 from sft import run
 from sft.recipe.config import build_training_arguments, parse_recipe
 from sft.recipe.recipe_yaml import RecipeError
-from sft.recipe.spellings import _KNOWN
+from sft.recipe.spellings import KNOWN_SPELLINGS
 from sft.recipe.training_keys import ACTING_KEYS, REFUSED_KEYS
 from sft.trainer import TrajectoryTrainer
 
@@ -169,7 +169,7 @@ def test_name_of_another_tool_or_version_leads_to_ours(problems, line, problem):
 
 
 def test_known_spellings_lead_to_keys_that_can_be_set(problems):
-    for name, (ours, sentence) in _KNOWN.items():
+    for name, (ours, sentence) in KNOWN_SPELLINGS.items():
         assert name == name.lower() and name not in FIELDS
         assert sentence or ours
         assert problems(f"{name}: x")[0].startswith(f"{name}: found an unknown key")

@@ -15,7 +15,7 @@ _LEDGER = "the ledger in output_dir has it in any case"
 _METRICS = "an evaluation computes the loss and rolls the model out"
 
 # Key as people write it: the key here, or None where there is none, and one sentence ("" where the name says it all).
-_KNOWN: Mapping[str, tuple[str | None, str]] = {
+KNOWN_SPELLINGS: Mapping[str, tuple[str | None, str]] = {
     # model
     "torch_dtype": ("dtype", ""),
     "model_dtype": ("dtype", ""),
@@ -177,7 +177,7 @@ def describe_unknown_key(key: object, keys: Sequence[str]) -> str:
     """Return the problem with a key that is none of `keys`: what it may have been meant to be."""
     name = str(key)
     problem = f"{name}: found an unknown key"
-    ours, sentence = _KNOWN.get(name.lower().replace("-", "_"), (None, ""))
+    ours, sentence = KNOWN_SPELLINGS.get(name.lower().replace("-", "_"), (None, ""))
     if ours is None and not sentence:
         ours = next(iter(difflib.get_close_matches(name, keys, n=1)), None)
     if ours is None:

@@ -136,8 +136,8 @@ def refuse_gradient(parts: Sequence[str], step: int) -> NoReturn:
     """
     what = f"gradients in the {' and '.join(parts)} part that are" if parts else "a gradient norm that is"
     raise UserError(
-        f"step {step + 1}: found {what} not finite, with a loss that is; expected finite numbers. The optimiser has "
-        "not used them: the checkpoints are intact, go on with --resume auto. Where it stops at the same step again, "
+        f"step {step + 1}: found {what} not finite; expected finite numbers. The optimiser has not used them: the "
+        "checkpoints are intact, go on with --resume auto. Where it stops at the same step again, "
         "an operation overflows: try attn_implementation: eager, or dtype: float32 with bf16: false. Where grad_norm "
         "in the log grew before it, training diverges: lower learning_rate"
     )
