@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.scheduler import AcceleratedScheduler
 from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, PreTrainedModel
@@ -111,9 +112,13 @@ class CheckpointTrainer(SFTTrainer):
         half of that after each of them, has finite gradients.
         """
         n_used = step - (16 if self.accelerator.mixed_precision == "fp16" else 0)
-        if not isinstance(self.lr_scheduler, LambdaLR):
+        wrapped = self.lr_scheduler
+        scheduler = (
+            wrapped.scheduler if isinstance(wrapped, AcceleratedScheduler) else wrapped
+        )  # by DeepSpeed's offload
+        if not isinstance(scheduler, LambdaLR):
             return n_used > 0
-        return any(rate(i) > 0 for rate in self.lr_scheduler.lr_lambdas for i in range(n_used))
+        return any(rate(i) > 0 for rate in scheduler.lr_lambdas for i in range(n_used))
 
     def save_state(self) -> None:
         """Save the state beside the weights."""
