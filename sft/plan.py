@@ -63,8 +63,7 @@ def plan_tokens(recipe: Recipe, sizes: list[StepSize], n_ranks: int) -> TokenPla
             most_prefixes=max(s.n_prefix for s in sizes) * batch,
             n_optimizer_steps=-(-n_batches // accumulation),
         )
-    seed = recipe.training.get("seed", 42)
-    sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, seed, n_ranks, accumulation)
+    sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, recipe.data_seed, n_ranks, accumulation)
     packs = sampler.plan(0)
     counts = [sampler.count_tokens(pack) for pack in packs]
     return TokenPlan(

@@ -136,6 +136,8 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     log_parameters(count_parameters(trainer.model))
     save_run_files(recipe, split, folder, processor)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if training.load_best_model_at_end and trainer.state.best_global_step is None:
+        log.warning("load_best_model_at_end: no evaluation gave a metric to choose by; the last weights are saved")
     save(trainer, folder)
 
 
@@ -206,8 +208,8 @@ def build_sampler(
     """Return what decides which steps are one batch, the same for any number of processes with one global batch."""
     processes = (training.world_size, accumulation)
     if recipe.batch.packing == "none":
-        return PaddedSampler(len(rows), batch_size, training.seed, *processes)
-    return PackSampler(read_step_sizes(rows), recipe.batch.tokens_per_batch, training.seed, *processes)
+        return PaddedSampler(len(rows), batch_size, recipe.data_seed, *processes)
+    return PackSampler(read_step_sizes(rows), recipe.batch.tokens_per_batch, recipe.data_seed, *processes)
 
 
 def build_validation_rollout(
@@ -272,7 +274,10 @@ def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
     if not trainer.is_world_process_zero():
         return
     if (folder / "adapter_config.json").is_file():
-        n_tensors = check_adapter(folder, trainer.accelerator.unwrap_model(trainer.model))
+        model, needs_update = trainer.accelerator.unwrap_model(trainer.model), trainer.has_rate_by(trainer.final_step)
+        n_tensors = check_adapter(folder, model, needs_update)
+        if not needs_update:
+            log.warning("nothing was learned: every step up to %d had a learning rate of 0", trainer.final_step)
         log.info("adapter reopened: %d tensors, as trained", n_tensors)
     plot_curves(trainer.state.log_history, folder / "training_curves.png")
     log.info("saved to %s", folder)

@@ -24,6 +24,7 @@ MAY_IMPORT_TORCH = {
     "sft.models.model",
     "sft.batches.collator",
     "sft.trainer",
+    "sft.checkpoint_trainer",
     "sft.run",
     "eval.policy",
     "eval.predictor",
