@@ -232,6 +232,7 @@ def merge(work: Path, tiny: bool) -> dict[str, Any]:
     from sft.export import merge as merge_adapter
 
     merged = work / "merged"
+    merged.mkdir(exist_ok=True)
     merge_adapter(work / "adapter", work / "model", merged, "bfloat16")
     return {"merged_gb": round(sum(p.stat().st_size for p in merged.glob("*.safetensors")) / 1e9, 3)}
 

@@ -1,11 +1,10 @@
 """The plan's counts are those of the model that is then loaded and trained."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_qlora import TEXT_8B, VISION_8B
+from benchmarks.gpu.base_8b import use_8b_shapes
 from demo.tiny_qwen3vl import build_tiny_checkpoint
 from sft.batches.sampler import StepSize
 from sft.models.model import build_empty_model, build_lora_config, find_family, load_model
@@ -53,10 +52,7 @@ def folder_8b(checkpoint, tmp_path_factory):
     for file in checkpoint.iterdir():
         if file.suffix != ".safetensors":
             (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"].update(TEXT_8B)
-    config["vision_config"].update(VISION_8B)
-    (folder / "config.json").write_text(json.dumps(config))
+    use_8b_shapes(folder / "config.json")
     return folder
 
 

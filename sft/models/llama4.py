@@ -49,7 +49,8 @@ class Llama4ForConditionalGeneration(stock.Llama4ForConditionalGeneration):
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
         """Run the vision tower in its own number format; the stock class takes pixels in no other."""
-        return super().get_image_features(pixel_values=pixel_values.to(self.vision_model.dtype), **kwargs)
+        kwargs.pop("vision_feature_select_strategy", None)  # transformers 5.17 asks for it and makes no use of it
+        return self.vision_model(pixel_values.to(self.vision_model.dtype), **kwargs)
 
 
 class _Backbone:
