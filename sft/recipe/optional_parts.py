@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 _TRACKERS: Mapping[str, str] = {
     "azure_ml": "azureml",
     "clearml": "clearml",
-    "codecarbon": "codecarbon",
     "comet_ml": "comet_ml",
     "dagshub": "dagshub",
     "dvclive": "dvclive",
@@ -26,6 +25,7 @@ _TRACKERS: Mapping[str, str] = {
     "trackio": "trackio",
     "wandb": "wandb",
 }
+_OUTWARD = "codecarbon"  # as a tracker of transformers'; the ledger uses it offline
 _OF_TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 # Optimisers that update weights within the backward pass, where no gradient can be checked before it is used.
 _WITHIN_BACKWARD = ("lomo", "adalomo")
@@ -40,8 +40,13 @@ def find_missing_parts(training: "SFTConfig") -> list[str]:
     problems = [
         f"report_to: found {name}; expected some of {', '.join(_TRACKERS)}, or none"
         for name in trackers
-        if name not in _TRACKERS
+        if name not in (*_TRACKERS, _OUTWARD)
     ]
+    if _OUTWARD in trackers:
+        problems.append(
+            f"report_to: found {_OUTWARD} (which all stands for too); expected the trackers by name, without it: it "
+            "asks the internet where this machine is, and the ledger has the run's energy already (docs/compute.md)"
+        )
     problems += [
         f"report_to: found {name}, whose package {_TRACKERS[name]} is missing; expected it installed, or report_to: "
         "tensorboard"
