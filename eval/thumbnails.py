@@ -13,7 +13,7 @@ from urllib.parse import quote
 from PIL import Image
 from tqdm import tqdm
 
-from sft.contract.screenshots import find_image_problem, hash_screenshot, open_screenshot
+from sft.contract.screenshots import ScreenshotError, hash_screenshot, open_screenshot
 
 # 960 px keeps labels of a 1280 or 1920 px screen legible at about 13 KB each; past 600 files that would be over 10 MB.
 WIDTH_PX, WIDTH_OF_MANY_PX, MANY = 960, 640, 600
@@ -78,9 +78,10 @@ def load_thumbnails(image_ids: Sequence[str], image_root: Path, link_from: Path 
 
 @lru_cache(maxsize=2048)  # the reports of several modes show the same screenshots
 def _make_thumbnail(path: Path, width: int, link_from: Path | None) -> Thumbnail | str:
-    if problem := find_image_problem(path):
-        return problem
-    image = open_screenshot(path)
+    try:
+        image = open_screenshot(path)
+    except ScreenshotError as error:
+        return str(error)
     screen = image.size
     if link_from is not None:
         return Thumbnail("", screen, quote(os.path.relpath(path, link_from.resolve()).replace(os.sep, "/")))

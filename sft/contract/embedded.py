@@ -148,7 +148,7 @@ def _store(data: bytes | None, folder: Path) -> tuple[str, str | None]:
     """Write a screenshot; return its file name, or what is wrong with it."""
     if data is None:
         return "", "found no image; expected a screenshot in every row"
-    facts = inspect_bytes(data, "the embedded image", decode=False)
+    facts = inspect_bytes(data, "the embedded image", decode="never")
     return ("", facts.problem) if facts.problem else (store_screenshot(data, facts, folder), None)
 
 

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,12 +14,12 @@ from sft.actions import ActionType, find_action_type
 from sft.contract.cells import MAX_CELL_CHARS, read_application, read_elements, read_gold, read_grounding
 from sft.contract.compact import CompactList
 from sft.contract.problems import Problem
-from sft.contract.screenshots import ScreenshotFacts, read_facts
+from sft.contract.screenshots import Decode, ScreenshotFacts, read_facts
 from sft.contract.sources import Cells, Row, Table
 from sft.contract.steps import Step, Trajectory
 
 MAX_NAME_CHARS = 500  # of a task's id and of a screenshot's path
-MAX_DECODED = 64  # screenshots that are decoded in full: 10,000 of them would take a minute or more
+MAX_DECODED = 64  # screenshots that are decoded whatever their checksums say: all would take ten times as long
 
 T = TypeVar("T")
 
@@ -46,9 +46,12 @@ def resolve_image(cell: str, root: Path) -> Path:
 
 
 def check_screenshots(paths: Iterable[Path], show_progress: bool) -> dict[Path, ScreenshotFacts]:
-    """Check every file once, in threads (Pillow and hashlib release the GIL). The first ones are decoded in full."""
+    """Check every file once, in threads (Pillow and hashlib release the GIL).
+
+    All are decoded but opaque PNGs behind the first files: their checksums prove them as they were written.
+    """
     unique = list(dict.fromkeys(paths))
-    decode = [*repeat(True, MAX_DECODED), *repeat(False, max(0, len(unique) - MAX_DECODED))]
+    decode: Iterable[Decode] = chain(repeat("always", MAX_DECODED), repeat("if_unproven"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         facts = pool.map(read_facts, unique, decode)
         bar = tqdm(

@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.contract.csv_text import format_csv
 from sft.contract.problems import TrajectoryError
-from sft.contract.screenshots import ScreenshotFacts, inspect_bytes, store_screenshot
+from sft.contract.screenshots import ScreenshotFacts, inspect_bytes, read_screenshot, store_screenshot
 from sft.contract.shown_memory import MEMORY_PARTS
 from sft.contract.sources import Table
 from sft.contract.tables import read_table
@@ -146,8 +146,9 @@ class _ImageFolder:
         if isinstance(image, Path) and image in self._facts_of_path:
             name, facts = self._facts_of_path[image]
             return name, facts.width_height
-        data = image.read_bytes() if isinstance(image, Path) else image
-        facts = inspect_bytes(data, image.name if isinstance(image, Path) else "the embedded image", decode=True)
+        data = read_screenshot(image) if isinstance(image, Path) else image
+        name = image.name if isinstance(image, Path) else "the embedded image"
+        facts = inspect_bytes(data, name, decode="always")
         if facts.problem:
             raise ValueError(f"step {number}: {facts.problem}")
         name = store_screenshot(data, facts, self.folder)
