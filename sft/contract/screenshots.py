@@ -13,9 +13,9 @@ import struct
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from PIL import Image
@@ -198,17 +198,6 @@ def store_screenshot(data: bytes, facts: ScreenshotFacts, folder: Path) -> str:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     return name
-
-
-def find_screenshot(name: str, folders: Sequence[Path]) -> Path | None:
-    """Find a file below one of the folders: by its path there, or by its bare name. Nothing outside them is opened."""
-    relative = PurePosixPath(name.replace("\\", "/"))
-    if not relative.name or "\0" in name or len(name) > 1000:
-        return None
-    paths = [PurePosixPath(relative.name)]
-    if not relative.is_absolute() and ".." not in relative.parts:
-        paths.insert(0, relative)
-    return next((folder / path for folder in folders for path in paths if (folder / path).is_file()), None)
 
 
 @contextlib.contextmanager

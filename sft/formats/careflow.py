@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sft.contract.embedded import as_cell, iterate_rows, open_dataset, read_image_bytes
-from sft.contract.screenshots import find_screenshot
+from sft.contract.image_paths import find_screenshot, suggest_names
 from sft.contract.sources import looks_like_dataset
 from sft.errors import UserError
 from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, read_box
@@ -107,9 +107,10 @@ def _match_images(
     if len(images) == len(steps):
         return [_existing(image, f"image {i}") for i, image in enumerate(images, start=1)]
     lost = next(name for name, image in zip(wanted, found) if image is None)
+    hint = suggest_names(lost, images_dir) if images_dir is not None else ""
     raise ValueError(
         f"found {len(images)} images for {len(steps)} steps, and none named {lost!r}; expected one image a step, or "
-        "names that match: give the folder with --images_dir"
+        f"names that match: give the folder with --images_dir{hint}"
     )
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from sft.actions import DEFAULT_ACTIONS, format_action
 from sft.contract.cells import read_application, read_gold, read_object
 from sft.contract.embedded import as_cell
+from sft.contract.image_paths import find_screenshot, suggest_names
 from sft.contract.memory_audit import MEMORY_COLUMNS, MemoryAudit, MemoryCell, audit_memory
-from sft.contract.screenshots import find_screenshot
 from sft.contract.shown_memory import has_leak
 from sft.contract.trajectory import natural_key
 from sft.errors import UserError
@@ -96,7 +96,8 @@ def _read_task(
         image = find_screenshot(cells.get("Image_id", "").strip(), [images_dir])
         if image is None:
             name = cells.get("Image_id", "")[:80]
-            raise ValueError(f"line {number}: found no screenshot {name!r} in {images_dir}; give --images_dir")
+            hint = suggest_names(name, images_dir)
+            raise ValueError(f"line {number}: found no screenshot {name!r} in {images_dir}; give --images_dir{hint}")
         evidence = cells.get("Grounding", "")
         bbox = read_box(read_object(evidence, "an object").get("bbox")) if evidence.strip() else None
         slide = int(cells.get("Slide_number", "").strip().partition(".")[0] or position)
