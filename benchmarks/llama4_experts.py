@@ -81,7 +81,7 @@ def build_layer(form: str, size: str, device: Any, dtype: Any) -> Any:
     from transformers import Llama4TextConfig
     from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
-    from sft.models.llama4 import Llama4Expert, Llama4SparseMoe
+    from sft.models.llama4 import Llama4SparseMoe
     from sft.models.model import build_linear_maker
     from sft.recipe.settings import ModelSettings
 
@@ -105,7 +105,7 @@ def build_layer(form: str, size: str, device: Any, dtype: Any) -> Any:
             )
             if is_linear:
                 linears = (make_linear(weight.T.contiguous()) for weight in (gate_up, down))
-                layer.experts.append(Llama4Expert(*linears, activation=config.hidden_act))
+                layer.experts.add(*linears)
             else:
                 layer.experts.gate_up_proj[i], layer.experts.down_proj[i] = gate_up, down
     if form == "4-bit parameters":

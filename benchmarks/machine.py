@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from sft.versions import read_versions
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return hardware, thread count, versions and date."""
+    """Return hardware, thread count, versions, commit and date."""
     import torch
 
     cpu = platform.processor() or platform.machine()
@@ -31,8 +32,21 @@ def describe_machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "date": datetime.now(UTC).date().isoformat(),
+        "commit": read_commit(),
         "versions": read_versions(),
     }
+
+
+def read_commit() -> str | None:
+    """Return the checkout's commit, "-dirty" where files differ; in a copy of one, what the environment says of it."""
+    if commit := os.environ.get("BENCHMARK_COMMIT"):
+        return commit
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
 
 
 def read_peak_mb() -> int:
@@ -53,10 +67,11 @@ def _read_status(field: str) -> int:
 def publish(title: str, rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], json_path: Path | None) -> None:
     """Print the rows as a table and, where a path is given, save them with the machine as JSON."""
     table = Table(title=title)
-    for column in rows[0]:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    for column in columns:
         table.add_column(column.replace("_", " "), justify="right")  # breaks over lines
     for row in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*(_format_cell(row.get(column, "")) for column in columns))
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     packages = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -64,4 +79,14 @@ def publish(title: str, rows: Sequence[Mapping[str, Any]], machine: Mapping[str,
         f"{machine['cpu']}, {machine['threads']} threads, GPU: {machine['gpu']}; {packages}; {machine['date']}"
     )
     if json_path:
-        json_path.write_text(json.dumps({"title": title, "machine": machine, "rows": list(rows)}, indent=2) + "\n")
+        save(title, rows, machine, json_path)
+
+
+def save(title: str, rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], json_path: Path) -> None:
+    """Write the rows and what they were measured on."""
+    content = {"title": title, "machine": machine, "rows": list(rows)}
+    json_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _format_cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

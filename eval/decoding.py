@@ -1,6 +1,6 @@
 """Greedy answers to many prompts at once, what they share computed once. Knows nothing of tasks, memory or files."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any, Protocol
@@ -50,19 +50,35 @@ class Constraint(Protocol):
 
 
 class AnswerEnd:
-    """Finds where an answer is complete: at the end-of-turn token, or where its first JSON object closes."""
+    """Finds where an answer is complete: at a token that ends it, or where the object that will be read closes.
 
-    def __init__(self, tokenizer: Any):
+    `end_ids` are the model's own ends beside the tokenizer's end of turn (`read_end_ids`).
+    """
+
+    def __init__(self, tokenizer: Any, end_ids: Collection[int] = ()):
         self.tokenizer = tokenizer
+        self._end_ids = {tokenizer.eos_token_id, *end_ids}
         self._closing = {i for token, i in tokenizer.get_vocab().items() if "}" in token}
 
     def is_reached(self, ids: Sequence[int]) -> bool:
         """Say whether the last token completes the answer; nothing that follows would be read."""
-        if ids[-1] == self.tokenizer.eos_token_id:
+        if ids[-1] in self._end_ids:
             return True
         if ids[-1] not in self._closing:
             return False
-        return find_object(self.tokenizer.decode(ids, skip_special_tokens=True)).fields is not None
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return find_object(text, is_whole=False).fields is not None
+
+
+def read_end_ids(model: Any) -> list[int]:
+    """Return the tokens that a model's generation config says end its answers; nothing else of it acts here.
+
+    The published Qwen models name `<|endoftext|>` beside `<|im_end|>`, and sampling defaults, which greedy decoding
+    does not use.
+    """
+    config = getattr(model, "generation_config", None)
+    ids = config.eos_token_id if config is not None else None
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
 @torch.inference_mode()
@@ -150,7 +166,7 @@ def _select(cache: Any, mask: torch.Tensor, rows: list[int]) -> tuple[Any, torch
     if rows == list(range(len(mask))):
         return cache, mask
     index = torch.tensor(rows, device=mask.device)
-    cache.batch_select_indices(index)
+    cache.reorder_cache(index)  # which, unlike `batch_select_indices`, linear attention's states know too
     return cache, mask[index]
 
 

@@ -2,8 +2,7 @@
 
 import gc
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from sft.batches.collator import PaddingCollator
 from sft.batches.encoding import StepEncoder
 from sft.contract.trajectory import Trajectory, load_task_set
 from sft.data import build_step_rows
+from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY
 from sft.models.model import find_family, load_model
 from sft.models.processors import load_processor
@@ -25,30 +25,46 @@ from sft.recipe.config import load_agent_config, load_model_settings
 from sft.recipe.settings import ModelSettings
 
 N_STEPS = 4
+# The largest mean gap between logits that is rounding, as a share of their standard deviation.
+MOST_GAP = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.2}
 ANSWER = '{"action":"CLICK","target":"Search"}'
 
 
 def compare_logits(folder: Path, merged: Path, base: str, dtype: Any, check_csv: str | None) -> list[dict[str, Any]]:
     """Compare the logits of a few answers between the merged model and the adapter on each form of its base.
 
-    The steps are the first of `check_csv`, or one made up where there is none. Models are loaded one at a time.
+    The steps are the first of `check_csv`, or one made up where there is none. Each model is gone before the next is
+    loaded.
 
     Returns:
-        One row a form: `form`, `max_gap`, `mean_gap` and `same_choice`, the share of tokens with the same best one.
+        One row a form, that of the unquantised base first: `form`, `max_gap`, `mean_gap`, `same_choice`, the share of
+        tokens with the same best one, and `spread`, the standard deviation of the adapter's logits.
     """
     trained = replace(load_model_settings(folder), model_name_or_path=base)
     forms = {f"adapter on the {dtype} base": replace(trained, load_in_4bit=False, dtype=dtype)}
     if trained.load_in_4bit:
         forms["adapter on the 4-bit base"] = trained
-    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         batches = list(_build_batches(merged, check_csv, Path(scratch)))
-    with _open_model(ModelSettings(str(merged), dtype=dtype, load_in_4bit=False), None) as model:
-        reference = _read_logits(model, batches)
-    for form, settings in forms.items():
-        with _open_model(settings, folder) as model:
-            rows.append({"form": form, **_describe_gap(reference, _read_logits(model, batches))})
-    return rows
+    reference = _read_logits(ModelSettings(str(merged), dtype=dtype, load_in_4bit=False), None, batches)
+    return [
+        {"form": form, **_describe_gap(reference, _read_logits(settings, folder, batches))}
+        for form, settings in forms.items()
+    ]
+
+
+def check_logits(row: Mapping[str, Any], dtype: str) -> None:
+    """Make sure that a merged model's logits differ from the adapter's on the unquantised base by rounding only.
+
+    Raises:
+        UserError: the merged model is another one.
+    """
+    if not row["mean_gap"] <= MOST_GAP[dtype] * row["spread"]:  # one that is not a number is refused too
+        raise UserError(
+            f"found logits of the merged model {row['mean_gap']:.3g} away from those of the {row['form']} on average, "
+            f"where these spread by {row['spread']:.3g}; expected at most {MOST_GAP[dtype]:g} of that, which is "
+            f"rounding in {dtype}: the merge is another model, and nothing was written"
+        )
 
 
 def compare_rollouts(folder: Path, merged: Path, base: str, check_csv: str, max_tasks: int | None) -> dict[str, Any]:
@@ -81,8 +97,20 @@ def _build_batches(folder: Path, check_csv: str | None, scratch: Path) -> Iterat
         yield collate([rows[i * len(rows) // min(N_STEPS, len(rows))]])
 
 
-@contextmanager
-def _open_model(settings: ModelSettings, adapter: Path | None) -> Iterator[torch.nn.Module]:
+def _read_logits(
+    settings: ModelSettings, adapter: Path | None, batches: Sequence[dict[str, torch.Tensor]]
+) -> list[torch.Tensor]:
+    """Return the logits that predict each answer's tokens: one (n tokens, vocabulary) a batch, fp32.
+
+    The model lives in here only: two at once would take the memory of two.
+    """
+    try:
+        return _run(_open_model(settings, adapter), batches)
+    finally:
+        _free()
+
+
+def _open_model(settings: ModelSettings, adapter: Path | None) -> torch.nn.Module:
     model: Any = load_model(settings, find_family(settings.model_name_or_path, settings.model_revision))
     if adapter is not None:
         from peft import PeftModel
@@ -91,16 +119,11 @@ def _open_model(settings: ModelSettings, adapter: Path | None) -> Iterator[torch
     model.eval()
     if torch.cuda.is_available() and not settings.load_in_4bit:
         model.to("cuda")
-    try:
-        yield model
-    finally:
-        del model
-        _free()
+    return model
 
 
 @torch.no_grad()
-def _read_logits(model: Any, batches: Sequence[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
-    """Return the logits that predict each answer's tokens: one (n tokens, vocabulary) a batch, fp32."""
+def _run(model: Any, batches: Sequence[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
     found = []
     for batch in batches:
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
@@ -113,7 +136,12 @@ def _describe_gap(reference: Sequence[torch.Tensor], other: Sequence[torch.Tenso
     a, b = torch.cat(list(reference)), torch.cat(list(other))
     gap = (a - b).abs()
     same = (a.argmax(dim=-1) == b.argmax(dim=-1)).float().mean()
-    return {"max_gap": gap.max().item(), "mean_gap": gap.mean().item(), "same_choice": same.item()}
+    return {
+        "max_gap": gap.max().item(),
+        "mean_gap": gap.mean().item(),
+        "same_choice": same.item(),
+        "spread": b.std().item(),
+    }
 
 
 def _free() -> None:

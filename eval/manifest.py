@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from sft.contract.trajectory import Trajectory
 from sft.errors import UserError
-from sft.prompts import ANSWER_VERSION, AgentConfig
+from sft.prompts import ANSWER_VERSION, AgentConfig, agent_to_json
 from sft.versions import hash_files, read_versions
 
 _WHERE = ("model_path", "base_model", "test_csv", "image_root", "data")
@@ -51,7 +50,7 @@ def build_run_info(
         "n_tasks": len(trajectories),
         "n_steps": sum(len(t.steps) for t in trajectories),
         "data": data,
-        "agent": asdict(agent),
+        "agent": agent_to_json(agent),
         "answer_version": ANSWER_VERSION,
         "versions": read_versions(),
     }

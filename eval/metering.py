@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.accounting.hardware import has_gpu
 from sft.accounting.recorder import RunRecorder
 from sft.recipe.settings import ComputeSettings, Purpose
 from sft.tracking import read_compute_settings, shorten_path
@@ -47,10 +48,11 @@ class MeteredPolicy:
 
         with FlopCounter() as counter:
             answers = self.policy.answer(requests)
-        n_tokens = sum(a.n_prompt_tokens + a.n_answer_tokens for a in answers)
-        self.recorder.note(
-            flops_batch_measured=counter.total, flops_batch_steps=len(answers), flops_batch_tokens=n_tokens
-        )
+        if counter.total is not None:
+            n_tokens = sum(a.n_prompt_tokens + a.n_answer_tokens for a in answers)
+            self.recorder.note(
+                flops_batch_measured=counter.total, flops_batch_steps=len(answers), flops_batch_tokens=n_tokens
+            )
         return answers
 
 
@@ -64,7 +66,7 @@ def record_rollout(arguments: argparse.Namespace, info: dict[str, Any]) -> RunRe
     if arguments.policy == "model" and arguments.engine != "openai":
         import torch
 
-        uses_gpu = torch.cuda.is_available()
+        uses_gpu = torch.version.cuda is not None and has_gpu()  # torch.cuda would spoil a fork of vLLM's
     return RunRecorder(
         arguments.output_dir,
         "rollout",
@@ -91,6 +93,7 @@ def meter(build: "Callable[[], Policy]", recorder: RunRecorder) -> "Callable[[],
 
 
 def _read_gpu_memory() -> dict[str, float]:
+    """Return the memory of this process; an engine in a process of its own (vLLM) is not seen."""
     import torch
 
-    return {"peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if torch.cuda.is_available() else {}
+    return {"peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if torch.cuda.is_initialized() else {}

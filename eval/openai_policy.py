@@ -5,20 +5,26 @@ import json
 import logging
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 from eval.policy import RawAnswer, StepRequest
+from eval.posting import FailedTry, RefusedRequest, hide_key, post_json
 from eval.schema import build_answer_schema
 from sft.contract.screenshots import ScreenshotError, read_as_shown
 from sft.errors import UserError
+from sft.memory import dump_json
 from sft.prompts import AgentConfig, build_prompt
 
-N_TRIES, FIRST_WAIT_S, TIMEOUT_S = 5, 1.0, 300
+# Waits double from the first, or are what the server asks for, up to the longest; `MAX_TIME_S` bounds all tries of one
+# request.
+N_TRIES, FIRST_WAIT_S, MAX_WAIT_S, TIMEOUT_S, MAX_TIME_S = 5, 1.0, 60.0, 300, 900
 _STEP_FAULTS = (400, 413, 422)  # this request cannot be answered; the next may
+# Where servers put what is not the answer's text: thoughts, by the name of each server, and calls of tools.
+_ELSEWHERE = ("reasoning_content", "reasoning", "thinking", "refusal", "tool_calls", "function_call")
+_MAX_KEPT_CHARS = 20_000
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +37,16 @@ class OpenAIPolicy:
     """
 
     def __init__(self, url: str, model: str, agent: AgentConfig, is_constrained: bool):
-        self.url, self.model, self.agent = url.rstrip("/") + "/chat/completions", model, agent
+        """Name the server; nothing is asked yet.
+
+        Raises:
+            UserError: no address that can be asked, or a key that cannot be one.
+        """
+        self.url, self.model, self.agent = check_url(url).rstrip("/") + "/chat/completions", model, agent
+        self._key = read_key()
         self.is_constrained = is_constrained
         self._sampling: dict[str, Any] = {"temperature": 0, "max_tokens": agent.max_answer_tokens}
-        self._has_answered = False
+        self._has_answered = self._has_told = False
 
     def answer(self, requests: Sequence[StepRequest]) -> list[RawAnswer]:
         """Answer each step; one that the server refuses is an error of that step.
@@ -54,6 +66,7 @@ class OpenAIPolicy:
                 "are at fault, give a larger --batch_size"
             )
         self._has_answered = self._has_answered or bool(asked)
+        self._tell_of_silence(answers)
         answered = iter(answers)
         return [
             RawAnswer("", error=str(body)) if isinstance(body, ScreenshotError) else next(answered) for body in bodies
@@ -71,19 +84,30 @@ class OpenAIPolicy:
             reply = self._ask(body)
         except _RefusedStep as refusal:
             return RawAnswer("", error=str(refusal))
-        try:
-            choice = reply["choices"][0]
-            text = choice["message"]["content"] or ""
-        except (KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{self.url}: found a reply without choices[0].message.content ({error})") from error
-        usage = reply.get("usage") or {}
+        choice = reply["choices"][0]
+        text, elsewhere = read_message(choice["message"])
+        reason, usage = choice.get("finish_reason"), reply.get("usage")
+        counts = usage if isinstance(usage, Mapping) else {}
         return RawAnswer(
-            text,
-            choice.get("finish_reason") or "stop",
-            usage.get("prompt_tokens") or 0,
-            usage.get("completion_tokens") or 0,
+            hide_key(text, self._key),
+            reason if isinstance(reason, str) and reason else "stop",
+            _read_count(counts.get("prompt_tokens")),
+            _read_count(counts.get("completion_tokens")),
             time.perf_counter() - started,
+            said_elsewhere={name: hide_key(said, self._key)[:_MAX_KEPT_CHARS] for name, said in elsewhere.items()},
         )
+
+    def _tell_of_silence(self, answers: Sequence[RawAnswer]) -> None:
+        """Log the first answer whose text is empty though the server said something; the rest is told at the end."""
+        silent = [a for a in answers if a.said_elsewhere and not a.text.strip()]
+        if silent and not self._has_told:
+            self._has_told = True
+            logger.warning(
+                "%s: found an answer without text; what the server said stands in %s: it is kept in steps.jsonl and "
+                "not scored. Switch off its parser of thoughts or tool calls (docs/serving.md)",
+                self.url,
+                ", ".join(silent[0].said_elsewhere),
+            )
 
     def _ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Post a request; where the server names a sampling field it does not take, post it again without that."""
@@ -116,35 +140,99 @@ class OpenAIPolicy:
         return body
 
     def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        key = os.environ.get("OPENAI_API_KEY")
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
-        problem = ""
-        for attempt in range(N_TRIES):
-            if attempt:
-                time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
+        """Post until there is a reply with an answer in it, at most `N_TRIES` times and for about `MAX_TIME_S`."""
+        started, wait_s, tries, problem, reply = time.monotonic(), 0.0, 0, "", None
+        while tries < N_TRIES and time.monotonic() - started + wait_s <= MAX_TIME_S:
+            time.sleep(wait_s)
+            tries += 1
+            asked_wait_s = 0.0
             try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-                    content: dict[str, Any] = json.loads(reply.read())
-                    return content
-            except urllib.error.HTTPError as error:
-                text = error.read(10_000).decode("utf-8", "replace")
-                if key:  # a server may repeat it, and the text goes to steps.jsonl and the report
-                    text = text.replace(key, "[OPENAI_API_KEY]")
-                problem = f"HTTP {error.code}: {text[:500]}"
-                if error.code in _STEP_FAULTS:
-                    raise _RefusedStep(problem) from error
-                if error.code != 429 and error.code < 500:
-                    raise UserError(
-                        f"{self.url}: found {problem}; check --api_url, --model_path and the key"
-                    ) from error
-            except (urllib.error.URLError, OSError, ValueError) as error:
-                problem = str(error)
+                reply = post_json(self.url, body, self._key, TIMEOUT_S)
+                if has_message(reply):
+                    return reply
+                problem = f"a reply without choices[0].message: {hide_key(dump_json(reply), self._key)[:500]}"
+            except FailedTry as failure:
+                problem, asked_wait_s, reply = str(failure), failure.wait_s, None
+            except RefusedRequest as refusal:
+                if refusal.status in _STEP_FAULTS:
+                    raise _RefusedStep(str(refusal)) from refusal
+                raise UserError(f"{self.url}: found {refusal}; check --api_url, --model_path and the key") from refusal
+            wait_s = max(FIRST_WAIT_S * 2 ** (tries - 1), min(asked_wait_s, MAX_WAIT_S))
+        if isinstance(reply, Mapping) and "error" not in reply:  # the server works, and says nothing to this step
+            raise _RefusedStep(f"{problem}, in {tries} tries")
         raise UserError(
-            f"{self.url}: found no answer in {N_TRIES} tries ({problem}); give the same command again to go on"
+            f"{self.url}: found no answer in {tries} tries ({problem}); give the same command again to go on"
         )
+
+
+def check_url(url: str) -> str:
+    """Return a server's address.
+
+    Raises:
+        UserError: it cannot be asked, or holds a user or password, which messages would show.
+    """
+    user, _, place = url.rpartition("@") if "@" in url.partition("//")[2].partition("/")[0] else ("", "", url)
+    if user:
+        raise UserError(
+            f"--api_url: found a user or password before {place}; expected an address without: the key is read from "
+            "OPENAI_API_KEY"
+        )
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or not url.isascii() or not url.isprintable() or " " in url:
+        raise UserError(f"--api_url: found {url!r}; expected an address such as http://localhost:8000/v1")
+    return url
+
+
+def read_key() -> str:
+    """Return the key of the environment, "" where there is none.
+
+    Raises:
+        UserError: it holds what no header may hold; the key itself is not shown.
+    """
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError("OPENAI_API_KEY: found a line break or another character that no key has; expected the key")
+    return key
+
+
+def has_message(reply: Any) -> bool:
+    """Say whether a reply holds an answer's message."""
+    choices = reply.get("choices") if isinstance(reply, Mapping) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return isinstance(first, Mapping) and isinstance(first.get("message"), Mapping)
+
+
+def read_message(message: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """Return a message's text, its parts joined, and what it says elsewhere, by where.
+
+    The content is a text, a list of texts and parts `{"type": "text", "text": ...}`, one such part, or, from servers
+    that read JSON themselves, the answer's object.
+    """
+    content = message.get("content")
+    if isinstance(content, Mapping) and "action" in content:
+        content = dump_json(content)
+    texts: list[str] = []
+    elsewhere: dict[str, str] = {}
+    for part in content if isinstance(content, list) else [] if content is None else [content]:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if kind in ("text", "output_text") and isinstance(text, str):
+            texts.append(text)
+        else:
+            name = kind if isinstance(kind, str) and kind != "text" else "content"
+            elsewhere[name] = elsewhere.get(name, "") + dump_json(part)
+    for name in _ELSEWHERE:
+        if said := message.get(name):
+            elsewhere[name] = said if isinstance(said, str) else dump_json(said)
+    return "".join(texts), elsewhere
+
+
+def _read_count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 class _RefusedStep(Exception):

@@ -18,7 +18,7 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     model = parser.add_argument_group("what answers")
     model.add_argument("--model_path", help="folder that sft/run.py wrote, or a full model; openai: the model's name")
     model.add_argument("--base_model", help="base model of the adapter [the one it was trained on]")
-    model.add_argument("--agent_config", help="agent_config.json [the one in --model_path]; an untuned base has none")
+    model.add_argument("--agent_config", help="agent_config.json, or a recipe [the one in --model_path]")
     model.add_argument("--policy", choices=["model", "replay", "empty"], default="model", help="what answers [model]")
     model.add_argument("--engine", choices=["hf", "vllm", "openai"], default="hf", help="what runs the model [hf]")
     model.add_argument(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from eval.decoding import AnswerEnd, EncodedPrompt, Screenshot, generate_greedy
+from eval.decoding import AnswerEnd, EncodedPrompt, Screenshot, generate_greedy, read_end_ids
 from eval.prefetch import ScreenshotLoader
 from eval.schema import build_answer_schema
 from sft.batches.encoding import Prompt, StepEncoder
@@ -43,7 +43,8 @@ class RawAnswer:
     """What a policy said. `finish_reason` is "stop", or "length" where the token limit cut the answer.
 
     `error` says why a step could not be answered at all; the text is then empty. `memory_shown` is the memory that the
-    prompt held, shortened where it had to be; None is the whole one.
+    prompt held, shortened where it had to be; None is the whole one. `said_elsewhere` is what a server said beside the
+    answer, by where it stood: "reasoning_content", "tool_calls", "refusal".
     """
 
     text: str
@@ -54,6 +55,7 @@ class RawAnswer:
     prompt_text: str = field(default="", repr=False)
     error: str | None = None
     memory_shown: Memory | None = None
+    said_elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 
 class Policy(Protocol):
@@ -68,7 +70,7 @@ class ModelPolicy:
     def __init__(self, model: Any, encoder: StepEncoder, is_constrained: bool = False):
         self.model, self.encoder = model, encoder
         self.screenshots = ScreenshotLoader(encoder)
-        self._end = AnswerEnd(encoder.tokenizer)
+        self._end = AnswerEnd(encoder.tokenizer, read_end_ids(model))
         self._constraint = build_constraint(model, encoder) if is_constrained else None
 
     def answer(self, requests: Sequence[StepRequest]) -> list[RawAnswer]:

@@ -1,6 +1,5 @@
 """A fine-tuned model as an object: load it once, ask it for one step at a time."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +14,11 @@ from sft.batches.encoding import StepEncoder
 from sft.contract.image_paths import find_file
 from sft.errors import UserError
 from sft.memory import Memory, update
-from sft.models.model import check_adapter, find_family, load_model, open_adapter, read_base_model_name
+from sft.models.model import check_adapter, find_family, load_model, open_adapter
+from sft.models.model_folder import read_base_model_name, read_dtype
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig, parse_answer
-from sft.recipe.config import load_agent_config, load_model_settings
+from sft.recipe.config import load_agent_config, load_mixed_precision, load_model_settings
 from sft.recipe.settings import ModelSettings
 
 
@@ -96,6 +96,7 @@ def load_model_for_inference(
     model.eval()
     if torch.cuda.is_available() and not settings.load_in_4bit:
         model.to("cuda")
+    _compute_as_validated(model, folder)
     budget = (agent.min_pixels, agent.max_pixels)
     if _has_processor(folder):
         processor = load_processor(folder, *budget)
@@ -115,7 +116,32 @@ def _load_adapter(folder: Path, model: PreTrainedModel) -> torch.nn.Module:
     except RuntimeError as error:
         raise UserError(f"{folder}: found an adapter that does not fit its base model: {error}") from error
     check_adapter(folder, loaded)
+    precision = load_mixed_precision(folder)
+    with open_adapter(folder) as file:
+        for name, parameter in loaded.named_parameters():
+            if ".lora_" in name and precision:  # autocast would round them at each use, to the same numbers
+                parameter.data = parameter.data.to(getattr(torch, precision))
+            elif ".modules_to_save.default." in name:  # which peft has rounded to the base's number format
+                saved = file.get_tensor(name.replace(".modules_to_save.default.", "."))
+                parameter.data = saved.to(parameter.device)
     return loaded
+
+
+def _compute_as_validated(model: torch.nn.Module, folder: Path) -> None:
+    """Give a model the arithmetic of training's own rollouts, so that a checkpoint is scored as it was chosen.
+
+    Those run under autocast. Without it peft computes LoRA in fp32, on inputs lifted to that.
+    """
+    precision = load_mixed_precision(folder) if (folder / "recipe.yaml").is_file() else None
+    if precision is None:
+        return
+    dtype, forward = getattr(torch, precision), model.forward
+
+    def forward_in_autocast(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(next(model.parameters()).device.type, dtype=dtype):
+            return forward(*args, **kwargs)
+
+    cast(Any, model).forward = forward_in_autocast
 
 
 def _find_model_settings(folder: Path, is_adapter: bool, base_model_name: str | None) -> ModelSettings:
@@ -126,8 +152,7 @@ def _find_model_settings(folder: Path, is_adapter: bool, base_model_name: str | 
                 f"{folder}: found neither adapter_config.json nor config.json; expected a trained model: "
                 "did the training end?"
             )
-        dtype: Any = json.loads(path.read_text(encoding="utf-8")).get("dtype") or "float32"
-        return ModelSettings(str(folder), dtype=dtype, load_in_4bit=False)
+        return ModelSettings(str(folder), dtype=cast(Any, read_dtype(folder)), load_in_4bit=False)
     settings = load_model_settings(folder)
     return replace(settings, model_name_or_path=base_model_name or read_base_model_name(folder))
 

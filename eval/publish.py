@@ -1,6 +1,7 @@
 """From step results to everything a run publishes. Needs no model: rollout and re-scoring both end here."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def publish_run(
         run_dir, results, metrics, run_info, find_image_root(run_info), figures=figures, images=images
     )
     print_summary(metrics, shown)
-    for note in [*list_data_notes(run_info), *describe_errors(results, run_info)]:
+    for note in [*list_data_notes(run_info), *describe_errors(results, run_info), *describe_silence(results)]:
         print(note)
     print(f"Report: {report}")
     return metrics
@@ -128,6 +129,23 @@ def describe_errors(results: Sequence[StepResult], run_info: Mapping[str, Any]) 
         return []
     first = f"{run_info['test_csv']}: {errors[0].error}"
     return [f"{len(errors)} of {len(results)} steps are errors; the first: {first}"]
+
+
+def describe_silence(results: Sequence[StepResult]) -> list[str]:
+    """Return a sentence on the answers without text and on where their servers said something instead, or nothing."""
+    run = [step for step in results if step.parse_status != NOT_RUN and step.error is None]
+    silent = [step for step in run if not step.raw_text.strip()]
+    if not silent:
+        return []
+    told = f"{len(silent)} of {len(results)} answers are without text, and so count as unreadable."
+    places = Counter(name for step in silent for name in step.said_elsewhere)
+    places.update(f"finish_reason {s.finish_reason}" for s in silent if s.finish_reason not in ("stop", "length"))
+    if places:
+        first = next((said for step in silent for said in step.said_elsewhere.values()), "")
+        listed = ", ".join(f"{name} ({n})" for name, n in places.items())
+        told += f" What the server said instead: {listed}" + (f"; the first: {first[:200]}" if first else "")
+        told += ". It is in steps.jsonl; docs/serving.md says how to have answers as text."
+    return [told]
 
 
 def refuse_all_errors(run_dir: Path, results: Sequence[StepResult]) -> None:

@@ -22,7 +22,8 @@ class StepResult:
     no_action, truncated, not_run; `left_out` names the parts of a read answer that could not be taken ("target", an
     argument, "short_term", "long_term"). `error` is the message of a policy that failed, else None. `bbox` is
     [x1, y1, x2, y2] and `screen` [width, height], in pixels, both None where the data has none. `latency_s` is the
-    step's share of its batch's generation time.
+    step's share of its batch's generation time. `said_elsewhere` is what a server said beside the answer, by where it
+    stood: a thought, a call of a tool; it is not scored.
     """
 
     task_id: str
@@ -47,6 +48,7 @@ class StepResult:
     n_prompt_tokens: int = 0
     n_answer_tokens: int = 0
     latency_s: float = 0.0
+    said_elsewhere: dict[str, str] = field(default_factory=dict)
 
     def as_not_run(self, memory: dict[str, Any]) -> "StepResult":
         """Return the step as if it had never been answered, with the memory that stood then."""

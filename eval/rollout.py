@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
         base_model=arguments.base_model,
         test_csv=arguments.test_csv,
         test_csv_sha256=tasks.sha256,
-        image_root=arguments.image_root if Path(arguments.test_csv).is_file() else str(tasks.image_root),
+        image_root=None if tasks.image_root == Path(arguments.test_csv).parent else str(tasks.image_root),
         agent=agent,
         trajectories=trajectories,
         data=describe_test_data(tasks, arguments.test_csv, trained),
@@ -160,8 +160,11 @@ def build_policy(arguments: argparse.Namespace, agent: AgentConfig, trajectories
         return EmptyPolicy()
     is_constrained = arguments.decoding == "constrained"
     if arguments.engine == "openai":
+        from eval.adapter_parts import warn_of_left_out
         from eval.openai_policy import OpenAIPolicy
 
+        if folder := find_model_folder(arguments):
+            warn_of_left_out(Path(folder))
         return OpenAIPolicy(arguments.api_url, arguments.model_path, agent, is_constrained)
     if arguments.engine == "vllm":
         from eval.vllm_policy import VllmPolicy

@@ -33,9 +33,10 @@ def build_answer_schema(agent: AgentConfig) -> dict[str, Any]:
 
 def _build_action_schema(action_type: ActionType, memory: dict[str, Any]) -> dict[str, Any]:
     arguments = {name: _build_argument_schema(name, values) for name, values in action_type.arguments.items()}
+    target = {"type": "string"} if action_type.takes_target else {"const": ""}
     return {
         "type": "object",
-        "properties": {"action": {"const": action_type.name}, "target": {"type": "string"}, **arguments, **memory},
+        "properties": {"action": {"const": action_type.name}, "target": target, **arguments, **memory},
         "required": ["action", "target", *memory],
         "additionalProperties": False,
     }

@@ -1,16 +1,20 @@
 """Answers from vLLM, for large rollouts on GPUs (extra `vllm`). Knows nothing of scoring."""
 
-import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.adapter_parts import refuse_left_out
 from eval.policy import RawAnswer, StepRequest
 from eval.schema import build_answer_schema
+from sft.accounting.hardware import has_gpu
 from sft.batches.encoding import Prompt, StepEncoder
 from sft.contract.screenshots import open_screenshot
 from sft.errors import UserError
+from sft.json_text import find_object
+from sft.models.model_folder import read_base_model_name, read_dtype, read_json
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig
 from sft.recipe.config import load_model_settings
@@ -26,6 +30,14 @@ class VllmPolicy:
     """
 
     def __init__(self, model_path: str, base_model: str | None, agent: AgentConfig, is_constrained: bool):
+        """Load the model.
+
+        Raises:
+            UserError: no vLLM here, or an adapter that vLLM takes in part only.
+        """
+        refuse_left_out(Path(model_path))
+        # vLLM forks its engine, and a fork cannot use CUDA once this process has so much as looked for it
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         try:
             import torch
             from vllm import LLM, SamplingParams
@@ -38,10 +50,10 @@ class VllmPolicy:
         options: dict[str, Any] = {}
         base = base_model or model_path
         if (folder / "config.json").is_file():  # vLLM's own choice would round an fp32 model to half precision
-            options["dtype"] = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("dtype") or "auto"
+            options["dtype"] = read_dtype(folder)
         if is_adapter:
-            adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-            base = base_model or adapter["base_model_name_or_path"]
+            adapter = read_json(folder / "adapter_config.json")
+            base = base_model or read_base_model_name(folder)
             options = {
                 "enable_lora": True,
                 "max_lora_rank": round_rank(adapter["r"]),
@@ -54,7 +66,7 @@ class VllmPolicy:
             mm_processor_kwargs={"min_pixels": agent.min_pixels, "max_pixels": agent.max_pixels},
             max_model_len=agent.max_prompt_tokens + agent.max_answer_tokens,
             enable_prefix_caching=True,
-            enforce_eager=not torch.cuda.is_available(),  # compiling for a CPU takes minutes
+            enforce_eager=torch.version.cuda is None or not has_gpu(),  # compiling for a CPU takes minutes
             **options,
         )
         self._adapter = LoRARequest("adapter", 1, str(folder)) if is_adapter else None
@@ -87,8 +99,9 @@ class VllmPolicy:
         for (i, prompt), output in zip(prompts.items(), outputs):
             answer = output.outputs[0]
             n_prompt, n_answer = len(output.prompt_token_ids), len(answer.token_ids)
+            found = find_object(answer.text, is_whole=False)  # kept up to where `hf` would have stopped
             answers[i] = RawAnswer(
-                answer.text,
+                answer.text if found.fields is None else answer.text[: found.end],
                 answer.finish_reason,
                 n_prompt,
                 n_answer,

@@ -128,6 +128,9 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
     """Read the answer, move the walk to its next step and return what happened."""
     before, blank, row = walk.memory, _blank_result(walk), walk.step.row
     parsed = parse_answer(raw.text, agent, is_truncated=raw.finish_reason == "length")
+    problem = parsed.problem
+    if raw.said_elsewhere and not raw.text.strip():
+        problem = f"no text in the answer; what the server said stands in {', '.join(raw.said_elsewhere)}"
     walk.next_index += 1
     if mode != "teacher":
         walk.memory = update(before, parsed.answer, agent.memory_writer, agent.memory_budget_chars)
@@ -139,7 +142,7 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
         memory_after=_as_json(walk.memory),
         raw_text=raw.text,
         parse_status=parsed.status,
-        parse_problem=parsed.problem,
+        parse_problem=problem,
         left_out=list(parsed.left_out),
         predicted=format_action(parsed.answer.action) if parsed.answer else None,
         error=None if raw.error is None else f"row {row}: {raw.error}",
@@ -147,6 +150,7 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
         n_prompt_tokens=raw.n_prompt_tokens,
         n_answer_tokens=raw.n_answer_tokens,
         latency_s=raw.latency_s,
+        said_elsewhere=dict(raw.said_elsewhere),
     )
 
 

@@ -103,6 +103,7 @@ def build_step_details(step: StepResult) -> dict[str, Any]:
         "n_prompt_tokens": step.n_prompt_tokens,
         "n_answer_tokens": step.n_answer_tokens,
         "latency_s": step.latency_s,
+        "said_elsewhere": step.said_elsewhere,
     }
 
 

@@ -13,6 +13,12 @@ def _is_of_use(record: logging.LogRecord) -> bool:
     return "gemm_4bit_forward from kernels-community" not in str(record.msg)
 
 
+def _is_true(record: logging.LogRecord) -> bool:
+    """Say whether a record of transformers is not about the best checkpoint's place: here it is known by its step."""
+    return "recorded in the resumed state does not exist" not in str(record.msg)
+
+
+logging.getLogger("transformers.trainer").addFilter(_is_true)
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_of_use)
 # TRL (1.16) and peft call by old names what transformers has renamed; `sft.merge` unties a tied head that was trained.
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_enable)?` is deprecated", FutureWarning)

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 MAX_TARGET_CHARS = 2_000
@@ -18,13 +18,17 @@ class ActionType:
 
     `arguments` maps an optional argument's name to the values it may take; an empty tuple allows any text or number.
     The argument `point` is a place on the screenshot: [x, y], each 0..1000.
-    `is_final` marks the action that ends a task and may stand on its last step only.
+    `is_final` marks the action that ends a task and may stand on its last step only; its target may be left out.
+    `takes_target` false is for an action on no element (BACK, WAIT): its target is always "".
     """
 
     name: str
     description: str
     arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     is_final: bool = False
+    takes_target: bool = True
+
+    __pydantic_config__ = {"extra": "forbid"}  # a misspelt key of a recipe's `actions:` is refused, not ignored
 
 
 DEFAULT_ACTIONS: tuple[ActionType, ...] = (
@@ -37,11 +41,15 @@ DEFAULT_ACTIONS: tuple[ActionType, ...] = (
 )
 
 
+class UnknownActionError(ValueError):
+    """An action that the vocabulary does not have."""
+
+
 @dataclass(frozen=True)
 class Action:
     """One action: `kind` is an `ActionType.name`, `target` the element's label.
 
-    The target is "" only where the action is final, or where a model's answer names none.
+    The target is "" only where the action is final or takes none, or where a model's answer names none.
     """
 
     kind: str
@@ -54,23 +62,32 @@ def find_action_type(kind: str, actions: Sequence[ActionType]) -> ActionType | N
     return next((a for a in actions if a.name.upper() == kind.strip().upper()), None)
 
 
-def parse_action(fields: Mapping[str, Any], actions: Sequence[ActionType] = DEFAULT_ACTIONS) -> Action:
+def describe_action_type(action_type: ActionType) -> dict[str, Any]:
+    """Return an action type as files hold it: `takes_target` stands there only where it is false."""
+    fields = asdict(action_type)
+    return fields if not action_type.takes_target else {k: v for k, v in fields.items() if k != "takes_target"}
+
+
+def parse_action(fields: Mapping[str, Any], actions: Sequence[ActionType] | None = DEFAULT_ACTIONS) -> Action:
     """Read an action from a JSON object `{"action", "target", ...arguments}`.
 
     Arguments may also stand in an object of their own, `"arguments"`. Fields that the action type does not name are
-    left out.
+    left out. `actions` None takes an action of any name, without its arguments.
 
     Raises:
         ValueError: the object names no known action, lacks its target, or an argument has a value it may not have.
     """
-    action, left_out = read_action(fields, actions)
+    try:
+        action, left_out = read_action(fields, actions)
+    except UnknownActionError as error:
+        raise ValueError(f"{error}, or a recipe that defines it under actions:") from error
     if left_out:
         raise ValueError(next(iter(left_out.values())))
     return action
 
 
 def read_action(
-    fields: Mapping[str, Any], actions: Sequence[ActionType] = DEFAULT_ACTIONS
+    fields: Mapping[str, Any], actions: Sequence[ActionType] | None = DEFAULT_ACTIONS
 ) -> tuple[Action, dict[str, str]]:
     """Read what can be read of an action: its kind must be known, a target or argument that is no such is left out.
 
@@ -114,13 +131,15 @@ def as_plain_text(text: str) -> str:
     return unicodedata.normalize("NFC", text).replace("<|", "< |")
 
 
-def _find_named_type(kind: Any, actions: Sequence[ActionType]) -> ActionType:
-    known = ", ".join(a.name for a in actions)
+def _find_named_type(kind: Any, actions: Sequence[ActionType] | None) -> ActionType:
+    known = "a text" if actions is None else "one of " + ", ".join(a.name for a in actions)
     if not isinstance(kind, str) or not kind.strip():
-        raise ValueError(f'found no action name (got {_brief(kind)}); expected "action" to be one of {known}')
+        raise ValueError(f'found no action name (got {_brief(kind)}); expected "action" to be {known}')
+    if actions is None:
+        return ActionType(kind.strip().upper(), "", is_final=True)  # its target may be left out
     action_type = find_action_type(kind, actions)
     if action_type is None:
-        raise ValueError(f"found action {_brief(kind)}; expected one of {known}")
+        raise UnknownActionError(f"found action {_brief(kind)}; expected {known}")
     return action_type
 
 
@@ -129,8 +148,15 @@ def _parse_target(target: Any, action_type: ActionType) -> str:
         target = ""
     if not isinstance(target, str):
         raise ValueError(f"found target {_brief(target)}; expected text")
+    if not action_type.takes_target:
+        if target.strip():
+            raise ValueError(f"found target {_brief(target)} for {action_type.name}, which takes none; expected none")
+        return ""
     if not target.strip() and not action_type.is_final:
-        raise ValueError(f"found no target for {action_type.name}; expected the label of the element")
+        raise ValueError(
+            f"found no target for {action_type.name}; expected the label of the element, or takes_target: false for "
+            "this action in the recipe"
+        )
     if len(target) > MAX_TARGET_CHARS:
         raise ValueError(f"found a target of {len(target)} characters; expected at most {MAX_TARGET_CHARS}")
     return target.strip()
@@ -140,9 +166,11 @@ def _parse_argument(name: str, value: Any, allowed: tuple[str, ...]) -> Argument
     if name == POINT:
         return _parse_point(value)
     if allowed:
-        if not isinstance(value, str) or value.strip().lower() not in allowed:
+        folded = value.strip().casefold() if isinstance(value, str) else None
+        spelled = next((word for word in allowed if word.casefold() == folded), None)
+        if spelled is None:
             raise ValueError(f"found {name} {_brief(value)}; expected one of {', '.join(allowed)}")
-        return value.strip().lower()
+        return spelled
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if is_number and not abs(value) <= MAX_NUMBER:  # NaN is neither above nor below
         raise ValueError(f"found {name} {_brief(value)}; expected a number of at most {MAX_NUMBER:.0e}")

@@ -34,7 +34,7 @@ def write_card(folder: Path) -> Path:
         metadata.pop("model-index", None)
     body = f"{before.strip()}\n\n{BEGIN}\n\n{render_body(folder, evaluations)}\n{END}\n{after.rstrip()}".strip()
     text = f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n{body}\n"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="replace")
     return path
 
 

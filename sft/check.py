@@ -3,7 +3,8 @@
 python -m sft.check DATA [--image_root DIR] [--recipe RECIPE.yaml] [--tokenizer FOLDER] [--against OTHER.csv]
                          [--json report.json] [--dump_prompts prompts.jsonl] [--show N]
 
-DATA is a trajectory CSV, a folder saved by `datasets`, or a Hub data set (owner/name or owner/name:split).
+DATA is a trajectory CSV, the same table as JSON Lines, Parquet or Arrow, a folder saved by `datasets`, or a Hub data
+set (owner/name or owner/name:split).
 Exit code: 0 clean, 1 problems found, 2 the command itself cannot be run.
 """
 
@@ -17,11 +18,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoding import StepEncoder, find_tight_answer_limit
 from sft.contract.overlap import Overlap, describe_overlap, find_overlap
 from sft.contract.problems import Problem, TrajectoryError
 from sft.contract.shown_memory import list_shown_parts
-from sft.contract.sources import Table, looks_like_dataset
+from sft.contract.sources import looks_like_dataset
 from sft.contract.tables import read_table
 from sft.contract.trajectory import TaskSet, find_leak_problems, read_task_set
 from sft.errors import UserError, run_command
@@ -45,7 +46,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m sft.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", metavar="DATA", help="trajectory CSV, datasets folder or Hub data set")
+    parser.add_argument("data", metavar="DATA", help="trajectory CSV or other table, datasets folder or Hub data set")
     parser.add_argument("--image_root", type=Path, help="folder of the screenshots [folder of the CSV]")
     parser.add_argument("--recipe", type=Path, help="recipe whose actions, pixel budget and limits count [defaults]")
     parser.add_argument("--tokenizer", type=Path, help="folder of the base model: counts tokens, checks the limits")
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> None:
     report = describe(table, tasks, agent, arguments.tokenizer)
     problems = [problem for task in tasks.quarantined for problem in task.problems]
     problems += find_leak_problems(tasks, list_shown_parts(agent))
-    panels = []
+    panels, previews = [], list[StepPreview]()
     if encoder or arguments.dump_prompts or arguments.show:
         previews = list(walk_previews(tasks, agent, encoder))
         problems += [p.problem for p in previews if p.problem]
@@ -88,10 +89,13 @@ def main(argv: list[str]) -> None:
         shown = [previews[i] for i in sorted(choose_evenly(len(previews), arguments.show))]
         panels = [build_step_panel(preview, shows_system=preview is shown[0]) for preview in shown]
     if arguments.against:
-        overlap = compare(arguments.against, table, tasks, agent)
+        overlap = compare(arguments.against, arguments, tasks, agent)
         problems += list_shared_goals(tasks, overlap, arguments.against)
         report["overlap"] = describe_overlap(overlap, arguments.against)
     report["warnings"] = list_warnings(report, shows_memory=bool(list_shown_parts(agent)))
+    counted = [(p.completion, p.n_answer_tokens) for p in previews if p.n_answer_tokens is not None]
+    if tight := find_tight_answer_limit(counted, agent):
+        report["warnings"].append(f"{tight}.")
     print_report(console, report)
     for panel in panels:
         console.print(panel)
@@ -121,9 +125,9 @@ def write_dump(path: Path | None, previews: list[StepPreview]) -> None:
         write_file(path, "".join(dump_json(build_dump_line(preview)) + "\n" for preview in previews))
 
 
-def compare(other: str, table: Table, tasks: TaskSet, agent: AgentConfig) -> Overlap:
+def compare(other: str, arguments: argparse.Namespace, tasks: TaskSet, agent: AgentConfig) -> Overlap:
     """Find which tasks, goals and screenshots stand in both data sets."""
-    root = table.image_root if Path(other).parent == table.path.parent else None
+    root = arguments.image_root if Path(other).parent == tasks.path.parent else None
     others = read_task_set(read_table(other, root), actions=agent.actions, on_bad_rows="quarantine")
     return find_overlap(tasks, others)
 

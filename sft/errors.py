@@ -1,5 +1,6 @@
-"""What a user wrote and can mend: one error type, and how a command ends with it."""
+"""What a user wrote and can mend: one error type, and how a command ends with it, on any terminal."""
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -9,7 +10,13 @@ class UserError(ValueError):
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
-    """Run a command's `main` on the command line's arguments; a `UserError` ends it with exit code 2, no traceback."""
+    """Run a command's `main` on the command line's arguments; a `UserError` ends it with exit code 2, no traceback.
+
+    A terminal, pipe or file that lacks a character (LANG=C, PYTHONIOENCODING=latin-1) is given "?" in its place.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         main(sys.argv[1:])
     except UserError as problem:

@@ -4,7 +4,8 @@ python -m sft.export --model_path OUT --to DIR [--dtype bfloat16] [--check_csv C
 
 Writes DIR with safetensors shards, the processor and agent_config.json: a model folder for transformers and vLLM. It
 is reopened, and its logits are compared with the adapter's on the base as it was trained (4 bits) and unquantised;
-with --check_csv both are rolled out, and the difference in step-wise accuracy is printed with its interval.
+with --check_csv both are rolled out, and the difference in step-wise accuracy is printed with its interval. DIR
+appears when all of this is done; a merge that is another model than the adapter on its base is refused.
 Without `--to`, `--push` uploads OUT itself. Repositories are private unless --public is given.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import UserError, run_command
+from sft.models.model_folder import check_model_folder, read_base_model_name
 from sft.new_folder import check_new, write_new
 from sft.recipe.config import load_agent_config, load_model_settings
 from sft.run_files import RUN_FILES
@@ -46,73 +48,87 @@ def main(argv: list[str]) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Merge, reopen and compare; DIR appears under its name only when the merge is whole."""
+    """Merge, reopen and compare; DIR appears under its name only when all of it is done and the merge is right.
+
+    Raises:
+        UserError: nothing was written: an adapter or base that cannot be merged, or a merge that is another model.
+    """
     folder, to = arguments.model_path, arguments.to
     check_new(to)
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: found no adapter_config.json; expected an adapter: a full model needs no merge")
     settings = load_model_settings(folder)
     dtype = arguments.dtype or settings.dtype
-    base = find_base_folder(arguments.base_model or read_base_name(folder), settings.model_revision)
-    merge(folder, base, to, dtype)
-
-    from eval.export_check import compare_logits, compare_rollouts
-
-    report: dict[str, Any] = {"dtype": dtype, "logits": []}
-    for row in compare_logits(folder, to, str(base), dtype, arguments.check_csv):
-        report["logits"].append(row)
-        gap = f"largest {row['max_gap']:.3g}, mean {row['mean_gap']:.3g}"
-        print(f"logits, merged against {row['form']}: {gap}; same best token {100 * row['same_choice']:.1f} %")
     if arguments.check_csv:
-        compared = compare_rollouts(folder, to, str(base), arguments.check_csv, arguments.max_tasks)
-        report["rollout"] = {"n_tasks": compared["n_tasks"], "n_steps": compared["n_steps"], **compared["matchers"]}
-        for matcher, rates in compared["matchers"].items():
-            rate = rates["swa"]["difference"]
-            points = f"{100 * rate['value']:+.1f} [{100 * rate['low']:+.1f}, {100 * rate['high']:+.1f}] points"
-            print(f"SWA by {matcher}, merged - adapter: {points}, {compared['n_steps']} steps")
-    (to / "export_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        from sft.contract.trajectory import load_task_set
+
+        agent = load_agent_config(folder)  # what is wrong with the data is told before anything is merged
+        load_task_set(arguments.check_csv, actions=agent.actions, needs_elements=agent.use_grounding)
+    base = find_base_folder(arguments.base_model or read_base_model_name(folder), settings.model_revision)
+    with write_new(to) as partial:
+        n_tensors = merge(folder, base, partial, dtype)
+        print(f"Merged {n_tensors} tensors")
+        report = {"dtype": dtype, **compare(folder, partial, base, dtype, arguments)}
+        (partial / "export_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
     from sft.card import write_card
 
     write_card(to)
+    print(f"Exported to {to}")
 
 
-def merge(folder: Path, base: Path, to: Path, dtype: str) -> None:
-    """Write the merged weights and all that belongs to them."""
+def merge(folder: Path, base: Path, to: Path, dtype: str) -> int:
+    """Write the merged weights and all that belongs to them; return the number of tensors."""
     import torch
 
     from sft.merge import load_adapter, merge_weights
     from sft.models.processors import load_processor, save_processor
 
-    with write_new(to) as partial:
-        n_tensors = merge_weights(base, load_adapter(folder), partial, getattr(torch, dtype))
-        agent = load_agent_config(folder)
-        save_processor(load_processor(folder, agent.min_pixels, agent.max_pixels), partial)
-        for name in RUN_FILES:
-            if (folder / name).is_file():
-                shutil.copy(folder / name, partial)
-    print(f"Merged {n_tensors} tensors into {to}")
+    n_tensors = merge_weights(base, load_adapter(folder), to, getattr(torch, dtype))
+    agent = load_agent_config(folder)
+    save_processor(load_processor(folder, agent.min_pixels, agent.max_pixels), to)
+    for name in RUN_FILES:
+        if (folder / name).is_file():
+            shutil.copy(folder / name, to)
+    return n_tensors
 
 
-def read_base_name(folder: Path) -> str:
-    """Return the base model that an adapter's configuration names."""
-    return str(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
+def compare(folder: Path, merged: Path, base: Path, dtype: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compare the merged model with the adapter, by logits and, with a CSV, by rollouts; print and return the result.
+
+    Raises:
+        UserError: the logits differ by more than rounding.
+    """
+    from eval.export_check import check_logits, compare_logits, compare_rollouts
+
+    report: dict[str, Any] = {"logits": []}
+    for row in compare_logits(folder, merged, str(base), dtype, arguments.check_csv):
+        report["logits"].append(row)
+        gap = f"largest {row['max_gap']:.3g}, mean {row['mean_gap']:.3g}"
+        print(f"logits, merged against {row['form']}: {gap}; same best token {100 * row['same_choice']:.1f} %")
+    check_logits(report["logits"][0], dtype)
+    if arguments.check_csv:
+        compared = compare_rollouts(folder, merged, str(base), arguments.check_csv, arguments.max_tasks)
+        report["rollout"] = {"n_tasks": compared["n_tasks"], "n_steps": compared["n_steps"], **compared["matchers"]}
+        for matcher, rates in compared["matchers"].items():
+            rate = rates["swa"]["difference"]
+            points = f"{100 * rate['value']:+.1f} [{100 * rate['low']:+.1f}, {100 * rate['high']:+.1f}] points"
+            print(f"SWA by {matcher}, merged - adapter: {points}, {compared['n_steps']} steps")
+    return report
 
 
 def find_base_folder(name: str, revision: str) -> Path:
     """Return the folder of a base model: the one named, or the local cache's copy, fetched from the Hub if need be.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be had, is quantised, or its files are not whole.
     """
-    from sft.models.hub import find_base_model
+    from sft.models.hub import BESIDE_WEIGHTS, find_base_model, find_folder
 
     find_base_model(name, revision)
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+    folder = find_folder(name, revision, (*BESIDE_WEIGHTS, "*.safetensors"))
+    check_model_folder(folder)
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The first JSON object in a text that may hold anything else. Knows nothing of what the object means."""
+"""The JSON object that a text gives as its answer, whatever else it holds. Knows nothing of what the object means."""
 
 import json
 import re
@@ -7,48 +7,143 @@ from typing import Any
 
 # NaN and infinity are read, so that whoever uses the object can leave out that one value; so are line breaks in texts.
 _DECODER = json.JSONDecoder(strict=False)
-_LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
-_CUT_NUMBER = re.compile(r"\.|[eE][+-]?")
-_CUT_ESCAPE = re.compile(r"[\\u]*[0-9a-fA-F]{0,4}")
+
+_THOUGHT = r"think(?:ing)?|thoughts?|reason(?:ing)?|rationale|reflection|analysis|scratchpad"
+_OPENS = rf"<(?:{_THOUGHT})(?:\s[^<>]*)?>|\[THINK\]|◁think▷|<\|(?:begin_of_thought|start_thinking)\|>"
+_CLOSES = rf"</(?:{_THOUGHT})\s*>|\[/THINK\]|◁/think▷|<\|(?:end_of_thought|end_thinking)\|>"
+_CLOSING = re.compile(_CLOSES, re.IGNORECASE)
+_MARK = re.compile(rf"(?P<opens>{_OPENS})|(?P<closes>{_CLOSES})|(?P<fence>```)|(?P<brace>\{{)", re.IGNORECASE)
+
+_BEGINS_ANSWER = re.compile(r"\s*(?:```\w*\s*|<tool_call>\s*)?[\[{]")
+_CALLS_EXAMPLE = re.compile(r"\b(?:examples?|for instance|schema|format (?:is|was))\b|\be\.g\.", re.IGNORECASE)
+
+# An object has one of these before an object nested in it; a brace that has not (`{{`, `the set {a b`) begins none.
+_BEFORE_NESTED = re.compile(r"""[:=,\[\\"']""")
+_BRACE_OR_QUOTE = re.compile(r"""[{}"']""")
+_QUOTE_IN_STRING = {quote: re.compile(rf"\\.|{quote}", re.DOTALL) for quote in "\"'"}
+_ENDS_STRING = re.compile(r"""\s*(?:[,:}\]{\["'\d-]|\Z)""")
 
 
 @dataclass(frozen=True)
 class FoundObject:
-    """`fields` is None where the text holds no whole object: `problem` then says why, in words.
+    """`fields` is None where the text gives no whole object: `problem` then says why, in words.
 
-    `is_open` says that an object begins which the text's end cuts: more text could still complete it.
+    `is_open` says that a thought or an object begins which the text's end cuts: more text could still complete it.
+    `end` is the position behind the object that was found.
     """
 
     fields: dict[str, Any] | None
     problem: str = ""
     is_open: bool = False
+    end: int = 0
 
 
-def find_object(text: str) -> FoundObject:
-    """Return the first JSON object of a text, whatever stands around it.
+def find_object(text: str, is_whole: bool = True) -> FoundObject:
+    """Return the first JSON object of a text that is no part of anything else.
 
-    Braces that begin no JSON (`{a,b}`) are passed over. An object that the text's end cuts ends the search: what is
-    nested in it is not the answer. Hence more text never changes an object that was found.
+    Passed over are thoughts (`<think>...</think>`) with all they hold, and an object that is no JSON with all that is
+    nested in it; `problem` then is the outer one's. A thought or an object that the text's end cuts ends the search.
+
+    In a whole text, a tag that closes a thought which no tag opened makes all before it a thought: the prompt opened
+    it. A fenced block that the text before it calls an example is the answer only where no other object follows.
+    With `is_whole` false more text never changes an object that was found.
     """
-    problem, start = "", text.find("{")
-    while start >= 0:
-        try:
-            return FoundObject(_DECODER.raw_decode(text, start)[0])
-        except json.JSONDecodeError as error:
-            problem = problem or f"broken JSON: {error.msg} (character {error.pos + 1})"
-            if _is_cut(text, error):
-                return FoundObject(None, problem, is_open=True)
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, endless nesting
-            return FoundObject(None, problem or f"broken JSON: {error}")
-        start = text.find("{", start + 1)
-    return FoundObject(None, problem or "no JSON object in the answer")
+    found: FoundObject | None = None
+    example: FoundObject | None = None
+    problem, at, said_from, fenced_from, has_thought, is_open = "", 0, 0, -1, False, False
+    while not is_open and (mark := _MARK.search(text, at)):
+        at = mark.end()
+        if mark["fence"]:
+            fenced_from = mark.start() if fenced_from < 0 else -1
+        elif mark["opens"]:
+            closing = _CLOSING.search(text, at)
+            problem = problem if closing else problem or f"the thought {mark['opens']} does not end"
+            is_open, has_thought, at = closing is None, True, closing.end() if closing else at
+            said_from = at
+        elif mark["closes"]:
+            if is_whole and not has_thought:
+                found, example, problem, has_thought, said_from, fenced_from = None, None, "", True, at, -1
+        elif (whole := _decode(text, mark.start())).fields is not None:
+            at = whole.end
+            if fenced_from >= said_from and _is_called_example(text[said_from:fenced_from]):
+                example = example or whole
+            else:
+                found = found or whole
+            if found and (has_thought or not is_whole):
+                break  # nothing that follows changes it
+        else:
+            problem = problem or whole.problem
+            nested_at = text.find("{", at)
+            if nested_at >= 0 and not _BEFORE_NESTED.search(text, at, nested_at):
+                continue
+            end = _find_end(text, mark.start())
+            closing = None if has_thought or not is_whole else _CLOSING.search(text, at, end or len(text))
+            if closing and _BEGINS_ANSWER.match(text, closing.end()):
+                at = closing.start()  # what is broken is a part of a thought that the prompt opened
+            else:
+                is_open, at = end is None, end or at
+    answer = found or (example if is_whole and not is_open else None)
+    return answer or FoundObject(None, problem or "no JSON object in the answer", is_open)
 
 
-def _is_cut(text: str, error: json.JSONDecodeError) -> bool:
-    """Say whether decoding failed because the text ended, not because of what stands in it."""
-    rest = text[error.pos :]
-    if not rest.strip() or error.msg.startswith("Unterminated string"):
-        return True
-    if error.msg.startswith("Invalid \\uXXXX"):
-        return _CUT_ESCAPE.fullmatch(rest) is not None
-    return any(word.startswith(rest) for word in _LITERALS) or _CUT_NUMBER.fullmatch(rest) is not None
+def find_open_thought(prompt: str) -> str | None:
+    """Return the tag by which the end of a prompt opens a thought that the answer would begin in, or None."""
+    said = prompt.rstrip()
+    marks = list(_MARK.finditer(said))
+    return marks[-1]["opens"] if marks and marks[-1].end() == len(said) else None
+
+
+def _is_called_example(before: str) -> bool:
+    """Say whether the line before a fenced block calls it an example."""
+    return _CALLS_EXAMPLE.search(before.rstrip().rpartition("\n")[2]) is not None
+
+
+def _decode(text: str, start: int) -> FoundObject:
+    """Read the JSON object that begins at `start`."""
+    try:
+        fields, end = _DECODER.raw_decode(text, start)
+        return FoundObject(fields, end=end)
+    except json.JSONDecodeError as error:
+        return FoundObject(None, f"broken JSON: {error.msg} (character {error.pos + 1})")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, endless nesting
+        return FoundObject(None, f"broken JSON: {error}")
+
+
+def _find_end(text: str, start: int) -> int | None:
+    """Return the position behind the brace that closes an object which is no JSON, or None where the text ends first.
+
+    Where strings begin and end cannot be known in what is no JSON: braces are counted without those in strings, and
+    with them, and the later end is taken.
+    """
+    ends = [_count_braces(text, start, has_strings) for has_strings in (True, False)]
+    return None if None in ends else max(end for end in ends if end is not None)
+
+
+def _count_braces(text: str, start: int, has_strings: bool) -> int | None:
+    """Return the position behind the brace that closes the one at `start`, or None where the text ends first.
+
+    A string, in either kind of quotes, begins where a key or value may and ends where one may, so that a quote which
+    should have been escaped ends none.
+    """
+    depth, at = 0, start
+    while mark := _BRACE_OR_QUOTE.search(text, at):
+        at = mark.end()
+        if mark[0] in "{}":
+            depth += 1 if mark[0] == "{" else -1
+            if depth == 0:
+                return at
+        elif has_strings and _read_before(text, mark.start()) in "{[,:":
+            ends = (quote.end() for quote in _QUOTE_IN_STRING[mark[0]].finditer(text, at) if quote[0] == mark[0])
+            end = next((end for end in ends if _ENDS_STRING.match(text, end)), None)
+            if end is None:
+                return None
+            at = end
+    return None
+
+
+def _read_before(text: str, position: int) -> str:
+    """Return the last character before a position that is no white space."""
+    position -= 1
+    while text[position].isspace():
+        position -= 1
+    return text[position]

@@ -11,13 +11,31 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sft.errors import UserError
+from sft.merge_experts import find_expert_changes, merge_experts
+from sft.models.families import list_file_names
 from sft.models.model import open_adapter
+from sft.models.model_folder import list_weight_files, read_json
 
 PREFIX = "base_model.model."
+HEAD = "lm_head.weight"
+_TIED = (HEAD, "embed_tokens.weight")
 # One output file: safetensors copies it once while writing, so a merge holds about twice this.
 MAX_SHARD_BYTES = 2_000_000_000
-# How transformers 5 names modules, and what the same weights are called in files that older versions wrote.
-FILE_NAMES = (("model.language_model.", "model."), ("model.visual.", "visual."))
+# What makes a merge another sum than base + scale * B @ A.
+_OTHER_SUMS = (
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "lora_bias",
+    "layer_replication",
+    "trainable_token_indices",
+    "use_qalora",
+    "use_bdlora",
+    "monteclora_config",
+    "kasa_config",
+    "arrow_config",
+)
 
 
 @dataclass(frozen=True)
@@ -39,10 +57,15 @@ def load_adapter(folder: Path) -> Adapter:
     Raises:
         UserError: a damaged file, or a kind of adapter whose merge is another sum (DoRA, ranks by pattern).
     """
-    config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    for key in ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out"):
+    path = folder / "adapter_config.json"
+    config = read_json(path)
+    if (kind := config.get("peft_type")) != "LORA":
+        raise UserError(f"{path}: found peft_type {kind!r}; expected LORA: merge it with peft")
+    for key in _OTHER_SUMS:
         if config.get(key):
-            raise UserError(f"{folder}/adapter_config.json: found {key}; expected plain LoRA: merge it with peft")
+            raise UserError(f"{path}: found {key}; expected plain LoRA: merge it with peft")
+    if config.get("bias", "none") != "none":
+        raise UserError(f"{path}: found bias {config['bias']!r}; expected none: merge it with peft")
     parts: dict[str, dict[str, torch.Tensor]] = {}
     with open_adapter(folder) as file:
         for key in list(file.keys()):
@@ -64,13 +87,15 @@ def merge_weights(base: Path, adapter: Adapter | None, output: Path, dtype: torc
 
     Sums are formed in fp32 and rounded once. Memory: one shard, its copy while it is written, one weight in fp32.
 
+    An embedding or output layer that was trained alone, on a base whose two are one matrix, is another matrix from
+    then on: the folder then holds both, and its config says so.
+
     Raises:
-        UserError: the base is quantised, or has no weight of that name or shape for some part of the adapter.
+        UserError: the base has no weight of that name or shape for some part of the adapter.
     """
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
-        raise UserError(f"{base}: found a quantised model; expected the weights it was made from: --base_model FOLDER")
+    config = read_json(base / "config.json")
     names = list_weights(base)
+    experts = find_expert_changes(adapter.deltas, names) if adapter else {}
     renamed = _find_in_base(adapter, names, base) if adapter else {}
     shards = _ShardWriter(output)
     for name, path in names.items():
@@ -78,16 +103,16 @@ def merge_weights(base: Path, adapter: Adapter | None, output: Path, dtype: torc
             weight = file.get_tensor(name)
         if adapter is not None and name in renamed:
             weight = _merge(weight, renamed[name], adapter, base)
+        elif adapter is not None and name in experts:
+            model_type = config.get("model_type", "")
+            weight = merge_experts(weight, experts[name], adapter.deltas, adapter.scale, dtype, model_type, base)
         shards.add(name, weight.to(dtype) if weight.is_floating_point() else weight)
-    if adapter is not None:
-        for name in sorted(adapter.names - set(renamed.values())):  # an untied output layer, which the base lacks
-            shards.add(name, adapter.replaced[name].to(dtype))
-            config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
+    if adapter is not None and any(name.endswith(_TIED) for name in adapter.names):
+        if (head := _find_head(base, adapter, names)) is not None:
+            shards.add(HEAD, head.to(dtype))
+        _set_everywhere(config, "tie_word_embeddings", False)
     n_tensors = shards.close()
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    for part in ("text_config", "vision_config"):
-        if "dtype" in config.get(part, {}):
-            config[part]["dtype"] = config["dtype"]
+    _set_everywhere(config, "dtype", str(dtype).removeprefix("torch."))
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if (base / "generation_config.json").is_file():
         (output / "generation_config.json").write_bytes((base / "generation_config.json").read_bytes())
@@ -97,25 +122,45 @@ def merge_weights(base: Path, adapter: Adapter | None, output: Path, dtype: torc
 def list_weights(folder: Path) -> dict[str, Path]:
     """Return each weight of a model folder and the file it is in, in the order of the files."""
     names: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if path.name.startswith("adapter_"):
-            continue
+    for path in list_weight_files(folder):
         with safe_open(path, framework="pt") as file:
             names |= dict.fromkeys(file.keys(), path)
-    if not names:
-        raise UserError(f"{folder}: found no *.safetensors; expected the weights of the unquantised base model")
     return names
+
+
+def _find_head(base: Path, adapter: Adapter, names: Mapping[str, Path]) -> torch.Tensor | None:
+    """Return the output layer that the base's files lack, as it is the embedding: the trained one, or the old one."""
+    if any(name.endswith(HEAD) for name in names):
+        return None
+    if HEAD in adapter.replaced:
+        return adapter.replaced[HEAD]
+    (name,) = (name for name in names if name.endswith("embed_tokens.weight"))
+    with safe_open(names[name], framework="pt") as file:
+        return file.get_tensor(name)
+
+
+def _set_everywhere(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key of a model's config at the top, in its text part, if there is one, and in every part that has it.
+
+    `torch_dtype`, the older name of `dtype`, is replaced.
+    """
+    parts = {name: part for name, part in config.items() if name.endswith("_config") and isinstance(part, dict)}
+    for name, part in {"": config, **parts}.items():
+        older = part.pop("torch_dtype", None) if key == "dtype" else None
+        if older is not None or key in part or name in ("", "text_config"):
+            part[key] = value
 
 
 def _find_in_base(adapter: Adapter, names: Mapping[str, Path], base: Path) -> dict[str, str]:
     """Return for each base weight that changes the adapter's name of it."""
     found, missing = {}, []
     for name in sorted(adapter.names):
-        candidates = [name, *(name.replace(new, old, 1) for new, old in FILE_NAMES if name.startswith(new))]
-        match = next((c for c in candidates if c in names), None)
+        match = next((c for c in list_file_names(name) if c in names), None)
         if match is not None:
             found[match] = name
-        elif name != "lm_head.weight" or name not in adapter.replaced:
+        elif find_expert_changes([name], names):
+            continue
+        elif name != HEAD or name not in adapter.replaced:  # it may be the embedding
             missing.append(name)
     if missing:
         raise UserError(
@@ -163,7 +208,9 @@ class _ShardWriter:
             weight_map |= dict.fromkeys(names, target)
         if n > 1:
             index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
-            (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+            (self.folder / "model.safetensors.index.json").write_text(
+                json.dumps(index, indent=2) + "\n", encoding="utf-8"
+            )
         return len(weight_map)
 
     def _write(self) -> None:

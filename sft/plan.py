@@ -6,15 +6,17 @@ from typing import Any
 
 from sft.batches.sampler import PackSampler, StepSize
 from sft.models.families import find_family_of
+from sft.models.shapes import read_text_shape, read_vision_shape
 from sft.recipe.config import Recipe
 from sft.recipe.settings import ModelSettings
 
 # Bytes a weight takes in nf4 with double quantisation: 4 bits, 8 bits every 64 weights, 32 bits every 256 of those.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 BYTES_OF_DTYPE = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-ADAPTER_BYTES = 4.0  # an adapter is trained in fp32 whatever the base is held in
-EIGHT_BIT_STATE = 2.0  # bytes of a trained parameter's two moments in an 8-bit optimiser; else its own format's
-DEEPSPEED_STATE = 12.0  # two moments and a copy of the parameter, all in fp32
+TRAINED_BYTES = 4.0  # what is trained is held in fp32, as are its gradients, whatever the rest is held in
+EIGHT_BIT_STATE = 2.0  # bytes of a trained parameter's two moments in an 8-bit optimiser
+FP32_STATE = 8.0  # and else
+DEEPSPEED_COPY = 4.0  # DeepSpeed trains a copy in fp32 and keeps parameters and gradients in the model's format
 CONTEXT_GB = 0.7  # CUDA context and library workspaces
 GB = 1e9
 
@@ -61,8 +63,7 @@ def plan_tokens(recipe: Recipe, sizes: list[StepSize], n_ranks: int) -> TokenPla
             most_prefixes=max(s.n_prefix for s in sizes) * batch,
             n_optimizer_steps=-(-n_batches // accumulation),
         )
-    seed = recipe.training.get("seed", 42)
-    sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, seed, n_ranks, accumulation)
+    sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, recipe.data_seed, n_ranks, accumulation)
     packs = sampler.plan(0)
     counts = [sampler.count_tokens(pack) for pack in packs]
     return TokenPlan(
@@ -86,24 +87,31 @@ def estimate_memory(
     `model` is `sft.models.model.build_empty_model`'s, so parameter counts are exact; activations are a formula: with
     checkpointing one hidden state a layer and the inside of one layer, without it the inside of every layer.
     """
-    settings = recipe.model
-    config = model.config
+    settings, training, config = recipe.model, recipe.training, model.config
     family = find_family_of(config.model_type)
-    memory = _weight_memory(model, settings, family)
-    n_trained = _count_trained(model, settings, family)
     n_bytes = BYTES_OF_DTYPE[settings.dtype]
-    trained_bytes = ADAPTER_BYTES if settings.use_peft and not has_deepspeed else n_bytes
-    state = EIGHT_BIT_STATE if "8bit" in str(recipe.training.get("optim", "")) else 2 * trained_bytes
-    memory["trained parameters"] = n_trained * trained_bytes / GB if settings.use_peft else 0.0
+    is_full = not settings.use_peft
+    memory = _weight_memory(model, settings, family, settings.dtype if has_deepspeed or not is_full else "float32")
+    n_trained, n_cast = _count_trained(model, settings, family)
+    trained_bytes = n_bytes if has_deepspeed else TRAINED_BYTES
+    state = EIGHT_BIT_STATE if "8bit" in str(training.get("optim", "")) else FP32_STATE
+    memory["trained parameters"] = 0.0 if is_full else n_trained * trained_bytes / GB
     memory["gradients"] = n_trained * trained_bytes / GB
-    memory["optimiser state"] = n_trained * (DEEPSPEED_STATE if has_deepspeed else state) / GB
-    activations = {
-        name: n * n_bytes / GB
-        for name, n in _count_activations(recipe, config, tokens, tokens.most_prefixes * patches_a_token).items()
-    }
+    memory["optimiser state"] = n_trained * (state + DEEPSPEED_COPY * has_deepspeed) / GB
+    has_autocast = not has_deepspeed and (training.get("bf16", True) or training.get("fp16", False))
+    memory["16-bit copies by autocast"] = n_cast * 2 * has_autocast / GB
+    n_patches = tokens.most_prefixes * patches_a_token
+    activations = {name: n * n_bytes / GB for name, n in _count_activations(recipe, config, tokens, n_patches).items()}
+    # the input in fp32, as the norm computes, and what it makes of it
+    activations["final norm"] = 2 * tokens.longest * config.get_text_config().hidden_size * 4 / GB
     rollout_gb = _count_cache(recipe, config.get_text_config(), tokens) * n_bytes / GB
     memory |= activations
     memory["validation rollout, beyond"] = max(0.0, rollout_gb - sum(activations.values()))
+    n_fetched = training.get("gradient_accumulation_steps", 1) + 1  # an optimiser step's batches and the next one
+    pixel_bytes = 2 if recipe.computes_in_bf16 else 4
+    memory["pixels of fetched batches"] = (
+        n_fetched * n_patches * _count_pixels(config.vision_config) * pixel_bytes / GB
+    )
     memory["CUDA context"] = CONTEXT_GB
     return memory
 
@@ -130,10 +138,12 @@ def format_plan(recipe: Recipe, tokens: TokenPlan, memory: Mapping[str, float], 
     ]
     if total > card_gb:
         lines.append("  lower tokens_per_batch or max_pixels, or keep gradient_checkpointing on")
+        if not recipe.model.use_peft:
+            lines.append("  train an adapter (use_peft: true), or share the model out with ZeRO-3")
     return "\n".join(lines)
 
 
-def _weight_memory(model: Any, settings: ModelSettings, family: Any) -> dict[str, float]:
+def _weight_memory(model: Any, settings: ModelSettings, family: Any, dtype: str) -> dict[str, float]:
     import torch
 
     from sft.models.model import PARTS, part_of
@@ -146,8 +156,8 @@ def _weight_memory(model: Any, settings: ModelSettings, family: Any) -> dict[str
     sizes: dict[str, float] = {}
     for part in PARTS:
         for is_nf4 in (True, False):
-            label = f"{part}, {'nf4' if is_nf4 else settings.dtype}"
-            per_weight = NF4_BYTES if is_nf4 else BYTES_OF_DTYPE[settings.dtype]
+            label = f"{part}, {'nf4' if is_nf4 else dtype}"
+            per_weight = NF4_BYTES if is_nf4 else BYTES_OF_DTYPE[dtype]
             n = sum(
                 p.numel()
                 for name, p in model.named_parameters()
@@ -158,18 +168,29 @@ def _weight_memory(model: Any, settings: ModelSettings, family: Any) -> dict[str
     return sizes
 
 
-def _count_trained(model: Any, settings: ModelSettings, family: Any) -> int:
+def _count_trained(model: Any, settings: ModelSettings, family: Any) -> tuple[int, int]:
+    """Count the parameters that are trained, and those of them that autocast keeps a 16-bit copy of.
+
+    These are the weights of linear layers, but for `lm_head`: TRL's fused head casts it piece by piece.
+    """
     import re
 
-    if not settings.use_peft:
-        return sum(p.numel() for p in model.parameters())
-    n = 0
+    import torch
+
+    n_trained = n_cast = 0
     for name, module in model.named_modules():
+        is_linear = isinstance(module, torch.nn.Linear)
+        if not settings.use_peft:
+            n_trained += sum(p.numel() for p in module.parameters(recurse=False))
+            n_cast += module.weight.numel() if is_linear and "lm_head" not in name else 0
+            continue
         if any(re.fullmatch(family.linears[part], name) for part in settings.lora_parts):
-            n += settings.lora_r * (module.in_features + module.out_features)
+            n_lora = settings.lora_r * (module.in_features + module.out_features)
+            n_trained, n_cast = n_trained + n_lora, n_cast + n_lora
         if name.rpartition(".")[2] in settings.lora_modules_to_save:
-            n += sum(p.numel() for p in module.parameters())
-    return n
+            n_trained += sum(p.numel() for p in module.parameters())
+            n_cast += module.weight.numel() if is_linear and "lm_head" not in name else 0
+    return n_trained, n_cast
 
 
 def _count_activations(recipe: Recipe, config: Any, tokens: TokenPlan, n_patches: int) -> dict[str, float]:
@@ -178,42 +199,45 @@ def _count_activations(recipe: Recipe, config: Any, tokens: TokenPlan, n_patches
     Of a layer: the inputs of its linears, attention's q, k, v and output. A packed sequence's branches have the keys
     and values of their whole path each, repeated for every head that shares them.
     """
-    settings, text, vision = recipe.model, config.get_text_config(), config.vision_config
+    settings, text = recipe.model, config.get_text_config()
+    shape, vision = read_text_shape(text), read_vision_shape(config.vision_config)
     is_checkpointed = recipe.training.get("gradient_checkpointing", True)
     n_layers = text.num_hidden_layers
-    q, kv = text.num_attention_heads * _head_dim(text), text.num_key_value_heads * _head_dim(text)
-    # in Llama-4 a token passes the shared expert and one of its own, together as wide as the MLP of a dense layer
-    inner = text.intermediate_size_mlp if text.model_type == "llama4_text" else text.intermediate_size
-    layer = tokens.longest * (6 * text.hidden_size + 2 * q + 2 * kv + 4 * inner)
+    q, kv = text.num_attention_heads * shape.head_dim, text.num_key_value_heads * shape.head_dim
+    # a layer with a state has instead: what it convolves, before and after, and in fp32 what it scans
+    mixer = max(2 * q + 2 * kv, 4 * shape.linear_width)
+    layer = tokens.longest * (6 * text.hidden_size + mixer + 4 * shape.mlp_width)
     is_packed = recipe.batch.packing != "none"
     paths = tokens.longest_alone * 2 * (q + kv) if is_packed and settings.attn_implementation == "sdpa" else 0
     hidden = n_layers * tokens.longest * text.hidden_size
-    vision_layer = n_patches * (8 * vision.hidden_size + 2 * vision.intermediate_size)
-    n_vision_layers = getattr(vision, "depth", None) or vision.num_hidden_layers
+    vision_layer = n_patches * (8 * vision.width + 2 * vision.mlp_width)
     trains_vision = not settings.use_peft or "vision" in settings.lora_parts
     counts = {
         "activations": hidden + 2 * layer if is_checkpointed else n_layers * layer,
-        "keys and values by branch": float(paths if is_checkpointed else n_layers * paths),
+        "keys and values by branch": float(paths if is_checkpointed else shape.n_attention * paths),
         "vision activations": float(vision_layer),
     }
     if trains_vision and is_checkpointed:
-        counts["vision activations"] += n_vision_layers * n_patches * vision.hidden_size + vision_layer
+        counts["vision activations"] += vision.depth * n_patches * vision.width + vision_layer
     elif trains_vision:
-        counts["vision activations"] *= n_vision_layers
+        counts["vision activations"] *= vision.depth
     if settings.attn_implementation == "eager":
         counts["attention mask"] = float(tokens.longest**2)
     return counts
 
 
 def _count_cache(recipe: Recipe, text: Any, tokens: TokenPlan) -> int:
-    """Count the numbers of the keys and values that the validation rollout's largest batch may need."""
+    """Count the numbers of keys, values and states that the validation rollout's largest batch may need."""
     is_validated = (recipe.data.val_csv or recipe.data.val_split) and recipe.training.get(
         "eval_strategy", "no"
     ) != "no"
     n_tasks = min(recipe.validation.val_rollout_tasks, recipe.validation.val_rollout_batch_size) if is_validated else 0
     n_tokens = n_tasks * (tokens.longest_step + recipe.agent.max_answer_tokens)
-    return n_tokens * 2 * text.num_hidden_layers * text.num_key_value_heads * _head_dim(text)
+    shape = read_text_shape(text)
+    keys_and_values = n_tokens * 2 * shape.n_attention * text.num_key_value_heads * shape.head_dim
+    return keys_and_values + n_tasks * 2 * shape.n_linear * shape.state  # states are in fp32: two numbers each
 
 
-def _head_dim(text: Any) -> int:
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+def _count_pixels(vision: Any) -> int:
+    """Count the numbers of a patch in `pixel_values`."""
+    return 3 * vision.patch_size**2 * getattr(vision, "temporal_patch_size", 1)

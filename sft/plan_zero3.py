@@ -35,7 +35,7 @@ def measure_largest_layer(model: Any, settings: ModelSettings, family: Any) -> f
     """Return the GB of the largest module that ZeRO-3 gathers at once: all experts of a layer, or one matrix."""
     import torch
 
-    from sft.models.llama4 import Llama4SparseMoe
+    from sft.models.experts import list_experts
 
     def measure(name: str, module: Any) -> float:
         is_nf4 = settings.load_in_4bit and isinstance(module, torch.nn.Linear) and family.quantises(name)
@@ -43,7 +43,7 @@ def measure_largest_layer(model: Any, settings: ModelSettings, family: Any) -> f
         return weight * sum(p.numel() for p in module.parameters(recurse=False)) / GB
 
     sizes = {name: measure(name, module) for name, module in model.named_modules()}
-    layers = [name for name, module in model.named_modules() if isinstance(module, Llama4SparseMoe)]
+    layers = [name for name, _ in list_experts(model)]
     whole = [sum(gb for name, gb in sizes.items() if name.startswith(f"{layer}.")) for layer in layers[:1]]
     return max([*sizes.values(), *whole])
 

@@ -4,13 +4,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sft.actions import DEFAULT_ACTIONS, ActionType, as_plain_text, format_action, parse_action, read_action
+from sft.actions import (
+    DEFAULT_ACTIONS,
+    ActionType,
+    as_plain_text,
+    describe_action_type,
+    find_action_type,
+    format_action,
+    parse_action,
+    read_action,
+)
 from sft.json_text import find_object
 from sft.memory import Answer, Memory, MemoryWriter, clean_json, dump_json
 
 PROMPT_VERSION = "1"
-# What `parse_answer` takes for an action. 2: the action type alone is enough; 1 asked for a whole answer.
-ANSWER_VERSION = "2"
+# What `parse_answer` takes for an action. 3: no part of a thought or of a broken object, but what a tool call carries;
+# 2: the action type alone is enough; 1 asked for a whole answer.
+ANSWER_VERSION = "3"
 
 ParseStatus = Literal["ok", "no_json", "no_action", "truncated"]
 Message = dict[str, Any]
@@ -100,17 +110,18 @@ def format_answer(answer: Answer, agent: AgentConfig) -> str:
 
 
 def parse_answer(text: str, agent: AgentConfig, is_truncated: bool = False) -> ParsedAnswer:
-    """Read a model's answer: the first JSON object in the text, where its "action" is one of the vocabulary.
+    """Read a model's answer: the first JSON object that it says (`find_object`), its "action" one of the vocabulary.
 
-    What else it holds is taken as far as it can be read: a target that is no text becomes "", an argument with a value
-    it may not have is left out, and so is memory that is no object, so that the last valid memory stays.
+    A tool call around it (`{"name": ..., "arguments": {...}}`) is taken off. What else it holds is taken as far as it
+    can be read: a target that is no text becomes "", an argument with a value it may not have is left out, and so is
+    memory that is no object, so that the last valid memory stays.
 
     `is_truncated` says that generation stopped at its token limit. Never raises: an unreadable answer is data.
     """
     found = find_object(text)
     if found.fields is None:
         return ParsedAnswer("truncated" if is_truncated else "no_json", None, found.problem)
-    fields, unclean = _clean_fields(found.fields)
+    fields, unclean = _clean_fields(_take_call_off(found.fields, agent.actions))
     try:
         action, left_out = read_action(fields, agent.actions)
     except ValueError as error:
@@ -126,7 +137,7 @@ def parse_answer(text: str, agent: AgentConfig, is_truncated: bool = False) -> P
     return ParsedAnswer("ok", Answer(action, **memory), "; ".join(left_out.values()), tuple(left_out))
 
 
-def read_answer(fields: Mapping[str, Any], actions: Sequence[ActionType]) -> Answer:
+def read_answer(fields: Mapping[str, Any], actions: Sequence[ActionType] | None) -> Answer:
     """Build an `Answer` from a compact JSON object; memory that is not an object is refused.
 
     Raises:
@@ -141,7 +152,7 @@ def read_answer(fields: Mapping[str, Any], actions: Sequence[ActionType]) -> Ans
 
 def agent_to_json(agent: AgentConfig) -> dict[str, Any]:
     """Return the content of `agent_config.json`."""
-    return asdict(agent)
+    return {**asdict(agent), "actions": [describe_action_type(a) for a in agent.actions]}
 
 
 def agent_from_json(fields: Mapping[str, Any]) -> AgentConfig:
@@ -159,7 +170,7 @@ def agent_from_json(fields: Mapping[str, Any]) -> AgentConfig:
         )
     try:
         actions = tuple(
-            ActionType(a["name"], a["description"], {k: tuple(v) for k, v in a["arguments"].items()}, a["is_final"])
+            ActionType(**{**a, "arguments": {k: tuple(v) for k, v in a["arguments"].items()}})
             for a in fields["actions"]
         )
         return AgentConfig(**{**fields, "actions": actions})
@@ -178,14 +189,31 @@ def _clean_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     return clean, left_out
 
 
+def _take_call_off(fields: dict[str, Any], actions: Sequence[ActionType]) -> dict[str, Any]:
+    """Return the answer that a tool call carries; its name is the action where its arguments have none.
+
+    Arguments are an object or, as in the OpenAI protocol, the text of one. What is no call is returned as it is.
+    """
+    function = fields.get("function")
+    call = function if isinstance(function, dict) else fields
+    name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
+    if isinstance(arguments, str):
+        arguments = find_object(arguments).fields
+    if "action" in fields or not isinstance(name, str) or not isinstance(arguments, dict):
+        return fields
+    is_action = "action" not in arguments and find_action_type(name, actions) is not None
+    return {"action": name, **arguments} if is_action else arguments
+
+
 def _writes_memory(agent: AgentConfig) -> bool:
     return agent.memory_writer == "model"
 
 
 def _describe_arguments(action: ActionType) -> str:
-    if not action.arguments:
-        return ""
-    return "; " + ", ".join(f"{name} {'/'.join(values)}".strip() for name, values in action.arguments.items())
+    parts = [f"{name} {'/'.join(values)}".strip() for name, values in action.arguments.items()]
+    if not action.takes_target:
+        parts.insert(0, "no target")
+    return f"; {', '.join(parts)}" if parts else ""
 
 
 def _read_memory_part(fields: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:

@@ -8,32 +8,20 @@ from typing import Any
 import yaml
 
 from sft.errors import UserError
+from sft.models.model_folder import SMALL_FILES
 from sft.tracking import shorten_path, shorten_paths
 
 # Weights, and what is needed to use them. No data, no ledger, no log, no optimiser state, no training_args.bin.
 ALLOWED = (
     "README.md",
-    "config.json",
-    "generation_config.json",
+    *SMALL_FILES,
     "agent_config.json",
     "adapter_config.json",
     "adapter_model.safetensors",
     "model.safetensors",
     "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
     "recipe.yaml",
     "versions.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
     "training_curves.png",
 )
 

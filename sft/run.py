@@ -77,9 +77,11 @@ def main(argv: list[str]) -> None:
 
 def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", recorder: "RunRecorder") -> None:
     """Load the model, train it from step 0 or a checkpoint, save what a rollout needs; `recorder` notes the cost."""
+    import torch
+
     from sft.accounting.step_meter import StepMeter
     from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
-    from sft.batches.encoding import StepEncoder
+    from sft.batches.encoding import StepEncoder, find_tight_answer_limit
     from sft.models.model import build_lora_config, check_sequence_lengths, count_parameters, find_family, load_model
     from sft.models.processors import load_processor
     from sft.reliability.health import unwrap_worker_errors
@@ -95,11 +97,15 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     val = build_step_rows(split.val, recipe.data.val_csv or recipe.data.train_csv, encoder) if split.val else None
     sample = [train.dataset[i] for i in range(min(2, len(train.dataset)))]
     collator_class = PaddingCollator if recipe.batch.packing == "none" else PackingCollator
-    collator = collator_class(encoder, recipe.batch.loss_weights)
+    pixel_dtype = torch.bfloat16 if recipe.computes_in_bf16 else torch.float32
+    collator = collator_class(encoder, recipe.batch.loss_weights, pixel_dtype)
     supervised = check_answer_only_labels(encoder, sample)
     log.info("train: %d tasks, %d steps; val: %d tasks", len(split.train), len(train.dataset), len(split.val))
     if split.quarantined:
         log.warning("quarantine: %s", describe_quarantine(split.quarantined)["summary"])
+    answers = zip(train.dataset["completion"], train.dataset["n_answer_tokens"])
+    if tight := find_tight_answer_limit(answers, recipe.agent):
+        log.warning("%s", tight)
     log.info("prompts whose memory was shortened: %d; first supervised text: %s", train.n_shortened, supervised)
 
     folder = Path(cast(str, training.output_dir))
@@ -132,6 +138,8 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     save_run_files(recipe, split, folder, processor)
     with unwrap_worker_errors():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if training.load_best_model_at_end and trainer.state.best_global_step is None:
+        log.warning("load_best_model_at_end: no evaluation gave a metric to choose by; the last weights are saved")
     save(trainer, folder)
 
 
@@ -202,8 +210,8 @@ def build_sampler(
     """Return what decides which steps are one batch, the same for any number of processes with one global batch."""
     processes = (training.world_size, accumulation)
     if recipe.batch.packing == "none":
-        return PaddedSampler(len(rows), batch_size, training.seed, *processes)
-    return PackSampler(read_step_sizes(rows), recipe.batch.tokens_per_batch, training.seed, *processes)
+        return PaddedSampler(len(rows), batch_size, recipe.data_seed, *processes)
+    return PackSampler(read_step_sizes(rows), recipe.batch.tokens_per_batch, recipe.data_seed, *processes)
 
 
 def build_validation_rollout(
@@ -272,7 +280,10 @@ def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
     if not trainer.is_world_process_zero():
         return
     if (folder / "adapter_config.json").is_file():
-        n_tensors = check_adapter(folder, trainer.accelerator.unwrap_model(trainer.model))
+        model, needs_update = trainer.accelerator.unwrap_model(trainer.model), trainer.has_rate_by(trainer.final_step)
+        n_tensors = check_adapter(folder, model, needs_update)
+        if not needs_update:
+            log.warning("nothing was learned: every step up to %d had a learning rate of 0", trainer.final_step)
         log.info("adapter reopened: %d tensors, as trained", n_tensors)
     plot_curves(trainer.state.log_history, folder / "training_curves.png")
     log.info("saved to %s", folder)

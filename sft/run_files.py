@@ -1,13 +1,14 @@
 """What a training saves beside the weights: agent, recipe, versions, data, processor."""
 
 import json
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sft.contract.problems import QUARANTINE_NAME, write_quarantine
 from sft.data import TaskSplit, describe_tasks
-from sft.recipe.config import Recipe
+from sft.prompts import agent_to_json
+from sft.recipe.config import Recipe, resolves_to_bf16
 from sft.versions import read_versions
 
 # What a rollout or an export of the weights needs to know: how prompts are made, which base, which tasks were seen.
@@ -28,11 +29,14 @@ def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: An
     if split.val:
         data["val"] = describe_tasks(split.val, val_csv, split.sha256_of[val_csv])
     write_quarantine(folder / QUARANTINE_NAME, split.quarantined)
-    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    resolved = replace(recipe, training={**recipe.training, "bf16": resolves_to_bf16(recipe.training)})
+    (folder / "recipe.yaml").write_text(resolved.to_yaml(), encoding="utf-8", errors="replace")
     for name, content in (
-        ("agent_config.json", asdict(recipe.agent)),
+        ("agent_config.json", agent_to_json(recipe.agent)),
         ("training_data.json", data),
         ("versions.json", read_versions()),
     ):
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / name).write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"
+        )
     save_processor(processor, folder)

@@ -1,7 +1,7 @@
 """Split trajectory data into parts by task: seeded, the same share of every application, written with hashes.
 
-python -m sft.split DATA.csv [--parts train=0.7,val=0.1,test=0.2] [--output_dir DIR] [--seed N]
-                             [--group_by none|screenshot|goal] [--goal_similarity 85]
+python -m sft.split DATA [--parts train=0.7,val=0.1,test=0.2] [--output_dir DIR] [--seed N]
+                         [--group_by none|screenshot|goal] [--goal_similarity 85]
 
 Tasks of one group stay together: `goal` keeps rewordings of one task in one part, `screenshot` tasks that share a
 screen. split.json says what is where and carries the hash of every part. Only parts that an earlier split of the same
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sft.contract.cells import read_text
 from sft.contract.csv_text import format_csv
 from sft.contract.grouping import GROUPINGS, assign_groups, group_tasks
 from sft.contract.overlap import find_overlap
@@ -29,7 +30,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m sft.split", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", metavar="DATA.csv", type=Path, help="trajectory CSV to split")
+    parser.add_argument("data", metavar="DATA", type=Path, help="trajectory CSV, or another file that holds a table")
     parser.add_argument("--image_root", type=Path, help="folder of the screenshots [folder of the CSV]")
     parser.add_argument("--output_dir", type=Path, help="folder for the parts [folder of the CSV]")
     parser.add_argument(
@@ -42,7 +43,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     if looks_like_dataset(arguments.data):
-        parser.error("DATA.csv: found a data set; expected a CSV file")
+        parser.error("DATA: found a data set; expected a file: CSV, JSON Lines, Parquet or Arrow")
     if not 0 < arguments.goal_similarity <= 100:
         parser.error("--goal_similarity: expected a number above 0, at most 100")
     return arguments
@@ -71,7 +72,7 @@ def parse_parts(text: str) -> dict[str, float]:
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
     table = read_table(arguments.data, arguments.image_root)
-    tasks = read_task_set(table)
+    tasks = read_task_set(table, actions=None)  # what an action may be called is no question of a split
     groups = group_tasks(tasks, arguments.group_by, arguments.goal_similarity)
     part_of = assign_groups(groups, arguments.parts, arguments.seed)
     empty = [name for name in arguments.parts if name not in part_of.values()]
@@ -120,13 +121,13 @@ def refuse_to_overwrite(paths: Iterable[Path], table: Table) -> None:
 
 def write_part(path: Path, name: str, table: Table, part_of: dict[str, str]) -> None:
     """Write the rows of one part, their cells as they were."""
-    rows = (cells for _, cells in table.rows if part_of[cells["Task_id"].strip()] == name)
+    rows = (cells for _, cells in table.rows if part_of[read_text(cells["Task_id"])] == name)
     write_atomically(path, format_csv(list(table.rows[0][1]), rows))
 
 
 def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
+    temporary.write_text(text, encoding="utf-8", errors="replace", newline="")
     temporary.replace(path)
 
 

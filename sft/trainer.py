@@ -1,47 +1,29 @@
-"""TRL's SFTTrainer with what it lacks: packed batches, fp32 adapters, a validation rollout, whole checkpoints."""
+"""TRL's SFTTrainer with what it lacks: packed batches, fp32 adapters, checked gradients, a validation rollout."""
 
 import contextlib
-import shutil
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
 
 from sft.accounting.step_meter import StepMeter
 from sft.batches.collator import build_dense_mask
 from sft.batches.sampler import PackSampler, PaddedSampler
-from sft.models.model import ADAPTER_FILE, check_adapter
+from sft.checkpoint_trainer import CheckpointTrainer
+from sft.models.model import trained_parts
 from sft.models.tree_attention import use_tree_attention
-from sft.reliability.checkpoints import (
-    UNFINISHED_NAME,
-    check_disk_space,
-    clear_unfinished,
-    finish_checkpoint,
-    list_checkpoints,
-    prepare_unfinished,
-    prune_checkpoints,
-    read_size,
-)
-from sft.reliability.first_process import do_in_first_process
-from sft.reliability.health import GradientCheck, StopWhenPreempted, check_batch, check_loss
+from sft.reliability.health import GradientCheck, StopWhenPreempted, check_batch, check_loss, refuse_gradient
 from sft.reliability.preemption import leave_signals_to_parent
-from sft.run_files import RUN_FILES
 
 ValidationRollout = Callable[[torch.nn.Module], dict[str, float]]
 
 
-class TrajectoryTrainer(SFTTrainer):
+class TrajectoryTrainer(CheckpointTrainer):
     """`SFTTrainer` whose evaluation also rolls the model out; `validation_rollout(model)` gives the extra metrics."""
-
-    model: PreTrainedModel | PeftModel
 
     def __init__(
         self,
@@ -50,7 +32,6 @@ class TrajectoryTrainer(SFTTrainer):
         eval_sampler: PackSampler | PaddedSampler | None = None,
         validation_rollout: ValidationRollout | None = None,
         step_meter: StepMeter | None = None,
-        run: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -58,8 +39,6 @@ class TrajectoryTrainer(SFTTrainer):
         self.eval_sampler = eval_sampler
         self._eval_tokens_a_batch: float | None = None
         self.validation_rollout = validation_rollout
-        self.run = run or {}
-        self._unfinished: Path | None = None
         self.step_meter = step_meter
         if step_meter is not None:
             self.add_callback(step_meter)
@@ -67,7 +46,9 @@ class TrajectoryTrainer(SFTTrainer):
         # Qwen-VL says it takes no `num_items_in_batch`, whereupon the loss would be averaged per micro-batch. TRL's
         # loss never asks the model: with this it is normalised over all answer tokens of the global batch.
         self.model_accepts_loss_kwargs = True
-        self.add_callback(GradientCheck())
+        self._last_loss = torch.zeros(())
+        self.gradients = GradientCheck()
+        self.add_callback(self.gradients)
         self.add_callback(StopWhenPreempted())
         if self.model.config._attn_implementation == "sdpa":
             use_tree_attention(self.model.config)
@@ -83,7 +64,8 @@ class TrajectoryTrainer(SFTTrainer):
         """Return the loader whose batches the sampler chose, or the stock one without a sampler."""
         if self.pack_sampler is None:
             return super().get_train_dataloader()
-        loader = self._build_loader(self.train_dataset, self.pack_sampler)
+        persistent = self.args.dataloader_persistent_workers
+        loader = self._build_loader(self.train_dataset, self.pack_sampler, is_persistent=persistent)
         if loader.batch_sampler is not self.pack_sampler:
             loader.batch_sampler.set_epoch = self.pack_sampler.set_epoch  # accelerate's shard does not pass it on
         return loader
@@ -98,9 +80,9 @@ class TrajectoryTrainer(SFTTrainer):
         rows = cast(Any, self.eval_dataset)
         n_tokens = sum(rows["n_answer_tokens"])
         self._eval_tokens_a_batch = n_tokens / len(self.eval_sampler)
-        return self._build_loader(rows, self.eval_sampler)
+        return self._build_loader(rows, self.eval_sampler, is_persistent=False)  # a new one at every evaluation
 
-    def _build_loader(self, dataset: Any, sampler: PackSampler | PaddedSampler) -> Any:
+    def _build_loader(self, dataset: Any, sampler: PackSampler | PaddedSampler, is_persistent: bool) -> Any:
         return self.accelerator.prepare(
             DataLoader(
                 cast(Dataset[Any], dataset),
@@ -108,7 +90,7 @@ class TrajectoryTrainer(SFTTrainer):
                 collate_fn=self.data_collator,
                 num_workers=self.args.dataloader_num_workers,
                 pin_memory=self.args.dataloader_pin_memory,
-                persistent_workers=self.args.dataloader_persistent_workers,
+                persistent_workers=is_persistent,
                 prefetch_factor=self.args.dataloader_prefetch_factor,
                 worker_init_fn=leave_signals_to_parent,
             )
@@ -121,6 +103,40 @@ class TrajectoryTrainer(SFTTrainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         check_loss(loss, self.state.global_step)
         return loss
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Return the gradient norm, which transformers asks for once a step; stop where it is no number.
+
+        DeepSpeed has used the gradients by now: see `_prepare_for_training`.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        is_checked = self._checks_gradients and not self.is_deepspeed_enabled
+        if is_checked and not math.isfinite(grad_norm):  # the step's one look at what is on the device
+            refuse_gradient(self._find_not_finite(), self.state.global_step)
+        return grad_norm
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Wrap the model as transformers does; DeepSpeed, which steps within the backward pass, checks before it."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self._checks_gradients and self.is_deepspeed_enabled:
+            engine = cast(Any, self.model_wrapped)
+
+            def step(*args: Any, step: Callable[..., Any] = engine.step, **kwargs: Any) -> Any:
+                if engine.is_gradient_accumulation_boundary() and (parts := self._find_not_finite()):
+                    check_loss(self._last_loss, self.state.global_step)
+                    refuse_gradient(parts, self.state.global_step)
+                return step(*args, **kwargs)
+
+            engine.step = step
+        return prepared
+
+    @property
+    def _checks_gradients(self) -> bool:
+        """In fp16 the loss is scaled until gradients are finite, and steps in which they are not are left out."""
+        return self.accelerator.mixed_precision != "fp16"
+
+    def _find_not_finite(self) -> list[str]:
+        return self.gradients.find_not_finite(sorted(trained_parts(self.model)), self.args)
 
     def _measure(self, inputs: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
         if self.step_meter is None:
@@ -157,6 +173,8 @@ class TrajectoryTrainer(SFTTrainer):
             )
         with contextlib.nullcontext() if weights is None else weighted_log_probs(model, weights):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.model.training:
+            self._last_loss = loss.detach()
         if subtree_end is not None and self.model.training:  # TRL takes the mask's sum for the number of tokens
             n_tokens = self.accelerator.gather(torch.tensor(subtree_end.numel(), device=subtree_end.device)).sum()
             self._total_train_tokens = n_tokens_before + int(n_tokens)
@@ -198,53 +216,6 @@ class TrajectoryTrainer(SFTTrainer):
             self.model.train(was_training)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in rollout.items()})
         return output
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Write the checkpoint to `unfinished/` with the run's files, reopen it, and only then give it its name.
-
-        Old ones are removed afterwards, by step and not by a clock as transformers does.
-        """
-        output_dir = Path(cast(str, self.args.output_dir))
-        name = f"checkpoint-{self.state.global_step}"
-
-        def prepare() -> None:
-            check_disk_space(output_dir, self._expected_checkpoint_bytes(output_dir))
-            prepare_unfinished(output_dir)
-
-        def finish() -> None:
-            written = output_dir / UNFINISHED_NAME / name
-            self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # now with the best one's final path
-            if (written / ADAPTER_FILE).is_file():
-                trained = self.state.global_step >= GradientCheck.N_STEPS  # a warm-up's first step changes nothing
-                check_adapter(written, self.accelerator.unwrap_model(self.model), needs_update=trained)
-            for file in RUN_FILES:  # a checkpoint can be rolled out as it is, and is known to have seen its tasks
-                if (output_dir / file).is_file():
-                    shutil.copyfile(output_dir / file, written / file)
-            finish_checkpoint(written, output_dir / name, self.run)
-            best = self.state.best_model_checkpoint
-            prune_checkpoints(output_dir, self.args.save_total_limit, Path(best) if best else None)
-            clear_unfinished(output_dir)
-
-        do_in_first_process(prepare)
-        self._unfinished = output_dir / UNFINISHED_NAME
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._unfinished = None
-        self.accelerator.wait_for_everyone()
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(output_dir / name)
-        do_in_first_process(finish)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)
-
-    def _expected_checkpoint_bytes(self, output_dir: Path) -> int:
-        """Return the size of the newest checkpoint, or else of weights and Adam's state, and a tenth more."""
-        if checkpoints := list_checkpoints(output_dir):
-            return int(1.1 * read_size(checkpoints[-1]))
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        return int(1.1 * sum(getattr(p, "ds_numel", p.numel()) * (p.element_size() + 12) for p in trained))
 
 
 @contextlib.contextmanager

@@ -1,14 +1,16 @@
 """Runs sft/run.py again and again in real processes, disturbed as told; imports once and forks for every process.
 
 Reads one JSON list a line: attempts {"arguments", "config", "ranks", "signal", "to_rank", "at_step", "delay_s",
-"with_children", "max_file_bytes", "limit_s"}, all but the first optional. `config` is an accelerate configuration,
-whose variables the processes get as from `accelerate launch`; `ranks` without it starts plain DDP as torchrun does.
-The signal is sent to one process (or all: `to_rank` null), `with_children` to those it started too, `delay_s` after it
-has logged the end of step `at_step` or a later one; what still runs `limit_s` after it, or after the start, is killed,
-as is a stopped process once it is the last. A file beyond `max_file_bytes` cannot be written: from the start on in all
-processes, or with `at_step` from then on in `to_rank`, which with the signal SIGXFSZ is killed by the kernel in the
-middle of such a file. Answers one JSON list a line: the exit codes of each attempt, one number for one process. What
-attempt i printed is in `attempt-i.log`.
+"with_children", "max_file_bytes", "limit_s", "scores", "not_finite"}, all but the first optional. `config` is an
+accelerate configuration, whose variables the processes get as from `accelerate launch`; `ranks` without it starts
+plain DDP as torchrun does. The signal is sent to one process (or all: `to_rank` null), `with_children` to those it
+started too, `delay_s` after it has logged the end of step `at_step` or a later one; what still runs `limit_s` after
+it, or after the start, is killed, as is a stopped process once it is the last. A file beyond `max_file_bytes` cannot
+be written: from the start on in all processes, or with `at_step` from then on in `to_rank`, which with the signal
+SIGXFSZ is killed by the kernel in the middle of such a file. `scores[i]` is what a rollout after step i is scored
+with. `not_finite` spoils a gradient: {"name": part of a parameter's name, "at_step", "rank", "value"}. Answers one
+JSON list a line: the exit codes of each attempt, one number for one process. What attempt i printed is in
+`attempt-i.log`.
 """
 
 import json
@@ -26,10 +28,10 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
 import eval.predictor  # noqa: F401
-import sft.trainer  # noqa: F401
 from sft import run
 from sft.errors import run_command
 from sft.reliability.preemption import watch_for_preemption
+from sft.trainer import TrajectoryTrainer
 
 torch.set_num_threads(1)
 
@@ -56,6 +58,28 @@ def read_environment(attempt):
     return n_ranks, environment
 
 
+def give_scores(scores):
+    """Have evaluations score their rollout by the step, without rolling out."""
+
+    def evaluate(self, *args, evaluate=TrajectoryTrainer.evaluation_loop, **kwargs):
+        self.validation_rollout = lambda model: {"swa": scores[self.state.global_step]}
+        return evaluate(self, *args, **kwargs)
+
+    TrajectoryTrainer.evaluation_loop = evaluate
+
+
+def spoil_gradient(name, at_step, value):
+    """Have one parameter's gradient, and nothing else, be no finite number in one step."""
+
+    def spoil(self, *args, build=TrajectoryTrainer.__init__, **kwargs):
+        build(self, *args, **kwargs)
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad and name in n}
+        first = next(iter(trained.values()))
+        first.register_hook(lambda gradient: gradient * value if self.state.global_step + 1 == at_step else gradient)
+
+    TrajectoryTrainer.__init__ = spoil
+
+
 def run_process(attempt, environment, rank, output):
     os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 1)
     os.dup2(1, 2)
@@ -66,6 +90,10 @@ def run_process(attempt, environment, rank, output):
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it: a write beyond the limit fails
     if "at_step" not in attempt:
         limit_files(attempt, os.getpid())
+    if "scores" in attempt:
+        give_scores(attempt["scores"])
+    if (spoilt := attempt.get("not_finite")) and rank == spoilt.get("rank", 0):
+        spoil_gradient(spoilt["name"], spoilt["at_step"], float(spoilt["value"]))
     sys.argv = ["sft/run.py", *attempt["arguments"]]
     watch_for_preemption()
     code = 1

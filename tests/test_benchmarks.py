@@ -1,14 +1,20 @@
 """The benchmarks that cannot run at full size here run at a small one, through the same code."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
+from test_ledger import wait_for
+from transformers import AutoModelForImageTextToText
 
-from benchmarks import llama4_experts
+from benchmarks import llama4_experts, real_size
+from benchmarks.real_models import write_random_weights
+from benchmarks.real_size import PHASES, MemoryWatch, run_phase
 from benchmarks.sides import VOCAB, build_encoder, build_pack_sampler, read_demo_texts
 from benchmarks.train_throughput import DEMO_TOKENS_PER_BATCH, build_demo_rows, compare
 from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
@@ -39,34 +45,17 @@ def read_token_ratio(sampler):
     return alone / sum(sampler.count_tokens(pack) for pack in sampler.plan(0))
 
 
-def test_gpu_benchmark_trains_every_side_on_a_tiny_model(tmp_path):
-    file = tmp_path / "rows.json"
-    command = [sys.executable, "-m", "benchmarks.gpu_qlora", "--tiny", "--json", str(file)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    rows = {row["side"]: row for row in json.loads(file.read_text())["rows"]}
-    assert rows.keys() == {"packed", "padded", "stock"}
-    assert all(row["steps_a_second"] > 0 and row["peak_gb"] is None for row in rows.values())
-    assert rows["stock"]["ratio"] == 1
-    assert rows["packed"]["tokens_a_second"] / rows["packed"]["steps_a_second"] < 0.7 * (
-        rows["stock"]["tokens_a_second"] / rows["stock"]["steps_a_second"]
-    )
+PROGRAMS = [p.relative_to(ROOT) for p in (ROOT / "benchmarks").rglob("*.py") if "parse_args()" in p.read_text()]
 
 
-@pytest.mark.parametrize(
-    "name", sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if "parse_args()" in p.read_text())
-)
+@pytest.mark.parametrize("name", sorted(".".join(path.with_suffix("").parts[1:]) for path in PROGRAMS))
 def test_help_of_a_benchmark_waits_for_no_model_library(name):
     command = [sys.executable, "-X", "importtime", "-m", f"benchmarks.{name}", "--help"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     imported = {line.rsplit("|", 1)[-1].strip() for line in finished.stderr.splitlines()}
-    assert f"benchmarks.{name}" in finished.stdout or f"benchmarks/{name}.py" in finished.stdout
+    path = name.replace(".", "/")
+    assert f"benchmarks.{name}" in finished.stdout or f"benchmarks/{path}.py" in finished.stdout
     assert not imported & {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets"}
-
-
-def test_gpu_benchmark_without_a_gpu_says_so():
-    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu_qlora"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 or "cuda" in done.stdout.lower()
-    assert done.returncode != 2 or done.stderr.strip().endswith("found no CUDA GPU; expected one, or --tiny")
 
 
 def test_expert_benchmark_compares_the_three_forms_of_one_layer(tmp_path, monkeypatch):
@@ -81,3 +70,63 @@ def test_expert_benchmark_compares_the_three_forms_of_one_layer(tmp_path, monkey
         assert rows[form]["weights_gb"] < 0.15 * rows["published"]["weights_gb"]  # of float32
         assert 0.01 < rows[form]["error"] < 0.2
     assert rows["4-bit linears"]["seconds"] < rows["4-bit parameters"]["seconds"]
+
+
+def test_real_size_program_runs_every_phase_once_on_a_tiny_model(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.real_size", f"{tmp_path}/work", "--tiny"]
+    command += ["--json", f"{tmp_path}/rows.json"]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    rows = {row["phase"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert list(rows) == list(PHASES)
+    assert all(
+        row["outcome"] == "finished" and row["with_files_gb"] >= row["anonymous_gb"] > 0 for row in rows.values()
+    )
+    assert len(rows["train"]["losses"]) == 2 and rows["train"]["tokens_a_step"] > 1000
+    assert rows["train"]["flops_measured_by_formula"] == pytest.approx(1, abs=0.02)
+    assert (rows["rollout"]["steps"], rows["rollout"]["answer_tokens"]) == (2, 2 * real_size.N_ANSWER_TOKENS)
+    forms = {row["form"]: row["max_gap"] for row in rows["compare"]["logits"]}
+    assert forms.keys() == {"adapter on the bfloat16 base", "adapter on the 4-bit base"}
+    assert forms["adapter on the bfloat16 base"] < 0.05 < forms["adapter on the 4-bit base"]
+    written = (tmp_path / "work/result.json").stat().st_mtime_ns
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert (tmp_path / "work/result.json").stat().st_mtime_ns == written, "no phase was run again"
+
+
+def test_random_weights_are_those_of_the_config_in_shards_of_a_size(tiny_checkpoints, tmp_path):
+    folder = shutil.copytree(tiny_checkpoints["qwen3_vl"], tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    n_bytes = write_random_weights(folder, shard_bytes=300_000)
+    shards = sorted(path.stat().st_size for path in folder.glob("model-*.safetensors"))
+    assert len(shards) > 3 and sum(shards) == pytest.approx(n_bytes, rel=0.1)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16)
+    weights = model.state_dict()
+    assert n_bytes == 2 * sum(weight.numel() for weight in weights.values())
+    assert weights["model.language_model.layers.1.mlp.up_proj.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert (weights["model.language_model.norm.weight"] == 1).all()
+
+
+def test_phase_that_fails_or_takes_too_long_says_so(tmp_path, monkeypatch):
+    assert run_phase("load", tmp_path, tiny=True)["outcome"] == "exit code 1"
+    assert "Error" in (tmp_path / "load.log").read_text()
+    monkeypatch.setitem(PHASES, "load", (PHASES["load"][0], 0.2))
+    assert run_phase("load", tmp_path, tiny=True)["outcome"] == "longer than its 0.2 s"
+
+
+def test_memory_of_its_own_and_of_mapped_files_are_told_apart(tmp_path):
+    """100 MB of zeros that were written to, and a file of 200 MB that was read through a map."""
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(200_000_000)
+    code = "import mmap, sys; own = b'x' * 100_000_000; file = open(sys.argv[1], 'rb'); "
+    code += "pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ); sum(pages[::4096]); print('', flush=True); "
+    code += "input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "file"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    watch = MemoryWatch(process.pid)
+    wait_for(lambda: watch.describe()["with_files_gb"] > 0)
+    watch.stop()
+    process.communicate("\n")
+    memory = watch.describe()
+    assert 0.1 <= memory["anonymous_gb"] < 0.15
+    assert 0.3 <= memory["with_files_gb"] < 0.37

@@ -6,17 +6,23 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 from test_training import _write_recipe
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainerState
 
 from sft.accounting.compute_fields import Field
 from sft.accounting.compute_output import SECTIONS, sort_fields
+from sft.accounting.compute_totals import build_compute_fields
 from sft.accounting.flops import FlopCounter
-from sft.accounting.ledger import load_runs
+from sft.accounting.ledger import RunRecord, load_runs
+from sft.accounting.recorder import RunRecorder
+from sft.accounting.step_meter import StepMeter
 from sft.compute import main
 from sft.errors import UserError
 
@@ -118,6 +124,76 @@ def test_counter_agrees_with_torchs_own_and_changes_no_bit():
     assert all(torch.equal(a, b) for a, b in zip(plain, counted))
     attention = 3.5 * 4 * 3 * 2 * 7 * 7 * 8  # of a CPU, which torch's table lacks: batch, heads, pairs, head dimension
     assert counter.total == torchs.get_total_flops() + attention
+
+
+def build_run(figures_of_rank, n_gpus=0, gpu="NVIDIA A100-SXM4-40GB"):
+    """Return a finished training of as many processes as there are figures."""
+    start = {
+        "kind": "training",
+        "purpose": "training",
+        "n_processes": len(figures_of_rank),
+        "n_gpus": n_gpus,
+        "hardware": {"gpus": [{"name": gpu}] * n_gpus},
+    }
+    return RunRecord("run", Path("out"), start, "finished", "", 10.0, figures_of_rank=dict(enumerate(figures_of_rank)))
+
+
+def read_values(fields, section):
+    return {field.name: field.value for field in fields if field.section == section}
+
+
+def test_report_of_eight_processes_sums_their_work_and_rates_one_of_them():
+    """Each computes 624 TFLOP in the 4 s they all take: 156 TFLOP/s, half of an A100's 312."""
+    first = {"busy_s": 4.0, "steps": 3, "packing_factor": 2.0, "data_wait_share": 0.25, "flops_batch_formula": 6e13}
+    first |= {"flops_batch_measured": 5e13, "flops_forward_measured": 2e13, "gradient_accumulation_steps": 4}
+    work = {"flops": 6.24e14, "samples": 10, "tokens_text": 600, "tokens_image": 400, "tokens_trained": 50}
+    run = build_run([{**first, **work}, *[work] * 7], n_gpus=8)
+    fields = build_compute_fields([run])
+    assert read_values(fields, "efficiency") == {
+        "tokens a second": 2000.0,
+        "samples a second": 20.0,
+        "packing factor": 2.0,
+        "share of time waiting for data": 0.25,
+        "TFLOP/s of one process": 156.0,
+        "share of the bf16 peak": 0.5,
+    }
+    assert read_values(fields, "FLOPs") == {
+        "forward pass of one batch": 2e13,
+        "forward and backward pass of one batch": 5e13,
+        "the same by the closed formula": 6e13,
+        "measured / formula": 0.8333,
+        "optimiser step as large as that batch": 5e13 * 4 * 8,
+        "instance (one training sample)": 6.24e14 / 10,
+        "method (all trainings)": 8 * 6.24e14,
+    }
+    totals = read_values(fields, "compute totals")
+    assert (totals["optimiser steps, all trainings"], totals["samples trained on, all trainings"]) == (3, 80)
+    assert totals["tokens with a loss, all trainings"] == 400
+
+
+def test_training_whose_operations_were_not_counted_is_reported_by_the_formula():
+    """As under DeepSpeed."""
+    fields = build_compute_fields([build_run([{"busy_s": 2.0, "flops": 3e12}, {"flops": 3e12}])])
+    assert read_values(fields, "FLOPs") == {
+        "training": "missing: no training measured a step",
+        "method (all trainings)": 6e12,
+    }
+
+
+def test_time_of_a_training_is_that_of_its_steps_and_not_of_evaluations_and_checkpoints(tmp_path, monkeypatch):
+    """By hand: a step of 10 s, an evaluation of 90, a step of 5, a checkpoint of 95, a step of 3."""
+    now = [0.0]
+    monkeypatch.setattr("sft.accounting.step_meter.time.perf_counter", lambda: now[0])
+    with RunRecorder(tmp_path, "training", "training") as recorder:
+        meter = StepMeter(recorder)
+        state, arguments = TrainerState(), SimpleNamespace(gradient_accumulation_steps=1)
+        now[0] = 50.0  # loading the model
+        meter.on_train_begin(arguments, state, None, model=torch.nn.Linear(1, 1))
+        for seconds, happens in ((10, "step_end"), (90, "evaluate"), (5, "step_end"), (95, "save"), (3, "step_end")):
+            now[0] += seconds
+            getattr(meter, f"on_{happens}")(arguments, state, None)
+        meter.on_train_end(arguments, state, None)
+    assert load_runs(tmp_path)[0].figures["busy_s"] == 18
 
 
 def test_report_holds_every_section_and_no_empty_value(report):

@@ -79,22 +79,32 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("text", [*ACCEPTED, *REFUSED])
-def test_schema_admits_what_can_be_read_and_is_taught(tiny_checkpoints, text):
+def _admits(checkpoint, agent, text):
+    """Return whether the schema lets an answer through, token by token."""
     from eval.constraint import SchemaConstraint
 
-    processor = load_processor(tiny_checkpoints["qwen3_vl"], 16_384, 65_536)
-    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    constraint = SchemaConstraint(processor.tokenizer, build_answer_schema(AgentConfig()), 512).start(1)
-    is_admitted = True
-    for token in ids:
+    processor = load_processor(checkpoint, 16_384, 65_536)
+    constraint = SchemaConstraint(processor.tokenizer, build_answer_schema(agent), 512).start(1)
+    for token in processor.tokenizer(text, add_special_tokens=False)["input_ids"]:
         logits = torch.zeros(1, 512)
         constraint.mask_logits(logits, [0])
-        is_admitted = is_admitted and bool(torch.isfinite(logits[0, token]))
-        if not is_admitted:
-            break
+        if not torch.isfinite(logits[0, token]):
+            return False
         constraint.accept(0, token)
-    assert is_admitted is (text in ACCEPTED)
+    return True
+
+
+@pytest.mark.parametrize("text", [*ACCEPTED, *REFUSED])
+def test_schema_admits_what_can_be_read_and_is_taught(tiny_checkpoints, text):
+    assert _admits(tiny_checkpoints["qwen3_vl"], AgentConfig(), text) is (text in ACCEPTED)
+
+
+def test_action_without_target_is_held_to_the_empty_one(tiny_checkpoints):
+    actions = (ActionType("BACK", "go back", takes_target=False), ActionType("CLICK", "press"))
+    agent = AgentConfig(actions=actions, memory_writer="rule")
+    assert _admits(tiny_checkpoints["qwen3_vl"], agent, '{"action":"BACK","target":""}')
+    assert not _admits(tiny_checkpoints["qwen3_vl"], agent, '{"action":"BACK","target":"Menu"}')
+    assert _admits(tiny_checkpoints["qwen3_vl"], agent, '{"action":"CLICK","target":"Menu"}')
 
 
 def test_a_point_is_two_whole_numbers_in_the_schema():

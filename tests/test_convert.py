@@ -145,7 +145,7 @@ def test_screenshots_are_named_by_content_and_written_once(tmp_path):
     ("changes", "reason"),
     [
         ({"images": [encode_screen(i) for i in range(3)], "image_sequence": ""}, "found 3 images for 5 steps"),
-        ({"json_data": "{"}, "found broken JSON in json_data"),
+        ({"json_data": "{"}, "json_data: found broken JSON"),
         ({"json_data": json.dumps({"trajectory": []})}, "found no steps in json_data.trajectory"),
         (
             {"json_data": json.dumps({"trajectory": [{**s, "action": "HOVER"} for s in build_trajectory()]})},
@@ -381,6 +381,40 @@ def test_records_keep_the_memory_of_output(tmp_path):
     assert not report["remarks"]
 
 
+def test_records_keep_the_screen_of_their_boxes_and_remark_on_a_box_that_is_none(tmp_path):
+    (tmp_path / "in").mkdir()
+    source = _write_records(tmp_path / "in/rows.jsonl", output_memory=True)
+    lines = [json.loads(line) for line in source.read_text().splitlines()]
+    for line in lines:  # recorded at twice the size of the screenshots
+        line["Grounding"] = {"bbox": [2, 4, 600, 300], "screen": [640, 384]}
+    lines[0]["Grounding"]["bbox"] = [600, 4, 2, 300]
+    source.write_text("\n".join(map(json.dumps, lines)))
+    (task,), report = _convert("records", source, tmp_path / "out")
+    assert {step.grounding.screen_wh for step in task.steps[:4]} == {(640, 384)}
+    assert task.steps[0].grounding.bbox == (2, 4, 600, 300)
+    assert task.steps[4].grounding.bbox is None
+    assert "line 1: left out the box and the screen: found bbox [600, 4, 2, 300]" in report["remarks"]["r1"][0]
+
+
+@pytest.mark.parametrize("kind", ["careflow", "pipeline"])
+def test_box_that_is_none_is_remarked_on_and_an_empty_one_is_not(tmp_path, kind):
+    if kind == "careflow":
+        row = build_careflow_row(1)
+        data = json.loads(row["json_data"])
+        data["trajectory"][0]["bbox"], data["trajectory"][1]["bbox"] = [90, 20, 10, 40], [None] * 4
+        source = _save_parquet(tmp_path / "t.parquet", [{**row, "json_data": json.dumps(data)}])
+    else:
+        records = build_pipeline_records(1)
+        for record, box in zip(records, ([90, 20, 10, 40], [])):
+            (fields,) = record.values()
+            fields["Grounding"]["ground_truth"]["original_step_data"] = {"bbox": box}
+        source = write_pipeline_task(tmp_path / "in", 1, records).parent
+    _, report = _convert(kind, source, tmp_path / "out")
+    (remarks,) = report["remarks"].values()
+    assert [remark for remark in remarks if "box" in remark] == [remarks[0]]
+    assert remarks[0].startswith("step 1: left out the box: found bbox [90, 20, 10, 40]; expected [x1, y1, x2, y2]")
+
+
 def test_memory_of_output_that_tells_the_next_answer_is_rebuilt(tmp_path):
     (tmp_path / "in").mkdir()
     source = _write_records(tmp_path / "in/rows.jsonl", output_memory=True, ahead=1)
@@ -478,7 +512,7 @@ def test_conversion_that_fails_leaves_no_folder_behind(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "name", "content", "message"),
     [
-        ("careflow", "gone.csv", None, "found no such file or folder; expected a CareFlow table"),
+        ("careflow", "gone.csv", None, "found no such file; expected a CareFlow table"),
         ("careflow", "rows.csv", "Task_id,Output\n1,2\n", "expected json_data too: is this a CareFlow task table?"),
         ("careflow", "rows.parquet", "no parquet", "found a file that is no Parquet"),
         ("records", "rows.jsonl", "{", "line 1: found broken JSON"),

@@ -8,12 +8,14 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
 
-from eval.decoding import AnswerEnd
+from eval.decoding import AnswerEnd, read_end_ids
 from eval.policy import ModelPolicy, StepRequest
 from sft.batches.encoding import StepEncoder
 from sft.memory import EMPTY_MEMORY, Memory
+from sft.models.model import find_family, load_model
 from sft.models.processors import load_processor
 from sft.prompts import parse_answer
+from sft.recipe.settings import ModelSettings
 
 N_TOKENS = 24
 
@@ -26,6 +28,13 @@ def encoder(checkpoint):
 
 @pytest.fixture
 def model(checkpoint):
+    settings = ModelSettings(str(checkpoint), dtype="float32", load_in_4bit=False)
+    return load_model(settings, find_family(str(checkpoint))).eval()
+
+
+@pytest.fixture
+def stock(checkpoint):
+    """The model as transformers has it."""
     return AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
 
@@ -59,8 +68,8 @@ def generate_alone(model, encoder, request):
     return encoder.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
 
 
-def test_greedy_answers_are_those_of_generate_one_by_one(model, encoder, requests):
-    expected = [generate_alone(model, encoder, request) for request in requests]
+def test_greedy_answers_are_those_of_generate_one_by_one(model, stock, encoder, requests):
+    expected = [generate_alone(stock, encoder, request) for request in requests]
     answers = ModelPolicy(model, encoder).answer(requests)
     assert [a.text for a in answers] == expected
     assert len(set(expected)) > 1  # the model tells the steps apart
@@ -73,12 +82,25 @@ def test_answers_do_not_depend_on_the_batch_they_are_in(model, encoder, requests
     assert [a.text for a in policy.answer(requests[::-1])][::-1] == together
 
 
+class NeverEnding(AnswerEnd):
+    """Ends no answer and notes each one's ids as they grow."""
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer)
+        self.seen = []
+
+    def is_reached(self, ids):
+        self.seen.append(list(ids))
+        return False
+
+
 def test_a_shared_prefix_is_run_once(model, encoder, requests):
-    seen = []
+    seen, policy = [], ModelPolicy(model, encoder)
+    policy._end = NeverEnding(encoder.tokenizer)
     model.register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    ModelPolicy(model, encoder).answer([requests[0], requests[3], requests[6]])  # all on screenshot 0
+    policy.answer([requests[0], requests[3], requests[6]])  # all on screenshot 0
     # system message, screenshot, the prompts' own tokens, then one token at a time
     assert [rows for rows, _ in seen[:4]] == [1, 1, 3, 3]
     assert seen[3][1] == 1
@@ -86,18 +108,9 @@ def test_a_shared_prefix_is_run_once(model, encoder, requests):
 
 def test_an_answer_that_is_complete_leaves_the_batch(model, encoder, requests):
     policy = ModelPolicy(model, encoder)
-    seen = []
-
-    class Never(AnswerEnd):
-        """Ends no answer and notes each one's ids as they grow."""
-
-        def is_reached(self, ids):
-            seen.append(list(ids))
-            return False
-
-    policy._end = Never(encoder.tokenizer)
+    policy._end = never = NeverEnding(encoder.tokenizer)
     whole = policy.answer(requests[:3])
-    answers = seen[-3:]
+    answers = never.seen[-3:]
     n = next(n for n in range(2, N_TOKENS) if answers[0][:n] not in (answers[1][:n], answers[2][:n]))
 
     class AfterFirst(AnswerEnd):
@@ -143,6 +156,42 @@ def test_an_answer_ends_where_its_first_object_closes(encoder, text, n_chars):
 
 def test_end_of_turn_ends_an_answer(encoder):
     assert AnswerEnd(encoder.tokenizer).is_reached([encoder.tokenizer.eos_token_id])
+
+
+# As published with Qwen3-VL-8B-Instruct (and with Qwen2.5-VL-7B-Instruct, other numbers).
+PUBLISHED = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+
+
+def test_published_sampling_defaults_do_not_touch_greedy_answers(model, encoder, requests):
+    expected = [a.text for a in ModelPolicy(model, encoder).answer(requests)]
+    model.generation_config.update(**PUBLISHED)
+    assert [a.text for a in ModelPolicy(model, encoder).answer(requests)] == expected
+
+
+def test_every_end_that_the_model_names_ends_an_answer(model, encoder, requests):
+    """Qwen's generation config names <|endoftext|> beside <|im_end|>; an answer that it ends is no cut one."""
+    seen = []
+
+    class Note(AnswerEnd):
+        def is_reached(self, ids):
+            seen.append(list(ids))
+            return super().is_reached(ids)
+
+    policy = ModelPolicy(model, encoder)
+    policy._end = Note(encoder.tokenizer)
+    whole, ids = policy.answer(requests[:1])[0], seen[-1]
+    n = next(n for n in range(2, N_TOKENS) if ids[n] not in ids[:n])
+    model.generation_config.eos_token_id = [encoder.tokenizer.eos_token_id, ids[n]]
+    ended = ModelPolicy(model, encoder).answer(requests[:1])[0]
+    assert (whole.finish_reason, whole.n_answer_tokens) == ("length", N_TOKENS)
+    assert (ended.finish_reason, ended.n_answer_tokens) == ("stop", n + 1)
+
+
+@pytest.mark.parametrize(("named", "expected"), [(None, []), (7, [7]), ([7, 9], [7, 9])])
+def test_ends_of_a_generation_config_are_one_many_or_none(model, named, expected):
+    model.generation_config.eos_token_id = named
+    assert read_end_ids(model) == expected
+    assert read_end_ids(None) == []
 
 
 def test_a_prompt_that_is_too_long_is_an_error_of_its_step_alone(model, encoder, requests):

@@ -204,6 +204,16 @@ def test_zero3_with_offload_fine_tunes_in_full_as_one_process(attempt, one_proce
     assert_close(tmp_path / "out", one_process(FULL), load_weights)
 
 
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "offload"])
+def test_single_step_of_a_warm_up_ends_well(attempt, offload, tmp_path, engine):
+    """Its learning rate is 0, so that nothing can have been learned."""
+    arguments = [*COMMON, *LORA, "--optim", "adamw_torch", "--max_steps", "1", "--warmup_steps", "3"]
+    arguments += ["--save_strategy", "steps"]
+    started = offload if engine == "offload" else ENGINES[engine]
+    assert attempt(tmp_path / "out", {**started, "arguments": arguments}) == [[0, 0]], printed(tmp_path / "out")
+    assert "nothing was learned: every step up to 1 had a learning rate of 0" in printed(tmp_path / "out")
+
+
 def test_two_processes_validate_as_one_does(attempt, tmp_path):
     """They share the tasks out, but for ZeRO-3, where both walk all of them; one task more than processes."""
     val = write_trajectories(tmp_path / "val", build_tasks(3, n_steps=2, first=50))

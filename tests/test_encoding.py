@@ -6,21 +6,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from attempt_samples import write_recipe
 from PIL import Image
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
 from eval.decoding import GeneratedAnswer
 from eval.policy import ModelPolicy, ReplayPolicy
 from eval.walk import walk_tasks
+from sft import run
 from sft.actions import Action
 from sft.batches.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, check_answer_only_labels
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoding import StepEncoder, find_tight_answer_limit
 from sft.contract.screenshots import open_screenshot
 from sft.contract.trajectory import TrajectoryError, load_trajectories
 from sft.data import build_step_rows
 from sft.memory import EMPTY_MEMORY, Answer, Memory, memory_chars
 from sft.models.processors import load_processor
-from sft.prompts import format_answer
+from sft.prompts import AgentConfig, format_answer
 
 COLLATORS = {"padded": PaddingCollator, "packed": PackingCollator}
 
@@ -190,3 +192,42 @@ def test_answer_longer_than_its_limit_is_refused_with_its_row(checkpoint, tasks)
         TrajectoryError, match=r"tasks.csv: row 2: Output: found an answer of \d+ tokens; expected at most max"
     ):
         build_step_rows(tasks, "tasks.csv", encoder, show_progress=False)
+
+
+def _answers(text, n_steps=9, tokens_a_char=1.0):
+    answers = [
+        format_answer(Answer(Action("CLICK", "x"), {}, {"done": [text] * n}), TINY_AGENT) for n in range(n_steps)
+    ]
+    return [(answer, round(len(answer) * tokens_a_char)) for answer in answers]
+
+
+@pytest.mark.parametrize(
+    ("answers", "changes", "found"),
+    [
+        (_answers("患者资料已经打开" * 6, tokens_a_char=0.75), {}, "memory_budget_chars=1200 is up to 90"),
+        (_answers("患者资料已经打开" * 6, tokens_a_char=0.75), {"max_answer_tokens": 1024}, None),
+        (_answers("患者资料已经打开" * 6, tokens_a_char=0.75), {"memory_budget_chars": 600}, None),
+        (_answers("患者资料已经打开" * 6, tokens_a_char=0.75), {"memory_writer": "rule"}, None),
+        (
+            _answers("患者资料已经打开" * 6, tokens_a_char=0.75),
+            {"use_short_term": False, "use_long_term": False},
+            None,
+        ),
+        (_answers("opened the record of the patient", tokens_a_char=0.25), {}, None),
+        (_answers("患者", tokens_a_char=0.75), {}, None),  # memory of a few characters
+        ([], {}, None),
+    ],
+)
+def test_memory_that_the_answer_limit_would_cut_is_warned_of_by_the_tokens_of_the_data(answers, changes, found):
+    """The published limits, 1200 characters and 512 tokens, suit English alone."""
+    told = find_tight_answer_limit(answers, replace(AgentConfig(), **changes))
+    assert (told is None) if found is None else told.startswith(found)
+
+
+def test_training_warns_of_memory_that_the_answer_limit_would_cut(tiny_checkpoints, tmp_path, caplog):
+    recipe = write_recipe(
+        tmp_path, tiny_checkpoints["qwen3_vl"]
+    )  # its tokenizer knows these texts: 400 characters fit
+    step = ["--max_steps", "1", "--learning_rate", "1e-3", "--output_dir", f"{tmp_path}/out"]
+    run.main([str(recipe), *step, "--max_answer_tokens", "100"])
+    assert "memory_budget_chars=400 is up to" in caplog.text and "max_answer_tokens=100 would cut" in caplog.text

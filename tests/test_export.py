@@ -122,8 +122,10 @@ def test_merge_takes_the_memory_of_two_shards_and_not_of_the_model(tmp_path):
     base.mkdir()
     out.mkdir()
     weight = np.zeros((1600, 1600), np.float32)
-    for i in range(8):
-        save_file({f"layers.{4 * i + j}.weight": weight for j in range(4)}, base / f"model-{i}.safetensors")
+    file_of = {f"layers.{i}.weight": f"model-{i // 4}.safetensors" for i in range(32)}
+    for file in set(file_of.values()):
+        save_file({name: weight for name in file_of if file_of[name] == file}, base / file)
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": file_of}))
     (base / "config.json").write_text("{}")
     shard = 4 * weight.nbytes + 1000
     command = [sys.executable, "-c", MEASURE, str(base), str(out), str(shard)]

@@ -24,6 +24,7 @@ MAY_IMPORT_TORCH = {
     "sft.models.model",
     "sft.batches.collator",
     "sft.trainer",
+    "sft.checkpoint_trainer",
     "sft.run",
     "eval.policy",
     "eval.predictor",
@@ -34,9 +35,11 @@ MAY_IMPORT_TORCH |= {
     "sft.accounting.flops",
     "sft.accounting.step_meter",
     "sft.merge",
+    "sft.merge_experts",
     "eval.export_check",
 }  # loaded by the trainer and by the export
-MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.tree_attention"}  # parts of the model
+MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.qwen_moe", "sft.models.experts"}  # parts of the model
+MAY_IMPORT_TORCH |= {"sft.models.linear_attention", "sft.models.tree_attention", "sft.models.kernels"}  # likewise
 MAY_IMPORT_TORCH |= {"sft.models.build_lock"}  # changes how torch builds
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 # The packages of `sft` from the ground up: each may know those before it, and the modules that are in none.
@@ -44,11 +47,15 @@ FLOORS = ["recipe", "contract", "models", "batches", "reliability", "formats", "
 # What the lowest layers may know of this project; everything above may know all of `sft`.
 MAY_KNOW = {
     "sft.errors": set(),
+    "sft.lfs": set(),
     "sft.actions": set(),
     "sft.memory": {"sft.actions"},
     "sft.json_text": set(),
     "sft.prompts": {"sft.actions", "sft.json_text", "sft.memory"},
-    "sft.contract.cells": {"sft.actions", "sft.memory", "sft.prompts"},
+    "sft.file_kinds": set(),
+    "sft.contract.literals": {"sft.actions", "sft.memory"},
+    "sft.contract.boxes": {"sft.contract.literals"},
+    "sft.contract.cells": {"sft.actions", "sft.memory", "sft.prompts", "sft.contract.boxes", "sft.contract.literals"},
     "sft.batches.packing": set(),
     "sft.contract.compact": set(),
     "sft.batches.sampler": {"sft.errors"},

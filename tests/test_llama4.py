@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Params4bit
 from peft import get_peft_model
 from transformers import AutoModelForImageTextToText
 
@@ -102,16 +101,6 @@ def test_nf4_experts_take_less_than_three_tenths_of_bf16(quantised):
     assert held / total <= 0.30
 
 
-def test_experts_are_read_one_at_a_time(checkpoint, monkeypatch):
-    """The largest tensor that is ever quantised is one projection of one expert; the file has them in one."""
-    sizes = []
-    monkeypatch.setattr(
-        "sft.models.model.Params4bit", lambda data, **kw: sizes.append(data.numel()) or Params4bit(data, **kw)
-    )
-    load(checkpoint)
-    assert len(sizes) == 2 * 8 * 2 and set(sizes) == {256 * 512, 256 * 256}
-
-
 @pytest.fixture(scope="module", params=[("language",), ("language", "experts")], ids=str)
 def adapted(request, checkpoint):
     """A 4-bit model whose LoRA is not zero, and what computes its gradients."""
@@ -190,18 +179,6 @@ def test_experts_of_a_family_that_has_none_are_refused(tiny_checkpoints):
 def test_full_fine_tuning_is_refused(checkpoint):
     with pytest.raises(UserError, match="use_peft: found false with Llama-4; expected true"):
         load(checkpoint, use_peft=False, load_in_4bit=False)
-
-
-def test_checkpoint_without_its_experts_names_the_tensor(checkpoint, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    for file in checkpoint.glob("*.json"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    tensors = load_file(checkpoint / "model.safetensors")
-    gone = f"{LANGUAGE}.3.feed_forward.experts.down_proj"
-    save_file({name: t for name, t in tensors.items() if name != gone}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=f"found no tensor {gone}"):
-        load(tmp_path)
 
 
 def test_sequences_across_a_border_of_the_attention_are_refused(checkpoint, tmp_path):

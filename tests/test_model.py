@@ -1,5 +1,6 @@
 """Model: what is quantised, what gets LoRA matrices, which folders are refused, and parts without a gradient."""
 
+import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from peft import get_peft_model
 from sft.errors import UserError
 from sft.models.families import FAMILIES, part_of
 from sft.models.model import (
+    build_empty_model,
     build_lora_config,
     count_parameters,
     find_family,
@@ -22,29 +24,67 @@ from sft.recipe.settings import ModelSettings
 from sft.reliability.health import GradientCheck
 
 ATTENTION = tuple(f"self_attn.{x}_proj" for x in "qkvo")
+DELTA_NET = ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.out_proj")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-LANGUAGE = {f"model.language_model.layers.{i}.{name}" for i in (0, 1) for name in (*ATTENTION, *MLP)}
+SHARED_EXPERT = tuple(name.replace("mlp", "mlp.shared_expert") for name in MLP)
 VISION_ATTENTION = ("attn.qkv", "attn.proj")
+VISION_MLP = ("mlp.linear_fc1", "mlp.linear_fc2")
+
+
+def _layers(*names, of="model.language_model.layers", indices=(0, 1)):
+    return {f"{of}.{i}.{name}" for i in indices for name in names}
+
+
+def _blocks(*names):
+    return _layers(*names, of="model.visual.blocks")
+
+
+EXPERTS = _layers(*(f"mlp.experts.{i}.{name}_proj" for i in range(4) for name in ("gate_up", "down")))
+QWEN2_MERGER = {"model.visual.merger.mlp.0", "model.visual.merger.mlp.2"}
+QWEN3_5_MERGER = {"model.visual.merger.linear_fc1", "model.visual.merger.linear_fc2"}
+QWEN3_MERGER = QWEN3_5_MERGER | {name.replace("merger", "deepstack_merger_list.0") for name in QWEN3_5_MERGER}
+# Qwen3.5: the first layer carries a state, the second attends.
+MIXERS = _layers(*DELTA_NET, indices=[0]) | _layers(*ATTENTION, indices=[1])
 # Every linear layer of the tiny models (2 language layers, 2 vision blocks), by the part it belongs to.
 LINEARS = {
-    "qwen3_vl": {
-        "language": LANGUAGE,
-        "vision": {
-            f"model.visual.blocks.{i}.{name}"
-            for i in (0, 1)
-            for name in (*VISION_ATTENTION, "mlp.linear_fc1", "mlp.linear_fc2")
-        },
-        "merger": {
-            f"model.visual.{name}.{fc}"
-            for name in ("merger", "deepstack_merger_list.0")
-            for fc in ("linear_fc1", "linear_fc2")
-        },
+    "qwen2_vl": {
+        "language": _layers(*ATTENTION, *MLP),
+        "vision": _blocks(*VISION_ATTENTION, "mlp.fc1", "mlp.fc2"),
+        "merger": QWEN2_MERGER,
     },
     "qwen2_5_vl": {
-        "language": LANGUAGE,
-        "vision": {f"model.visual.blocks.{i}.{name}" for i in (0, 1) for name in (*VISION_ATTENTION, *MLP)},
-        "merger": {"model.visual.merger.mlp.0", "model.visual.merger.mlp.2"},
+        "language": _layers(*ATTENTION, *MLP),
+        "vision": _blocks(*VISION_ATTENTION, *MLP),
+        "merger": QWEN2_MERGER,
     },
+    "qwen3_vl": {
+        "language": _layers(*ATTENTION, *MLP),
+        "vision": _blocks(*VISION_ATTENTION, *VISION_MLP),
+        "merger": QWEN3_MERGER,
+    },
+    "qwen3_vl_moe": {
+        "language": _layers(*ATTENTION),
+        "experts": EXPERTS,
+        "vision": _blocks(*VISION_ATTENTION, *VISION_MLP),
+        "merger": QWEN3_MERGER,
+    },
+    "qwen3_5": {
+        "language": MIXERS | _layers(*MLP),
+        "vision": _blocks(*VISION_ATTENTION, *VISION_MLP),
+        "merger": QWEN3_5_MERGER,
+    },
+    "qwen3_5_moe": {
+        "language": MIXERS | _layers(*SHARED_EXPERT),
+        "experts": EXPERTS,
+        "vision": _blocks(*VISION_ATTENTION, *VISION_MLP),
+        "merger": QWEN3_5_MERGER,
+    },
+}
+# Of a few numbers a token, kept as they are: what decays a state and sizes its steps, what weighs the shared expert.
+GATES = {
+    "qwen3_5": _layers("linear_attn.in_proj_a", "linear_attn.in_proj_b", indices=[0]),
+    "qwen3_5_moe": _layers("linear_attn.in_proj_a", "linear_attn.in_proj_b", indices=[0])
+    | _layers("mlp.shared_expert_gate"),
 }
 
 
@@ -65,16 +105,20 @@ def _linear_names(model):
 
 
 @pytest.mark.parametrize("family", LINEARS)
-def test_patterns_of_the_parts_cover_every_linear_layer_but_the_head_once(tiny_checkpoints, family):
+def test_patterns_of_the_parts_cover_every_linear_layer_but_head_and_gates_once(tiny_checkpoints, family):
     names = _linear_names(load_model(_settings(tiny_checkpoints[family], load_in_4bit=False), FAMILIES[family]))
-    assert names - {"lm_head"} == set().union(*LINEARS[family].values())
+    assert names - {"lm_head"} - GATES.get(family, set()) == set().union(*LINEARS[family].values())
     for part in LINEARS[family]:
         matched = {name for name in names if re.fullmatch(FAMILIES[family].linears[part], name)}
         assert matched == LINEARS[family][part]
 
 
-@pytest.mark.parametrize("parts", [("language",), ("merger",), ("vision",), ("language", "merger", "vision")], ids=str)
-@pytest.mark.parametrize("family", LINEARS)
+@pytest.mark.parametrize(
+    ("family", "parts"),
+    [(family, (part,)) for family in LINEARS for part in LINEARS[family]]
+    + [(family, tuple(LINEARS[family])) for family in LINEARS],
+    ids=str,
+)
 def test_lora_matrices_sit_on_exactly_the_layers_of_the_chosen_parts(tiny_checkpoints, family, parts):
     model = _load(tiny_checkpoints[family], lora_parts=parts, load_in_4bit=False)
     adapted = {name.removeprefix("base_model.model.") for name, m in model.named_modules() if hasattr(m, "lora_A")}
@@ -85,12 +129,13 @@ def test_lora_matrices_sit_on_exactly_the_layers_of_the_chosen_parts(tiny_checkp
 
 
 @pytest.mark.parametrize("family", LINEARS)
-def test_language_layers_alone_are_quantised_to_nf4(tiny_checkpoints, family):
+def test_language_layers_and_experts_alone_are_quantised_to_nf4(tiny_checkpoints, family):
     model = load_model(_settings(tiny_checkpoints[family]), FAMILIES[family])
     quantised = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
-    assert quantised == LANGUAGE
-    assert all(p.dtype == torch.float32 for n, p in model.named_parameters() if n.rpartition(".")[0] not in LANGUAGE)
-    layer = model.get_submodule("model.language_model.layers.0.mlp.up_proj")
+    expected = LINEARS[family]["language"] | LINEARS[family].get("experts", set())
+    assert quantised == expected
+    assert all(p.dtype == torch.float32 for n, p in model.named_parameters() if n.rpartition(".")[0] not in expected)
+    layer = model.get_submodule("model.language_model.layers.1.self_attn.q_proj")
     assert layer.weight.quant_type == "nf4"
     assert layer.weight.quant_state.nested
     assert layer.compute_dtype == torch.float32
@@ -114,8 +159,10 @@ def test_inference_leaves_the_quantised_weights_as_they_are_and_computes_as_trai
 def test_quantisation_does_not_change_the_count_of_parameters(tiny_checkpoints, family):
     quantised, plain = (count_parameters(_load(tiny_checkpoints[family], load_in_4bit=on)) for on in (True, False))
     assert quantised == plain
-    # rank * (inputs + outputs) of q, k, v, o, gate, up, down in each of two layers; 32 is the width of k and v
-    assert plain["language"]["trainable"] == 2 * 4 * (128 + 96 + 96 + 128 + 3 * 192)
+    # rank * (inputs + outputs) of each layer of the part
+    model = load_model(_settings(tiny_checkpoints[family], load_in_4bit=False), FAMILIES[family])
+    layers = [model.get_submodule(name) for name in LINEARS[family]["language"]]
+    assert plain["language"]["trainable"] == 4 * sum(layer.in_features + layer.out_features for layer in layers)
 
 
 def test_parts_of_parameters_are_told_by_their_names():
@@ -131,11 +178,15 @@ def test_parts_of_parameters_are_told_by_their_names():
     assert part_of("vision_model.model.layers.0.self_attn.q_proj.weight") == "vision"
 
 
-def test_model_of_another_family_is_refused(tiny_checkpoints, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+@pytest.mark.parametrize("model_type", ["bert", "qwen9_vl"])  # one that transformers knows, and one it does not
+def test_model_of_another_family_is_refused(tmp_path, model_type):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="found model type 'bert'; expected one of qwen3_vl, qwen2_5_vl"):
+    known = "qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe, llama4"
+    with pytest.raises(UserError, match=f"found model type '{model_type}'; expected one of {known}: choose a model"):
         find_family(str(tmp_path))
+    with pytest.raises(UserError, match="docs/models.md"):
+        build_empty_model(_settings(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,10 @@
 """The plan's counts are those of the model that is then loaded and trained."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_qlora import TEXT_8B, VISION_8B
+from benchmarks.gpu.base_8b import use_8b_shapes
 from demo.tiny_qwen3vl import build_tiny_checkpoint
 from sft.batches.sampler import StepSize
 from sft.models.model import build_empty_model, build_lora_config, find_family, load_model
@@ -24,11 +23,11 @@ def build_recipe(folder: Path, *overrides: str):
     return parse_recipe([str(path), *overrides])
 
 
-def plan(recipe, longest=8192, **changes):
+def plan(recipe, longest=8192, has_deepspeed=False, **changes):
     """Plan the memory of a batch of `longest` tokens on six screenshots, whose steps have twice as many alone."""
     counts = {"longest_alone": 2 * longest, "longest_step": 1500, "most_prefixes": 5000, **changes}
     tokens = TokenPlan(100, 200_000, 100_000, 50, longest, n_optimizer_steps=50, **counts)
-    return estimate_memory(recipe, build_empty_model(recipe.model), tokens, patches_a_token=4)
+    return estimate_memory(recipe, build_empty_model(recipe.model), tokens, 4, has_deepspeed)
 
 
 def test_weight_memory_is_that_of_the_loaded_4_bit_model(checkpoint):
@@ -53,10 +52,7 @@ def folder_8b(checkpoint, tmp_path_factory):
     for file in checkpoint.iterdir():
         if file.suffix != ".safetensors":
             (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"].update(TEXT_8B)
-    config["vision_config"].update(VISION_8B)
-    (folder / "config.json").write_text(json.dumps(config))
+    use_8b_shapes(folder / "config.json")
     return folder
 
 
@@ -68,6 +64,59 @@ def test_the_8b_model_is_planned_from_its_config_without_weights(folder_8b):
     assert sum(plan(recipe).values()) < 40 < sum(plan(recipe, longest=200_000).values())
 
 
+PARAMETERS_8B, EMBEDDING_8B = 8_767_123_696, 151_936 * 4096  # the second is `lm_head`'s size too
+
+
+def test_full_fine_tuning_is_planned_in_fp32_with_the_copies_of_autocast(folder_8b):
+    """35 GB of weights, 35 of gradients, 17.5 of 8-bit state, 15 of copies, and what activations take."""
+    full = ["--use_peft", "false", "--load_in_4bit", "false", "--optim", "paged_adamw_8bit"]
+    memory = plan(build_recipe(folder_8b, *full))
+    weights = sum(gb for name, gb in memory.items() if name.endswith("float32"))
+    assert weights == pytest.approx(4 * PARAMETERS_8B / GB) == pytest.approx(memory["gradients"])
+    assert not any(name.endswith("bfloat16") for name in memory) and memory["trained parameters"] == 0
+    assert memory["optimiser state"] == pytest.approx(2 * PARAMETERS_8B / GB)
+    copies = memory["16-bit copies by autocast"]
+    assert copies == pytest.approx(2 * (PARAMETERS_8B - 2 * EMBEDDING_8B) / GB, rel=0.001)  # and no norms
+    assert 110 < sum(memory.values()) < 125
+    in_fp32 = plan(build_recipe(folder_8b, *full, "--bf16", "false"))
+    assert in_fp32["16-bit copies by autocast"] == 0
+
+
+def test_full_fine_tuning_under_deepspeed_is_planned_with_one_copy_in_fp32(folder_8b):
+    """bf16 weights and gradients; a fp32 copy and the optimiser's state beside them."""
+    full = ["--use_peft", "false", "--load_in_4bit", "false"]
+    for optim, state in (("adamw_torch", 8), ("paged_adamw_8bit", 2)):
+        recipe = build_recipe(folder_8b, *full, "--optim", optim)
+        memory = plan(recipe, has_deepspeed=True)
+        weights = sum(gb for name, gb in memory.items() if name.endswith("bfloat16"))
+        assert weights == pytest.approx(2 * PARAMETERS_8B / GB) == pytest.approx(memory["gradients"])
+        assert memory["optimiser state"] == pytest.approx((4 + state) * PARAMETERS_8B / GB)
+        assert memory["16-bit copies by autocast"] == 0
+
+
+# Layers of 8B's language part: q, k, v, o, gate, up and down, whose inputs and outputs LoRA's rank multiplies.
+LORA_8B = 36 * sum(map(sum, [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), *[(4096, 12_288)] * 3]))
+
+
+@pytest.mark.parametrize(("optim", "state"), [("adamw_torch", 8), ("paged_adamw_8bit", 2), ("adamw_8bit", 2)])
+def test_optimiser_state_is_that_of_the_optimiser(folder_8b, optim, state):
+    memory = plan(build_recipe(folder_8b, "--lora_r", "64", "--optim", optim))
+    assert memory["trained parameters"] == memory["gradients"] == pytest.approx(4 * 64 * LORA_8B / GB)
+    assert memory["optimiser state"] == pytest.approx(state * 64 * LORA_8B / GB)
+    assert memory["16-bit copies by autocast"] == pytest.approx(2 * 64 * LORA_8B / GB)
+
+
+def test_batches_of_an_optimiser_step_are_on_the_card_with_the_next_one(folder_8b):
+    """20,000 patches of 3 x 2 x 16 x 16 numbers in each, in bf16 where the vision tower rounds to it first."""
+    patches = 20_000 * 1536
+    accumulated = ["--gradient_accumulation_steps", "4"]
+    in_bf16, in_fp32 = (
+        plan(build_recipe(folder_8b, *accumulated, *more))["pixels of fetched batches"]
+        for more in ((), ("--dtype", "float32", "--bf16", "false"))
+    )
+    assert (in_bf16, in_fp32) == (pytest.approx(5 * patches * 2 / GB), pytest.approx(5 * patches * 4 / GB))
+
+
 def test_activations_are_planned_by_what_is_trained_and_kept(folder_8b):
     """Numbers by hand: 36 layers of 4096, 32 heads of 128 over 8 of keys, 27 vision layers of 1152; two bytes each."""
     kept = plan(build_recipe(folder_8b))
@@ -76,6 +125,7 @@ def test_activations_are_planned_by_what_is_trained_and_kept(folder_8b):
     assert kept["keys and values by branch"] == pytest.approx(2 * 16_384 * 2 * (4096 + 1024) / GB)
     vision_layer = 20_000 * (8 * 1152 + 2 * 4304)
     assert kept["vision activations"] == pytest.approx(2 * vision_layer / GB)
+    assert kept["final norm"] == pytest.approx(2 * 4 * 8192 * 4096 / GB)
     assert "attention mask" not in kept
     vision = plan(build_recipe(folder_8b, "--lora_parts", "[language, vision]"))
     expected = 2 * (2 * vision_layer + 27 * 20_000 * 1152) / GB
@@ -88,7 +138,8 @@ def test_validation_rollout_s_cache_counts_where_it_is_larger_than_a_training_st
     validated = ["--val_split", "0.1", "--eval_strategy", "epoch"]
     assert plan(build_recipe(folder_8b, *validated))["validation rollout, beyond"] == 0
     short = plan(build_recipe(folder_8b, *validated, "--max_answer_tokens", "500"), longest=512)
-    training = sum(short[name] for name in ("activations", "keys and values by branch", "vision activations"))
+    names = ("activations", "keys and values by branch", "vision activations", "final norm")
+    training = sum(short[name] for name in names)
     cache = 16 * (1500 + 500) * 2 * 36 * 1024 * 2 / GB
     assert short["validation rollout, beyond"] == pytest.approx(cache - training)
     assert plan(build_recipe(folder_8b), longest=512)["validation rollout, beyond"] == 0
@@ -104,10 +155,30 @@ def test_tokens_are_counted_with_and_without_packing(checkpoint):
     assert (padded.n_tokens_packed, padded.n_sequences, padded.longest) == (8800, 8, 8 * 1100)
 
 
+@pytest.mark.parametrize(("n_steps", "n_ranks", "n_optimizer_steps"), [(8, 1, 2), (9, 1, 3), (8, 2, 1), (9, 2, 2)])
+def test_optimiser_steps_without_packing_count_batches_processes_and_accumulation(
+    checkpoint, n_steps, n_ranks, n_optimizer_steps
+):
+    """Batches of 2, two of them an optimiser step: 4 steps a process; what is left over is a step of its own."""
+    recipe = build_recipe(checkpoint, "--packing", "none", "--per_device_train_batch_size", "2")
+    sizes = [StepSize(f"image{i}", 1000, 100) for i in range(n_steps)]
+    assert plan_tokens(recipe, sizes, n_ranks).n_optimizer_steps == n_optimizer_steps
+
+
+@pytest.mark.parametrize(("n_ranks", "n_optimizer_steps"), [(1, 2), (2, 1)])
+def test_optimiser_steps_with_packing_count_packs_processes_and_accumulation(checkpoint, n_ranks, n_optimizer_steps):
+    """Four packs of two steps each, two of them an optimiser step."""
+    sizes = [StepSize(f"image{i // 2}", 1000, 100) for i in range(8)]
+    packed = plan_tokens(build_recipe(checkpoint, "--tokens_per_batch", "1200"), sizes, n_ranks)
+    assert (packed.n_sequences, packed.n_optimizer_steps) == (4, n_optimizer_steps)
+
+
 def test_the_plan_says_whether_it_fits_the_card(checkpoint):
     recipe = build_recipe(checkpoint)
     tokens = plan_tokens(recipe, [StepSize("image", 1000, 100)], n_ranks=1)
     assert "of 40: fits" in format_plan(recipe, tokens, {"weights": 6.0}, 40)
     assert "of 40: does not fit" in format_plan(recipe, tokens, {"weights": 60.0}, 40)
+    full = build_recipe(checkpoint, "--use_peft", "false", "--load_in_4bit", "false")
+    assert format_plan(full, tokens, {"weights": 60.0}, 40).endswith("or share the model out with ZeRO-3")
     on_cpu = format_plan(build_recipe(checkpoint, "--use_cpu", "true"), tokens, {"weights": 6.0}, 40)
     assert "longest batch" in on_cpu and "GPU" not in on_cpu

@@ -49,7 +49,7 @@ def write_json(path: Path, fields: Sequence[Field], runs: Sequence[RunRecord]) -
     content: dict[str, Any] = {"sections": {}, "runs": [_describe_run(run) for run in runs]}
     for field in fields:
         content["sections"].setdefault(field.section, {})[field.name] = {"value": field.value, "status": field.status}
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
 
 
 def write_csv(path: Path, fields: Sequence[Field]) -> None:
@@ -58,7 +58,7 @@ def write_csv(path: Path, fields: Sequence[Field]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("Section", "Field", "Value", "Status"))
     writer.writerows((f.section, f.name, format_value(f.value), f.status) for f in fields)
-    path.write_text(file.getvalue(), encoding="utf-8")
+    path.write_text(file.getvalue(), encoding="utf-8", errors="replace")
 
 
 def write_markdown(path: Path, fields: Sequence[Field], plots: Sequence[Path]) -> None:
@@ -71,7 +71,7 @@ def write_markdown(path: Path, fields: Sequence[Field], plots: Sequence[Path]) -
         lines.append("")
     if plots:
         lines += ["## Plots", "", *(f"![{plot.stem}]({plot.name})" for plot in plots), ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    path.write_text("\n".join(lines), encoding="utf-8", errors="replace")
 
 
 def plot_runs(folder: Path, runs: Sequence[RunRecord]) -> list[Path]:

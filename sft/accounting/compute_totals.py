@@ -69,12 +69,13 @@ def _build_totals(runs: Sequence[RunRecord], trainings: Sequence[RunRecord]) -> 
 
 def _build_flops(trainings: Sequence[RunRecord]) -> list[Field]:
     section = "FLOPs"
+    total = sum(r.total("flops") for r in trainings)
+    method = Field(section, "method (all trainings)", total or "missing: no training has figures", "estimated")
     run = next((r for r in reversed(trainings) if r.figures.get("flops_batch_measured")), None)
     if run is None:
-        return [Field(section, "training", "missing: no training measured a step", "measured")]
+        return [Field(section, "training", "missing: no training measured a step", "measured"), method]
     figures, samples = run.figures, run.total("samples")
     step = figures["flops_batch_measured"] * figures["gradient_accumulation_steps"] * run.start["n_processes"]
-    total = sum(r.total("flops") for r in trainings)
     return [
         Field(section, "forward pass of one batch", figures.get("flops_forward_measured") or "missing", "measured"),
         Field(section, "forward and backward pass of one batch", figures["flops_batch_measured"], "measured"),
@@ -92,7 +93,7 @@ def _build_flops(trainings: Sequence[RunRecord]) -> list[Field]:
             run.total("flops") / samples if samples else "missing",
             "estimated",
         ),
-        Field(section, "method (all trainings)", total, "estimated"),
+        method,
     ]
 
 

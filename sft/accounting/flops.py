@@ -1,5 +1,6 @@
 """Floating-point operations of a training step or an answer: counted by torch, and by a closed formula to compare."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -7,17 +8,34 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from sft.models.model import PARTS, part_of
+from sft.models.qwen_moe import STOCK_EXPERTS
+from sft.models.shapes import TextShape, read_text_shape, read_vision_shape
+
+CHUNK = 64  # tokens that a gated delta net computes at once
+
+log = logging.getLogger("sft")
+
+
+def _count_product(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
+    """Count (..., M, K) by (..., K, N)."""
+    return 2 * prod(a) * b[-1]
+
+
+def _count_added_product(added: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
+    return _count_product(a, b)
 
 
 def _count_attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+    """Count scores and their sum over values; key heads may be fewer than query heads (B, heads, T, D)."""
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _count_attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return sdpa_backward_flop_count(grad, query, key, value)
+    """Count the scores computed anew, their gradient, and those of query, key and value."""
+    return 2 * prod(query[:-1]) * key[-2] * (3 * query[-1] + 2 * value[-1])
 
 
 def _count_linear(inputs: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
@@ -32,40 +50,62 @@ def _count_convolution(inputs: Any, weight: Any, *args: Any, out_shape: Any, **k
     return 2 * prod(out_shape) * prod(weight[1:])
 
 
-def _count_gemv_4bit(a: Any, b: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
-    """Count bitsandbytes' kernel for one token: (1, K) by a packed (N, K)."""
-    return 2 * weight[0] * weight[1]
+def _count_gemm_4bit(a: Any, b: Any, shape: Any, *args: Any, **kwargs: Any) -> int:
+    """Count bitsandbytes' product: (..., K) by a packed (N, K)."""
+    return 2 * prod(a) * shape[0]
 
 
-# torch's table, and what it lacks: attention on a CPU, composed operations outside autograd, bitsandbytes' product.
-_aten = torch.ops.aten
-_COUNTS: Mapping[Any, Any] = {
-    **flop_registry,
-    _aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_count_attention),
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_count_attention_backward),
-    _aten.scaled_dot_product_attention: shape_wrapper(_count_attention),
-    _aten.linear: shape_wrapper(_count_linear),
-    _aten.matmul: shape_wrapper(_count_matmul),
-    _aten.conv3d: shape_wrapper(_count_convolution),
-    torch.ops.bitsandbytes.gemv_4bit: shape_wrapper(_count_gemv_4bit),
-}
+def _build_counts() -> Mapping[Any, Any]:
+    """Return torch's table with what it lacks or counts only in some of the versions that are supported.
+
+    Products have entries of their own because some callers give `out_dtype` by position, as TRL's fused head does on
+    CUDA, which torch 2.13's formulas take for `out_shape` (pytorch#164713); attention, because that of torch 2.11 and
+    2.12 refuses fewer key heads than query heads. In-place products, composed operations outside autograd, attention
+    on a CPU and bitsandbytes' product are in no version's table.
+    """
+    aten, bitsandbytes = torch.ops.aten, torch.ops.bitsandbytes
+    names = {
+        _count_product: "mm bmm _grouped_mm",
+        _count_added_product: "addmm addmm_ baddbmm baddbmm_",
+        _count_linear: "linear",
+        _count_matmul: "matmul",
+        _count_convolution: "conv3d",
+        _count_attention: "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu "
+        "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention "
+        "_scaled_dot_product_cudnn_attention",
+        _count_attention_backward: "_scaled_dot_product_flash_attention_for_cpu_backward "
+        "_scaled_dot_product_flash_attention_backward _scaled_dot_product_efficient_attention_backward "
+        "_scaled_dot_product_cudnn_attention_backward",
+    }
+    own = {getattr(aten, name): count for count, listed in names.items() for name in listed.split()}
+    # bitsandbytes before 0.50 has a kernel for one token alone, (1, K) by the packed (N, K)
+    own |= {bitsandbytes.gemm_4bit: _count_gemm_4bit, bitsandbytes.gemv_4bit: _count_gemm_4bit}
+    return {**flop_registry, **{operation: shape_wrapper(count) for operation, count in own.items()}}
+
+
+_COUNTS = _build_counts()
 
 
 class FlopCounter(TorchDispatchMode):
     """Counts what runs inside with torch's own table (`torch.utils.flop_counter`), a multiply and an add as two.
 
     torch's `FlopCounterMode` takes composed operations apart, which rounds otherwise: a step measured with it would
-    train another model. This one leaves every operation as it is.
+    train another model. This one leaves every operation as it is, and runs it whether it can be counted or not:
+    `total` is None once one could not.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.total: int | None = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if (count := _COUNTS.get(func._overloadpacket)) is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=out)
+        if self.total is not None and (count := _COUNTS.get(func._overloadpacket)) is not None:
+            try:
+                self.total += count(*args, **(kwargs or {}), out_val=out)
+            except Exception as error:  # whatever a table of torch's says of it: a figure is missing, not a run
+                log.warning("operations are not counted: %s: %s: %s", func, type(error).__name__, error)
+                self.total = None
         return out
 
 
@@ -89,12 +129,15 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class FlopFormula:
-    """The closed formula of one model: `forward`, `step` in operations for a `BatchSize`.
+    """The closed formula of one model: `step` in operations for a `BatchSize`.
 
     2 operations a weight and a token in the forward pass; as many again for the gradient of the input where the
     gradient goes through a part, and for that of the weights where they are trained; once more where gradient
-    checkpointing computes a part anew. Attention adds 4 a pair of tokens, head and head dimension, and 2.5 times
-    that backwards (flash attention computes the scores again).
+    checkpointing computes a part anew, and for `lm_head`, whose logits TRL's fused head never keeps. That head scores
+    the supervised tokens alone on a GPU; `scores_all_tokens` says that it scores every one, as elsewhere. Attention
+    adds 4 a pair of tokens, head and head dimension, and 2.5 times that backwards (flash attention computes the
+    scores again); windows of a vision tower add 4 times `window` a patch likewise. A layer with a state adds 2 times
+    `scan` a token, and twice that backwards. Of its layer's experts a token passes `expert_share`.
     """
 
     frozen: Mapping[str, int]
@@ -102,22 +145,25 @@ class FlopFormula:
     attention: Mapping[str, int]
     merge: int
     is_checkpointed: bool
-
-    def forward(self, batch: BatchSize) -> float:
-        return sum(self._linears(part, batch) + self._attention(part, batch) for part in self.frozen)
+    scores_all_tokens: bool = False
+    window: int = 0
+    expert_share: float = 0.0
+    scan: int = 0
 
     def step(self, batch: BatchSize) -> float:
         """Count forward and backward pass."""
         total, is_reached = 0.0, False
-        for part in ("vision", "merger", "language", "lm_head"):
-            forward, attention = self._linears(part, batch), self._attention(part, batch)
-            total += forward + attention
-            is_reached = is_reached or self.trained[part] > 0
-            if is_reached:
-                total += forward + 2.5 * attention
-                total += 2 * self.trained[part] * self._tokens(part, batch)
-                if self.is_checkpointed and part in ("vision", "language"):
-                    total += forward + attention
+        for group in (("vision",), ("merger",), ("language", "experts"), ("lm_head",)):
+            is_reached = is_reached or any(self.trained[part] for part in group)
+            for part in group:
+                forward, attention = self._linears(part, batch), self._attention(part, batch)
+                scan = 2 * self.scan * batch.tokens if part == "language" else 0.0
+                total += forward + attention + scan
+                if is_reached:
+                    total += forward + 2.5 * attention + 2 * scan
+                    total += 2 * self.trained[part] * self._tokens(part, batch)
+                    if part == "lm_head" or (self.is_checkpointed and part in ("vision", "language", "experts")):
+                        total += forward + attention + scan
         return total
 
     def _linears(self, part: str, batch: BatchSize) -> float:
@@ -129,41 +175,63 @@ class FlopFormula:
             "vision": patches,
             "merger": patches / self.merge**2,
             "language": batch.tokens,
-            "lm_head": batch.trained,
+            "experts": batch.tokens * self.expert_share,
+            "lm_head": batch.tokens if self.scores_all_tokens else batch.trained,
         }[part]
 
     def _attention(self, part: str, batch: BatchSize) -> float:
         pairs = {"vision": batch.patches_attended, "language": batch.attended}.get(part, 0)
-        return 4 * self.attention.get(part, 0) * pairs
+        windows = self.window * batch.patches if part == "vision" else 0
+        return 4 * (self.attention.get(part, 0) * pairs + windows)
 
 
 def build_formula(model: torch.nn.Module, is_checkpointed: bool) -> FlopFormula:
-    """Read the formula's coefficients off a model: weights of its linear layers and convolutions by part.
-
-    Experts that are no linear layers (Llama-4's) are not in it.
-    """
+    """Read the formula's coefficients off a model: weights of its linear layers, experts and convolutions by part."""
     frozen, trained = dict.fromkeys((*PARTS, "lm_head"), 0), dict.fromkeys((*PARTS, "lm_head"), 0)
     for name, module in model.named_modules():
-        n = _count_weights(module)
-        if not n or ".original_module" in name:  # replaced by its trained copy
+        if ".original_module" in name:  # replaced by its trained copy
             continue
-        part = "lm_head" if "lm_head" in name else part_of(name)
-        (trained if module.weight.requires_grad else frozen)[part] += n
+        for parameter, n in _list_weights(module):
+            part = "lm_head" if "lm_head" in name else part_of(f"{name}.")
+            (trained if parameter.requires_grad else frozen)[part] += n
     config: Any = model.config
-    text, vision = config.get_text_config(), config.vision_config
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    text, vision = read_text_shape(config.get_text_config()), read_vision_shape(config.vision_config)
     attention = {
-        "language": text.num_hidden_layers * text.num_attention_heads * head_dim,
-        "vision": (getattr(vision, "depth", None) or vision.num_hidden_layers) * vision.hidden_size,
+        "language": text.n_attention * config.get_text_config().num_attention_heads * text.head_dim,
+        "vision": (vision.depth - vision.n_windowed) * vision.width,
     }
-    # Llama-4 names the ratio of the sides, Qwen how many patches a side of a token has.
-    merge = getattr(vision, "spatial_merge_size", None) or round(1 / vision.pixel_shuffle_ratio)
-    return FlopFormula(frozen, trained, attention, merge, is_checkpointed)
+    on_gpu = next(model.parameters()).device.type in ("cuda", "xpu")  # where Triton is, TRL's condition
+    return FlopFormula(
+        frozen,
+        trained,
+        attention,
+        vision.merge,
+        is_checkpointed,
+        scores_all_tokens=not on_gpu,
+        window=vision.n_windowed * vision.width * vision.window,
+        expert_share=text.n_chosen / text.n_experts if text.n_experts else 0.0,
+        scan=_count_scan(config.get_text_config(), text),
+    )
 
 
-def _count_weights(module: Any) -> int:
+def _count_scan(config: Any, text: TextShape) -> int:
+    """Count the multiplications a token takes in the layers with a state, beside their projections.
+
+    Within a chunk every token meets every other (keys with keys and with queries, then values); thrice the state is
+    read or written.
+    """
+    if not text.n_linear:
+        return 0
+    keys, values, heads = config.linear_key_head_dim, config.linear_value_head_dim, config.linear_num_value_heads
+    return text.n_linear * heads * (CHUNK * (2 * keys + values) + 3 * keys * values)
+
+
+def _list_weights(module: Any) -> list[tuple[Any, int]]:
+    """Return the matrices a module multiplies by and how many numbers each has."""
     if isinstance(module, torch.nn.Linear):  # 4-bit layers and LoRA matrices among them
-        return module.in_features * module.out_features
+        return [(module.weight, module.in_features * module.out_features)]
     if isinstance(module, torch.nn.Conv3d):
-        return getattr(module.weight, "ds_numel", module.weight.numel())  # ZeRO-3 leaves an empty weight
-    return 0
+        return [(module.weight, getattr(module.weight, "ds_numel", module.weight.numel()))]  # empty under ZeRO-3
+    if isinstance(module, STOCK_EXPERTS):
+        return [(p, getattr(p, "ds_numel", p.numel())) for p in module.parameters(recurse=False)]
+    return []

@@ -46,6 +46,11 @@ def read_hardware(folder: Path) -> dict[str, Any]:
     }
 
 
+def has_gpu() -> bool:
+    """Say whether this process may use a GPU; asked of the driver, so that CUDA is not touched before others fork."""
+    return bool(_read_gpus()[0])
+
+
 def find_peak_tflops(gpu_name: str) -> float | None:
     """Return the dense bf16 peak of a GPU by its name, or None where it is not in the table."""
     words = gpu_name.replace("-", " ").split()
@@ -111,6 +116,6 @@ def _read_memory_bytes() -> int:
     """Return the machine's memory, or the limit a container sets below it."""
     total = psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+    if limit.is_file() and (text := limit.read_text(encoding="utf-8").strip()).isdigit():
         total = min(total, int(text))
     return total

@@ -1,5 +1,6 @@
 """Counts what training steps take: tokens, operations, memory, time. Hands it to the compute ledger's recorder."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from sft.accounting.recorder import RunRecorder
 from sft.batches.packing import IGNORED_LABEL
 from sft.models.model import count_parameters, count_quantised
 from sft.models.tree_attention import count_pairs
+
+log = logging.getLogger("sft")
 
 
 class StepMeter(TrainerCallback):
@@ -37,7 +40,8 @@ class StepMeter(TrainerCallback):
     ) -> Iterator[None]:
         """Count one batch of a training step; the first one's operations are counted as they run.
 
-        Where DeepSpeed shards the model only the formula is used: counting under its hooks was never tried.
+        Where one of them cannot be counted the formula stands alone, as it does where DeepSpeed shards the model:
+        counting under its hooks was never tried.
         """
         self._counts.add(inputs, model.config.image_token_id)
         self._sizes += _fixed_size(inputs, model.config.vision_config.patch_size)
@@ -49,18 +53,21 @@ class StepMeter(TrainerCallback):
             self._flops_ratio = 1.0
             yield
             return
-        forward: list[int] = []
+        forward: list[int | None] = []
         with FlopCounter() as counter:
             hook = model.register_forward_hook(lambda *_: forward.append(counter.total))
             try:
                 yield
             finally:
                 hook.remove()
-        size, measured = self._total_size(), counter.total
-        expected = self.formula.step(size)
-        self._flops_ratio = measured / expected
+        expected = self.formula.step(self._total_size())
+        if counter.total is None:
+            self._flops_ratio = 1.0
+            log.warning("FLOPs of this run are those of the closed formula")
+            return
+        self._flops_ratio = counter.total / expected
         self.recorder.note(
-            flops_batch_measured=measured,
+            flops_batch_measured=counter.total,
             flops_batch_formula=expected,
             flops_forward_measured=forward[0] if forward else None,
             flops_batch_samples=self._counts.read()["samples"],

@@ -11,15 +11,25 @@ from sft.batches.encoding import StepEncoder
 from sft.batches.packing import IGNORED_LABEL, TokenSequence, pack_sequences
 from sft.contract.screenshots import ScreenshotError
 from sft.errors import UserError
+from sft.models.layouts import Layout
 
 Row = Mapping[str, Any]
 
 
-class PaddingCollator:
-    """Collates rows of `sft.data.build_step_rows` into one right-padded batch, each row with its own screenshot."""
+class _Collator:
+    """What both collators are built of; `pixel_dtype` is that of `pixel_values`."""
 
-    def __init__(self, encoder: StepEncoder, loss_weights: Mapping[Any, float] | None = None):
-        self.encoder, self.loss_weights = encoder, loss_weights or {}
+    def __init__(
+        self,
+        encoder: StepEncoder,
+        loss_weights: Mapping[Any, float] | None = None,
+        pixel_dtype: torch.dtype = torch.float32,
+    ):
+        self.encoder, self.loss_weights, self.pixel_dtype = encoder, loss_weights or {}, pixel_dtype
+
+
+class PaddingCollator(_Collator):
+    """Collates rows of `sft.data.build_step_rows` into one right-padded batch, each row with its own screenshot."""
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Build a batch of B rows, T tokens the longest.
@@ -40,18 +50,15 @@ class PaddingCollator:
             "labels": pad([e.labels for e in encoded], IGNORED_LABEL),
             **({"mm_token_type_ids": pad([e.types for e in encoded], 0)} if layout.has_token_types else {}),
             **weights,
-            **layout.pick_inputs(images),
+            **pick_inputs(layout, images, self.pixel_dtype),
         }
 
 
-class PackingCollator:
+class PackingCollator(_Collator):
     """Collates rows into one packed sequence: a screenshot that several rows share is in it once.
 
     The batch carries `subtree_end` (see `sft.batches.packing`), which the trainer gives to the model as its mask.
     """
-
-    def __init__(self, encoder: StepEncoder, loss_weights: Mapping[Any, float] | None = None):
-        self.encoder, self.loss_weights = encoder, loss_weights or {}
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Build one sequence of T tokens.
@@ -84,7 +91,7 @@ class PackingCollator:
             "subtree_end": torch.from_numpy(packed.subtree_end)[None],
             "position_ids": as_position_ids(torch.from_numpy(packed.positions)[:, None]),
             **weights,
-            **layout.pick_inputs(chosen),
+            **pick_inputs(layout, chosen, self.pixel_dtype),
         }
 
 
@@ -102,6 +109,16 @@ def encode_row_screenshots(encoder: StepEncoder, rows: Sequence[Row], paths: Seq
             f"{place}: Image_id: {error}; it was whole when the data was checked: restore it and go on with "
             "--resume auto"
         ) from error
+
+
+def pick_inputs(layout: Layout, images: Mapping[str, Any], pixel_dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return what of encoded screenshots the model takes, `pixel_values` in `pixel_dtype`.
+
+    A vision tower that computes in bf16 rounds them before anything else: handed over so, they take half the memory
+    of workers, transfer and card.
+    """
+    inputs = layout.pick_inputs(images)
+    return {**inputs, "pixel_values": inputs["pixel_values"].to(pixel_dtype)}
 
 
 def encode_row(

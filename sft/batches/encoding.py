@@ -1,6 +1,6 @@
 """Messages and screenshots to prompt text and token ids: one path for training and rollout. Knows no datasets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -135,6 +135,26 @@ class StepEncoder:
         n_text_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         # the template holds one placeholder that the processor repeats once an image token
         return Prompt(text, n_text_tokens - 1 + self.count_image_tokens(image_path), is_shortened, messages, memory)
+
+
+def find_tight_answer_limit(answers: Iterable[tuple[str, int]], agent: AgentConfig) -> str | None:
+    """Say that `max_answer_tokens` would cut the memory that `memory_budget_chars` allows, or return None.
+
+    `answers` are those of the data with their tokens: in Chinese, or in digits and ids, a character takes three times
+    the tokens of English. Where no answer has a third of the budget's length, memory is not expected to reach it.
+    """
+    if agent.memory_writer != "model" or not (agent.use_short_term or agent.use_long_term):
+        return None
+    sizes = [(len(text), n_tokens) for text, n_tokens in answers]
+    longest = max((n_chars for n_chars, _ in sizes), default=0)
+    needed = round(agent.memory_budget_chars * max((n_tokens / n_chars for n_chars, n_tokens in sizes), default=0.0))
+    if needed <= agent.max_answer_tokens or 3 * longest < agent.memory_budget_chars:
+        return None
+    return (
+        f"memory_budget_chars={agent.memory_budget_chars} is up to {needed} tokens in texts like these, and "
+        f"max_answer_tokens={agent.max_answer_tokens} would cut an answer with such a memory: raise max_answer_tokens "
+        "or lower memory_budget_chars"
+    )
 
 
 @lru_cache(maxsize=65_536)

@@ -1,11 +1,12 @@
-"""One CSV cell to one value: gold answer, grounding, detected elements. Knows nothing of files, rows or tasks."""
+"""One table cell to one value: text, gold answer, grounding, detected elements. Knows nothing of files or tasks."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft.actions import ActionType
+from sft.actions import ActionType, as_plain_text
+from sft.contract.boxes import Box, Size, read_box, read_screen
+from sft.contract.literals import is_missing, read_literal
 from sft.memory import Answer, clean_json
 from sft.prompts import read_answer
 
@@ -16,23 +17,33 @@ MAX_CELL_CHARS = 50_000
 class Grounding:
     """Label-side evidence of a step: the target's box [x1, y1, x2, y2] and the screen's (width, height), in pixels."""
 
-    bbox: tuple[float, float, float, float] | None = None
-    screen_wh: tuple[int, int] | None = None
+    bbox: Box | None = None
+    screen_wh: Size | None = None
 
 
-def read_gold(output: str, grounding: str, actions: Sequence[ActionType]) -> Answer:
+def read_text(cell: str) -> str:
+    """Return the text of a cell as prompts show it and as texts are compared: plain, without white space around it.
+
+    Every text that names something (a task, its goal, an application) is read by this, so that one text in two
+    Unicode forms is one text everywhere.
+    """
+    return as_plain_text(cell).strip()
+
+
+def read_gold(output: str, grounding: str, actions: Sequence[ActionType] | None) -> Answer:
     """Read the right answer from an `Output` cell in any of its three shapes.
 
     Compact `{"action", "target", ...}`; a record with `Predicted.predicted_action`, "Short Term" and "Long Term"; or
     `{"predicted_action": {...}}` / `{"predicted_next_action": {...}}`. In published files `Grounding` may hold
     `ground_truth.{action,target}`, which then is the gold action: the record beside it is what some model predicted.
+    `actions` None takes any action, its arguments left out.
 
     Raises:
         ValueError: what was found and what was expected.
     """
     fields = read_object(output, "an answer")
     action = _find_action(fields)
-    truth = read_object(grounding, "an object").get("ground_truth") if grounding.strip() else None
+    truth = _read_evidence(grounding).get("ground_truth")
     if isinstance(truth, Mapping) and truth.get("action"):
         action = {**(action if _is_same_kind(action.get("action"), truth["action"]) else {}), **truth}
     memory = {
@@ -43,25 +54,13 @@ def read_gold(output: str, grounding: str, actions: Sequence[ActionType]) -> Ans
 
 
 def read_grounding(cell: str) -> Grounding:
-    """Read a `Grounding` cell; empty is allowed.
+    """Read a `Grounding` cell; it may be empty, and so may its box and its screen.
 
     Raises:
         ValueError: what was found and what was expected.
     """
-    if not cell.strip():
-        return Grounding()
-    fields = read_object(cell, "an object")
-    bbox, screen = fields.get("bbox"), fields.get("screen")
-    if bbox is not None and not (_is_numbers(bbox, 4) and bbox[0] <= bbox[2] and bbox[1] <= bbox[3]):
-        raise ValueError(
-            f"found bbox {str(bbox)[:60]}; expected [x1, y1, x2, y2] in pixels with x1 <= x2 and y1 <= y2"
-        )
-    if screen is not None and not (_is_numbers(screen, 2) and min(screen) >= 1):
-        raise ValueError(f"found screen {str(screen)[:60]}; expected [width, height] in pixels")
-    return Grounding(
-        None if bbox is None else (bbox[0], bbox[1], bbox[2], bbox[3]),
-        None if screen is None else (int(screen[0]), int(screen[1])),
-    )
+    evidence = _read_evidence(cell)
+    return Grounding(read_box(evidence.get("bbox")), read_screen(evidence.get("screen")))
 
 
 def read_elements(cell: str) -> tuple[Mapping[str, Any], ...]:
@@ -70,9 +69,11 @@ def read_elements(cell: str) -> tuple[Mapping[str, Any], ...]:
     Raises:
         ValueError: what was found and what was expected.
     """
-    if not cell.strip():
+    if is_missing(cell):
         return ()
-    elements = _load_json(cell)
+    elements = _read_json(cell)
+    if isinstance(elements, dict) and all(isinstance(column, list) for column in elements.values()):
+        elements = _turn_columns(elements)
     if not isinstance(elements, list) or not all(
         isinstance(e, dict) and isinstance(e.get("name"), str) for e in elements
     ):
@@ -82,15 +83,17 @@ def read_elements(cell: str) -> tuple[Mapping[str, Any], ...]:
 
 def read_application(cell: str) -> str:
     """Return the application a `Grounding` cell names, or ""."""
-    application = read_object(cell, "an object").get("application") if cell.strip() else None
-    return application.strip() if isinstance(application, str) else ""
+    application = _read_evidence(cell).get("application")
+    return read_text(application) if isinstance(application, str) else ""
 
 
 def read_object(cell: str, what: str) -> Mapping[str, Any]:
-    value = _load_json(cell)
-    if not isinstance(value, dict):
-        raise ValueError(f"found {type(value).__name__} {cell.strip()[:60]!r}; expected {what} as a JSON object")
-    return value
+    """Read a cell that holds a JSON object.
+
+    Raises:
+        ValueError: what was found and what was expected.
+    """
+    return _as_object(_read_json(cell), cell, what)
 
 
 def _find_action(fields: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -115,30 +118,43 @@ def _is_same_kind(one: Any, other: Any) -> bool:
     return isinstance(one, str) and isinstance(other, str) and one.strip().upper() == other.strip().upper()
 
 
-def _load_json(cell: str) -> Any:
+def _read_evidence(cell: str) -> Mapping[str, Any]:
+    """Return what a `Grounding` cell holds; only the parts that are read as texts have to be clean JSON."""
+    if is_missing(cell):
+        return {}
+    fields = _as_object(_read_bounded(cell), cell, "an object")
+    texts = ("application", "ground_truth")
+    return {name: _clean(value, cell) if name in texts else value for name, value in fields.items()}
+
+
+def _turn_columns(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]] | None:
+    """Return a list of objects that `datasets` holds as an object of lists; None where the lists differ in length."""
+    if len({len(column) for column in columns.values()}) != 1:
+        return None
+    rows = (dict(zip(columns, values)) for values in zip(*columns.values()))
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def _as_object(value: Any, cell: str, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"found {type(value).__name__} {cell.strip()[:60]!r}; expected {what} as a JSON object")
+    return value
+
+
+def _read_json(cell: str) -> Any:
     if not cell.strip():
         raise ValueError("found an empty cell; expected JSON")
+    return _clean(_read_bounded(cell), cell)
+
+
+def _read_bounded(cell: str) -> Any:
     if len(cell) > MAX_CELL_CHARS:
         raise ValueError(f"found {len(cell)} characters; expected at most {MAX_CELL_CHARS}")
+    return read_literal(cell)
+
+
+def _clean(value: Any, cell: str) -> Any:
     try:
-        return clean_json(json.loads(cell, object_pairs_hook=_refuse_doubled))
-    except (ValueError, RecursionError) as error:
+        return clean_json(value)
+    except ValueError as error:
         raise ValueError(f"found broken JSON ({error}) in {cell.strip()[:60]!r}; expected a JSON object") from error
-
-
-def _refuse_doubled(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object, but not one that names a key twice: JSON readers differ on which of the two counts."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {doubled[:40]!r} stands there twice")
-    return fields
-
-
-def _is_numbers(value: Any, count: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == count
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e6 for v in value)
-    )

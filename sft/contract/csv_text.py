@@ -3,11 +3,13 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
+from sft.contract.cells import read_text
 from sft.contract.compact import CompactList
 from sft.contract.problems import Problem, TrajectoryError
-from sft.contract.sources import Cells, Row, check_columns
+from sft.contract.sources import Cells, Row, check_columns, refuse_doubled
 
 
 def parse_csv(data: bytes, path: Path) -> tuple[Sequence[Row], tuple[Problem, ...]]:
@@ -20,10 +22,7 @@ def parse_csv(data: bytes, path: Path) -> tuple[Sequence[Row], tuple[Problem, ..
     def fail(message: str, row: int | None = None, column: str | None = None) -> TrajectoryError:
         return TrajectoryError([Problem(path, row, column, message)])
 
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise fail(f"found bytes that are not UTF-8 at position {error.start}; save the file as UTF-8") from error
+    text = decode_text(data, path)
     if not text.strip():
         raise fail("found an empty file; expected a header row and one row a step")
     if "\0" in text:
@@ -54,16 +53,34 @@ def format_csv(columns: Sequence[str], rows: Iterable[Cells]) -> str:
     return file.getvalue()
 
 
+def decode_text(data: bytes, path: Path) -> str:
+    """Decode a text file.
+
+    Raises:
+        TrajectoryError: it is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = f"found bytes that are not UTF-8 at position {error.start}; save the file as UTF-8"
+        raise TrajectoryError([Problem(path, None, None, message)]) from error
+
+
 def _lay_out(
     header: Sequence[str], records: Iterable[list[str]], path: Path, bad_rows: list[Problem]
 ) -> Iterator[Row]:
-    """Yield the records that are not blank as rows; one with too few or too many cells goes to `bad_rows`."""
+    """Yield the records that are not blank as rows; one with too few or too many cells goes to `bad_rows`.
+
+    The index that pandas writes before a blank record does not make it a row.
+    """
     task_at = header.index("Task_id")
+    is_index = [not name or name.startswith("Unnamed: ") for name in header]
     for number, record in enumerate(records, start=2):
-        if len(record) == len(header) and any(cell.strip() for cell in record):
+        is_blank = not any(cell.strip() for cell, skip in zip_longest(record, is_index) if cell and not skip)
+        if len(record) == len(header) and not is_blank:
             yield number, dict(zip(header, record))
-        elif any(cell.strip() for cell in record):
-            task_id = record[task_at].strip() if task_at < len(record) else ""
+        elif not is_blank:
+            task_id = read_text(record[task_at]) if task_at < len(record) else ""
             message = f"found {len(record)} cells; expected {len(header)}"
             bad_rows.append(Problem(path, number, None, message, task_id or None))
 
@@ -74,5 +91,4 @@ def _check_header(header: list[str], path: Path) -> None:
             message = f"found columns separated by {name}; expected commas: export the file again as CSV (comma)"
             raise TrajectoryError([Problem(path, 1, None, message)])
     check_columns(header, path)
-    if doubled := sorted({name for name in header if name and header.count(name) > 1}):
-        raise TrajectoryError([Problem(path, 1, n, "found this column twice; expected it once") for n in doubled])
+    refuse_doubled(header, path)

@@ -1,120 +1,138 @@
-"""Data sets of the Hub or saved by `datasets`, screenshots embedded: to rows and image files. Converts no CareFlow."""
+"""Tables whose screenshots are embedded, of `datasets` or in a Parquet file: to rows and image files."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from sft.contract.arrow_rows import ArrowTable, iterate_rows, open_table
+from sft.contract.cells import read_text
 from sft.contract.problems import Problem, TrajectoryError
 from sft.contract.screenshots import inspect_bytes, store_screenshot
-from sft.contract.sources import REQUIRED_COLUMNS, Row, Table, check_columns, split_source
+from sft.contract.sources import CellError, Row, Table, build_cells, check_columns, refuse_doubled, split_source
+from sft.file_kinds import is_picture
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    import pyarrow
 
-_SAVED_FILES = ("state.json", "dataset_info.json", "dataset_dict.json")
+PICTURE_NAMES = ("image_id", "screenshot", "image")  # in any letter case
 
 
-def read_dataset(source: str, image_root: str | Path | None = None) -> Table:
-    """Read row-shaped data: the columns of the CSV, and the screenshot in a column of type `Image` or as bytes.
+def read_embedded(source: str | Path, image_root: str | Path | None = None) -> Table:
+    """Read row-shaped data: the columns of the CSV, and the screenshot in a column of pictures.
 
     Embedded screenshots are written once, named by their content, to the cache of the Hub library; without any,
     `Image_id` is a path from `image_root` (default: the folder). Row numbers count as in a CSV of the same rows: the
     first one is 2.
 
     Raises:
-        TrajectoryError: no such data set or split, or columns that are missing.
+        TrajectoryError: no such data set or split, columns that are missing, or more than one of pictures.
     """
     path = Path(source)
-    dataset = open_dataset(source)
-    image_column = find_image_column(dataset)
-    columns = [*dataset.column_names, *(["Image_id"] if image_column else [])]
+    table = open_table(source)
+    columns = table.schema.names
     if "json_data" in columns:
         message = "found a task table (json_data); expected one row a step: run python -m sft.convert careflow"
         raise TrajectoryError([Problem(path, None, None, message)])
-    check_columns(columns, path)
-    folder = find_cache() if image_column else Path(image_root or split_source(source)[0])
+    refuse_doubled(columns, path)
+    picture_column = find_picture_column(table)
+    check_columns([*columns, *(["Image_id"] if picture_column else [])], path)
+    read_columns = [name for name in columns if name != picture_column]
+    default_root = path.parent if path.is_file() else split_source(source)[0]
+    root = Path(image_root or default_root)
+    if picture_column and "Image_id" in read_columns and picture_column.casefold() not in PICTURE_NAMES:
+        _refuse_two_sources(table, root, picture_column)
+    folder = find_cache() if picture_column else root
     rows: list[Row] = []
     bad_rows: list[Problem] = []
     digest = hashlib.sha256()
-    bar = tqdm(iterate_rows(dataset), total=len(dataset), desc=f"Reading {path.name}", unit="row", disable=None)
+    bar = tqdm(iterate_rows(table), total=table.n_rows, desc=f"Reading {path.name}", unit="row", disable=None)
     for number, fields in enumerate(bar, start=2):
-        cells = {name: as_cell(fields.get(name)) for name in fields if name != image_column}
-        if image_column:
-            name, problem = _store(read_image_bytes(fields[image_column]), folder)
-            if problem:
-                bad_rows.append(Problem(path, number, image_column, problem, cells["Task_id"].strip() or None))
-                continue
-            cells["Image_id"] = name
-        rows.append((number, {**dict.fromkeys(REQUIRED_COLUMNS, ""), **cells}))
-        digest.update(json.dumps(rows[-1][1], sort_keys=True).encode("utf-8", "replace"))
+        picture = fields.pop(picture_column) if picture_column else None
+        try:
+            cells = build_cells(fields, read_columns)
+            if picture_column:
+                cells["Image_id"] = _store(picture, picture_column, folder)
+        except CellError as error:
+            task_id = read_text(str(fields.get("Task_id") or "")) or None
+            bad_rows.append(Problem(path, number, error.column, str(error), task_id))
+            continue
+        rows.append((number, cells))
+        digest.update(json.dumps(cells, sort_keys=True).encode("utf-8", "replace"))
     if not rows and not bad_rows:
         raise TrajectoryError([Problem(path, None, None, "found no rows; expected one row a step")])
     return Table(path, rows, digest.hexdigest(), folder, tuple(bad_rows))
 
 
-def open_dataset(source: str) -> "Dataset":
-    """Open one split of a saved folder, of a folder of Parquet files, or of a Hub data set.
+def _refuse_two_sources(table: ArrowTable, root: Path, picture_column: str) -> None:
+    """Make sure that a column of pictures is the screenshots where `Image_id` names files that are there too.
 
     Raises:
-        TrajectoryError: it cannot be opened, or has several splits and none was named.
+        TrajectoryError: it cannot be told which of the two a model is to see.
     """
-    import datasets
-
-    path, split = split_source(source)
-    try:
-        if not path.is_dir():
-            data = datasets.load_dataset(str(path))
-        elif any((path / name).is_file() for name in _SAVED_FILES):
-            data = datasets.load_from_disk(str(path))
-        elif any(path.rglob("*.parquet")):
-            data = datasets.load_dataset("parquet", data_dir=str(path))  # the files' names tell the splits apart
-        else:
-            message = "found a folder without a saved data set; expected a CSV file or what `save_to_disk` wrote"
-            raise TrajectoryError([Problem(path, None, None, message)])
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, TrajectoryError):
-            raise
+    first = next(iterate_rows(table), {})
+    name = str(first.get("Image_id") or "").strip()
+    if name and (root / name).is_file():
         message = (
-            f"found no file of this name, and no data set can be opened ({_first_line(error)}); expected a trajectory "
-            "CSV, a folder saved by `datasets`, or a Hub data set that can be reached"
+            f"found screenshots in the files that Image_id names, and pictures in the column {picture_column}; "
+            "expected one of the two: remove that column, or name it image"
         )
-        raise TrajectoryError([Problem(Path(source), None, None, message)]) from error
-    if isinstance(data, Mapping):
-        splits = ", ".join(data)
-        if split is None and len(data) > 1:
-            message = f"found the splits {splits}; expected one to be named: {source}:{next(iter(data))}"
-            raise TrajectoryError([Problem(path, None, None, message)])
-        if split is not None and split not in data:
-            raise TrajectoryError([Problem(path, None, None, f"found the splits {splits}; expected {split}")])
-        data = data[split or next(iter(data))]
-    return data
+        raise TrajectoryError([Problem(table.path, 1, picture_column, message)])
 
 
-def find_image_column(dataset: "Dataset") -> str | None:
-    """Return the column that holds one image a row, or None."""
-    import datasets
+def find_picture_column(table: ArrowTable) -> str | None:
+    """Return the column that holds the screenshots, or None: the only one of pictures, or the one of a known name.
 
-    for name, feature in dataset.features.items():
-        is_bytes = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
-        if is_bytes or isinstance(feature, datasets.Image):
-            return str(name)
-    return None
+    Raises:
+        TrajectoryError: several columns hold pictures, and their names do not tell which is the screenshot.
+    """
+    known = [f.name for f in table.schema if f.name.casefold() in PICTURE_NAMES]
+    first = next(iter(table.read_batches()), None)
+    found = [
+        f.name
+        for f in table.schema
+        if _can_hold_pictures(f.type)
+        and _holds_pictures(
+            table.features.get(f.name), [] if first is None else first.column(f.name).to_pylist(), f.name in known
+        )
+    ]
+    if "Image_id" in found:
+        return "Image_id"
+    chosen = [name for name in found if name in known] if len(found) > 1 else found
+    if found and len(chosen) != 1:
+        message = (
+            f"found pictures in the columns {', '.join(found)}; expected them in one, or in one of the names "
+            f"{', '.join(PICTURE_NAMES)}: rename the column of the screenshots, or remove the others"
+        )
+        raise TrajectoryError([Problem(table.path, 1, None, message)])
+    return chosen[0] if chosen else None
 
 
-def iterate_rows(dataset: "Dataset") -> Iterator[dict[str, Any]]:
-    """Yield rows with images as they are stored, `{"bytes", "path"}`: nothing is decoded or encoded again."""
-    import datasets
+def _can_hold_pictures(kind: "pyarrow.DataType") -> bool:
+    """Return whether a column's type is bytes, `{"bytes", "path"}`, or a list of either."""
+    from pyarrow import types
 
-    for name, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(feature, (datasets.Sequence, datasets.List)) and isinstance(feature.feature, datasets.Image):
-            dataset = dataset.cast_column(name, datasets.List(datasets.Image(decode=False)))
-    yield from dataset
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _can_hold_pictures(kind.value_type)
+    if types.is_struct(kind):
+        return "bytes" in (names := {f.name for f in kind}) and names <= {"bytes", "path"}
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _holds_pictures(feature: Any, values: Sequence[Any], has_known_name: bool) -> bool:
+    """Tell pictures from other bytes: by what `datasets` says of the column, or by how the first value begins."""
+    if isinstance(feature, Mapping) and feature.get("_type") in ("List", "LargeList", "Sequence"):
+        feature = feature.get("feature")
+    kind = feature.get("_type") if isinstance(feature, Mapping) else None
+    if kind == "Image" or (has_known_name and kind in (None, "Value")):
+        return True
+    if isinstance(kind, str) and kind != "Value":
+        return False  # sound, video, documents: stored alike
+    flat = (item for value in values for item in (value if isinstance(value, list) else [value]))
+    return any(is_picture(data) for value in flat if (data := read_image_bytes(value)))
 
 
 def read_image_bytes(value: Any) -> bytes | None:
@@ -126,15 +144,6 @@ def read_image_bytes(value: Any) -> bytes | None:
     return bytes(value) if isinstance(value, (bytes, bytearray)) else None
 
 
-def as_cell(value: Any) -> str:
-    """Return a value as the text a CSV cell would hold."""
-    if value is None:
-        return ""
-    if isinstance(value, (Mapping, Sequence)) and not isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
-
-
 def find_cache() -> Path:
     """Return the folder that embedded screenshots are written to, beside the Hub library's own cache."""
     from huggingface_hub import constants
@@ -144,13 +153,20 @@ def find_cache() -> Path:
     return folder
 
 
-def _store(data: bytes | None, folder: Path) -> tuple[str, str | None]:
-    """Write a screenshot; return its file name, or what is wrong with it."""
+def _store(value: Any, column: str, folder: Path) -> str:
+    """Write a screenshot; return its file name.
+
+    Raises:
+        CellError: there is no picture, there are several, or it cannot be used.
+    """
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise CellError(column, f"found {len(value)} pictures; expected one screenshot a step")
+        value = value[0] if value else None
+    data = read_image_bytes(value)
     if data is None:
-        return "", "found no image; expected a screenshot in every row"
+        raise CellError(column, "found no image; expected a screenshot in every row")
     facts = inspect_bytes(data, "the embedded image", decode="never")
-    return ("", facts.problem) if facts.problem else (store_screenshot(data, facts, folder), None)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if facts.problem:
+        raise CellError(column, facts.problem)
+    return store_screenshot(data, facts, folder)

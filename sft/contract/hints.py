@@ -5,8 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sft.contract.memory_audit import MEMORY_COLUMNS
-from sft.contract.sources import Cells
+from sft.contract.sources import MEMORY_COLUMNS, Cells
 from sft.contract.steps import Step
 from sft.memory import dump_json
 

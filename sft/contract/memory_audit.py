@@ -6,7 +6,6 @@ where its cells tell of the step before, *same-row* where they tell of their own
 fields such as `last_action` and `last_target`, and a target that no earlier step had and the goal does not name.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,10 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from sft.actions import Action
+from sft.actions import Action, as_plain_text
+from sft.contract.literals import is_missing, read_literal
 from sft.memory import dump_json
 
-MEMORY_COLUMNS = ("Short_Term_Memory", "Long_term_Memory")
 Verdict = Literal["lagged", "same-row", "mixed", "unproven", "empty"]
 
 _HINT = re.compile(
@@ -71,7 +70,7 @@ def audit_memory(column: str, cells: Iterable[MemoryCell], reads_targets: bool =
 
     Without `reads_targets` a target alone is no sign: memory that describes the screen may rightly name what is next.
     """
-    told = [read_cell(cell, reads_targets) for cell in cells if cell.text.strip() not in ("", "{}", "[]", "null")]
+    told = [read_cell(cell, reads_targets) for cell in cells if not _is_empty(cell.text)]
     count = Counter("silent" if e is None else e.tells if isinstance(e, Evidence) else e for e in told)
     n_own, n_before, n_either = count["own step"], count["step before"], count["either"]
     found = [e for e in told if isinstance(e, Evidence)]
@@ -202,10 +201,14 @@ def _spell(action: Action) -> str:
 
 def _load(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return read_literal(text)
+    except ValueError:
         return None
 
 
+def _is_empty(text: str) -> bool:
+    return is_missing(text) or text.strip() in ("{}", "[]")
+
+
 def _normalise(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return " ".join(as_plain_text(text).casefold().split())

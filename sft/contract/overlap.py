@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.contract.goals import hash_goal
+from sft.contract.goals import hash_goal, list_goal_hashes
 from sft.contract.steps import Trajectory
 from sft.contract.trajectory import TaskSet
 from sft.errors import UserError
@@ -75,7 +75,8 @@ def find_trained_tasks(model_path: str | None, trajectories: Sequence[Trajectory
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: found something unreadable ({error}); restore the file or train again") from error
     found = {
-        name: [t.task_id for t in trajectories if hash_goal(t.instruction) in goals] for name, goals in seen.items()
+        name: [t.task_id for t in trajectories if not goals.isdisjoint(list_goal_hashes(t.instruction))]
+        for name, goals in seen.items()
     }
     return {name: ids for name, ids in found.items() if ids}
 

@@ -62,7 +62,7 @@ def write_quarantine(path: Path, tasks: Sequence[QuarantinedTask]) -> None:
         problems = [{"row": p.row, "column": p.column, "message": p.message} for p in task.problems]
         data = str(task.problems[0].path)
         lines.append(json.dumps({"task_id": task.task_id, "data": data, "rows": task.rows, "problems": problems}))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
 
 
 class TrajectoryError(UserError):

@@ -11,9 +11,10 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from sft.actions import ActionType, find_action_type
-from sft.contract.cells import MAX_CELL_CHARS, read_application, read_elements, read_gold, read_grounding
+from sft.contract.cells import MAX_CELL_CHARS, read_application, read_elements, read_gold, read_grounding, read_text
 from sft.contract.compact import CompactList
 from sft.contract.image_paths import MAX_NAME_CHARS, resolve_image, suggest_names
+from sft.contract.literals import is_missing
 from sft.contract.problems import MAX_PROBLEMS_SHOWN, Problem
 from sft.contract.screenshots import Decode, ScreenshotFacts, read_facts
 from sft.contract.sources import Cells, Row, Table
@@ -40,9 +41,12 @@ def check_screenshots(paths: Iterable[Path], show_progress: bool) -> dict[Path, 
 
 
 class RowReader:
-    """Turns the rows of a table into trajectories and collects what is wrong with them in `problems`."""
+    """Turns the rows of a table into trajectories and collects what is wrong with them in `problems`.
 
-    def __init__(self, table: Table, actions: Sequence[ActionType], needs_elements: bool = False):
+    `actions` None takes actions of any name.
+    """
+
+    def __init__(self, table: Table, actions: Sequence[ActionType] | None, needs_elements: bool = False):
         self.path, self.root = table.path, table.image_root.resolve()
         self.actions, self.needs_elements = actions, needs_elements
         self.problems: list[Problem] = []
@@ -71,10 +75,10 @@ class RowReader:
         if len(self.problems) > known:
             return None
         first = rows[0][1]
-        application = first.get("Application", "").strip() or read_application(first["Grounding"])
-        group = first.get("Group", "").strip()
+        application = _read_label(first, "Application") or read_application(first["Grounding"])
         steps_of_task = CompactList((s for s in steps if s), block_size=len(steps))
-        return Trajectory(task_id, first["Instruction"].strip(), application, group, steps_of_task)
+        instruction = read_text(first["Instruction"])
+        return Trajectory(task_id, instruction, application, _read_label(first, "Group"), steps_of_task)
 
     def _report(self, task_id: str, row: int, column: str, message: str) -> None:
         self.problems.append(Problem(self.path, row, column, message, task_id))
@@ -99,22 +103,24 @@ class RowReader:
         return [row for _, row in sorted(keyed, key=lambda entry: entry[0])]
 
     def _check_same(self, task_id: str, rows: Sequence[Row], column: str) -> None:
-        first_row, first = rows[0][0], rows[0][1].get(column, "").strip()
+        first_row, first = rows[0][0], read_text(rows[0][1].get(column, ""))
         for row, cells in rows[1:]:
-            if (found := cells.get(column, "").strip()) != first:
+            if (found := read_text(cells.get(column, ""))) != first:
                 expected = f"expected the same text as row {first_row} of this task: {first[:60]!r}"
                 self._report(task_id, row, column, f"found {found[:60]!r}; {expected}")
 
     def _check_instruction(self, task_id: str, row: int, cells: Cells) -> None:
-        length = len(cells["Instruction"].strip())
-        if not length:
-            self._report(task_id, row, "Instruction", "found an empty cell; expected the user's goal")
+        text = cells["Instruction"].strip()
+        length = len(text)
+        if is_missing(text):
+            found = f"found {text!r}, a missing value" if text else "found an empty cell"
+            self._report(task_id, row, "Instruction", f"{found}; expected the user's goal")
         elif length > MAX_CELL_CHARS:
             self._report(task_id, row, "Instruction", f"found {length} characters; expected at most {MAX_CELL_CHARS}")
 
     def _check_final(self, task_id: str, steps: Sequence[Step | None]) -> None:
         for step in steps[:-1]:
-            kind = find_action_type(step.gold.action.kind, self.actions) if step else None
+            kind = find_action_type(step.gold.action.kind, self.actions or ()) if step else None
             if step and kind and kind.is_final:
                 message = f"found {kind.name} before the last step of task {task_id[:60]}; expected it last"
                 self._report(task_id, step.row, "Output", message)
@@ -126,8 +132,8 @@ class RowReader:
         for step in steps:
             message = screenshots[step.image_path].problem if step else None
             if step and message and first_row_of.setdefault(step.image_path, step.row) == step.row:
-                is_missing = not screenshots[step.image_path].sha256
-                self._report(task_id, step.row, "Image_id", message + (self._suggest(step) if is_missing else ""))
+                hint = "" if screenshots[step.image_path].sha256 else self._suggest(step)
+                self._report(task_id, step.row, "Image_id", message + hint)
 
     def _suggest(self, step: Step) -> str:
         """Return the name that a missing screenshot's may be meant for; of the first ones, since it takes a search."""
@@ -166,3 +172,9 @@ class RowReader:
             except ValueError as error:
                 self._paths[cell] = error
         return self._paths[cell]
+
+
+def _read_label(cells: Cells, column: str) -> str:
+    """Return what a task is grouped by; pandas' spelling of a missing value is no label."""
+    label = read_text(cells.get(column, ""))
+    return "" if label in ("nan", "NaN", "<NA>", "NaT") else label

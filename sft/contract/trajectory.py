@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
+from sft.contract.cells import read_text
+from sft.contract.literals import is_missing
 from sft.contract.problems import Problem, QuarantinedTask, TrajectoryError
 from sft.contract.rows import RowReader, check_screenshots
 from sft.contract.screenshots import ScreenshotFacts
 from sft.contract.shown_memory import find_leaks
-from sft.contract.sources import REQUIRED_COLUMNS, Table
+from sft.contract.sources import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Table
 from sft.contract.steps import Step, Trajectory
 from sft.contract.tables import read_table
 from sft.memory import EMPTY_MEMORY, Memory, MemoryWriter, update
@@ -34,8 +36,6 @@ __all__ = [
     "read_task_set",
 ]
 
-OPTIONAL_COLUMNS = ("Slide_number", "Application", "Group", "Detected_Elements")
-
 OnBadRows = Literal["refuse", "quarantine"]
 
 
@@ -54,7 +54,7 @@ class TaskSet:
 class ReadOptions(TypedDict, total=False):
     """How a data file is read; what each means and its default are `read_task_set`'s."""
 
-    actions: Sequence[ActionType]
+    actions: Sequence[ActionType] | None
     task_start: int
     task_end: int | None
     needs_elements: bool
@@ -84,7 +84,7 @@ def load_task_set(source: str | Path, image_root: str | Path | None = None, **op
 def read_task_set(
     table: Table,
     *,
-    actions: Sequence[ActionType] = DEFAULT_ACTIONS,
+    actions: Sequence[ActionType] | None = DEFAULT_ACTIONS,
     task_start: int = 0,
     task_end: int | None = None,
     needs_elements: bool = False,
@@ -92,7 +92,7 @@ def read_task_set(
     on_bad_rows: OnBadRows = "refuse",
     show_progress: bool = True,
 ) -> TaskSet:
-    """Validate the rows of a table.
+    """Validate the rows of a table. `actions` None takes actions of any name, and leaves their arguments unread.
 
     `task_start` and `task_end` choose tasks by position, as a Python slice does. With `on_bad_rows` "quarantine" a
     task with a bad row is set aside whole; what cannot be laid at one task's door (a missing column, a row that names
@@ -176,10 +176,12 @@ def _group_by_task(table: Table) -> tuple[dict[str, list[int]], list[Problem]]:
     by_task: dict[str, list[int]] = {}
     problems = list(table.bad_rows)
     for i, (number, cells) in enumerate(table.rows):
-        if task_id := cells["Task_id"].strip():
+        task_id = read_text(cells["Task_id"])
+        if not is_missing(task_id):
             by_task.setdefault(task_id, []).append(i)
         else:
-            problems.append(Problem(table.path, number, "Task_id", "found an empty cell; expected the task's id"))
+            found = f"found {task_id!r}, a missing value" if task_id else "found an empty cell"
+            problems.append(Problem(table.path, number, "Task_id", f"{found}; expected the task's id"))
     for problem in table.bad_rows:
         if problem.task_id is not None:
             by_task.setdefault(problem.task_id, [])

@@ -1,19 +1,24 @@
 """CareFlow task tables (one row a task) to converted tasks. Reads CSV, Parquet and what `datasets` saved."""
 
-import ast
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sft.contract.embedded import as_cell, iterate_rows, open_dataset, read_image_bytes
+from sft.actions import DEFAULT_ACTIONS, ActionType
+from sft.contract.arrow_rows import is_arrow_file, iterate_rows, open_table
+from sft.contract.cells import read_text
+from sft.contract.csv_text import decode_text
+from sft.contract.embedded import read_image_bytes
 from sft.contract.image_paths import find_screenshot, suggest_names
-from sft.contract.sources import looks_like_dataset
+from sft.contract.literals import read_literal
+from sft.contract.sources import as_cell, looks_like_dataset
+from sft.contract.tables import find_table_kind
 from sft.errors import UserError
-from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, read_box
+from sft.file_kinds import JSON
+from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, pick_box
 
 ID_COLUMNS = ("task_id", "task_number", "serial_number")
 GOAL_COLUMNS = ("instruction", "task")
@@ -21,7 +26,10 @@ NAME_COLUMNS = ("image_sequence", "image_paths")
 
 
 def read_careflow(
-    source: str, images_dir: Path | None = None, application: str = ""
+    source: str,
+    images_dir: Path | None = None,
+    application: str = "",
+    actions: Sequence[ActionType] = DEFAULT_ACTIONS,
 ) -> Iterator[ConvertedTask | DroppedTask]:
     """Yield every row of a task table as a task, or as dropped with the reason.
 
@@ -33,19 +41,24 @@ def read_careflow(
     """
     seen: set[str] = set()
     for number, row in enumerate(_read_rows(source), start=1):
-        task_id = next((text for c in ID_COLUMNS if (text := as_cell(row.get(c)).strip())), f"row{number}")
-        place = f"{source}: task row {number}"
+        task_id, place = f"row{number}", f"{source}: task row {number}"
         try:
+            task_id = next((text for c in ID_COLUMNS if (text := read_text(as_cell(row.get(c))))), task_id)
             if task_id in seen:
                 raise ValueError(f"found task {task_id} again; expected each id once")
             seen.add(task_id)
-            yield _read_task(task_id, place, row, images_dir, application)
+            yield _read_task(task_id, place, row, images_dir, application, actions)
         except ValueError as error:
             yield DroppedTask(task_id, place, _count_steps(row), str(error))
 
 
 def _read_task(
-    task_id: str, place: str, row: Mapping[str, Any], images_dir: Path | None, application: str
+    task_id: str,
+    place: str,
+    row: Mapping[str, Any],
+    images_dir: Path | None,
+    application: str,
+    actions: Sequence[ActionType],
 ) -> ConvertedTask:
     data = _load_task(row)
     trajectory = data.get("trajectory")
@@ -58,12 +71,10 @@ def _read_task(
     steps = []
     for (number, fields), image in zip(numbered, images):
         try:
-            action = pick_action(dict(fields))
+            action = pick_action(fields, actions)
         except ValueError as error:
             raise ValueError(f"step {number}: {error}") from error
-        bbox = read_box(fields.get("bbox"))
-        if bbox is None and fields.get("bbox"):
-            remarks.append(f"step {number}: left out bbox {str(fields['bbox'])[:40]}, which is not [x1, y1, x2, y2]")
+        bbox = pick_box(fields.get("bbox"), number, remarks)
         steps.append(ConvertedStep(number, action, image, as_cell(fields.get("note")), bbox))
     program = as_cell(row.get("application") or row.get("software")) or application
     return ConvertedTask(task_id, place, goal, program, tuple(steps), remarks=tuple(remarks))
@@ -92,7 +103,8 @@ def _match_images(
     row: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], images_dir: Path | None
 ) -> list[bytes | Path]:
     names = next((_read_names(row[c]) for c in NAME_COLUMNS if row.get(c)), [])
-    images = [_read_image(value, images_dir) for value in row.get("images") or []]
+    listed = row.get("images") or []
+    images = [_read_image(v, images_dir) for v in (_read_names(listed) if isinstance(listed, str) else listed)]
     if not images and images_dir is not None:
         images = [find_screenshot(name, [images_dir]) for name in names]
     wanted = [as_cell(step.get("screenshot")) for step in steps]
@@ -145,17 +157,19 @@ def _read_image(value: Any, images_dir: Path | None) -> bytes | Path | None:
 
 
 def _read_names(value: Any) -> list[str]:
-    """Read file names: a list, its JSON or Python spelling, or names parted by commas, semicolons or bars."""
-    if isinstance(value, (list, tuple)):
-        return [str(name) for name in value]
+    """Read file names: a list, however it is spelled, or names parted by commas, semicolons or bars.
+
+    Raises:
+        ValueError: a list that cannot be read.
+    """
     text = str(value).strip()
-    if text.startswith("["):
+    if isinstance(value, str) and re.fullmatch(r"(?:array)?(?:\[.*\]|\(.*\))", text, re.S):
         try:
-            listed = ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            listed = None
-        if isinstance(listed, list):
-            return [str(name) for name in listed]
+            value = read_literal(text)
+        except ValueError as error:
+            raise ValueError(f"the names of the images: {error}") from error
+    if isinstance(value, list):
+        return [str(name) for name in value]
     return [name.strip() for name in re.split(r"[,;|\n]", text) if name.strip()]
 
 
@@ -163,9 +177,9 @@ def _load_task(row: Mapping[str, Any]) -> Mapping[str, Any]:
     data = row.get("json_data")
     if isinstance(data, str):
         try:
-            data = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"found broken JSON in json_data ({error}); restore the cell") from error
+            data = read_literal(data)
+        except ValueError as error:
+            raise ValueError(f"json_data: {error}") from error
     if not isinstance(data, Mapping):
         raise ValueError(f"found {type(data).__name__} in json_data; expected an object with a trajectory")
     return data
@@ -181,32 +195,20 @@ def _count_steps(row: Mapping[str, Any]) -> int:
 
 def _read_rows(source: str) -> Iterator[Mapping[str, Any]]:
     path = Path(source)
-    if looks_like_dataset(source):
-        rows: Iterator[Mapping[str, Any]] = iterate_rows(open_dataset(source))
-    elif path.suffix.lower() == ".parquet" and path.is_file():
-        rows = _read_parquet(path)
-    elif path.is_file():
-        csv.field_size_limit(2**31 - 1)
-        text = path.read_bytes().decode("utf-8-sig", "replace")
-        rows = iter(csv.DictReader(io.StringIO(text, newline="")))
+    kind = None if looks_like_dataset(source) else find_table_kind(path, "a CareFlow table")
+    rows: Iterator[Mapping[str, Any]]
+    if looks_like_dataset(source) or is_arrow_file(path, kind):
+        rows = iterate_rows(open_table(source))
+    elif kind is JSON:
+        raise UserError(f"{path}: found JSON; expected a CareFlow table: CSV, Parquet or what `datasets` saved")
     else:
-        raise UserError(f"{path}: found no such file or folder; expected a CareFlow table")
+        csv.field_size_limit(2**31 - 1)
+        rows = iter(csv.DictReader(io.StringIO(decode_text(path.read_bytes(), path), newline="")))
     for row in rows:
         if "json_data" not in row:
             columns = ", ".join(map(str, row))[:200]
             raise UserError(f"{path}: found columns {columns}; expected json_data too: is this a CareFlow task table?")
         yield row
-
-
-def _read_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=8):  # a task's images can be 30 MB
-            yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: found a file that is no Parquet ({error}); restore it") from error
 
 
 def _base(name: str) -> str:

@@ -1,11 +1,13 @@
 """Converted tasks to a folder of contract data: CSV, screenshots named by content, report. Whole or not at all."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sft.actions import DEFAULT_ACTIONS, ActionType, format_action
+from sft.contract.cells import read_text
 from sft.contract.csv_text import format_csv
 from sft.contract.problems import TrajectoryError
 from sft.contract.screenshots import ScreenshotFacts, inspect_bytes, read_screenshot, store_screenshot
@@ -57,7 +59,10 @@ class Conversion:
 
 
 def export_tasks(
-    tasks: Iterable[ConvertedTask | DroppedTask], output_dir: Path, about: Mapping[str, Any]
+    tasks: Iterable[ConvertedTask | DroppedTask],
+    output_dir: Path,
+    about: Mapping[str, Any],
+    actions: Sequence[ActionType] = DEFAULT_ACTIONS,
 ) -> Conversion:
     """Write tasks as they come; a task that the loader would not take is dropped with the loader's reason.
 
@@ -67,10 +72,15 @@ def export_tasks(
         UserError: the folder holds something, or not one task could be converted.
     """
     with write_new(output_dir) as partial:
-        return _write(tasks, partial, about)
+        return _write(tasks, partial, about, actions)
 
 
-def _write(tasks: Iterable[ConvertedTask | DroppedTask], folder: Path, about: Mapping[str, Any]) -> Conversion:
+def _write(
+    tasks: Iterable[ConvertedTask | DroppedTask],
+    folder: Path,
+    about: Mapping[str, Any],
+    actions: Sequence[ActionType],
+) -> Conversion:
     conversion = Conversion()
     rows_of: dict[str, list[dict[str, str]]] = {}
     images = _ImageFolder(folder / "images")
@@ -78,7 +88,7 @@ def _write(tasks: Iterable[ConvertedTask | DroppedTask], folder: Path, about: Ma
         if isinstance(task, DroppedTask):
             conversion.dropped.append(task)
             continue
-        task_id = task.task_id.encode("utf-8", "replace").decode("utf-8").strip()  # as it is read back
+        task_id = read_text(task.task_id)  # as it is read back
         try:
             if not task_id or task_id in rows_of:
                 raise ValueError(
@@ -90,7 +100,7 @@ def _write(tasks: Iterable[ConvertedTask | DroppedTask], folder: Path, about: Ma
             continue
         if task.remarks:
             conversion.remarks[task_id] = list(task.remarks)
-    _drop_what_the_loader_refuses(rows_of, folder, conversion)
+    _drop_what_the_loader_refuses(rows_of, folder, conversion, actions)
     if not rows_of:
         reasons = "; ".join(f"{t.task_id}: {t.reason}" for t in conversion.dropped[:5])
         raise UserError(f"found no task that can be converted ({reasons or 'the source is empty'})")
@@ -101,7 +111,9 @@ def _write(tasks: Iterable[ConvertedTask | DroppedTask], folder: Path, about: Ma
     conversion.n_tasks, conversion.n_steps = len(rows_of), sum(map(len, rows_of.values()))
     conversion.n_screenshots = len(used)
     content = {**about, **conversion.describe()}
-    (folder / REPORT_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / REPORT_NAME).write_text(
+        json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"
+    )
     return conversion
 
 
@@ -109,9 +121,13 @@ def _build_rows(task: ConvertedTask, images: "_ImageFolder") -> list[dict[str, s
     rows = []
     for step, memory in zip(task.steps, rebuild_memories(task.steps)):
         name, (width, height) = images.add(step.image, step.number)
-        output = {**step.action, "short_term": dict(memory.short_term), "long_term": dict(memory.long_term)}
+        output = {
+            **format_action(step.action),
+            "short_term": dict(memory.short_term),
+            "long_term": dict(memory.long_term),
+        }
         grounding: dict[str, Any] = {} if step.bbox is None else {"bbox": list(step.bbox)}
-        grounding |= {"screen": [width, height]}
+        grounding |= {"screen": list(step.screen or (width, height))}
         cells = (
             task.task_id,
             str(step.number),
@@ -158,7 +174,7 @@ class _ImageFolder:
 
 
 def _drop_what_the_loader_refuses(
-    rows_of: dict[str, list[dict[str, str]]], folder: Path, conversion: Conversion
+    rows_of: dict[str, list[dict[str, str]]], folder: Path, conversion: Conversion, actions: Sequence[ActionType]
 ) -> None:
     """Write the CSV, read it back as training would, and write it again without the tasks that were refused."""
     if not rows_of:
@@ -166,7 +182,7 @@ def _drop_what_the_loader_refuses(
     _write_csv(folder / CSV_NAME, rows_of)
     table: Table = read_table(folder / CSV_NAME)
     try:
-        read = read_task_set(table, memory_parts=MEMORY_PARTS, on_bad_rows="quarantine")
+        read = read_task_set(table, actions=actions, memory_parts=MEMORY_PARTS, on_bad_rows="quarantine")
         refused = {task.task_id: task.problems for task in read.quarantined}
     except TrajectoryError as error:  # not one task is left
         refused = {

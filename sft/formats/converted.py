@@ -1,16 +1,16 @@
 """Tasks on their way into the contract: what readers of foreign formats yield, and their memory. Opens no file."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sft.actions import DEFAULT_ACTIONS, parse_action
+from sft.actions import Action, ActionType, parse_action
+from sft.contract.boxes import Box, Size, read_box
 from sft.memory import EMPTY_MEMORY, Answer, Memory, update
 from sft.prompts import AgentConfig
 
-ACTION_KEYS = ("action", "target", "text", "direction", "scale")
 _PLACEHOLDER = re.compile(r"(?:step\s*\d*|none|n/?a|null)?\W*", re.I)
 _MAX_NOTE_CHARS = 200
 
@@ -20,14 +20,15 @@ class ConvertedStep:
     """One step: the right action, the screenshot it is taken on, and what is known beside it.
 
     `memory` is the memory *after* the step where the source proves one; None has it rebuilt from the actions. `note`
-    is what an annotator wrote about the step.
+    is what an annotator wrote about the step; `screen` is what its box is measured on, None the screenshot itself.
     """
 
     number: int
-    action: dict[str, Any]
+    action: Action
     image: bytes | Path
     note: str = ""
-    bbox: Sequence[float] | None = None
+    bbox: Box | None = None
+    screen: Size | None = None
     memory: Memory | None = None
     elements: str = ""
 
@@ -55,25 +56,22 @@ class DroppedTask:
     reason: str
 
 
-def pick_action(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of an action that has them, checked.
+def pick_action(fields: Mapping[str, Any], actions: Sequence[ActionType]) -> Action:
+    """Read the action of a step that may hold much else; an empty text is no argument.
 
     Raises:
         ValueError: no known action, or an argument with a value it may not have.
     """
-    picked = {key: fields[key] for key in ACTION_KEYS if fields.get(key) not in (None, "")}
-    action = parse_action(picked, DEFAULT_ACTIONS)
-    return {"action": action.kind, "target": action.target, **action.arguments}
+    return parse_action({key: value for key, value in fields.items() if value not in (None, "")}, actions)
 
 
-def read_box(value: Any) -> list[float] | None:
-    """Return a box that can be [x1, y1, x2, y2] in pixels, or None."""
-    is_numbers = (
-        isinstance(value, (list, tuple))
-        and len(value) == 4
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
-    )
-    return list(value) if is_numbers and 0 <= value[0] <= value[2] < 1e6 and 0 <= value[1] <= value[3] < 1e6 else None
+def pick_box(value: Any, number: int, remarks: list[str]) -> Box | None:
+    """Read the box of a step; one that cannot be read is left out, and remarked on."""
+    try:
+        return read_box(value)
+    except ValueError as error:
+        remarks.append(f"step {number}: left out the box: {error}")
+        return None
 
 
 def rebuild_memories(steps: Iterable[ConvertedStep]) -> list[Memory]:
@@ -88,7 +86,7 @@ def rebuild_memories(steps: Iterable[ConvertedStep]) -> list[Memory]:
         if step.memory is not None:
             memory = step.memory
         else:
-            memory = update(memory, Answer(parse_action(step.action)), "rule", budget)
+            memory = update(memory, Answer(step.action), "rule", budget)
             if not _PLACEHOLDER.fullmatch(step.note.strip()):
                 observation = " ".join(step.note.split())[:_MAX_NOTE_CHARS]
                 memory = Memory({**memory.short_term, "last_observation": observation}, memory.long_term)

@@ -9,23 +9,26 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sft.actions import parse_action
+from sft.actions import DEFAULT_ACTIONS, Action, ActionType
 from sft.contract.image_paths import find_screenshot, suggest_names
+from sft.contract.literals import read_literal
 from sft.contract.memory_audit import MemoryAudit, MemoryCell, audit_memory
 from sft.contract.trajectory import natural_key
 from sft.errors import UserError
-from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, read_box
+from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, pick_box
 
 FILE_PATTERN = re.compile(r"(?P<software>.+)_endtoend_?(?P<number>\d+)\.json", re.I)
 _FALLBACK = re.compile(r"ground[ _]truth (?:action|fallback)|used ground truth|predictions? failed", re.I)
 _PLACEHOLDER_TARGET = "ground_truth_target"  # what the pipeline writes where the label names no target
 
 
-def read_pipeline(folder: Path, images_dir: Path | None = None) -> Iterator[ConvertedTask | DroppedTask]:
+def read_pipeline(
+    folder: Path, images_dir: Path | None = None, actions: Sequence[ActionType] = DEFAULT_ACTIONS
+) -> Iterator[ConvertedTask | DroppedTask]:
     """Yield every task file of a folder as a task, or as dropped with the reason.
 
     Raises:
@@ -33,7 +36,7 @@ def read_pipeline(folder: Path, images_dir: Path | None = None) -> Iterator[Conv
     """
     for path in find_files(folder):
         try:
-            yield _read_file(path, folder, images_dir)
+            yield _read_file(path, folder, images_dir, actions)
         except ValueError as error:
             yield DroppedTask(path.stem, path.name, _count_steps(path), str(error))
 
@@ -48,32 +51,33 @@ def find_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: natural_key(path.name))
 
 
-def audit_records(folder: Path) -> list[MemoryAudit]:
+def audit_records(folder: Path, actions: Sequence[ActionType] = DEFAULT_ACTIONS) -> list[MemoryAudit]:
     """Audit the memories that the pipeline recorded, for the report: the evidence for not copying them."""
     cells: dict[str, list[MemoryCell]] = {"Short Term": [], "Long Term": []}
     for path in find_files(folder):
         try:
-            goal, records, _ = _load(path)
-            actions = [parse_action(_read_gold(n, record)[0]) for n, record in records]
+            goal, records, _ = _load(path, actions)
+            golds = [_read_gold(n, record, actions)[0] for n, record in records]
         except ValueError:
             continue
         for i, (number, record) in enumerate(records):
             for column, found in cells.items():
                 text = json.dumps(record.get(column) or {}, ensure_ascii=False)
-                found.append(MemoryCell(number, text, actions[i], tuple(actions[:i]), goal))
+                found.append(MemoryCell(number, text, golds[i], tuple(golds[:i]), goal))
     return [audit_memory(column, found) for column, found in cells.items()]
 
 
-def _read_file(path: Path, folder: Path, images_dir: Path | None) -> ConvertedTask:
-    goal, records, remarks = _load(path)
+def _read_file(path: Path, folder: Path, images_dir: Path | None, actions: Sequence[ActionType]) -> ConvertedTask:
+    goal, records, remarks = _load(path, actions)
     match = FILE_PATTERN.fullmatch(path.name)
     steps, n_predicted, n_fallback = [], 0, 0
     for number, record in records:
-        action, origin = _read_gold(number, record)
+        action, origin = _read_gold(number, record, actions)
         n_predicted += origin == "prediction"
         n_fallback += origin == "label after failures"
         image = _find_image(number, record, folder, images_dir)
-        note, bbox = _read_original(record).get("note"), read_box(_read_original(record).get("bbox"))
+        original = _read_original(record)
+        note, bbox = original.get("note"), pick_box(original.get("bbox"), number, remarks)
         steps.append(ConvertedStep(number, action, image, note if isinstance(note, str) else "", bbox))
     if n_predicted:
         remarks.append(f"{n_predicted} steps have no label; their gold is a prediction that a critic accepted")
@@ -83,18 +87,18 @@ def _read_file(path: Path, folder: Path, images_dir: Path | None) -> ConvertedTa
     return ConvertedTask(path.stem, path.name, goal, application, tuple(steps), remarks=tuple(remarks))
 
 
-def _load(path: Path) -> tuple[str, list[tuple[int, Mapping[str, Any]]], list[str]]:
+def _load(path: Path, actions: Sequence[ActionType]) -> tuple[str, list[tuple[int, Mapping[str, Any]]], list[str]]:
     """Return the goal, the records with their step numbers in order, and remarks.
 
     Raises:
         ValueError: what was found and what was expected.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_literal(path.read_text(encoding="utf-8-sig"))
         metadata, entries = content["metadata"], content["steps"]
         goal = metadata["user_goal"]
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"found broken JSON ({error}); restore the file") from error
+    except ValueError as error:
+        raise ValueError(f"{error}; restore the file") from error
     except (KeyError, TypeError) as error:
         raise ValueError(f"found no {error}; expected metadata.user_goal and steps") from error
     if not isinstance(goal, str) or not isinstance(entries, list):
@@ -105,7 +109,7 @@ def _load(path: Path) -> tuple[str, list[tuple[int, Mapping[str, Any]]], list[st
         number, record = _read_entry(entry)
         if number not in records:
             records[number] = record
-        elif _read_gold(number, records[number])[0] == _read_gold(number, record)[0]:
+        elif _read_gold(number, records[number], actions)[0] == _read_gold(number, record, actions)[0]:
             remarks.append(f"step {number} was recorded twice with one label; the first record was kept")
         else:
             raise ValueError(f"found two records of step {number} with different actions; expected one")
@@ -129,7 +133,7 @@ def _read_entry(entry: Any) -> tuple[int, Mapping[str, Any]]:
     raise ValueError(f'found an entry {str(entry)[:60]!r}; expected {{"Step k": {{...}}}}')
 
 
-def _read_gold(number: int, record: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def _read_gold(number: int, record: Mapping[str, Any], actions: Sequence[ActionType]) -> tuple[Action, str]:
     """Return the right action and where it is from; a pasted label without its annotation is not trusted.
 
     Raises:
@@ -143,11 +147,11 @@ def _read_gold(number: int, record: Mapping[str, Any]) -> tuple[dict[str, Any], 
         if isinstance(label, Mapping) and label.get("action"):
             original = label.get("original_step_data")
             fields = {**(original if isinstance(original, Mapping) else {}), **label}
-            return pick_action(fields), "label after failures" if is_pasted else "label"
+            return pick_action(fields, actions), "label after failures" if is_pasted else "label"
         if is_pasted:
             raise ValueError("found no label, only a prediction that was pasted in after failures; it is not trusted")
         if isinstance(guess, Mapping):
-            return pick_action(dict(guess)), "prediction"
+            return pick_action(guess, actions), "prediction"
     except ValueError as error:
         raise ValueError(f"step {number}: {error}") from error
     raise ValueError(f"step {number}: found neither Grounding.ground_truth nor Predicted.predicted_action")
@@ -190,6 +194,6 @@ def _read_original(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _count_steps(path: Path) -> int:
     try:
-        return len(json.loads(path.read_text(encoding="utf-8-sig"))["steps"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return len(read_literal(path.read_text(encoding="utf-8-sig"))["steps"])
+    except (ValueError, KeyError, TypeError):
         return 0

@@ -5,22 +5,25 @@ memory column is used if the audit proves it lagged: what stands at step t + 1 i
 case it is rebuilt from the actions.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from sft.actions import DEFAULT_ACTIONS, format_action
-from sft.contract.cells import read_application, read_gold, read_object
-from sft.contract.embedded import as_cell
+from sft.actions import DEFAULT_ACTIONS, ActionType
+from sft.contract.cells import Grounding, read_application, read_gold, read_grounding, read_object, read_text
+from sft.contract.csv_text import decode_text
 from sft.contract.image_paths import find_screenshot, suggest_names
-from sft.contract.memory_audit import MEMORY_COLUMNS, MemoryAudit, MemoryCell, audit_memory
+from sft.contract.json_rows import read_line, split_lines
+from sft.contract.literals import is_missing
+from sft.contract.memory_audit import MemoryAudit, MemoryCell, audit_memory
 from sft.contract.shown_memory import has_leak
+from sft.contract.sources import MEMORY_COLUMNS, build_cells
+from sft.contract.tables import find_table_kind
 from sft.contract.trajectory import natural_key
 from sft.errors import UserError
-from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask, read_box
+from sft.file_kinds import JSON
+from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask
 from sft.memory import EMPTY_MEMORY, Answer, Memory
 
 
@@ -32,6 +35,7 @@ class RecordFile:
     by_task: dict[str, list[tuple[int, dict[str, str]]]] = field(repr=False)
     problems: dict[str, str]
     audits: tuple[MemoryAudit, ...]
+    actions: Sequence[ActionType] = DEFAULT_ACTIONS
 
     @property
     def uses_columns(self) -> bool:
@@ -40,20 +44,20 @@ class RecordFile:
         return "lagged" in verdicts and verdicts <= {"lagged", "empty"}
 
 
-def load_records(path: Path) -> RecordFile:
+def load_records(path: Path, actions: Sequence[ActionType] = DEFAULT_ACTIONS) -> RecordFile:
     """Read a JSONL file whole; a line that cannot be read spoils the task it names.
 
     Raises:
         UserError: no such file, or a line of which not even the task can be told.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: found no such file; expected JSONL, one line a step")
+    expected = "JSONL, one line a step"
+    if (kind := find_table_kind(path, expected)) not in (None, JSON):
+        raise UserError(f"{path}: found {kind.name}; expected {expected}")
     by_task: dict[str, list[tuple[int, dict[str, str]]]] = {}
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                cells = _read_line(path, number, line)
-                by_task.setdefault(cells["Task_id"].strip(), []).append((number, cells))
+    for number, line in enumerate(split_lines(decode_text(path.read_bytes(), path)), start=1):
+        if line.strip():
+            cells = _read_cells(path, number, line)
+            by_task.setdefault(read_text(cells["Task_id"]), []).append((number, cells))
     if not by_task:
         raise UserError(f"{path}: found no lines; expected one JSON object a step")
     problems: dict[str, str] = {}
@@ -63,7 +67,7 @@ def load_records(path: Path) -> RecordFile:
             ordered[task_id] = _order(by_task[task_id])
         except ValueError as error:
             problems[task_id], ordered[task_id] = str(error), by_task[task_id]
-    return RecordFile(path, ordered, problems, tuple(_audit(ordered)))
+    return RecordFile(path, ordered, problems, tuple(_audit(ordered, actions)), actions)
 
 
 def read_records(records: RecordFile, images_dir: Path | None = None) -> Iterator[ConvertedTask | DroppedTask]:
@@ -84,13 +88,14 @@ def _read_task(
     golds = []
     for number, cells in lines:
         try:
-            golds.append(_read_answer(cells))
+            golds.append(_read_answer(cells, records.actions))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
-    goals = {cells.get("Instruction", "").strip() for _, cells in lines}
+    goals = {read_text(cells.get("Instruction", "")) for _, cells in lines}
     if len(goals) > 1:
         raise ValueError(f"found {len(goals)} different instructions; expected one for the whole task")
     memories, remark = _choose_memories(golds, lines, records)
+    remarks = [remark] if remark else []
     steps = []
     for position, ((number, cells), gold, memory) in enumerate(zip(lines, golds, memories), start=1):
         image = find_screenshot(cells.get("Image_id", "").strip(), [images_dir])
@@ -98,18 +103,18 @@ def _read_task(
             name = cells.get("Image_id", "")[:80]
             hint = suggest_names(name, images_dir)
             raise ValueError(f"line {number}: found no screenshot {name!r} in {images_dir}; give --images_dir{hint}")
-        evidence = cells.get("Grounding", "")
-        bbox = read_box(read_object(evidence, "an object").get("bbox")) if evidence.strip() else None
+        grounding = _read_evidence(cells.get("Grounding", ""), number, remarks)
         slide = int(cells.get("Slide_number", "").strip().partition(".")[0] or position)
         elements = cells.get("Detected_Elements", "")
         steps.append(
-            ConvertedStep(slide, format_action(gold.action), image, "", bbox, memory=memory, elements=elements)
+            ConvertedStep(
+                slide, gold.action, image, "", grounding.bbox, grounding.screen_wh, memory=memory, elements=elements
+            )
         )
     first = lines[0][1]
     application = first.get("Application", "").strip() or read_application(first.get("Grounding", ""))
-    remarks = (remark,) if remark else ()
     return ConvertedTask(
-        task_id, place, goals.pop(), application, tuple(steps), first.get("Group", "").strip(), remarks
+        task_id, place, goals.pop(), application, tuple(steps), first.get("Group", "").strip(), tuple(remarks)
     )
 
 
@@ -133,39 +138,50 @@ def _read_columns(number: int, cells: Mapping[str, str]) -> Memory:
     for column in MEMORY_COLUMNS:
         text = cells.get(column, "")
         try:
-            parts.append(read_object(text, "memory") if text.strip() else {})
+            parts.append({} if is_missing(text) else read_object(text, "memory"))
         except ValueError as error:
             raise ValueError(f"line {number}: {column}: {error}") from error
     return Memory(*parts)
 
 
-def _audit(by_task: Mapping[str, Sequence[tuple[int, dict[str, str]]]]) -> Iterator[MemoryAudit]:
+def _audit(
+    by_task: Mapping[str, Sequence[tuple[int, dict[str, str]]]], actions: Sequence[ActionType]
+) -> Iterator[MemoryAudit]:
     columns = [c for c in MEMORY_COLUMNS if any(c in cells for lines in by_task.values() for _, cells in lines)]
     found: dict[str, list[MemoryCell]] = {column: [] for column in columns}
     for lines in by_task.values():
         try:
-            actions = [_read_answer(cells).action for _, cells in lines]
+            golds = [_read_answer(cells, actions).action for _, cells in lines]
         except ValueError:
             continue
         for i, (number, cells) in enumerate(lines):
             for column in columns:
                 goal = cells.get("Instruction", "")
-                found[column].append(MemoryCell(number, cells.get(column, ""), actions[i], tuple(actions[:i]), goal))
+                found[column].append(MemoryCell(number, cells.get(column, ""), golds[i], tuple(golds[:i]), goal))
     return (audit_memory(column, cells) for column, cells in found.items())
 
 
-def _read_answer(cells: Mapping[str, str]) -> Answer:
-    return read_gold(cells.get("Output", ""), cells.get("Grounding", ""), DEFAULT_ACTIONS)
+def _read_answer(cells: Mapping[str, str], actions: Sequence[ActionType]) -> Answer:
+    return read_gold(cells.get("Output", ""), cells.get("Grounding", ""), actions)
 
 
-def _read_line(path: Path, number: int, line: str) -> dict[str, str]:
+def _read_evidence(cell: str, number: int, remarks: list[str]) -> Grounding:
+    """Read the box and the screen of a line; those that cannot be read are left out, and remarked on."""
     try:
-        fields: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: line {number}: found broken JSON ({error}); expected one object a line") from error
-    if not isinstance(fields, dict) or not as_cell(fields.get("Task_id")).strip():
+        return read_grounding(cell)
+    except ValueError as error:
+        remarks.append(f"line {number}: left out the box and the screen: {error}")
+        return Grounding()
+
+
+def _read_cells(path: Path, number: int, line: str) -> dict[str, str]:
+    try:
+        cells = build_cells(read_line(line), ())
+    except ValueError as error:
+        raise UserError(f"{path}: line {number}: {error}") from error
+    if is_missing(cells["Task_id"]):
         raise UserError(f"{path}: line {number}: found no Task_id; expected an object with the contract's columns")
-    return {str(name): as_cell(value) for name, value in fields.items()}
+    return cells
 
 
 def _order(lines: list[tuple[int, dict[str, str]]]) -> list[tuple[int, dict[str, str]]]:

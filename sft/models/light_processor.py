@@ -1,6 +1,5 @@
 """What of a processor renders prompts and counts tokens, for commands that start without torch."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,9 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from sft.errors import UserError
+from sft.models.chat_template import check_chat_template, read_chat_template
 from sft.models.llama4_tiles import IMAGE_TOKEN, choose_canvas, count_tiles_in_budget, write_image_tokens
+from sft.models.model_folder import check_small_files, read_json
+from sft.models.thoughts import close_thought
 from sft.prompts import AgentConfig
 
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT_PIXELS_PER_TOKEN = 32  # a side, of Qwen3-VL: patches of 16 px, merged two by two; Qwen2.5-VL has 28
 
 
@@ -21,27 +24,32 @@ class LightProcessor:
         """Read tokenizer, chat template and image sizes of a checkpoint folder.
 
         Raises:
-            UserError: the folder lacks one of the files.
+            UserError: the folder lacks one of the files, or its template does not write all of a prompt.
         """
-        from tokenizers import Tokenizer
-
         folder = Path(folder)
         if not (folder / "tokenizer.json").is_file():
             raise UserError(f"{folder}: found no tokenizer.json; expected the folder of a base model")
-        self.tokenizer = _LightTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), folder)
+        check_small_files(folder)
+        self.tokenizer = _LightTokenizer(_open_tokenizer(folder / "tokenizer.json"), folder)
         self._count = build_image_counter(folder, agent)
         self.image_token = "<|image_pad|>" if read_tiles(folder) is None else IMAGE_TOKEN
         self.image_token_id = self.tokenizer.token_to_id(self.image_token)
-        self._template = _build_template(folder)
+        self._template = read_chat_template(folder)
+        self._template = close_thought(self._template, check_chat_template(folder, self))
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], tokenize: bool = False, add_generation_prompt: bool = True
     ) -> str:
         """Render messages as the checkpoint's own template writes them."""
-        bos_token = self.tokenizer.bos_token
-        return str(
-            self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, bos_token=bos_token)
+        from transformers.utils.chat_template_utils import render_jinja_template  # needs no torch
+
+        rendered: Any = render_jinja_template(
+            conversations=[[dict(message) for message in messages]],
+            chat_template=self._template,
+            add_generation_prompt=add_generation_prompt,
+            **self.tokenizer.special_tokens,
         )
+        return str(rendered[0][0])  # texts, and where in them answers stand
 
     def _get_num_multimodal_tokens(self, image_sizes: Sequence[tuple[int, int]]) -> SimpleNamespace:
         return SimpleNamespace(num_image_tokens=[self._count(width, height) for height, width in image_sizes])
@@ -50,16 +58,17 @@ class LightProcessor:
 class _LightTokenizer:
     def __init__(self, tokenizer: Any, folder: Path):
         self._tokenizer = tokenizer
-        config = _read_json(folder / "tokenizer_config.json")
-        eos, bos = config.get("eos_token", "<|im_end|>"), config.get("bos_token")
-        self.eos_token_id = self.token_to_id(eos["content"] if isinstance(eos, Mapping) else eos)
-        self.bos_token = bos["content"] if isinstance(bos, Mapping) else bos
+        config = read_json(folder / "tokenizer_config.json")
+        named = {name: config[name] for name in SPECIAL_TOKENS if config.get(name)}
+        self.special_tokens = {n: t["content"] if isinstance(t, Mapping) else t for n, t in named.items()}
+        self.eos_token_id = self.token_to_id(self.special_tokens.get("eos_token", "<|im_end|>"))
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
         return {"input_ids": self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
 
     def token_to_id(self, token: str) -> int:
-        return int(self._tokenizer.token_to_id(token))
+        found = self._tokenizer.token_to_id(token)
+        return -1 if found is None else int(found)
 
 
 def build_image_counter(folder: Path | None, agent: AgentConfig) -> Callable[[int, int], int]:
@@ -78,8 +87,8 @@ def build_image_counter(folder: Path | None, agent: AgentConfig) -> Callable[[in
 
 def read_tiles(folder: Path) -> tuple[int, int, int] | None:
     """Return Llama-4's pixels a tile side, most tiles and tokens a tile; None in a checkpoint of another family."""
-    fields = _read_json(folder / "processor_config.json")
-    image = fields.get("image_processor") or _read_json(folder / "preprocessor_config.json")
+    fields = read_json(folder / "processor_config.json")
+    image = fields.get("image_processor") or read_json(folder / "preprocessor_config.json")
     if "Llama4Processor" not in (fields.get("processor_class"), image.get("processor_class")):
         return None
     tile = image["size"]["height"]
@@ -106,35 +115,16 @@ def read_pixels_per_token(folder: Path) -> int:
     """Return how many pixels a side one image token covers, from a checkpoint's processor files."""
     if (tiles := read_tiles(folder)) is not None:
         return tiles[0] // math.isqrt(tiles[2])
-    fields = _read_json(folder / "preprocessor_config.json") or _read_json(folder / "processor_config.json")
+    fields = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json")
     fields = fields.get("image_processor", fields)
     patch, merge = fields.get("patch_size"), fields.get("merge_size")
     return patch * merge if isinstance(patch, int) and isinstance(merge, int) else DEFAULT_PIXELS_PER_TOKEN
 
 
-def _build_template(folder: Path) -> Any:
-    """Compile the chat template under the settings that transformers renders templates with."""
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def _open_tokenizer(path: Path) -> Any:
+    from tokenizers import Tokenizer
 
-    file = folder / "chat_template.jinja"
-    source = (
-        file.read_text(encoding="utf-8")
-        if file.is_file()
-        else _read_json(folder / "tokenizer_config.json").get("chat_template")
-    )
-    if not source:
-        raise UserError(f"{folder}: found no chat template; expected chat_template.jinja: copy it from the base model")
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = lambda value, **kwargs: json.dumps(value, ensure_ascii=False, **kwargs)
-    return environment.from_string(source)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: found broken JSON ({error}); restore the file") from error
-    return fields if isinstance(fields, dict) else {}
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{path}: found no tokenizer that can be opened ({error}); restore the file") from error

@@ -1,6 +1,5 @@
 """Base model, quantisation and LoRA: what is loaded, what is trained, and whether a saved adapter is whole."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,22 +10,27 @@ from accelerate import PartialState
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sft.errors import UserError
-from sft.models.families import PARTS, Family, find_family_of, part_of
-from sft.models.hub import find_base_model
-from sft.models.llama4 import (
-    Llama4ForConditionalGeneration,
-    MakeLinear,
-    add_empty_experts,
-    longest_sequence,
-    read_experts,
-)
+from sft.models.experts import MakeLinear, add_empty_experts, read_experts
+from sft.models.families import FAMILIES, PARTS, Family, find_family_of, part_of
+from sft.models.hub import BESIDE_WEIGHTS, find_base_model, find_folder
+from sft.models.kernels import choose_kernels
+from sft.models.linear_attention import carry_states
+from sft.models.llama4 import Llama4ForConditionalGeneration, longest_sequence
+from sft.models.model_folder import read_header
+from sft.models.qwen_moe import Qwen3_5MoeForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 from sft.recipe.settings import ModelSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
+# Models whose experts are linear layers here; the stock class of any other family, and of these in full fine-tuning.
+EXPERT_MODELS: Mapping[str, Any] = {
+    "llama4": Llama4ForConditionalGeneration,
+    "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration,
+    "qwen3_5_moe": Qwen3_5MoeForConditionalGeneration,
+}
 
 
 def find_family(model_name_or_path: str, revision: str = "main") -> Family:
@@ -36,7 +40,18 @@ def find_family(model_name_or_path: str, revision: str = "main") -> Family:
         UserError: no such folder, the hub cannot be reached, or a family that is not supported.
     """
     find_base_model(model_name_or_path, revision)
-    return find_family_of(AutoConfig.from_pretrained(model_name_or_path, revision=revision).model_type)
+    return find_family_of(read_config(model_name_or_path, revision).model_type)
+
+
+def read_config(model_name_or_path: str, revision: str) -> Any:
+    """Read a model's config.
+
+    Raises:
+        UserError: a family that is not supported, among them those that transformers does not know either.
+    """
+    fields, _ = PreTrainedConfig.get_config_dict(model_name_or_path, revision=revision)
+    find_family_of(str(fields.get("model_type")))
+    return AutoConfig.from_pretrained(model_name_or_path, revision=revision)
 
 
 def check_sequence_lengths(settings: ModelSettings, lengths: Mapping[str, int]) -> None:
@@ -47,9 +62,7 @@ def check_sequence_lengths(settings: ModelSettings, lengths: Mapping[str, int]) 
     Raises:
         UserError: a key allows more than the model can take.
     """
-    longest = longest_sequence(
-        AutoConfig.from_pretrained(settings.model_name_or_path, revision=settings.model_revision)
-    )
+    longest = longest_sequence(read_config(settings.model_name_or_path, settings.model_revision))
     problems = [
         f"{name}: found {n} tokens; expected at most {longest} with this model: its attention is cut and sharpened by "
         "the place in the sequence, so that a packed or batched step beyond would differ from the same step alone"
@@ -79,9 +92,7 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
     )
     process = PartialState()  # knows `use_cpu`; a rollout makes it here
     on_gpu = process.device.type == "cuda" and not is_deepspeed_zero3_enabled()  # ZeRO-3 places the weights itself
-    if "experts" in family.linears and not settings.use_peft:
-        raise UserError("use_peft: found false with Llama-4; expected true: its experts are trained through LoRA only")
-    model_class = Llama4ForConditionalGeneration if "experts" in family.linears else AutoModelForImageTextToText
+    model_class = choose_model_class(family, settings)
     model = model_class.from_pretrained(
         settings.model_name_or_path,
         revision=settings.model_revision,
@@ -94,12 +105,28 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
     model.config.use_cache = False
     if is_deepspeed_zero3_enabled():
         _forget_unused_renamings(model)
-    if isinstance(model, Llama4ForConditionalGeneration):
-        read_experts(model, _find_folder(settings), build_linear_maker(settings, dtype, model.device))
+    if model_class is not AutoModelForImageTextToText:
+        folder = find_folder(settings.model_name_or_path, settings.model_revision, (*BESIDE_WEIGHTS, "*.safetensors"))
+        read_experts(model, folder, build_linear_maker(settings, dtype, model.device))
+    carry_states(model)
     _keep_quantised_weights(model)
+    choose_kernels(model)
     if settings.use_peft and "vision" not in settings.lora_parts:
         _keep_gradients_out_of_vision(model)
     return model
+
+
+def choose_model_class(family: Family, settings: ModelSettings) -> Any:
+    """Return the class the model is opened with.
+
+    Raises:
+        UserError: Llama-4 is to be trained in full.
+    """
+    if settings.use_peft:
+        return next((c for name, c in EXPERT_MODELS.items() if family is FAMILIES[name]), AutoModelForImageTextToText)
+    if family is FAMILIES["llama4"]:
+        raise UserError("use_peft: found false with Llama-4; expected true: its experts are trained through LoRA only")
+    return AutoModelForImageTextToText
 
 
 def _forget_unused_renamings(model: Any) -> None:
@@ -109,24 +136,14 @@ def _forget_unused_renamings(model: Any) -> None:
 
 def build_empty_model(settings: ModelSettings) -> PreTrainedModel:
     """Build the model from its config alone, its layers those that `load_model` gives it, to count parameters."""
-    config = AutoConfig.from_pretrained(settings.model_name_or_path, revision=settings.model_revision)
+    config = read_config(settings.model_name_or_path, settings.model_revision)
+    model_class = choose_model_class(find_family_of(config.model_type), settings)
     with torch.device("meta"):
-        if config.model_type != "llama4":
+        if model_class is AutoModelForImageTextToText:
             return AutoModelForImageTextToText.from_config(config)
-        model = Llama4ForConditionalGeneration(config)
+        model = model_class(config)
         add_empty_experts(model)
         return model
-
-
-def _find_folder(settings: ModelSettings) -> Path:
-    """Return the folder the weights are in, the local cache's where the model came from the Hub."""
-    from huggingface_hub import snapshot_download
-
-    folder = Path(settings.model_name_or_path)
-    patterns = ["*.safetensors", "*.json"]
-    if folder.is_dir():
-        return folder
-    return Path(snapshot_download(str(folder), revision=settings.model_revision, allow_patterns=patterns))
 
 
 def build_linear_maker(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> MakeLinear:
@@ -268,13 +285,8 @@ def open_adapter(folder: Path) -> Any:
         raise UserError(
             f"{path}: found no such file; expected the adapter's weights (after saving: is the disk full?)"
         )
+    read_header(path)
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise UserError(f"{path}: found a damaged file ({error}); expected safetensors: copy it again") from error
-
-
-def read_base_model_name(adapter_folder: Path) -> str:
-    """Return the base model an adapter was trained on, as its `adapter_config.json` names it."""
-    fields: dict[str, Any] = json.loads((adapter_folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return fields["base_model_name_or_path"]

@@ -1,20 +1,25 @@
 """Processors: text and screenshots to model inputs, without torchvision. Knows nothing of prompts or training."""
 
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import transformers
 from transformers import AutoTokenizer, ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.utils import cached_file
 
 from sft.errors import UserError
+from sft.models.chat_template import check_chat_template, read_chat_template
+from sft.models.hub import find_folder
 from sft.models.layouts import Layout, QwenLayout
 from sft.models.llama4_processor import Llama4Processor
+from sft.models.model_folder import check_small_files, read_json
+from sft.models.thoughts import close_thought
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 VIDEO_FILE = "video_preprocessor_config.json"
+
+log = logging.getLogger("sft")
 
 
 class _ImageTextProcessor(ProcessorMixin):
@@ -63,9 +68,18 @@ class _ImageTextProcessor(ProcessorMixin):
 
 
 class Qwen3VLProcessor(_ImageTextProcessor, transformers.Qwen3VLProcessor):
-    """Qwen3-VL without video. It bears the family's own class name: that is what transformers writes when saving."""
+    """Qwen3-VL and Qwen3.5 without video.
+
+    It bears the family's own class name: that is what transformers writes when saving.
+    """
 
     video_processor_type = "Qwen3VLVideoProcessor"
+
+
+class Qwen2VLProcessor(_ImageTextProcessor, transformers.Qwen2VLProcessor):
+    """Qwen2-VL without video, under the family's own class name (see `Qwen3VLProcessor`)."""
+
+    video_processor_type = "Qwen2VLVideoProcessor"
 
 
 class Qwen2_5_VLProcessor(_ImageTextProcessor, transformers.Qwen2_5_VLProcessor):
@@ -75,7 +89,7 @@ class Qwen2_5_VLProcessor(_ImageTextProcessor, transformers.Qwen2_5_VLProcessor)
 
 
 PROCESSORS: dict[str, type[_ImageTextProcessor] | type[Llama4Processor]] = {
-    c.__name__: c for c in (Qwen3VLProcessor, Qwen2_5_VLProcessor, Llama4Processor)
+    c.__name__: c for c in (Qwen3VLProcessor, Qwen2VLProcessor, Qwen2_5_VLProcessor, Llama4Processor)
 }
 
 
@@ -90,19 +104,27 @@ def load_processor(path: str | Path, min_pixels: int, max_pixels: int, revision:
     The side of padding is the caller's to set.
 
     Raises:
-        UserError: no such folder or model, no processor in it, or a family without a processor here.
+        UserError: no such folder or model, no processor in it, a family without a processor here, files that are not
+            whole, or a chat template that does not write all of a prompt.
     """
-    cls = _find_processor_class(path, revision)
-    processor_fields, _ = cls.get_processor_dict(path, revision=revision)
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    chat_template = processor_fields.get("chat_template") or tokenizer.chat_template
-    if not chat_template:
-        raise UserError(f"{path}: found no chat template; expected chat_template.jinja: copy it from the base model")
-    image_processor = cls.load_image_processor(path, min_pixels, max_pixels, revision)
+    folder = find_folder(path, revision)
+    check_small_files(folder)
+    cls = _find_processor_class(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chat_template = read_chat_template(folder)
+    image_processor = cls.load_image_processor(folder, min_pixels, max_pixels, revision)
     if cls is Llama4Processor:
-        return cls(image_processor, tokenizer, chat_template=chat_template)
-    video_settings = _read_json(path, VIDEO_FILE, revision) or processor_fields.get("video_processor")
-    return cls(image_processor, tokenizer, chat_template=chat_template, video_settings=video_settings)
+        processor: ProcessorMixin = cls(image_processor, tokenizer, chat_template=chat_template)
+    else:
+        video_settings = read_json(folder / VIDEO_FILE) or read_json(folder / "processor_config.json").get(
+            "video_processor"
+        )
+        processor = cls(image_processor, tokenizer, chat_template=chat_template, video_settings=video_settings)
+    closed = close_thought(chat_template, check_chat_template(path, processor))
+    if closed != chat_template:
+        processor.chat_template = closed
+        log.warning("%s: its chat template opens a thought for the answer; prompts close it, empty, here", path)
+    return processor
 
 
 def save_processor(processor: ProcessorMixin, folder: str | Path) -> None:
@@ -110,10 +132,10 @@ def save_processor(processor: ProcessorMixin, folder: str | Path) -> None:
     processor.save_pretrained(folder)
 
 
-def _find_processor_class(path: str | Path, revision: str) -> type[_ImageTextProcessor] | type[Llama4Processor]:
+def _find_processor_class(path: Path) -> type[_ImageTextProcessor] | type[Llama4Processor]:
     fields: dict[str, Any] = {}
     for name in PROCESSOR_FILES:
-        fields = {**(_read_json(path, name, revision) or {}), **fields}
+        fields = {**read_json(path / name), **fields}
     if not fields:
         raise UserError(
             f"{path}: found no {' or '.join(PROCESSOR_FILES)}; expected a vision-language checkpoint: download the "
@@ -123,29 +145,6 @@ def _find_processor_class(path: str | Path, revision: str) -> type[_ImageTextPro
     if name not in PROCESSORS:
         raise UserError(
             f"{path}: found processor_class {name!r}; expected one of {', '.join(PROCESSORS)}: choose such a "
-            "model, or add the family to PROCESSORS in sft/models/processors.py"
+            "model (docs/models.md says what was tested with each family, and how to add one)"
         )
     return PROCESSORS[name]
-
-
-def _read_json(path: str | Path, name: str, revision: str) -> dict[str, Any] | None:
-    """Return a JSON file of a checkpoint folder or hub model, or None where it is not there."""
-    is_path = isinstance(path, Path) or str(path).startswith(("/", ".", "~")) or str(path).count("/") != 1
-    if is_path and not Path(path).is_dir():
-        raise UserError(
-            f"{path}: found no such folder; expected a model folder: check the path, or download the model"
-        )
-    try:
-        file = cached_file(str(path), name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: found no such folder and could not fetch it from the hub ({reason}); expected a local model "
-            "folder or a reachable hub model: download it and give the folder's path"
-        ) from error
-    if file is None:
-        return None
-    try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: found broken JSON ({error}); restore the file") from error

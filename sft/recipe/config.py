@@ -1,20 +1,20 @@
 """Recipes: their values checked and put together, all problems told at once. Loads no model and reads no data."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sft.actions import ActionType
 from sft.errors import UserError
-from sft.prompts import AgentConfig, agent_from_json
-from sft.recipe.countries import list_countries
+from sft.prompts import AgentConfig, agent_from_json, agent_to_json
+from sft.recipe.contradictions import find_contradictions
+from sft.recipe.optional_parts import find_missing_parts
 from sft.recipe.recipe_yaml import RecipeError, load_yaml, parse_overrides
 from sft.recipe.settings import (
     BatchSettings,
@@ -24,6 +24,8 @@ from sft.recipe.settings import (
     ResumeSettings,
     ValidationSettings,
 )
+from sft.recipe.spellings import describe_unknown_key
+from sft.recipe.training_keys import FIXED_KEYS, REFUSED_KEYS, find_key_problem
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -51,53 +53,26 @@ class Recipe:
         packed = {"tokens_per_batch": self.batch.tokens_per_batch} if self.batch.packing != "none" else {}
         return {**alone, **packed}
 
+    @property
+    def computes_in_bf16(self) -> bool:
+        """Whether the vision tower rounds its input to bf16 first of all: its weights are bf16, or autocast is."""
+        return self.model.dtype == "bfloat16" and resolves_to_bf16(self.training)
+
+    @property
+    def data_seed(self) -> int:
+        """Return what the order of steps is drawn from."""
+        seed = self.training.get("data_seed")
+        return self.training.get("seed", 42) if seed is None else seed
+
     def to_yaml(self) -> str:
         """Render the resolved recipe, every setting of ours spelled out, as YAML that `parse_recipe` reads."""
         resolved: dict[str, Any] = {}
         sections = (self.data, self.model, self.agent, self.batch, self.validation, self.compute, self.resume)
         for settings in sections:
             resolved.update(dataclasses.asdict(settings))
+        resolved.update(agent_to_json(self.agent))
         resolved.pop("prompt_version")
         return yaml.safe_dump(_plain({**resolved, **self.training}), sort_keys=False, allow_unicode=True)
-
-
-# Keys of SFTConfig that would undo what this package guarantees, and the way out.
-_REFUSED_KEYS = {
-    "max_length": "steps are never cut; bound them with max_prompt_tokens and max_answer_tokens",
-    "truncation_mode": "steps are never cut",
-    "completion_only_loss": "the loss is always on the answer only",
-    "assistant_only_loss": "the loss is always on the answer only",
-    "dataset_text_field": "the data is a trajectory CSV: train_csv",
-    "dataset_kwargs": "the data is a trajectory CSV: train_csv",
-    "remove_unused_columns": "the collator needs every column",
-    "eos_token": "the answer ends with the model's own end-of-turn token",
-    "chat_template_path": "the model's own chat template is used",
-    "model_init_kwargs": "use dtype, attn_implementation, model_revision",
-    "hub_token": "a recipe is saved with the model; log in with `hf auth login` or set HF_TOKEN",
-    "hub_strategy": "the model is uploaded once, when it is saved",
-    "hub_always_push": "the model is uploaded once, when it is saved",
-    "hub_revision": "the model is uploaded to the main branch",
-    "resume_from_checkpoint": "use resume: auto, or resume: PATH",
-    "deepspeed": "how processes are started stands in accelerate_configs/",
-    "fsdp": "how processes are started stands in accelerate_configs/",
-    "router_aux_loss_coef": "a router of experts is frozen; the loss is always on the answer only",
-    "activation_checkpointing": "use gradient_checkpointing, which TRL switches on by default",
-    "activation_checkpointing_kwargs": "use gradient_checkpointing_kwargs",
-    "padding_free": "TRL refuses padding-free batches for vision data",
-}
-
-_LEAST = {
-    "lora_r": 1,
-    "lora_alpha": 1,
-    "memory_budget_chars": 4,  # two empty objects
-    "min_pixels": 1,
-    "max_prompt_tokens": 1,
-    "max_answer_tokens": 1,
-    "tokens_per_batch": 1,
-    "val_rollout_tasks": 0,
-    "val_rollout_batch_size": 1,
-    "early_stopping_patience": 1,
-}
 
 
 def parse_recipe(argv: Sequence[str]) -> Recipe:
@@ -136,14 +111,14 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     }
     checked_training = _check_training_keys(training, own_keys, problems)
     if not problems:
-        problems += _find_contradictions(built, checked_training)
+        problems += find_contradictions(built, checked_training)
     if problems:
         raise RecipeError(path, problems)
     return Recipe(path=path, training=checked_training, **built)
 
 
 def load_agent_config(folder: Path, override: str | Path | None = None) -> AgentConfig:
-    """Read how prompts and answers were made in training.
+    """Read how prompts and answers were made in training. `override` is another such file, or a recipe (YAML).
 
     Raises:
         UserError: no such folder or file, or one that was written for another prompt version.
@@ -154,8 +129,10 @@ def load_agent_config(folder: Path, override: str | Path | None = None) -> Agent
     if not path.is_file():
         raise UserError(
             f"{path}: found no such file; expected the agent configuration that sft/run.py saves beside a model: "
-            "for an untuned base model name one with --agent_config"
+            "for an untuned base model name one, or a recipe, with --agent_config"
         )
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return load_agent_settings(path)
     try:
         return agent_from_json(json.loads(path.read_text(encoding="utf-8")))
     except json.JSONDecodeError as error:
@@ -193,18 +170,22 @@ def load_model_settings(folder: Path) -> ModelSettings:
     return settings
 
 
+def resolves_to_bf16(training: Mapping[str, Any]) -> bool:
+    """Say whether a run computes in bf16: TRL does where a recipe names neither `bf16` nor `fp16`."""
+    return not training.get("fp16") if training.get("bf16") is None else bool(training["bf16"])
+
+
+def load_mixed_precision(folder: Path) -> Literal["bfloat16", "float16"] | None:
+    """Read from an output folder's resolved recipe in which number format the model was computed beside its own."""
+    values = load_yaml(folder / "recipe.yaml")
+    return "float16" if values.get("fp16") else "bfloat16" if values.get("bf16") else None
+
+
 def build_training_arguments(recipe: Recipe) -> "SFTConfig":
     """Build TRL's configuration from the recipe; what TRL itself refuses becomes a `RecipeError`."""
     from trl import SFTConfig  # torch takes seconds to import: only where a run is about to start
 
-    fixed: dict[str, Any] = {
-        "max_length": None,
-        "remove_unused_columns": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "push_to_hub": False,  # the trainer would upload its whole folder; sft.push knows what may leave
-        "restore_callback_states_from_checkpoint": True,  # or early stopping would count anew after a resume
-        "router_aux_loss_coef": 0.0,
-    }
+    fixed: dict[str, Any] = {**FIXED_KEYS, "push_to_hub": False}  # sft.push knows what may leave, the trainer does not
     if recipe.batch.packing != "none":
         fixed["per_device_train_batch_size"] = fixed["per_device_eval_batch_size"] = 1
     batch_size = recipe.training.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
@@ -212,6 +193,8 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
         training = SFTConfig(**{"per_device_eval_batch_size": batch_size, **recipe.training, **fixed})
     except (ValueError, TypeError) as error:
         raise RecipeError(recipe.path, [str(error)]) from error
+    if missing := find_missing_parts(training):
+        raise RecipeError(recipe.path, missing)
     training._n_gpu = min(training.n_gpu, 1)  # else one process that sees more GPUs cuts each batch up for all of them
     return training
 
@@ -229,16 +212,15 @@ def _check_training_keys(values: Mapping[str, Any], own_keys: set[str], problems
         return {}
     from trl import SFTConfig
 
-    types: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(SFTConfig) if f.init}
+    fields = {f.name: f for f in dataclasses.fields(SFTConfig) if f.init}
     checked = {}
     for key, value in values.items():
-        if key in _REFUSED_KEYS:
-            problems.append(f"{key}: found a key that does not apply here; {_REFUSED_KEYS[key]}")
-        elif key not in types:
-            near = difflib.get_close_matches(str(key), [*own_keys, *types], n=1)
-            problems.append(f"{key}: found an unknown key" + (f"; did you mean {near[0]}?" if near else ""))
-        else:
-            checked[key] = _check_value(key, types[key], value, problems)
+        if key not in fields:
+            problems.append(describe_unknown_key(key, [*own_keys, *fields]))
+        elif problem := find_key_problem(key, value, None if _is_required(fields[key]) else _default(fields[key])):
+            problems.append(problem)
+        elif key not in REFUSED_KEYS:
+            checked[key] = _check_value(key, fields[key].type, value, problems)
     return checked
 
 
@@ -246,11 +228,12 @@ def _check_value(key: str, expected: Any, value: Any, problems: list[str]) -> An
     """Return `value` as `expected`, or note what was found and expected. Neither True nor 2.7 passes for an int."""
     name = str(expected).replace("typing.", "").replace("<class '", "").replace("'>", "")
     if expected == tuple[ActionType, ...]:
-        name = "a list of {name, description, arguments, is_final}"
+        name = "a list of {name, description, arguments, is_final, takes_target}"
     try:
         checked = TypeAdapter(expected).validate_python(value)
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]["msg"]
+        first = error.errors(include_url=False)[0]
+        detail = ", ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
         problems.append(f"{key}: found {value!r}; expected {name} ({detail})")
         return None
     if isinstance(value, bool) and not isinstance(checked, (bool, str)):
@@ -258,52 +241,12 @@ def _check_value(key: str, expected: Any, value: Any, problems: list[str]) -> An
     return checked
 
 
-def _find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
-    data, model, agent, validation = (settings[name] for name in ("data", "model", "agent", "validation"))
-    values = {name: value for part in settings.values() for name, value in vars(part).items()}
-    problems = [
-        f"{name}: found {values[name]}; expected at least {least}"
-        for name, least in _LEAST.items()
-        if values[name] is not None and values[name] < least
-    ]
-    if agent.min_pixels > agent.max_pixels:
-        problems.append(f"max_pixels: found {agent.max_pixels}; expected at least min_pixels={agent.min_pixels}")
-    if not 0 <= model.lora_dropout < 1:
-        problems.append(f"lora_dropout: found {model.lora_dropout}; expected a share from 0 to below 1")
-    if settings["batch"].packing != "none":
-        if model.attn_implementation not in ("sdpa", "eager"):
-            problems.append(
-                f"packing: {model.attn_implementation} cannot take the mask of a packed sequence; "
-                "expected attn_implementation sdpa or eager, or packing: none"
-            )
-        problems += [
-            f"{key}: found together with packing; expected tokens_per_batch, which says how much is one sequence"
-            for key in ("per_device_train_batch_size", "per_device_eval_batch_size")
-            if training.get(key, 1) != 1
-        ]
-    if not 0 <= data.val_split < 1:
-        problems.append(f"val_split: found {data.val_split}; expected a share from 0 to below 1")
-    country = settings["compute"].country_iso_code
-    if country is not None and country not in list_countries():
-        problems.append(f"country_iso_code: found {country!r}; expected an ISO 3166 code of three letters, e.g. DEU")
-    if data.val_csv and data.val_split:
-        problems.append("val_split: found together with val_csv; expected one of the two")
-    has_validation = bool(data.val_csv or data.val_split)
-    if training.get("eval_strategy", "no") != "no" and not has_validation:
-        problems.append("eval_strategy: found no validation data; give val_csv or val_split")
-    if training.get("metric_for_best_model") in ("swa", "eval_swa") and not validation.val_rollout_tasks:
-        problems.append("metric_for_best_model: found swa without a rollout; expected val_rollout_tasks above 0")
-    if validation.early_stopping_patience is not None and not training.get("load_best_model_at_end"):
-        problems.append("early_stopping_patience: found without load_best_model_at_end; expected it to be true")
-    if model.load_in_4bit and not model.use_peft:
-        problems.append("use_peft: found false with load_in_4bit; 4-bit weights train through LoRA only")
-    if model.use_peft and not (model.lora_parts or model.lora_modules_to_save):
-        problems.append("lora_parts: found nothing to train; expected at least one of language, merger, vision")
-    return problems
-
-
 def _field_types(cls: type) -> dict[str, Any]:
     return {f.name: get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
+
+
+def _default(f: "dataclasses.Field[Any]") -> Any:
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def _is_required(f: "dataclasses.Field[Any]") -> bool:

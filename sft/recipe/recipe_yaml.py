@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from sft.errors import UserError
+from sft.file_kinds import JSON, YAML, find_kind
 
 
 class RecipeError(UserError):
@@ -45,11 +46,16 @@ _RecipeLoader.add_implicit_resolver(_YAML_BOOL, re.compile("^(?:true|True|TRUE|f
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
+    expected = "expected a recipe in YAML, e.g. recipes/demo.yaml"
     if not path.is_file():
-        raise RecipeError(path, ["found no such file; expected a recipe in YAML, e.g. recipes/demo.yaml"])
+        raise RecipeError(path, [f"found {'a folder' if path.is_dir() else 'no such file'}; {expected}"])
     try:
+        if (kind := find_kind(path)) not in (None, YAML, JSON):  # JSON is YAML too
+            raise RecipeError(path, [f"found {kind.name}; {expected}: {kind.way_out}"])
         values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_RecipeLoader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:
+    except RecipeError:
+        raise
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise RecipeError(path, [" ".join(str(error).split())]) from error
     if not isinstance(values, dict):
         raise RecipeError(path, [f"found {type(values).__name__}; expected lines of the form key: value"])

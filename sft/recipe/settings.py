@@ -47,7 +47,8 @@ class ModelSettings:
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scale; the update is multiplied by alpha / r."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the LoRA input."})
     lora_parts: tuple[Literal["language", "experts", "merger", "vision"], ...] = field(
-        default=("language",), metadata={"help": "Parts of the model that get LoRA matrices; experts in Llama-4 only."}
+        default=("language",),
+        metadata={"help": "Parts of the model that get LoRA matrices; experts in mixtures only."},
     )
     lora_modules_to_save: tuple[str, ...] = field(
         default=(), metadata={"help": "Modules trained in full and saved with the adapter, e.g. embed_tokens."}

@@ -23,10 +23,18 @@ _FORMAT = 1
 log = logging.getLogger("sft")
 
 
+def name_checkpoint(step: int) -> str:
+    return f"checkpoint-{step}"
+
+
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Return the folders `checkpoint-N`, lowest step first."""
-    steps = {p: int(p.name.removeprefix("checkpoint-")) for p in output_dir.glob("checkpoint-*") if _is_named(p)}
-    return sorted(steps, key=lambda p: steps[p])
+    return sorted((p for p in output_dir.glob("checkpoint-*") if _is_named(p)), key=read_step)
+
+
+def read_step(checkpoint: Path) -> int:
+    """Return the step in the name of a checkpoint."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def finish_checkpoint(written: Path, final: Path, run: Mapping[str, Any]) -> None:
@@ -80,6 +88,23 @@ def set_aside(checkpoint: Path) -> Path:
     aside = next(path for name in names if not (path := checkpoint.with_name(name)).exists())
     checkpoint.rename(aside)
     return aside
+
+
+def copy_checkpoint(checkpoint: Path, final: Path) -> None:
+    """Copy a whole checkpoint of another folder to `final`, which has its name only once it is all there."""
+    check_disk_space(final.parent, read_size(checkpoint))
+    written = prepare_unfinished(final.parent) / final.name
+    shutil.copytree(checkpoint, written)
+    for path in (*written.rglob("*"), written):
+        _force_to_disk(path)
+    written.rename(final)
+    _force_to_disk(final.parent)
+    clear_unfinished(final.parent)
+
+
+def is_copy(checkpoint: Path, other: Path) -> bool:
+    """Say whether a checkpoint, if there is one, is whole and has the content of another whole one."""
+    return find_damage(checkpoint) is None and _read_manifest(checkpoint) == _read_manifest(other)
 
 
 def read_run(checkpoint: Path) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.distributed import distributed_c10d
@@ -21,44 +21,67 @@ log = logging.getLogger("sft")
 
 
 class GradientCheck(TrainerCallback):
-    """Stops a run in which some trained part of the model has had no gradient in its first steps.
+    """Watches the gradients of every trained part of the model, by hooks, as they are computed.
 
-    A LoRA on the vision tower gets none under reentrant checkpointing, and nothing else would say so. Gradients are
-    seen by hooks as they are computed: DeepSpeed keeps them nowhere else that could be read.
+    Stops a run in which some part has had none in its first steps: a LoRA on the vision tower gets none under
+    reentrant checkpointing, and nothing else would say so. And tells which parts had one that is no number.
+    DeepSpeed keeps gradients nowhere else that could be read.
     """
 
     N_STEPS = 3
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
+        self._is_waiting = False
         self._hooks: list[Any] = []
+        self._sums: dict[str, torch.Tensor] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Watch every trained parameter, unless the run goes on behind its first steps."""
-        if state.global_step < self.N_STEPS:
-            trained = [(name, p) for name, p in kwargs["model"].named_parameters() if p.requires_grad]
-            self._hooks = [p.register_hook(partial(self._note, part_of(name))) for name, p in trained]
+        """Watch every trained parameter; a run that goes on behind its first steps waits for no part."""
+        self._is_waiting = state.global_step < self.N_STEPS
+        trained = [(name, p) for name, p in kwargs["model"].named_parameters() if p.requires_grad]
+        self._hooks = [p.register_hook(partial(self._note, part_of(name))) for name, p in trained]
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """After `N_STEPS` steps all trained parts must have had a gradient."""
-        if not self._hooks or state.global_step < self.N_STEPS:
+        self._sums.clear()
+        if not self._is_waiting or state.global_step < self.N_STEPS:
             return
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._is_waiting = False
         if silent := trained_parts(kwargs["model"]) - self._seen:
             raise UserError(
                 f"found no gradient in the {' and '.join(sorted(silent))} part after {self.N_STEPS} steps; "
                 "with lora_parts vision set gradient_checkpointing_kwargs: {use_reentrant: false}"
             )
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def find_not_finite(self, parts: Sequence[str], args: TrainingArguments) -> list[str]:
+        """Return the parts that have had a gradient which is no number since the last step, in any process.
+
+        All processes call it together. Reads from the device once.
+        """
+        zero = torch.zeros((), device=args.device)
+        sums = torch.stack([self._sums.get(part, zero).to(args.device) for part in parts])
+        flags = (~torch.isfinite(sums)).int()
+        if args.world_size > 1:
+            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        return [part for part, flag in zip(parts, flags.tolist()) if flag]
+
     def _note(self, part: str, gradient: torch.Tensor) -> None:
-        if part not in self._seen and bool(gradient.any()):
+        if self._is_waiting and part not in self._seen and bool(gradient.any()):
             self._seen.add(part)
+        total = gradient.detach().sum(dtype=torch.float32)  # one that is no number stays so in every sum
+        self._sums[part] = self._sums[part] + total if part in self._sums else total
 
 
 class StopWhenPreempted(TrainerCallback):
@@ -104,6 +127,20 @@ def check_loss(loss: torch.Tensor, step: int) -> None:
             f"step {step + 1}: found a loss of {loss.item()}; expected a finite number: training has diverged: lower "
             "learning_rate or max_grad_norm; the checkpoints before it are intact"
         )
+
+
+def refuse_gradient(parts: Sequence[str], step: int) -> NoReturn:
+    """Refuse to go on with gradients that are no finite numbers; the optimiser has not used them yet.
+
+    `parts` are those that had some; none where each number is finite and only the norm of all is not.
+    """
+    what = f"gradients in the {' and '.join(parts)} part that are" if parts else "a gradient norm that is"
+    raise UserError(
+        f"step {step + 1}: found {what} not finite; expected finite numbers. The optimiser has not used them: the "
+        "checkpoints are intact, go on with --resume auto. Where it stops at the same step again, "
+        "an operation overflows: try attn_implementation: eager, or dtype: float32 with bf16: false. Where grad_norm "
+        "in the log grew before it, training diverges: lower learning_rate"
+    )
 
 
 def limit_waiting(ddp_timeout_s: int) -> None:
@@ -152,7 +189,10 @@ def log_process(folder: Path, rank: int) -> Iterator[None]:
     The error that ends the process is in the file too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    console, file = logging.StreamHandler(), logging.FileHandler(folder / f"rank-{rank}.log", encoding="utf-8")
+    console, file = (
+        logging.StreamHandler(),
+        logging.FileHandler(folder / f"rank-{rank}.log", encoding="utf-8", errors="replace"),
+    )
     console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     console.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

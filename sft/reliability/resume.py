@@ -1,6 +1,7 @@
 """Whether and from where a run goes on, refused where recipe or data are no longer those it began with."""
 
 import hashlib
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,7 +13,17 @@ import yaml
 from sft.errors import UserError
 from sft.recipe.config import Recipe
 from sft.recipe.support import Launch
-from sft.reliability.checkpoints import find_damage, find_newest_whole, list_checkpoints, read_run, set_aside
+from sft.reliability.checkpoints import (
+    copy_checkpoint,
+    find_damage,
+    find_newest_whole,
+    is_copy,
+    list_checkpoints,
+    name_checkpoint,
+    read_run,
+    read_step,
+    set_aside,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,6 +56,7 @@ MAY_CHANGE = {
     "dataloader_persistent_workers",
     "ddp_timeout",
 }
+STATE_NAME = "trainer_state.json"  # of transformers
 _SHOWN = 8
 log = logging.getLogger("sft")
 
@@ -96,12 +108,47 @@ def choose_checkpoint(recipe: Recipe, output_dir: Path, run: Mapping[str, Mappin
         if not recipe.resume.resume_anyway:
             raise UserError(f"{message}\nresume: start anew in another output_dir, or add --resume_anyway true")
         log.warning("%s", message)
-    if checkpoint.parent.resolve() == output_dir.resolve():
-        later = list_checkpoints(output_dir)
-        for superseded in later[[c.name for c in later].index(checkpoint.name) + 1 :]:
+    state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    for superseded in list_checkpoints(output_dir):
+        if read_step(superseded) > state["global_step"]:
             log.warning("%s: of a later step than the one gone on from; set aside", set_aside(superseded))
+    if state.get("best_global_step"):
+        keep_best(checkpoint, output_dir, state, recipe)
     log.info("resume: going on from %s", checkpoint)
     return checkpoint
+
+
+def keep_best(checkpoint: Path, output_dir: Path, state: Mapping[str, Any], recipe: Recipe) -> None:
+    """Make sure that the best checkpoint so far is in `output_dir`, under its step: where the trainer looks for it.
+
+    It is known by its step alone, so that a run's folder can be moved. Where the run goes on in another folder than
+    that of its checkpoint, the best one is copied there. A best one that cannot be used is set aside.
+
+    Raises:
+        UserError: it is gone or damaged, the recipe keeps the best one, and `resume_anyway` is not set.
+    """
+    step = int(state["best_global_step"])
+    kept = output_dir / name_checkpoint(step)
+    best = checkpoint if step == state["global_step"] else checkpoint.with_name(kept.name)
+    damage = find_damage(best) if best.is_dir() else "there is no such folder"
+    if damage is None:
+        if best.resolve() != kept.resolve() and not is_copy(kept, best):
+            if kept.exists():
+                set_aside(kept)
+            copy_checkpoint(best, kept)
+        return
+    message = (
+        f"resume: {checkpoint.name}: the best evaluation so far ({state['best_metric']:.4g}) was at step {step}, but "
+        f"{best}: {damage}"
+    )
+    if recipe.training.get("load_best_model_at_end") and not recipe.resume.resume_anyway:
+        raise UserError(
+            f"{message}; expected it whole: copy it back, or add --resume_anyway true to choose among the evaluations "
+            "from now on alone"
+        )
+    if kept.exists():
+        set_aside(kept)
+    log.warning("%s; the best one is chosen among the evaluations from now on alone", message)
 
 
 def find_changes(saved: Mapping[str, Mapping[str, Any]], current: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -3,9 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sft.contract.memory_audit import MEMORY_COLUMNS
+from sft.contract.sources import MEMORY_COLUMNS
 
 _MAX_EXAMPLES = 5
+_BOX_DOUBTS = {
+    "shares": ("a box of shares from 0 to 1 on a screen of pixels", "multiply it out to pixels."),
+    "no area": ("a box without area", "is a point or a line meant?"),
+    "outside": ("a box outside its screen", "is it of another screen, or of another scale?"),
+    "shape": ("a screen of another shape than the screenshot", "its boxes lie elsewhere on the picture."),
+}
 
 
 def list_warnings(report: Mapping[str, Any], shows_memory: bool = True) -> list[str]:
@@ -51,6 +57,11 @@ def list_warnings(report: Mapping[str, Any], shows_memory: bool = True) -> list[
             f"{len(hits)} cells hold characters nobody sees; the first: {first['character']} in row {first['row']}, "
             f"{first['column']}."
         )
+    for doubt, found in report["boxes"].items():
+        rows = ", ".join(map(str, found["rows"][:_MAX_EXAMPLES])) + (", ..." if found["n"] > _MAX_EXAMPLES else "")
+        what, advice = _BOX_DOUBTS[doubt]
+        noun = "row" if found["n"] == 1 else "rows"
+        warnings.append(f"Grounding: {what} in {found['n']} {noun} ({rows}): {advice}")
     if overlap := report.get("overlap"):
         warnings += _warn_of_overlap(overlap)
     return warnings

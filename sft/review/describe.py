@@ -7,15 +7,18 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from sft.contract.boxes import find_doubts
 from sft.contract.goals import find_duplicate_goals
 from sft.contract.hints import find_hidden_characters, find_personal_data
-from sft.contract.memory_audit import MEMORY_COLUMNS, MemoryAudit, MemoryCell, audit_memory
+from sft.contract.memory_audit import MemoryAudit, MemoryCell, audit_memory
 from sft.contract.shown_memory import audit_shown_memory
-from sft.contract.sources import Cells, Table
+from sft.contract.sources import MEMORY_COLUMNS, Cells, Table
 from sft.contract.steps import Step, Trajectory
 from sft.contract.trajectory import TaskSet
 from sft.models.light_processor import DEFAULT_PIXELS_PER_TOKEN, build_image_counter, read_pixels_per_token
 from sft.prompts import AgentConfig
+
+_MAX_ROWS = 20
 
 
 def describe(table: Table, tasks: TaskSet, agent: AgentConfig, tokenizer: Path | None = None) -> dict[str, Any]:
@@ -51,6 +54,7 @@ def describe(table: Table, tasks: TaskSet, agent: AgentConfig, tokenizer: Path |
         "duplicate_goals": find_duplicate_goals(tasks.trajectories),
         "personal_data": find_personal_data(steps, cells_of),
         "hidden_characters": find_hidden_characters(steps, cells_of),
+        "boxes": describe_boxes(tasks, steps),
     }
 
 
@@ -70,6 +74,16 @@ def describe_screenshots(tasks: TaskSet, steps: Sequence[Step]) -> dict[str, Any
         "sizes": dict(sizes.most_common()),
         "notes": [{"row": row, "image_id": image_id, "note": note} for row, image_id, note in noted],
     }
+
+
+def describe_boxes(tasks: TaskSet, steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
+    """Count the boxes and screens that cannot be right, by what is wrong with them, and name the first rows."""
+    rows_of: dict[str, list[int]] = {}
+    for step in sorted(steps, key=lambda s: s.row):
+        picture = tasks.screenshots[step.image_path].width_height
+        for doubt in find_doubts(step.grounding.bbox, step.grounding.screen_wh, picture):
+            rows_of.setdefault(doubt, []).append(step.row)
+    return {doubt: {"n": len(rows), "rows": rows[:_MAX_ROWS]} for doubt, rows in rows_of.items()}
 
 
 def audit_columns(trajectories: Sequence[Trajectory], cells_of: Mapping[int, Cells]) -> list[MemoryAudit]:

@@ -1,0 +1,225 @@
+"""Speed of the 8B recipe's training on a GPU, packed and by stock TRL on the same steps; or where a step's time goes.
+
+python -m benchmarks.gpu.training BASE --side packed --json FILE      # BASE: a folder of benchmarks.gpu.base_8b
+python -m benchmarks.gpu.training BASE --side stock --json FILE       # adds its row, and the ratio
+python -m benchmarks.gpu.training BASE --profile --json FILE          # operations and kernels of one packed step
+
+Both sides load the model as the product does, with its LoRA, 4-bit layers, checkpointing and optimiser, and train
+about 16 steps of tasks an optimiser step: packed in sequences of up to 8,192 tokens, stock in micro-batches of 4. No
+two optimiser steps have the same steps of tasks. The first two are not timed.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.base_8b import random_weights
+from benchmarks.gpu.recipe import TINY_SCREEN_WH, build_arguments, describe_gpu
+from benchmarks.gpu.tasks import write_tasks
+from benchmarks.machine import publish, save
+
+N_WARMUP, N_TIMED = 2, 4
+STEPS_A_BATCH = 16
+STOCK_MICRO_BATCH = 4  # about as many tokens as a packed sequence
+N_TASKS, STEPS_A_TASK = 8, (N_WARMUP + N_TIMED) * STEPS_A_BATCH // 8
+N_OPERATIONS, N_KERNELS = 25, 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("--side", choices=("packed", "stock"), default="packed")
+    parser.add_argument("--screen", default="1920x1080", help="width and height of a screenshot [1920x1080]")
+    parser.add_argument("--steps_a_screenshot", type=int, default=8, help="steps that show the same one [8]")
+    parser.add_argument("--profile", action="store_true", help="where one step's time goes, instead of speed")
+    parser.add_argument("--json", type=Path, required=True, help="file for the rows; the other side's row is kept")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU, to test this program")
+    arguments = parser.parse_args()
+    width, height = TINY_SCREEN_WH if arguments.tiny else map(int, arguments.screen.split("x"))
+    with tempfile.TemporaryDirectory() as folder, random_weights():
+        csv_path = write_tasks(Path(folder), (width, height), N_TASKS, STEPS_A_TASK, arguments.steps_a_screenshot)
+        if arguments.profile:
+            profile_step(arguments.base, csv_path, arguments.json, arguments.tiny)
+            return
+        about = {"side": arguments.side, "screen": f"{width}x{height}"}
+        about["steps_a_screenshot"] = arguments.steps_a_screenshot
+        measure(arguments.base, csv_path, about, arguments.json, arguments.tiny)
+
+
+def measure(base: Path, csv_path: Path, about: dict[str, Any], json_path: Path, is_tiny: bool) -> None:
+    """Train a few optimiser steps; the side's row is saved after each that is timed, so that a cut run keeps it."""
+    import torch
+    from transformers import TrainerCallback
+
+    from benchmarks.clocks import Clock
+
+    trainer, figures = build_trainer(base, csv_path, about["side"], is_tiny)
+    clock, machine = Clock(trainer), describe_gpu()
+    title = f"QLoRA training, {'tiny model' if is_tiny else 'Qwen3-VL-8B shapes, random weights'}"
+
+    class Saved(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            if len(clock.seconds) > N_WARMUP:
+                row = {**about, **describe_speed(clock.seconds[N_WARMUP:], clock.counts[N_WARMUP:], figures)}
+                save(title, add_row(json_path, row), machine, json_path)
+
+    trainer.add_callback(Saved())
+    row: dict[str, Any] = {**about}
+    try:
+        trainer.train()
+        row |= describe_speed(clock.seconds[N_WARMUP:], clock.counts[N_WARMUP:], figures)
+        logs = [log for log in trainer.state.log_history if "loss" in log]
+        row |= {"loss": logs[-1]["loss"], "note": ""}
+        if not all(math.isfinite(log["loss"]) and math.isfinite(log["grad_norm"]) for log in logs):
+            row["note"] = "loss or gradient not finite"
+    except torch.OutOfMemoryError:
+        row["note"] = "out of memory"
+    publish(title, add_row(json_path, row), machine, json_path)
+
+
+def describe_speed(
+    seconds: Sequence[float], counts: Sequence[tuple[int, int]], figures: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return speed, peak memory and the achieved share of peak arithmetic of optimiser steps.
+
+    `counts` are their steps of tasks and tokens, `figures` what the step meter noted of all until then.
+    """
+    import torch
+
+    from sft.accounting.hardware import find_peak_tflops
+
+    n_steps, n_tokens = (sum(column) for column in zip(*counts))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    metered = figures.get("tokens_text", 0) + figures.get("tokens_image", 0)
+    flops_a_token = _divide(figures.get("flops"), metered)
+    tflops = flops_a_token * n_tokens / sum(seconds) / 1e12 if flops_a_token else None
+    return {
+        "n_timed": len(seconds),
+        "steps_a_s": n_steps / sum(seconds),
+        "tokens_a_s": n_tokens / sum(seconds),
+        "median_s": statistics.median(seconds),
+        "slowest_s": max(seconds),
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if gpu else None,
+        "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if gpu else None,
+        "tflops": tflops,
+        "share_of_peak": _divide(tflops, find_peak_tflops(gpu)) if gpu else None,
+        "measured_by_formula": _divide(figures.get("flops_batch_measured"), figures.get("flops_batch_formula")),
+    }
+
+
+def add_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the file's rows with this one, each with its ratio to stock TRL's steps a second."""
+    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    rows = [*(r for r in kept if r["side"] != row["side"]), row]
+    stock = next((r.get("steps_a_s") for r in rows if r["side"] == "stock"), None)
+    return [{**r, "ratio": _divide(r.get("steps_a_s"), stock)} for r in rows]
+
+
+def profile_step(base: Path, csv_path: Path, json_path: Path, is_tiny: bool) -> None:
+    """Publish the operations, and the kernels they started, that took most time in one packed optimiser step."""
+    import torch
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as start_profile
+    from transformers import TrainerCallback
+
+    from benchmarks.clocks import Clock
+
+    on_gpu = torch.cuda.is_available()
+    profile = start_profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])])
+
+    class ProfiledStep(TrainerCallback):
+        """Profiles the optimiser step after the warm-up; the trainer stops there."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == N_WARMUP:
+                profile.start()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == N_WARMUP + 1:
+                profile.stop()
+                control.should_training_stop = True
+
+    trainer, _ = build_trainer(base, csv_path, "packed", is_tiny)
+    clock = Clock(trainer)
+    trainer.add_callback(ProfiledStep())  # behind the clock, which has waited for the GPU at both ends
+    trainer.train()
+    operations, kernels = [], []
+    for event in profile.key_averages():
+        if event.is_user_annotation:  # a span over others
+            continue
+        is_kernel = event.device_type != torch.autograd.DeviceType.CPU
+        micro_s = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        (kernels if is_kernel else operations).append((micro_s / 1e3, event.count, event.key))
+    total = sum(ms for ms, _, _ in operations) or 1
+    rows = [
+        {"kind": kind, "name": name[:80], "calls": count, "ms": ms, "share": ms / total}
+        for kind, events, n in (("operation", operations, N_OPERATIONS), ("kernel", kernels, N_KERNELS))
+        for ms, count, name in sorted(events, reverse=True)[:n]
+    ]
+    step_ms, where = 1e3 * clock.seconds[N_WARMUP], "GPU" if on_gpu else "CPU"
+    title = f"One packed optimiser step: {step_ms:.0f} ms under the profiler, {where} busy for {total:.0f} ms"
+    publish(title, rows, describe_gpu(), json_path)
+
+
+def build_trainer(base: Path, csv_path: Path, side: str, is_tiny: bool) -> tuple[Any, dict[str, Any]]:
+    """Return the trainer of one side, and the figures that the product's step meter has noted (none on stock's)."""
+    from benchmarks.sides import build_our_trainer, build_stock_trainer
+    from sft.accounting.step_meter import StepMeter
+    from sft.batches.encoding import StepEncoder
+    from sft.batches.sampler import PackSampler
+    from sft.contract.trajectory import load_trajectories
+    from sft.data import build_step_rows, read_step_sizes
+    from sft.models.model import build_lora_config, find_family, load_model
+    from sft.models.processors import load_processor
+    from sft.recipe.config import build_training_arguments, parse_recipe
+
+    padded = {"packing": "none", "per_device_train_batch_size": STOCK_MICRO_BATCH}
+    overrides = {"max_steps": N_WARMUP + N_TIMED, **(padded if side == "stock" else {})}
+    if is_tiny:
+        overrides |= {"max_steps": N_WARMUP + 2, "tokens_per_batch": 4096}
+    recipe = parse_recipe(build_arguments(base, csv_path, csv_path.parent / "out", is_tiny, **overrides))
+    training = build_training_arguments(recipe)
+    processor = load_processor(base, recipe.agent.min_pixels, recipe.agent.max_pixels)
+    encoder = StepEncoder(processor, recipe.agent)
+    tasks = load_trajectories(csv_path, show_progress=False)
+    rows = build_step_rows(tasks, str(csv_path), encoder, show_progress=False).dataset
+    family = find_family(str(base))
+    parts = {"args": training, "peft_config": build_lora_config(recipe.model, family)}
+    if side == "stock":
+        training.gradient_accumulation_steps = STEPS_A_BATCH // STOCK_MICRO_BATCH
+        return build_stock_trainer(rows.to_list(), encoder, model=load_model(recipe.model, family), **parts), {}
+    sizes, budget = read_step_sizes(rows), recipe.batch.tokens_per_batch
+    n_packs = len(PackSampler(sizes, budget, training.seed))
+    training.gradient_accumulation_steps = max(1, round(STEPS_A_BATCH * n_packs / len(rows)))
+    sampler = PackSampler(sizes, budget, training.seed, accumulation=training.gradient_accumulation_steps)
+    figures = _Figures()
+    meter = StepMeter(figures)
+    model = load_model(recipe.model, family)
+    trainer = build_our_trainer(rows.to_list(), encoder, sampler, model=model, step_meter=meter, **parts)
+    return trainer, figures.noted
+
+
+class _Figures:
+    """Takes what a step meter notes, as the compute ledger's recorder does."""
+
+    def __init__(self) -> None:
+        self.noted: dict[str, Any] = {}
+
+    def note(self, **figures: Any) -> None:
+        self.noted.update(figures)
+
+    def log(self, **fields: Any) -> None:
+        """Keep no course."""
+
+
+def _divide(number: float | None, by: float | None) -> float | None:
+    return number / by if number and by else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Which values of a recipe do not go together. Reads settings alone: no data, no model."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from sft.recipe.countries import list_countries
+from sft.recipe.validation import find_validation_contradictions
+
+_LEAST = {
+    "lora_r": 1,
+    "lora_alpha": 1,
+    "memory_budget_chars": 4,  # two empty objects
+    "min_pixels": 1,
+    "max_prompt_tokens": 1,
+    "max_answer_tokens": 1,
+    "tokens_per_batch": 1,
+    "val_rollout_tasks": 0,
+    "val_rollout_batch_size": 1,
+    "early_stopping_patience": 1,
+    "gradient_accumulation_steps": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "save_total_limit": 1,
+    "learning_rate": 0,
+    "max_grad_norm": 0,
+    "dataloader_num_workers": 0,
+}
+_NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+_ABOVE_0 = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")
+
+
+def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
+    data, model, agent, validation = (settings[name] for name in ("data", "model", "agent", "validation"))
+    values = {name: value for part in settings.values() for name, value in vars(part).items()} | dict(training)
+    problems = [
+        f"{name}: found {values[name]}; expected at least {least}"
+        for name, least in _LEAST.items()
+        if values.get(name) is not None and values[name] < least
+    ]
+    problems += [
+        f"{name}: found {training[name]}; expected more than 0"
+        for name in _ABOVE_0
+        if training.get(name) is not None and training[name] <= 0
+    ]
+    if training.get("warmup_steps") and training.get("lr_scheduler_type") in _NO_WARMUP:
+        problems.append(
+            f"warmup_steps: found with lr_scheduler_type {training['lr_scheduler_type']}, which has no warm-up; "
+            "expected another, such as constant_with_warmup"
+        )
+    if training.get("fp16") and training.get("use_cpu"):
+        problems.append("fp16: found with use_cpu, where it does nothing; expected bf16 or neither")
+    if training.get("max_steps") == 0:
+        problems.append("max_steps: found 0; expected at least 1, or -1 for num_train_epochs")
+    names = [action.name.upper() for action in agent.actions]
+    if not names or len(set(names)) < len(names):
+        problems.append(f"actions: found {', '.join(names) or 'none'}; expected at least one, each name once")
+    if agent.min_pixels > agent.max_pixels:
+        problems.append(f"max_pixels: found {agent.max_pixels}; expected at least min_pixels={agent.min_pixels}")
+    if not 0 <= model.lora_dropout < 1:
+        problems.append(f"lora_dropout: found {model.lora_dropout}; expected a share from 0 to below 1")
+    if settings["batch"].packing != "none":
+        if model.attn_implementation not in ("sdpa", "eager"):
+            problems.append(
+                f"packing: {model.attn_implementation} cannot take the mask of a packed sequence; "
+                "expected attn_implementation sdpa or eager, or packing: none"
+            )
+        problems += [
+            f"{key}: found together with packing; expected tokens_per_batch, which says how much is one sequence"
+            for key in ("per_device_train_batch_size", "per_device_eval_batch_size")
+            if training.get(key, 1) != 1
+        ]
+    elif model.attn_implementation == "flash_attention_2" and find_spec("flash_attn") is None:
+        problems.append(
+            "attn_implementation: found flash_attention_2, whose package is missing; expected sdpa, or `pip install "
+            "flash-attn`"
+        )
+    if not 0 <= data.val_split < 1:
+        problems.append(f"val_split: found {data.val_split}; expected a share from 0 to below 1")
+    country = settings["compute"].country_iso_code
+    if country is not None and country not in list_countries():
+        problems.append(f"country_iso_code: found {country!r}; expected an ISO 3166 code of three letters, e.g. DEU")
+    if data.val_csv and data.val_split:
+        problems.append("val_split: found together with val_csv; expected one of the two")
+    problems += find_validation_contradictions(bool(data.val_csv or data.val_split), validation, training)
+    problems += _find_loss_contradictions(settings["batch"].loss_weights, training)
+    if model.load_in_4bit and not model.use_peft:
+        problems.append("use_peft: found false with load_in_4bit; 4-bit weights train through LoRA only")
+    if model.use_peft and not (model.lora_parts or model.lora_modules_to_save):
+        problems.append("lora_parts: found nothing to train; expected at least one of language, merger, vision")
+    return problems
+
+
+def _find_loss_contradictions(loss_weights: Mapping[Any, float], training: Mapping[str, Any]) -> list[str]:
+    """Both other losses are computed of something else than the weighted log-probabilities."""
+    is_smoothed, is_dft = bool(training.get("label_smoothing_factor")), training.get("loss_type") == "dft"
+    problems = []
+    if is_smoothed and loss_weights:
+        problems.append("label_smoothing_factor: found together with loss_weights; expected one of the two")
+    if is_dft and loss_weights:
+        problems.append("loss_type: found dft together with loss_weights; expected one of the two")
+    if is_smoothed and is_dft:
+        problems.append("label_smoothing_factor: found with loss_type dft, which has none; expected one of the two")
+    return problems

@@ -1,0 +1,82 @@
+"""The loss of a step is the mean over all its answer tokens, whatever batches they are in, times their weights."""
+
+import pytest
+import torch
+from attempt_samples import write_recipe
+
+from sft import run
+from sft.batches.collator import PaddingCollator
+from sft.trainer import TrajectoryTrainer
+
+
+@pytest.fixture
+def train(tiny_checkpoints, tmp_path, monkeypatch):
+    """Train two steps with a learning rate that changes nothing; return the trainer."""
+    trainers = []
+
+    def keep(self, *args, build=TrajectoryTrainer.__init__, **kwargs):
+        build(self, *args, **kwargs)
+        trainers.append(self)
+
+    monkeypatch.setattr(TrajectoryTrainer, "__init__", keep)
+    recipe = write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"])
+    common = ["--learning_rate", "1e-12", "--lora_dropout", "0", "--max_steps", "2", "--save_strategy", "no"]
+
+    def train(*arguments):
+        run.main([str(recipe), *common, "--output_dir", str(tmp_path / f"out{len(trainers)}"), *arguments])
+        return trainers[-1]
+
+    return train
+
+
+def losses_of_tokens(trainer, rows):
+    """Return each answer token's loss and its text, step by step alone, plainly from the model's logits."""
+    model, encoder, losses, texts = trainer.model.eval(), trainer.data_collator.encoder, [], []
+    for row in (trainer.train_dataset[i] for i in rows):
+        batch = PaddingCollator(encoder)([row])
+        labels = batch.pop("labels")[0, 1:]
+        with torch.no_grad():
+            logits = model(**batch).logits[0, :-1]
+        is_answer = labels != -100
+        losses.append(torch.nn.functional.cross_entropy(logits[is_answer], labels[is_answer], reduction="none"))
+        texts += encoder.tokenizer.batch_decode(labels[is_answer][:, None])
+    return torch.cat(losses), texts
+
+
+def logged(trainer):
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+@pytest.mark.parametrize(
+    "settings", [("--tokens_per_batch", "700"), ("--packing", "none", "--per_device_train_batch_size", "4")]
+)
+def test_logged_loss_of_unequal_batches_is_the_mean_over_their_tokens_step_by_step(train, settings):
+    """15 steps in 4 batches: two optimiser steps of two batches, of which one has fewer steps."""
+    trainer = train("--gradient_accumulation_steps", "2", *settings)
+    batches = trainer.pack_sampler.plan(0)
+    steps = [batches[:2], batches[2:4]]
+    assert any(len(first) != len(second) for first, second in steps)
+    for found, step in zip(logged(trainer), steps):
+        of_batches = [losses_of_tokens(trainer, batch)[0] for batch in step]
+        assert found == pytest.approx(torch.cat(of_batches).mean().item(), rel=1e-5)
+    means = [[losses_of_tokens(trainer, batch)[0].mean().item() for batch in step] for step in steps]
+    assert any(abs(sum(m) / 2 - found) > 1e-4 for m, found in zip(means, logged(trainer))), "else nothing is shown"
+
+
+@pytest.mark.parametrize("packing", ["shared_screenshot", "none"])
+def test_weight_of_a_field_multiplies_the_loss_of_its_own_tokens(train, packing):
+    """The answer's first field is the action's; its tokens are those from its key to the comma before the target."""
+    size = ["--per_device_train_batch_size", "3"] if packing == "none" else []
+    trainer = train("--loss_weights", "{action: 4.0}", "--packing", packing, *size)
+    total = n_tokens = shifted = 0.0
+    for row in trainer.pack_sampler.plan(0)[0]:
+        losses, texts = losses_of_tokens(trainer, [row])
+        ends = [len("".join(texts[: i + 1])) for i in range(len(texts))]
+        starts = [0, *ends[:-1]]
+        n_field = "".join(texts).index(',"target"')
+        weights = torch.tensor([4.0 if 1 <= start < n_field else 1.0 for start in starts])  # 0 is the brace
+        total += (losses * weights).sum().item()
+        shifted += (losses * torch.cat([torch.ones(1), weights[:-1]])).sum().item()
+        n_tokens += len(losses)
+    assert logged(trainer)[0] == pytest.approx(total / n_tokens, rel=1e-5)
+    assert abs(shifted / n_tokens - logged(trainer)[0]) > 1e-3, "else a shift by one token would not be seen"

@@ -1,0 +1,255 @@
+"""A model folder that cannot be used is refused for what it is, before anything of it is loaded."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+from conftest import ROOT, build_tiny
+from safetensors.torch import load_file, save_file
+from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
+
+from eval.predictor import load_model_for_inference
+from sft import export
+from sft.errors import UserError
+from sft.models.hub import find_base_model
+from sft.models.light_processor import LightProcessor
+from sft.models.model_folder import read_dtype
+from sft.models.processors import load_processor
+from sft.recipe.config import parse_recipe
+from sft.run import check_inputs
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 4966659944\n"
+NAMES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+@pytest.fixture
+def folder(tiny_checkpoints, tmp_path):
+    return shutil.copytree(tiny_checkpoints["qwen3_vl"], tmp_path / "model")
+
+
+@pytest.fixture
+def sharded(folder):
+    """The same model in two files and an index, as large ones are published."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    half = len(names) // 2
+    for file, part in zip(NAMES, (names[:half], names[half:])):
+        save_file({name: weights[name] for name in part}, folder / file, {"format": "pt"})
+    file_of = {name: NAMES[i >= half] for i, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": file_of}))
+    return folder
+
+
+def _edit(path, change):
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def _refused(folder, *, needs_weights=True):
+    with pytest.raises(UserError) as caught:
+        find_base_model(str(folder), needs_weights=needs_weights)
+    return str(caught.value)
+
+
+def test_whole_model_in_several_files_is_taken(sharded):
+    find_base_model(str(sharded))
+    assert len(list(sharded.glob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "method"),
+    [
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("place", ["top", "text_config"])
+def test_quantised_base_is_refused_and_the_unquantised_one_asked_for(folder, fields, method, place):
+    def quantise(config):
+        (config if place == "top" else config["text_config"])["quantization_config"] = fields
+        return config
+
+    _edit(folder / "config.json", quantise)
+    for needs_weights in (True, False):
+        message = _refused(folder, needs_weights=needs_weights)
+        assert f"found a model that is already quantised ({method})" in message
+        assert "expected the unquantised model it was made from" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("Qwen3-VL-8B-Q4_K_M.gguf", "found GGUF files"),
+        ("onnx/decoder.onnx", "found ONNX files"),
+        ("pytorch_model-00001-of-00002.bin", "found pickled weights"),
+        ("consolidated.00.pth", "found pickled weights"),
+        ("tf_model.h5", "found weights for TensorFlow"),
+    ],
+)
+@pytest.mark.parametrize("has_config", [True, False])
+def test_weights_of_another_format_are_named(folder, name, found, has_config):
+    (folder / "model.safetensors").unlink()
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"GGUF")
+    if not has_config:
+        (folder / "config.json").unlink()
+    message = _refused(folder)
+    assert (found if has_config else found.removeprefix("found ")) in message
+    assert ("expected *.safetensors" if has_config else "found no config.json beside") in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json", "chat_template.jinja"],
+)
+def test_git_lfs_pointer_in_place_of_a_file_is_told_with_its_command(folder, name):
+    (folder / name).write_bytes(POINTER)
+    message = _refused(folder)
+    assert f"{folder / name}: found a Git LFS pointer" in message and "git lfs pull" in message
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_git_lfs_pointer_is_told_by_all_who_open_a_tokenizer(folder, name):
+    (folder / name).write_bytes(POINTER)
+    for opens in (
+        lambda: LightProcessor(folder, TINY_AGENT),
+        lambda: load_processor(folder, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels),
+    ):
+        with pytest.raises(UserError, match=rf"{name}: found a Git LFS pointer; .*git lfs pull"):
+            opens()
+
+
+def test_every_file_that_is_not_whole_is_named_at_once(sharded):
+    first, second = (sharded / name for name in NAMES)
+    first.write_bytes(POINTER)
+    with second.open("r+b") as file:
+        file.truncate(second.stat().st_size - 1)
+    (sharded / "tokenizer.json").write_text('{"model": {"vocab": {"a"')
+    lines = _refused(sharded).splitlines()
+    assert [line.split(":")[0].rpartition("/")[2] for line in lines] == ["tokenizer.json", *NAMES]
+    assert "broken JSON" in lines[0] and "Git LFS pointer" in lines[1] and "damaged file" in lines[2]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4, b"<html>404</html>", b"\xff" * 64, b"\0" * 4096])
+def test_file_that_holds_no_weights_is_a_damaged_one(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    assert f"{folder}/model.safetensors: found a damaged file" in _refused(folder)
+
+
+@pytest.mark.parametrize("size", [7, 9, 200, 100_000, -8, -1, 1])
+def test_weights_cut_anywhere_or_longer_than_they_say_are_damaged(folder, size):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:size] if size != 1 else whole + b"\0")
+    assert "found a damaged file" in _refused(folder)
+    path.write_bytes(whole)
+    find_base_model(str(folder))
+
+
+def test_missing_shards_are_named_and_an_unfinished_download_is_seen(sharded):
+    (sharded / NAMES[1]).unlink()
+    message = _refused(sharded)
+    assert f"found 1 of the 2 files that model.safetensors.index.json names; expected {NAMES[1]} too" in message
+    assert "hf download OWNER/NAME --local-dir FOLDER" in message and "has not finished" not in message
+    part = sharded / ".cache/huggingface/download/Bq1d.4d7a21.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"")
+    assert f"a download has not finished (found {part.name})" in _refused(sharded)
+    find_base_model(str(sharded), needs_weights=False)
+
+
+def test_shards_without_their_index_are_refused(sharded):
+    (sharded / "model.safetensors.index.json").unlink()
+    assert f"found {NAMES[0]} and no model.safetensors.index.json" in _refused(sharded)
+
+
+def test_adapter_given_as_a_base_is_told_from_a_broken_folder(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "found an adapter and no config.json; expected a base model" in _refused(tmp_path)
+
+
+def test_refusal_comes_before_torch_together_with_the_data_s_problems(folder, tmp_path):
+    _edit(folder / "config.json", lambda config: {**config, "quantization_config": {"quant_method": "awq"}})
+    csv = write_trajectories(tmp_path, build_tasks(1))
+    (tmp_path / "screens/0.png").unlink()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model_name_or_path: {folder}\ntrain_csv: {csv}\noutput_dir: {tmp_path}/out\n")
+    with pytest.raises(UserError, match=r"(?s)already quantised \(awq\).*found no file .*0.png"):
+        check_inputs(parse_recipe([str(path)]))
+    done = subprocess.run([sys.executable, "sft/run.py", str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "already quantised (awq)" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_rollout_and_export_refuse_a_damaged_folder_too(folder, tmp_path):
+    path = tmp_path / "agent_config.json"
+    path.write_text(json.dumps(asdict(TINY_AGENT)))
+    (folder / "model.safetensors").write_bytes(POINTER)
+    with pytest.raises(UserError, match="git lfs pull"):
+        load_model_for_inference(folder, agent_config=path)
+    with pytest.raises(UserError, match="git lfs pull"):
+        export.find_base_folder(str(folder), "main")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"dtype": "float16"}, "float16"),
+        ({"torch_dtype": "bfloat16"}, "bfloat16"),
+        ({"torch_dtype": "torch.float16"}, "float16"),
+        ({"text_config": {"dtype": "bfloat16"}}, "bfloat16"),
+        ({"text_config": {"torch_dtype": "bfloat16"}}, "bfloat16"),
+        ({"dtype": "bfloat16", "torch_dtype": "float32"}, "bfloat16"),  # as transformers decides
+        ({"dtype": None, "text_config": {"dtype": "bfloat16"}}, "bfloat16"),
+        ({}, "float32"),  # what the weights are in
+        ({"dtype": "auto"}, "float32"),
+    ],
+)
+def test_number_format_is_found_wherever_published_configs_have_it(folder, change, expected):
+    def keep_only(config):
+        for part in (config, config["text_config"], config["vision_config"]):
+            part.pop("dtype", None)
+        return {**config, **change, "text_config": {**config["text_config"], **change.get("text_config", {})}}
+
+    _edit(folder / "config.json", keep_only)
+    assert read_dtype(folder) == expected
+
+
+def test_number_format_that_no_config_names_is_that_of_most_weights(folder):
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(folder / "model.safetensors").items()}
+    (name,) = (n for n in weights if n.endswith("layers.0.input_layernorm.weight"))
+    save_file({**weights, name: weights[name].float()}, folder / "model.safetensors", {"format": "pt"})
+    _edit(folder / "config.json", lambda c: {**c, "dtype": None, "text_config": {**c["text_config"], "dtype": None}})
+    assert read_dtype(folder) == "bfloat16"
+
+
+def test_number_format_that_is_not_computed_with_is_refused(folder):
+    _edit(folder / "config.json", lambda config: {**config, "dtype": "float64"})
+    with pytest.raises(
+        UserError, match="config.json: dtype: found 'float64'; expected one of bfloat16, float16, float32"
+    ):
+        read_dtype(folder)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "llama4"])
+def test_untuned_base_is_loaded_in_the_format_of_its_text_part(tmp_path, family):
+    folder = build_tiny(tmp_path / "base", ["Open the study"], family)
+
+    def publish(config):
+        text = config["text_config"]
+        config.pop("dtype", None)
+        text["dtype"] = "bfloat16"
+        return config
+
+    _edit(folder / "config.json", publish)
+    path = tmp_path / "agent.json"
+    path.write_text(json.dumps(asdict(TINY_AGENT)))
+    model = load_model_for_inference(folder, agent_config=path).policy.model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
