@@ -46,7 +46,7 @@ def build_run_info(
         "test_csv": test_csv,
         "test_csv_sha256": test_csv_sha256,
         "image_root": image_root,
-        "screenshots_sha256": hash_files(sorted({step.image_path for t in trajectories for step in t.steps})),
+        "screenshots_sha256": _hash_screenshots(trajectories),
         "n_tasks": len(trajectories),
         "n_steps": sum(len(t.steps) for t in trajectories),
         "data": data,
@@ -165,6 +165,12 @@ def _read_run(path: Path) -> dict[str, Any]:
     if not isinstance(run, dict):
         raise UserError(f"{path}: found {type(run).__name__}; expected a JSON object: choose another --output_dir")
     return run
+
+
+def _hash_screenshots(trajectories: Sequence[Trajectory]) -> str:
+    """Hash the screenshots as they were checked, in the order of their paths."""
+    sha256_of = {step.image_path: step.image_sha256 for t in trajectories for step in t.steps}
+    return hashlib.sha256(b"".join(bytes.fromhex(sha256_of[path]) for path in sorted(sha256_of))).hexdigest()
 
 
 def hide_user(url: str) -> str:

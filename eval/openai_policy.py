@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from eval.policy import RawAnswer, StepRequest
 from eval.posting import FailedTry, RefusedRequest, hide_key, post_json
 from eval.schema import build_answer_schema
-from sft.contract.screenshots import read_as_shown
+from sft.contract.screenshots import ScreenshotError, read_as_shown
 from sft.errors import UserError
 from sft.memory import dump_json
 from sft.prompts import AgentConfig, build_prompt
@@ -56,21 +56,32 @@ class OpenAIPolicy:
                 failing.
         """
         with ThreadPoolExecutor(len(requests)) as pool:
-            answers = list(pool.map(self._answer_one, requests))
-        if not self._has_answered and all(answer.error is not None for answer in answers):
+            bodies = list(pool.map(self._try_body, requests))
+            asked = [body for body in bodies if not isinstance(body, ScreenshotError)]
+            answers = list(pool.map(self._answer_one, asked))
+        if not self._has_answered and asked and all(answer.error is not None for answer in answers):
             raise UserError(
                 f"{self.url}: found every request of the first batch refused, {len(answers)} of {len(answers)}; the "
                 f"first: {answers[0].error}; expected answers: change what the server names, or, if these steps alone "
                 "are at fault, give a larger --batch_size"
             )
-        self._has_answered = True
+        self._has_answered = self._has_answered or bool(asked)
         self._tell_of_silence(answers)
-        return answers
+        answered = iter(answers)
+        return [
+            RawAnswer("", error=str(body)) if isinstance(body, ScreenshotError) else next(answered) for body in bodies
+        ]
 
-    def _answer_one(self, request: StepRequest) -> RawAnswer:
+    def _try_body(self, request: StepRequest) -> dict[str, Any] | ScreenshotError:
+        try:
+            return self._build_body(request)
+        except ScreenshotError as error:  # it went bad after the data was checked
+            return error
+
+    def _answer_one(self, body: Mapping[str, Any]) -> RawAnswer:
         started = time.perf_counter()
         try:
-            reply = self._ask(self._build_body(request))
+            reply = self._ask(body)
         except _RefusedStep as refusal:
             return RawAnswer("", error=str(refusal))
         choice = reply["choices"][0]

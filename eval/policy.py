@@ -12,6 +12,7 @@ from eval.decoding import AnswerEnd, EncodedPrompt, Screenshot, generate_greedy,
 from eval.prefetch import ScreenshotLoader
 from eval.schema import build_answer_schema
 from sft.batches.encoding import Prompt, StepEncoder
+from sft.contract.screenshots import ScreenshotError
 from sft.contract.trajectory import Trajectory
 from sft.errors import UserError
 from sft.memory import Memory
@@ -73,26 +74,36 @@ class ModelPolicy:
         self._constraint = build_constraint(model, encoder) if is_constrained else None
 
     def answer(self, requests: Sequence[StepRequest]) -> list[RawAnswer]:
-        """Answer each step whose prompt fits; one that is too long even without memory becomes an error."""
-        built = [self._build_prompt(request) for request in requests]
-        fitting = [(r, p) for r, p in zip(requests, built) if isinstance(p, Prompt)]
-        answers = iter(self._generate(*zip(*fitting)) if fitting else ())
-        return [next(answers) if isinstance(p, Prompt) else RawAnswer("", error=str(p)) for p in built]
+        """Answer each step that can be asked.
 
-    def _build_prompt(self, request: StepRequest) -> Prompt | ValueError:
-        try:
-            return self.encoder.build_prompt(request.instruction, request.memory, request.image_path, request.elements)
-        except ValueError as error:
-            return error
-
-    def _generate(self, requests: Sequence[StepRequest], built: Sequence[Prompt]) -> list[RawAnswer]:
+        One whose prompt is too long even without memory becomes an error, and so does one whose screenshot went bad
+        after the data was checked.
+        """
         started = time.perf_counter()
         loaded = self.screenshots.load(request.image_path for request in requests)
         self.screenshots.prepare(r.next_image_path for r in requests if r.next_image_path is not None)
-        prompts = [self._encode(p.text, r.image_path, loaded[r.image_path]) for r, p in zip(requests, built)]
+        built = [self._build_prompt(request, loaded[request.image_path]) for request in requests]
+        answers = iter(self._generate([prompt for prompt in built if not isinstance(prompt, ValueError)], started))
+        return [RawAnswer("", error=str(p)) if isinstance(p, ValueError) else next(answers) for p in built]
+
+    def _build_prompt(
+        self, request: StepRequest, screenshot: Screenshot | ScreenshotError
+    ) -> tuple[Prompt, EncodedPrompt] | ValueError:
+        if isinstance(screenshot, ScreenshotError):
+            return screenshot
+        path = request.image_path
+        try:
+            prompt = self.encoder.build_prompt(request.instruction, request.memory, path, request.elements)
+        except ValueError as error:
+            return error
+        return prompt, self._encode(prompt.text, path, screenshot)
+
+    def _generate(self, built: Sequence[tuple[Prompt, EncodedPrompt]], started: float) -> list[RawAnswer]:
+        if not built:
+            return []
         limit = self.encoder.agent.max_answer_tokens
-        answers = generate_greedy(self.model, prompts, self._end, limit, self._constraint)
-        latency_s = (time.perf_counter() - started) / len(prompts)
+        answers = generate_greedy(self.model, [prompt for _, prompt in built], self._end, limit, self._constraint)
+        latency_s = (time.perf_counter() - started) / len(built)
         return [
             RawAnswer(
                 self.encoder.tokenizer.decode(answer.ids, skip_special_tokens=True),
@@ -103,7 +114,7 @@ class ModelPolicy:
                 source.text,
                 memory_shown=source.memory,
             )
-            for answer, prompt, source in zip(answers, prompts, built)
+            for answer, (source, prompt) in zip(answers, built)
         ]
 
     def _encode(self, text: str, path: Path, screenshot: Screenshot) -> EncodedPrompt:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from eval.policy import ModelPolicy, StepRequest
 from sft.actions import format_action
 from sft.batches.encoding import StepEncoder
-from sft.contract.screenshots import find_image_problem
+from sft.contract.image_paths import find_file
 from sft.errors import UserError
 from sft.memory import Memory, update
 from sft.models.model import check_adapter, find_family, load_model, open_adapter
@@ -55,9 +55,7 @@ class Predictor:
         Raises:
             ValueError: the screenshot is missing or damaged, or the goal is too long for `max_prompt_tokens`.
         """
-        path = Path(image_path)
-        if problem := find_image_problem(path):
-            raise ValueError(problem)
+        path = find_file(Path(image_path))
         memory = Memory(dict(short_term_memory or {}), dict(long_term_memory or {}))
         raw = self.policy.answer([StepRequest("", 0, user_goal, memory, path, detected_elements)])[0]
         if raw.error is not None:

@@ -45,7 +45,7 @@ def publish_run(
         run_dir, results, metrics, run_info, find_image_root(run_info), figures=figures, images=images
     )
     print_summary(metrics, shown)
-    for note in [*list_data_notes(run_info), *describe_errors(results), *describe_silence(results)]:
+    for note in [*list_data_notes(run_info), *describe_errors(results, run_info), *describe_silence(results)]:
         print(note)
     print(f"Report: {report}")
     return metrics
@@ -122,10 +122,13 @@ def score_run(
     )
 
 
-def describe_errors(results: Sequence[StepResult]) -> list[str]:
+def describe_errors(results: Sequence[StepResult], run_info: Mapping[str, Any]) -> list[str]:
     """Return a sentence on the steps that could not be answered at all, or nothing where there is none."""
     errors = [step for step in results if step.error is not None]
-    return [f"{len(errors)} of {len(results)} steps are errors; the first: {errors[0].error}"] if errors else []
+    if not errors:
+        return []
+    first = f"{run_info['test_csv']}: {errors[0].error}"
+    return [f"{len(errors)} of {len(results)} steps are errors; the first: {first}"]
 
 
 def describe_silence(results: Sequence[StepResult]) -> list[str]:

@@ -13,7 +13,8 @@ from urllib.parse import quote
 from PIL import Image
 from tqdm import tqdm
 
-from sft.contract.screenshots import find_image_problem, hash_screenshot, open_screenshot
+from sft.contract.image_paths import resolve_image
+from sft.contract.screenshots import ScreenshotError, hash_screenshot, open_screenshot
 
 # 960 px keeps labels of a 1280 or 1920 px screen legible at about 13 KB each; past 600 files that would be over 10 MB.
 WIDTH_PX, WIDTH_OF_MANY_PX, MANY = 960, 640, 600
@@ -48,21 +49,20 @@ def load_thumbnails(image_ids: Sequence[str], image_root: Path, link_from: Path 
 
     With `link_from`, the folder of the report, they are linked instead of shrunk and embedded.
 
-    A screenshot that is missing, damaged or outside `image_root` becomes one line of `problems`: a report of a run
-    whose screenshots have been moved is still a report.
+    A name is found as the check finds it (`resolve_image`), links followed. A screenshot that is missing or damaged
+    becomes one line of `problems`: a report of a run whose screenshots have been moved is still a report.
     """
     root = image_root.resolve()
     files: dict[str, Path] = {}  # content hash -> one file that has it
     hash_of: dict[str, str] = {}
     problems = []
     for image_id in dict.fromkeys(image_ids):
-        path = (root / image_id).resolve()
-        if not path.is_relative_to(root):
-            problems.append(f"{image_id} leaves {root}")
-        elif not path.is_file():
-            problems.append(f"{path} is not there")
-        else:
+        try:
+            path = resolve_image(image_id, root)
             hash_of[image_id] = hash_screenshot(path)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
             files.setdefault(hash_of[image_id], path)
     width = WIDTH_PX if len(files) <= MANY else WIDTH_OF_MANY_PX
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while it decodes, shrinks and encodes
@@ -78,9 +78,10 @@ def load_thumbnails(image_ids: Sequence[str], image_root: Path, link_from: Path 
 
 @lru_cache(maxsize=2048)  # the reports of several modes show the same screenshots
 def _make_thumbnail(path: Path, width: int, link_from: Path | None) -> Thumbnail | str:
-    if problem := find_image_problem(path):
-        return problem
-    image = open_screenshot(path)
+    try:
+        image = open_screenshot(path)
+    except ScreenshotError as error:
+        return str(error)
     screen = image.size
     if link_from is not None:
         return Thumbnail("", screen, quote(os.path.relpath(path, link_from.resolve()).replace(os.sep, "/")))

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.adapter_parts import refuse_left_out
 from eval.policy import RawAnswer, StepRequest
@@ -18,6 +18,9 @@ from sft.models.model_folder import read_base_model_name, read_dtype, read_json
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig
 from sft.recipe.config import load_model_settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class VllmPolicy:
@@ -73,18 +76,20 @@ class VllmPolicy:
         )
 
     def answer(self, requests: Sequence[StepRequest]) -> list[RawAnswer]:
-        """Answer each step whose prompt fits; one that is too long even without memory becomes an error."""
+        """Answer each step that can be asked; a prompt too long and a screenshot gone bad become errors."""
         started = time.perf_counter()
         answers: dict[int, RawAnswer] = {}
         prompts: dict[int, Prompt] = {}
+        opened: dict[Path, Image] = {}
         for i, request in enumerate(requests):
             try:
+                if request.image_path not in opened:
+                    opened[request.image_path] = open_screenshot(request.image_path)
                 prompts[i] = self.encoder.build_prompt(
                     request.instruction, request.memory, request.image_path, request.elements
                 )
             except ValueError as error:
                 answers[i] = RawAnswer("", error=str(error))
-        opened = {path: open_screenshot(path) for path in {requests[i].image_path for i in prompts}}
         inputs = [
             {"prompt": prompt.text, "multi_modal_data": {"image": opened[requests[i].image_path]}}
             for i, prompt in prompts.items()

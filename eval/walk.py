@@ -126,7 +126,7 @@ def _request(walk: _Walk) -> StepRequest:
 
 def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> StepResult:
     """Read the answer, move the walk to its next step and return what happened."""
-    before, blank = walk.memory, _blank_result(walk)
+    before, blank, row = walk.memory, _blank_result(walk), walk.step.row
     parsed = parse_answer(raw.text, agent, is_truncated=raw.finish_reason == "length")
     problem = parsed.problem
     if raw.said_elsewhere and not raw.text.strip():
@@ -145,7 +145,7 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
         parse_problem=problem,
         left_out=list(parsed.left_out),
         predicted=format_action(parsed.answer.action) if parsed.answer else None,
-        error=raw.error,
+        error=None if raw.error is None else f"row {row}: {raw.error}",
         finish_reason=raw.finish_reason,
         n_prompt_tokens=raw.n_prompt_tokens,
         n_answer_tokens=raw.n_answer_tokens,

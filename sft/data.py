@@ -18,6 +18,7 @@ from sft.batches.encoding import StepEncoder
 from sft.batches.sampler import StepSize
 from sft.contract.goals import hash_goal
 from sft.contract.overlap import find_overlap, refuse_shared_goals
+from sft.contract.screenshots import ScreenshotError
 from sft.contract.shown_memory import list_shown_parts
 from sft.contract.split_manifest import find_split
 from sft.contract.trajectory import (
@@ -123,8 +124,8 @@ def build_step_rows(
     memory does not grow with their number; the file goes with the dataset.
 
     Returns:
-        A dataset with the columns `task_id, step, image, image_sha256, prompt, completion` and the token counts
-        `n_prefix_tokens` (what steps on one screenshot share), `n_prompt_tokens`, `n_answer_tokens`.
+        A dataset with the columns `task_id, step, place` (file and row), `image, image_sha256, prompt, completion` and
+        the token counts `n_prefix_tokens` (what steps on one screenshot share), `n_prompt_tokens`, `n_answer_tokens`.
 
     Raises:
         TrajectoryError: a step that cannot be trained on within the token limits, or whose answer lacks the memory
@@ -156,7 +157,7 @@ def build_step_rows(
 def _build_features() -> "Features":
     from datasets import Features, Value
 
-    texts = ("task_id", "image", "image_sha256", "prompt", "completion")
+    texts = ("task_id", "place", "image", "image_sha256", "prompt", "completion")
     numbers = ("step", "n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
     return Features({name: Value("string") for name in texts} | {name: Value("int64") for name in numbers})
 
@@ -173,6 +174,9 @@ def _generate_rows(
                 problems.append(Problem(csv_path, step.row, "Output", message))
             try:
                 prompt = encoder.build_prompt(trajectory.instruction, memory, step.image_path, step.elements)
+            except ScreenshotError as error:
+                problems.append(Problem(csv_path, step.row, "Image_id", str(error)))
+                continue
             except ValueError as error:
                 problems.append(Problem(csv_path, step.row, "Instruction", str(error)))
                 continue
@@ -185,6 +189,7 @@ def _generate_rows(
             row = {
                 "task_id": trajectory.task_id,
                 "step": step.index,
+                "place": f"{csv_path}: row {step.row}",
                 "image": str(step.image_path),
                 "image_sha256": step.image_sha256,
                 "prompt": prompt.text,

@@ -84,6 +84,7 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     from sft.batches.encoding import StepEncoder, find_tight_answer_limit
     from sft.models.model import build_lora_config, check_sequence_lengths, count_parameters, find_family, load_model
     from sft.models.processors import load_processor
+    from sft.reliability.health import unwrap_worker_errors
     from sft.trainer import TrajectoryTrainer
 
     family = find_family(recipe.model.model_name_or_path, recipe.model.model_revision)
@@ -135,7 +136,8 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     add_early_stopping(trainer, recipe)
     log_parameters(count_parameters(trainer.model))
     save_run_files(recipe, split, folder, processor)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with unwrap_worker_errors():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if training.load_best_model_at_end and trainer.state.best_global_step is None:
         log.warning("load_best_model_at_end: no evaluation gave a metric to choose by; the last weights are saved")
     save(trainer, folder)
@@ -240,6 +242,10 @@ def build_validation_rollout(
     def roll_out(model: Any) -> dict[str, float]:
         policy = ModelPolicy(model, encoder)
         results = list(walk_tasks(share, policy, recipe.agent, "own", recipe.validation.val_rollout_batch_size))
+        if errors := [result.error for result in results if result.error is not None]:
+            log.warning(
+                "validation rollout: %d of %d steps are errors; first: %s", len(errors), len(results), errors[0]
+            )
         n_right = [
             sum(judge_step(r, MATCHERS[name]) == "right" for r in results) for name in ("action", "action_target")
         ]

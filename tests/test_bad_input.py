@@ -128,8 +128,8 @@ def test_column_given_twice_is_refused(tmp_path):
     [
         (lambda data: data[: len(data) // 2], "found a damaged image"),
         (lambda data: data[:-4], "found a damaged image"),
-        (lambda data: b"", "found a file that is no image"),
-        (lambda data: b"<html>404 Not Found</html>", "found a file that is no image"),
+        (lambda data: b"", "found an empty file"),
+        (lambda data: b"<html>404 Not Found</html>", "found a web page"),
     ],
     ids=["half a file", "its end missing", "empty", "a web page"],
 )

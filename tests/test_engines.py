@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import json
+import re
 import threading
 from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -121,7 +122,8 @@ def test_a_step_that_the_server_refuses_is_an_error_of_that_step(server, csv, tm
     server.faults = [200, 400]
     metrics = roll_out(server, csv, tmp_path / "run", "--batch_size", "1", "--mode", "teacher")
     assert metrics["outcomes"]["error"] == 1 and metrics["outcomes"]["right"] == 8
-    assert "1 of 9 steps are errors; the first: HTTP 400" in capsys.readouterr().out
+    first = r"1 of 9 steps are errors; the first: \S+tasks\.csv: row [2-9]: HTTP 400"
+    assert re.search(first, capsys.readouterr().out)
 
 
 def test_a_server_that_refuses_the_whole_first_batch_ends_the_run_with_its_words(server, csv, tmp_path):
@@ -156,9 +158,9 @@ def test_a_run_of_nothing_but_errors_is_no_success(csv, tmp_path, capsys, monkey
             return [RawAnswer("", error="HTTP 400: no such field") for _ in requests]
 
     monkeypatch.setattr("eval.policy.EmptyPolicy", Broken)
-    with pytest.raises(UserError, match="found an error at every step; the first: HTTP 400: no such field"):
+    with pytest.raises(UserError, match="found an error at every step; the first: row 2: HTTP 400: no such field"):
         main(["--policy", "empty", "--test_csv", str(csv), "--output_dir", str(tmp_path / "run")])
-    assert "9 of 9 steps are errors; the first: HTTP 400: no such field" in capsys.readouterr().out
+    assert f"9 of 9 steps are errors; the first: {csv}: row 2: HTTP 400: no such field" in capsys.readouterr().out
     assert (tmp_path / "run/report.html").is_file()
 
 

@@ -1,5 +1,6 @@
 """Faults in training: processes that are preempted, killed or out of disk go on and end as if nothing had happened."""
 
+import multiprocessing
 import os
 import pickle
 import random
@@ -23,6 +24,7 @@ from trajectory_samples import build_tasks, write_trajectories
 from sft.errors import UserError
 from sft.reliability.checkpoints import finish_checkpoint, read_run
 from sft.reliability.health import check_batch
+from sft.reliability.preemption import leave_signals_to_parent
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +212,25 @@ def test_secrets_of_the_environment_are_in_no_file_of_a_run(undisturbed):
     names = {path.name for path in undisturbed.rglob("*") if path.is_file()}
     assert {"attempt-0.log", "rank-0.log", "recipe.yaml", "training_args.bin", "compute_ledger.jsonl"} <= names
     assert find_secrets(undisturbed) == []
+
+
+def test_data_worker_ends_by_its_parents_signal_alone():
+    """Python and torch end what still loads data by SIGTERM and wait for it."""
+    worker = multiprocessing.get_context("fork").Process(target=load_for_ever, daemon=True)
+    worker.start()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)
+        worker.join(1)
+        assert worker.is_alive()
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0
+
+
+def load_for_ever():
+    leave_signals_to_parent(0)
+    while True:
+        time.sleep(1)
 
 
 def test_batch_without_a_label_is_refused():

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sft.contract.screenshots import hash_screenshot, open_screenshot
+from sft.contract.screenshots import RULES_VERSION, hash_screenshot, open_screenshot
+from sft.errors import UserError
 from sft.models.layouts import Layout
 
 
 class ScreenshotCache:
-    """Keeps one uint8 array a screenshot, keyed by the file's content and the processor's pixel budget.
+    """Keeps one uint8 array a screenshot, keyed by the file's content, how it is opened and the pixel budget.
 
     Safe for several processes at once: a file appears whole or not at all. Arrays are uncompressed: 3 bytes a pixel
     after resizing, at most 3 * `max_pixels` bytes a screenshot.
@@ -23,11 +24,19 @@ class ScreenshotCache:
         folder.mkdir(parents=True, exist_ok=True)
 
     def load(self, path: Path) -> np.ndarray:
-        """Return the screenshot as the family resizes it: (3, height, width) uint8."""
-        file = self.folder / f"{self._hash(path)}_{self.layout.name_budget()}.npy"
+        """Return the screenshot as the family resizes it: (3, height, width) uint8.
+
+        Raises:
+            ScreenshotError: the screenshot is missing or damaged.
+            UserError: what was kept of it is damaged.
+        """
+        file = self.folder / f"{self._hash(path)}_{self.layout.name_budget()}_r{RULES_VERSION}.npy"
         if not file.is_file():
             self._write(file, self.layout.prepare(open_screenshot(path)))
-        return np.load(file)
+        try:
+            return np.load(file)
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{file}: found a damaged file ({error}); delete it, it is made anew") from error
 
     def _write(self, file: Path, pixels: np.ndarray) -> None:
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as temporary:

@@ -9,6 +9,8 @@ import torch
 
 from sft.batches.encoding import StepEncoder
 from sft.batches.packing import IGNORED_LABEL, TokenSequence, pack_sequences
+from sft.contract.screenshots import ScreenshotError
+from sft.errors import UserError
 from sft.models.layouts import Layout
 
 Row = Mapping[str, Any]
@@ -37,7 +39,7 @@ class PaddingCollator(_Collator):
             and its end-of-turn token; `pixel_values`: (sum of patches, patch dim); `image_grid_thw`: (B, 3);
             `loss_weights`: (B, T) float32 where there are any. Llama-4 takes neither types nor grids.
         """
-        images = self.encoder.encode_screenshots([Path(row["image"]) for row in rows])
+        images = encode_row_screenshots(self.encoder, rows, [Path(row["image"]) for row in rows])
         layout = self.encoder.layout
         grids = images[layout.grid_name].tolist()
         encoded = [encode_row(self.encoder, row, grid, 0, self.loss_weights) for row, grid in zip(rows, grids)]
@@ -68,7 +70,7 @@ class PackingCollator(_Collator):
         """
         paths = {row["image_sha256"]: Path(row["image"]) for row in rows}
         image_keys = {key: i for i, key in enumerate(paths)}
-        images = self.encoder.encode_screenshots(list(paths.values()))
+        images = encode_row_screenshots(self.encoder, rows, list(paths.values()))
         layout = self.encoder.layout
         grids = images[layout.grid_name].tolist()
         keys = [image_keys[row["image_sha256"]] for row in rows]
@@ -91,6 +93,22 @@ class PackingCollator(_Collator):
             **weights,
             **pick_inputs(layout, chosen, self.pixel_dtype),
         }
+
+
+def encode_row_screenshots(encoder: StepEncoder, rows: Sequence[Row], paths: Sequence[Path]) -> dict[str, Any]:
+    """Prepare the screenshots of rows.
+
+    Raises:
+        UserError: one went bad after the data was checked; the text names the data file and the row.
+    """
+    try:
+        return encoder.encode_screenshots(paths)
+    except ScreenshotError as error:
+        place = next(row["place"] for row in rows if Path(row["image"]) == error.path)
+        raise UserError(
+            f"{place}: Image_id: {error}; it was whole when the data was checked: restore it and go on with "
+            "--resume auto"
+        ) from error
 
 
 def pick_inputs(layout: Layout, images: Mapping[str, Any], pixel_dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.batches.cache import ScreenshotCache
 from sft.batches.weights import weigh_tokens
-from sft.contract.screenshots import open_screenshot, read_upright_size
+from sft.contract.screenshots import open_screenshot, read_upright_size, read_version
 from sft.memory import EMPTY_MEMORY, Memory, fit_memory, memory_chars
 from sft.models.layouts import Layout
 from sft.prompts import AgentConfig, Message, build_prompt
@@ -50,6 +50,7 @@ class StepEncoder:
         """Render a prompt of at most `agent.max_prompt_tokens`; the memory is shortened where it would be longer.
 
         Raises:
+            ScreenshotError: the screenshot is missing or damaged.
             ValueError: the prompt is too long even without memory.
         """
         limit, budget = self.agent.max_prompt_tokens, memory_chars(memory)
@@ -86,6 +87,9 @@ class StepEncoder:
         Returns:
             `pixel_values`: (sum of patches, patch dim) float32; `image_grid_thw`: (n_images, 3) int64. With Llama-4
             (sum of tiles, 3, tile, tile) and `aspect_ratios`: (n_images, 2).
+
+        Raises:
+            ScreenshotError: one is missing or damaged; `path` says which.
         """
         if self._cache is None:
             return self.layout.encode_images([open_screenshot(path) for path in image_paths])
@@ -102,7 +106,7 @@ class StepEncoder:
 
     def count_image_tokens(self, image_path: Path) -> int:
         """Return how many tokens a screenshot takes at the agent's pixel budget, from its size alone."""
-        return self._count_tokens_of_size(*_read_size(image_path))
+        return self._count_tokens_of_size(*_read_size(image_path, read_version(image_path)))
 
     def count_prefix_tokens(self, image_path: Path) -> int:
         """Return how many tokens every prompt on a screenshot begins with: system message and image."""
@@ -153,4 +157,7 @@ def find_tight_answer_limit(answers: Iterable[tuple[str, int]], agent: AgentConf
     )
 
 
-_read_size = lru_cache(maxsize=65_536)(read_upright_size)
+@lru_cache(maxsize=65_536)
+def _read_size(path: Path, version: tuple[int, int]) -> tuple[int, int]:
+    """Remember sizes of files as they are: `version` changes with the file."""
+    return read_upright_size(path)

@@ -166,7 +166,7 @@ def _store(value: Any, column: str, folder: Path) -> str:
     data = read_image_bytes(value)
     if data is None:
         raise CellError(column, "found no image; expected a screenshot in every row")
-    facts = inspect_bytes(data, "the embedded image", decode=False)
+    facts = inspect_bytes(data, "the embedded image", decode="never")
     if facts.problem:
         raise CellError(column, facts.problem)
     return store_screenshot(data, facts, folder)

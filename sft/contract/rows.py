@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,43 +13,25 @@ from tqdm import tqdm
 from sft.actions import ActionType, find_action_type
 from sft.contract.cells import MAX_CELL_CHARS, read_application, read_elements, read_gold, read_grounding, read_text
 from sft.contract.compact import CompactList
+from sft.contract.image_paths import MAX_NAME_CHARS, resolve_image, suggest_names
 from sft.contract.literals import is_missing
-from sft.contract.problems import Problem
-from sft.contract.screenshots import ScreenshotFacts, read_facts
+from sft.contract.problems import MAX_PROBLEMS_SHOWN, Problem
+from sft.contract.screenshots import Decode, ScreenshotFacts, read_facts
 from sft.contract.sources import Cells, Row, Table
 from sft.contract.steps import Step, Trajectory
 
-MAX_NAME_CHARS = 500  # of a task's id and of a screenshot's path
-MAX_DECODED = 64  # screenshots that are decoded in full: 10,000 of them would take a minute or more
+MAX_DECODED = 64  # screenshots that are decoded whatever their checksums say: all would take ten times as long
 
 T = TypeVar("T")
 
 
-def resolve_image(cell: str, root: Path) -> Path:
-    """Return the file an `Image_id` names. Links are followed when it is read, wherever they lead.
-
-    The path alone is judged: a Hub cache and linked storage keep screenshots outside the root, behind links inside it.
-
-    Raises:
-        ValueError: an empty, absolute or overlong path, or one that leaves the root.
-    """
-    name = cell.strip()
-    if not name:
-        raise ValueError("found an empty cell; expected the screenshot's path")
-    if len(name) > MAX_NAME_CHARS or "\0" in name:
-        raise ValueError(f"found {name[:60]!r} ({len(name)} characters); expected the screenshot's path")
-    if Path(name).is_absolute() or re.match(r"[A-Za-z]:[\\/]", name):
-        raise ValueError(f"found the absolute path {name[:80]!r}; expected one relative to {root}")
-    path = Path(os.path.normpath(root / name))
-    if not path.is_relative_to(os.path.normpath(root)):
-        raise ValueError(f"found {name[:80]!r}, which leaves {root}; expected a path inside it")
-    return path
-
-
 def check_screenshots(paths: Iterable[Path], show_progress: bool) -> dict[Path, ScreenshotFacts]:
-    """Check every file once, in threads (Pillow and hashlib release the GIL). The first ones are decoded in full."""
+    """Check every file once, in threads (Pillow and hashlib release the GIL).
+
+    All are decoded but opaque PNGs behind the first files: their checksums prove them as they were written.
+    """
     unique = list(dict.fromkeys(paths))
-    decode = [*repeat(True, MAX_DECODED), *repeat(False, max(0, len(unique) - MAX_DECODED))]
+    decode: Iterable[Decode] = chain(repeat("always", MAX_DECODED), repeat("if_unproven"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         facts = pool.map(read_facts, unique, decode)
         bar = tqdm(
@@ -69,6 +51,7 @@ class RowReader:
         self.actions, self.needs_elements = actions, needs_elements
         self.problems: list[Problem] = []
         self._paths: dict[str, Path | ValueError] = {}
+        self._n_suggested = 0
 
     def find_images(self, rows: Iterable[Row]) -> list[Path]:
         """Return the screenshots that rows name, where they name one."""
@@ -149,7 +132,13 @@ class RowReader:
         for step in steps:
             message = screenshots[step.image_path].problem if step else None
             if step and message and first_row_of.setdefault(step.image_path, step.row) == step.row:
-                self._report(task_id, step.row, "Image_id", message)
+                hint = "" if screenshots[step.image_path].sha256 else self._suggest(step)
+                self._report(task_id, step.row, "Image_id", message + hint)
+
+    def _suggest(self, step: Step) -> str:
+        """Return the name that a missing screenshot's may be meant for; of the first ones, since it takes a search."""
+        self._n_suggested += 1
+        return suggest_names(step.image_id, self.root) if self._n_suggested <= MAX_PROBLEMS_SHOWN else ""
 
     def _read_step(
         self, task_id: str, index: int, numbered: Row, screenshots: Mapping[Path, ScreenshotFacts]

@@ -12,8 +12,8 @@ from sft.contract.arrow_rows import is_arrow_file, iterate_rows, open_table
 from sft.contract.cells import read_text
 from sft.contract.csv_text import decode_text
 from sft.contract.embedded import read_image_bytes
+from sft.contract.image_paths import find_screenshot, suggest_names
 from sft.contract.literals import read_literal
-from sft.contract.screenshots import find_screenshot
 from sft.contract.sources import as_cell, looks_like_dataset
 from sft.contract.tables import find_table_kind
 from sft.errors import UserError
@@ -119,9 +119,10 @@ def _match_images(
     if len(images) == len(steps):
         return [_existing(image, f"image {i}") for i, image in enumerate(images, start=1)]
     lost = next(name for name, image in zip(wanted, found) if image is None)
+    hint = suggest_names(lost, images_dir) if images_dir is not None else ""
     raise ValueError(
         f"found {len(images)} images for {len(steps)} steps, and none named {lost!r}; expected one image a step, or "
-        "names that match: give the folder with --images_dir"
+        f"names that match: give the folder with --images_dir{hint}"
     )
 
 

@@ -10,7 +10,7 @@ from sft.actions import DEFAULT_ACTIONS, ActionType, format_action
 from sft.contract.cells import read_text
 from sft.contract.csv_text import format_csv
 from sft.contract.problems import TrajectoryError
-from sft.contract.screenshots import ScreenshotFacts, inspect_bytes, store_screenshot
+from sft.contract.screenshots import ScreenshotFacts, inspect_bytes, read_screenshot, store_screenshot
 from sft.contract.shown_memory import MEMORY_PARTS
 from sft.contract.sources import Table
 from sft.contract.tables import read_table
@@ -162,8 +162,9 @@ class _ImageFolder:
         if isinstance(image, Path) and image in self._facts_of_path:
             name, facts = self._facts_of_path[image]
             return name, facts.width_height
-        data = image.read_bytes() if isinstance(image, Path) else image
-        facts = inspect_bytes(data, image.name if isinstance(image, Path) else "the embedded image", decode=True)
+        data = read_screenshot(image) if isinstance(image, Path) else image
+        name = image.name if isinstance(image, Path) else "the embedded image"
+        facts = inspect_bytes(data, name, decode="always")
         if facts.problem:
             raise ValueError(f"step {number}: {facts.problem}")
         name = store_screenshot(data, facts, self.folder)

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sft.actions import DEFAULT_ACTIONS, Action, ActionType
+from sft.contract.image_paths import find_screenshot, suggest_names
 from sft.contract.literals import read_literal
 from sft.contract.memory_audit import MemoryAudit, MemoryCell, audit_memory
-from sft.contract.screenshots import find_screenshot
 from sft.contract.trajectory import natural_key
 from sft.errors import UserError
 from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, pick_box
@@ -180,7 +180,8 @@ def _find_image(number: int, record: Mapping[str, Any], folder: Path, images_dir
         if found := find_screenshot(name, places):
             return found
     wanted = bare[0] if bare else ""
-    raise ValueError(f"step {number}: found no screenshot {wanted!r}; give its folder with --images_dir")
+    hint = next((hint for place in places if (hint := suggest_names(wanted, place))), "")
+    raise ValueError(f"step {number}: found no screenshot {wanted!r}; give its folder with --images_dir{hint}")
 
 
 def _read_original(record: Mapping[str, Any]) -> Mapping[str, Any]:

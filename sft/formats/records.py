@@ -13,10 +13,10 @@ from pathlib import Path
 from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.contract.cells import Grounding, read_application, read_gold, read_grounding, read_object, read_text
 from sft.contract.csv_text import decode_text
+from sft.contract.image_paths import find_screenshot, suggest_names
 from sft.contract.json_rows import read_line, split_lines
 from sft.contract.literals import is_missing
 from sft.contract.memory_audit import MemoryAudit, MemoryCell, audit_memory
-from sft.contract.screenshots import find_screenshot
 from sft.contract.shown_memory import has_leak
 from sft.contract.sources import MEMORY_COLUMNS, build_cells
 from sft.contract.tables import find_table_kind
@@ -101,7 +101,8 @@ def _read_task(
         image = find_screenshot(cells.get("Image_id", "").strip(), [images_dir])
         if image is None:
             name = cells.get("Image_id", "")[:80]
-            raise ValueError(f"line {number}: found no screenshot {name!r} in {images_dir}; give --images_dir")
+            hint = suggest_names(name, images_dir)
+            raise ValueError(f"line {number}: found no screenshot {name!r} in {images_dir}; give --images_dir{hint}")
         grounding = _read_evidence(cells.get("Grounding", ""), number, remarks)
         slide = int(cells.get("Slide_number", "").strip().partition(".")[0] or position)
         elements = cells.get("Detected_Elements", "")

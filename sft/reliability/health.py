@@ -171,6 +171,18 @@ def explain_lost_process(training: TrainingArguments, logs: Path) -> Iterator[No
 
 
 @contextlib.contextmanager
+def unwrap_worker_errors() -> Iterator[None]:
+    """Pass on what a data worker says is wrong with the data without the traceback that torch puts around it."""
+    try:
+        yield
+    except UserError as error:
+        _, marker, text = str(error).rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")
+        if not marker:
+            raise
+        raise UserError(text.strip()) from None
+
+
+@contextlib.contextmanager
 def log_process(folder: Path, rank: int) -> Iterator[None]:
     """Show what the first process logs, and of the others what is wrong; append all of it to `rank-N.log` in `folder`.
 

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import threading
 from types import FrameType
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not a failure, start the same command again
@@ -25,12 +26,21 @@ def watch_for_preemption() -> None:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """Have a process that loads data ignore the signals; for `worker_init_fn` of a DataLoader.
+    """Have a process that loads data ignore the signals unless its parent sends them; for a DataLoader's workers.
 
-    A scheduler sends them to every process of a job, and a loader that one of them ends takes the step with it.
+    A scheduler sends them to every process of a job, and a loader that one of them ends takes the step with it. A
+    parent that is done sends SIGTERM to what still loads, and waits for it: ignored, that would be for ever.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what is blocked waits for the thread, although it is ignored
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def is_preempted() -> bool:

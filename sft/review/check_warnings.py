@@ -26,6 +26,10 @@ def list_warnings(report: Mapping[str, Any], shows_memory: bool = True) -> list[
             f"{n} step numbers are left out inside tasks: the steps there were lost before this file. The first: row "
             f"{first['row']}, task {first['task_id']}, Slide_number {first['found']}; expected {first['expected']}."
         )
+    if notes := report["screenshots"]["notes"]:
+        first = notes[0]
+        more = f" So of {len(notes) - 1} more screenshots; --json lists them all." if len(notes) > 1 else ""
+        warnings.append(f"Row {first['row']}, {first['image_id']}: {first['note']}.{more}")
     if report["steps_without_memory"]:
         warnings.append(
             f"{report['steps_without_memory']} steps carry no memory in Output: train with memory_writer: rule, or "

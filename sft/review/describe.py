@@ -59,17 +59,20 @@ def describe(table: Table, tasks: TaskSet, agent: AgentConfig, tokenizer: Path |
 
 
 def describe_screenshots(tasks: TaskSet, steps: Sequence[Step]) -> dict[str, Any]:
-    """Count distinct contents (not files), and how many steps share one."""
+    """Count distinct contents (not files), and how many steps share one; `notes` has one entry a file."""
     facts = {path: fact for path, fact in tasks.screenshots.items() if fact.problem is None}
     steps_of = Counter(facts[s.image_path].sha256 for s in steps)
     shared = sum(n for n in steps_of.values() if n > 1)
     sizes = Counter("{}x{}".format(*facts[s.image_path].width_height) for s in steps)
+    first = {s.image_path: s for s in reversed(steps)}
+    noted = sorted((step.row, step.image_id, facts[path].note) for path, step in first.items() if facts[path].note)
     return {
         "n_files": len({s.image_path for s in steps}),
         "n_distinct": len(steps_of),
         "n_steps_that_share": shared,
         "steps_per_screenshot": summarise(list(steps_of.values())),
         "sizes": dict(sizes.most_common()),
+        "notes": [{"row": row, "image_id": image_id, "note": note} for row, image_id, note in noted],
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sft.batches.encoding import StepEncoder
 from sft.contract.problems import Problem
+from sft.contract.screenshots import ScreenshotError
 from sft.contract.steps import Step, Trajectory
 from sft.contract.trajectory import gold_memories
 from sft.prompts import AgentConfig, Message, build_prompt, format_answer
@@ -44,7 +45,8 @@ def preview_steps(
                     messages, n_prompt = prompt.messages, prompt.n_tokens
                 except ValueError as error:
                     messages = build_prompt(trajectory.instruction, memory, agent, step.elements)
-                    problem = Problem(path, step.row, "Instruction", str(error), trajectory.task_id)
+                    column = "Image_id" if isinstance(error, ScreenshotError) else "Instruction"
+                    problem = Problem(path, step.row, column, str(error), trajectory.task_id)
                 if n_answer > agent.max_answer_tokens:
                     message = f"found an answer of {n_answer} tokens; expected at most {agent.max_answer_tokens}"
                     problem = Problem(
