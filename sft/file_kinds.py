@@ -5,6 +5,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from sft.lfs import LFS_BEGINNINGS
+
 _HEAD_BYTES = 4096
 
 
@@ -41,10 +43,7 @@ _MAGIC = (
     (b"SQLite format 3\x00", FileKind("an SQLite database", "export the table as CSV")),
     (b"\x93NUMPY", FileKind("a numpy array", _AS_CSV)),
     (b"\x89HDF\r\n\x1a\n", FileKind("an HDF5 file", _AS_CSV)),
-    (
-        b"version https://git-lfs.github.com/spec/",
-        FileKind("a Git LFS pointer", "fetch the file itself: git lfs pull"),
-    ),
+    *((beginning, FileKind("a Git LFS pointer", "fetch the file itself: git lfs pull")) for beginning in LFS_BEGINNINGS),
 )
 _PICTURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),

@@ -9,6 +9,8 @@ import struct
 import zlib
 from dataclasses import dataclass
 
+from sft.lfs import LFS_BEGINNINGS
+
 KINDS = {
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "JPEG": rb"\xff\xd8\xff",
@@ -17,7 +19,7 @@ KINDS = {
     "BMP": rb"BM",
 }
 _OTHER_KINDS = {
-    "a Git LFS pointer in place of a picture (run git lfs pull)": rb"version https://git-lfs",
+    "a Git LFS pointer in place of a picture (run git lfs pull)": b"|".join(map(re.escape, LFS_BEGINNINGS)),
     "a TIFF image": rb"II[*+]\0|MM\0[*+]",
     "an AVIF or HEIC image": rb".{4}ftyp(avi|hei|hev|mif)",
     "a DICOM file": rb".{128}DICM",
