@@ -43,7 +43,7 @@ _MAGIC = (
     (b"SQLite format 3\x00", FileKind("an SQLite database", "export the table as CSV")),
     (b"\x93NUMPY", FileKind("a numpy array", _AS_CSV)),
     (b"\x89HDF\r\n\x1a\n", FileKind("an HDF5 file", _AS_CSV)),
-    *((beginning, FileKind("a Git LFS pointer", "fetch the file itself: git lfs pull")) for beginning in LFS_BEGINNINGS),
+    *((start, FileKind("a Git LFS pointer", "fetch the file itself: git lfs pull")) for start in LFS_BEGINNINGS),
 )
 _PICTURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),

@@ -52,7 +52,7 @@ MAY_KNOW = {
     "sft.memory": {"sft.actions"},
     "sft.json_text": set(),
     "sft.prompts": {"sft.actions", "sft.json_text", "sft.memory"},
-    "sft.file_kinds": set(),
+    "sft.file_kinds": {"sft.lfs"},
     "sft.contract.literals": {"sft.actions", "sft.memory"},
     "sft.contract.boxes": {"sft.contract.literals"},
     "sft.contract.cells": {"sft.actions", "sft.memory", "sft.prompts", "sft.contract.boxes", "sft.contract.literals"},
