@@ -63,7 +63,7 @@ def generate_alone(model, encoder, request):
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
         max_new_tokens=N_TOKENS,
         do_sample=False,
-        eos_token_id=encoder.tokenizer.eos_token_id,
+        eos_token_id=model.generation_config.eos_token_id or encoder.tokenizer.eos_token_id,
     )
     return encoder.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
 
