@@ -3,8 +3,8 @@
 python -m benchmarks.gpu.recipe_step BASE --json FILE [--cap_gb 40]     # BASE: a folder of benchmarks.gpu.base_8b
 
 PyTorch's allocator refuses what goes beyond the cap, as a card of that size would; the CUDA context, half a gigabyte,
-is not in it. Data: 1920x1080 screenshots that 8 steps share, enough for full packs of the recipe's budget. The plan
-(`--plan`) of the same recipe is printed above the result.
+is not in it. Data: 1920x1080 screenshots that 3 steps share, of which 4 fill a pack of the recipe's budget to within
+25 tokens. The plan (`--plan`) of the same recipe is printed above the result.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def measure(base: Path, folder: Path, cap_gb: float, is_tiny: bool) -> dict[str,
     from sft.run import print_plan
 
     screen_wh, n_steps = (TINY_SCREEN_WH, 2) if is_tiny else ((1920, 1080), 26)
-    csv_path = write_tasks(folder, screen_wh, n_tasks=8, n_steps=n_steps, steps_a_screenshot=8)
+    csv_path = write_tasks(folder, screen_wh, n_tasks=9, n_steps=n_steps, steps_a_screenshot=3)
     sizes = {"gradient_accumulation_steps": 1, "tokens_per_batch": 2048} if is_tiny else {}
     out = folder / "out"
     command = build_arguments(base, csv_path, out, is_tiny, max_steps=N_STEPS, **sizes)
