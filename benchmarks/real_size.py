@@ -180,6 +180,8 @@ def build_arguments(work: Path) -> list[str]:
         "val_csv": "null",
         "val_rollout_tasks": 0,
         "eval_strategy": "no",
+        "eval_on_start": "false",
+        "metric_for_best_model": "loss",
         "save_strategy": "no",
         "load_best_model_at_end": "false",
         "tokens_per_batch": TOKENS_PER_BATCH,

@@ -170,16 +170,9 @@ def test_published_sampling_defaults_do_not_touch_greedy_answers(model, encoder,
 
 def test_every_end_that_the_model_names_ends_an_answer(model, encoder, requests):
     """Qwen's generation config names <|endoftext|> beside <|im_end|>; an answer that it ends is no cut one."""
-    seen = []
-
-    class Note(AnswerEnd):
-        def is_reached(self, ids):
-            seen.append(list(ids))
-            return super().is_reached(ids)
-
     policy = ModelPolicy(model, encoder)
-    policy._end = Note(encoder.tokenizer)
-    whole, ids = policy.answer(requests[:1])[0], seen[-1]
+    policy._end = never = NeverEnding(encoder.tokenizer)
+    whole, ids = policy.answer(requests[:1])[0], never.seen[-1]
     n = next(n for n in range(2, N_TOKENS) if ids[n] not in ids[:n])
     model.generation_config.eos_token_id = [encoder.tokenizer.eos_token_id, ids[n]]
     ended = ModelPolicy(model, encoder).answer(requests[:1])[0]

@@ -216,8 +216,11 @@ def test_secrets_of_the_environment_are_in_no_file_of_a_run(undisturbed):
 
 def test_data_worker_ends_by_its_parents_signal_alone():
     """Python and torch end what still loads data by SIGTERM and wait for it."""
-    worker = multiprocessing.get_context("fork").Process(target=load_for_ever, daemon=True)
+    context = multiprocessing.get_context("fork")
+    is_ready = context.Event()
+    worker = context.Process(target=load_for_ever, args=[is_ready], daemon=True)
     worker.start()
+    assert is_ready.wait(60)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)
         worker.join(1)
@@ -227,8 +230,9 @@ def test_data_worker_ends_by_its_parents_signal_alone():
     assert worker.exitcode == 0
 
 
-def load_for_ever():
+def load_for_ever(is_ready):
     leave_signals_to_parent(0)
+    is_ready.set()
     while True:
         time.sleep(1)
 

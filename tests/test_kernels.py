@@ -216,7 +216,7 @@ def test_pixels_in_bf16_give_the_same_bits_where_the_tower_computes_in_bf16(chec
         ((), True),
         (("--bf16", "true"), True),
         (("--bf16", "false"), False),
-        (("--bf16", "false", "--fp16", "true"), False),
+        (("--bf16", "false", "--fp16", "true", "--use_cpu", "false"), False),
         (("--dtype", "float32"), False),
     ],
 )

@@ -150,5 +150,5 @@ def test_own_stop_ends_a_task_at_a_step_that_could_not_be_answered(tasks):
             return [RawAnswer("", error="out of memory") for _ in requests]
 
     results = walk(tasks[:1], Failing(tasks, AGENT), "own_stop")
-    assert [r.error for r in results] == ["out of memory", None, None]
+    assert [r.error for r in results] == ["row 2: out of memory", None, None]
     assert [r.parse_status for r in results][1:] == ["not_run", "not_run"]

@@ -171,7 +171,8 @@ def test_plan_of_the_recipe_is_made_from_the_folder_without_weights(folder, fami
     first = lines[1].split(",")[0]
     csv.write_text("".join([lines[0], *(line for line in lines[1:] if line.startswith(f"{first},"))]))
     arguments = ["--model_name_or_path", str(folder), "--train_csv", str(csv), "--val_csv", "null"]
-    arguments += ["--eval_strategy", "no", "--load_best_model_at_end", "false", "--metric_for_best_model", "loss"]
+    arguments += ["--eval_strategy", "no", "--eval_on_start", "false"]
+    arguments += ["--load_best_model_at_end", "false", "--metric_for_best_model", "loss"]
     arguments += ["--val_rollout_tasks", "0", "--image_root", str(ROOT / "demo/data"), "--card_gb", "40"]
     print_plan([str(RECIPES[family]), *arguments])
     plan = capsys.readouterr().out

@@ -276,7 +276,7 @@ def test_step_without_an_answer_is_an_error_of_that_step_where_the_server_works(
     with serve(lambda n: answer_with(content={"choices": []} if 1 <= n <= 5 else OK)) as server:
         steps, metrics = roll_out(server)
     assert [step["error"] is None for step in steps] == [True, False, True]
-    assert steps[1]["error"] == 'a reply without choices[0].message: {"choices":[]}, in 5 tries'
+    assert steps[1]["error"] == 'row 3: a reply without choices[0].message: {"choices":[]}, in 5 tries'
     assert metrics["outcomes"]["error"] == 1
 
 
