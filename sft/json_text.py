@@ -8,9 +8,12 @@ from typing import Any
 # NaN and infinity are read, so that whoever uses the object can leave out that one value; so are line breaks in texts.
 _DECODER = json.JSONDecoder(strict=False)
 
-_THOUGHT = r"think(?:ing)?|thoughts?|reason(?:ing)?|rationale|reflection|analysis|scratchpad"
-_OPENS = rf"<(?:{_THOUGHT})(?:\s[^<>]*)?>|\[THINK\]|◁think▷|<\|(?:begin_of_thought|start_thinking)\|>"
-_CLOSES = rf"</(?:{_THOUGHT})\s*>|\[/THINK\]|◁/think▷|<\|(?:end_of_thought|end_thinking)\|>"
+# Tags of many models: <think>, <antThinking>, <seed:think>, <inner_monologue>, <reasoning_steps>.
+_THOUGHT = (
+    r"[\w:.-]{0,30}(?:think|thought|reason|rationale|reflect|analysis|scratchpad|monologue)[\w:.-]{0,30}|cot|plan"
+)
+_OPENS = rf"<\s*(?:{_THOUGHT})(?:\s[^<>]*)?>|\[THINK\]|◁think▷|<\|(?:begin_of_thought|start_thinking)\|>"
+_CLOSES = rf"</\s*(?:{_THOUGHT})\s*>|\[/THINK\]|◁/think▷|<\|(?:end_of_thought|end_thinking)\|>"
 _CLOSING = re.compile(_CLOSES, re.IGNORECASE)
 _MARK = re.compile(rf"(?P<opens>{_OPENS})|(?P<closes>{_CLOSES})|(?P<fence>```)|(?P<brace>\{{)", re.IGNORECASE)
 

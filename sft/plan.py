@@ -7,7 +7,7 @@ from typing import Any
 from sft.batches.sampler import PackSampler, StepSize
 from sft.models.families import find_family_of
 from sft.models.shapes import read_text_shape, read_vision_shape
-from sft.recipe.config import Recipe
+from sft.recipe.config import Recipe, resolves_to_bf16
 from sft.recipe.settings import ModelSettings
 
 # Bytes a weight takes in nf4 with double quantisation: 4 bits, 8 bits every 64 weights, 32 bits every 256 of those.
@@ -98,7 +98,7 @@ def estimate_memory(
     memory["trained parameters"] = 0.0 if is_full else n_trained * trained_bytes / GB
     memory["gradients"] = n_trained * trained_bytes / GB
     memory["optimiser state"] = n_trained * (state + DEEPSPEED_COPY * has_deepspeed) / GB
-    has_autocast = not has_deepspeed and (training.get("bf16", True) or training.get("fp16", False))
+    has_autocast = not has_deepspeed and (resolves_to_bf16(training) or training.get("fp16", False))
     memory["16-bit copies by autocast"] = n_cast * 2 * has_autocast / GB
     n_patches = tokens.most_prefixes * patches_a_token
     activations = {name: n * n_bytes / GB for name, n in _count_activations(recipe, config, tokens, n_patches).items()}

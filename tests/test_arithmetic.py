@@ -16,7 +16,7 @@ SETTINGS = {
     "bf16 base, LoRA on vision": "--dtype bfloat16 --bf16 true --load_in_4bit false --lora_parts [language,vision]",
     "embeddings trained in full": "--dtype bfloat16 --bf16 true --lora_modules_to_save [embed_tokens,lm_head]",
     "fp32 base computed in bf16": "--dtype float32 --bf16 true",
-    "fp32 base, precision left to TRL": "--dtype float32 --bf16 null",
+    "fp32 base, precision not named": "--dtype float32 --bf16 null",
     "bf16 base without mixed precision": "--dtype bfloat16 --bf16 false",
     "every parameter, computed in bf16": "--dtype bfloat16 --bf16 true --use_peft false --load_in_4bit false",
 }

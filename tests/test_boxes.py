@@ -15,7 +15,7 @@ PICTURE = (320, 192)  # of the sample screenshots
 @pytest.mark.parametrize(
     "cell",
     [
-        "", " ", "null", "nan", "NaN", "None", "{}",
+        "", " ", "null", "nan", "NaN", "None", "{}", "[]", '""', "[null]", "[None]", "np.nan",
         '{"bbox": []}', '{"bbox": null}', '{"bbox": ""}', '{"bbox": [null, null, null, null]}', '{"bbox": {}}',
         '{"bbox": [NaN, NaN, NaN, NaN]}', '{"bbox": NaN}', "{'bbox': nan}", '{"bbox": "null", "screen": "nan"}',
         '{"bbox": [], "screen": []}', '{"screen": [null, null]}', '{"screen": ""}',
@@ -23,6 +23,12 @@ PICTURE = (320, 192)  # of the sample screenshots
 )  # fmt: skip
 def test_empty_box_and_screen_are_none(cell):
     assert read_grounding(cell) == Grounding(None, None)
+
+
+@pytest.mark.parametrize("part", ["bbox", "screen", "note"])
+def test_cell_of_nine_hundred_levels_is_refused_in_words(part):
+    with pytest.raises(ValueError, match="found more than 100 levels of JSON; expected fewer"):
+        read_grounding(f'{{"{part}": {"[" * 900}{"]" * 900}}}')
 
 
 def test_box_and_screen_are_read():

@@ -140,6 +140,15 @@ def test_changes_name_the_key_the_value_found_and_the_one_the_run_began_with():
     ]
 
 
+def test_change_that_the_saved_optimiser_undoes_says_so():
+    """Under `resume_anyway` too: its parameter groups and the schedule's base rates are loaded with its state."""
+    before, now = {"recipe": {"learning_rate": 0.001}}, {"recipe": {"learning_rate": 0.1}}
+    assert find_changes(before, now) == [
+        "recipe: learning_rate: found 0.1; the run began with 0.001, which the saved optimiser keeps: a new value "
+        "needs a new run"
+    ]
+
+
 def test_many_changes_are_counted_rather_than_listed():
     before = {"train tasks": {f"t{i}": "a" for i in range(20)}}
     changes = find_changes(before, {"train tasks": {}})

@@ -11,7 +11,13 @@ from trl import SFTConfig
 
 from sft.errors import UserError
 from sft.prompts import AgentConfig, agent_to_json
-from sft.recipe.config import build_training_arguments, load_agent_config, load_model_settings, parse_recipe
+from sft.recipe.config import (
+    build_training_arguments,
+    load_agent_config,
+    load_model_settings,
+    parse_recipe,
+    resolves_to_bf16,
+)
 from sft.recipe.recipe_yaml import RecipeError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +90,22 @@ def test_data_of_the_command_line_is_not_validated_on_the_recipe_s(parse):
     assert parse(text, "--train_csv", "mine.csv", "--val_csv", "null", "--val_split", "0.1").data.val_split == 0.1
 
 
+@pytest.mark.parametrize(
+    ("lines", "is_bf16"),
+    [
+        ("dtype: float32", False),
+        ("dtype: float32\nbf16: null", False),
+        ("dtype: float32\nbf16: true", True),
+        ("dtype: bfloat16", True),
+        ("", True),
+    ],
+)
+def test_float32_is_computed_in_float32_unless_the_recipe_says_otherwise(parse, tmp_path, lines, is_bf16):
+    recipe = parse(f"{MINIMAL}{lines}\n", "--use_cpu", "true", "--output_dir", str(tmp_path))
+    assert build_training_arguments(recipe).bf16 is is_bf16
+    assert resolves_to_bf16(recipe.training) is is_bf16
+
+
 def test_lists_and_null_can_be_given_on_the_command_line(parse):
     recipe = parse(MINIMAL + "val_csv: v\n", "--lora_parts", "[language, merger]", "--val_csv", "null")
     assert recipe.model.lora_parts == ("language", "merger")
@@ -113,6 +135,17 @@ def test_lists_and_null_can_be_given_on_the_command_line(parse):
         ("lora_parts: [head]", "lora_parts: found ['head']; expected"),
         ("actions: [CLICK]", "actions: found ['CLICK']; expected a list of {name, description"),
         ("max_pixels: 9", "max_pixels: found 9; expected at least min_pixels=65536"),
+        ("learning_rate: .nan", "learning_rate: found nan; expected a finite number"),
+        ("logging_steps: .inf", "logging_steps: found inf; expected a finite number"),
+        ("seed: -1", "seed: found -1; expected at least 0"),
+        ("data_seed: 4294967296", "data_seed: found 4294967296; expected at most 4294967295"),
+        ("adam_beta2: 1.5", "adam_beta2: found 1.5; expected a share from 0 to below 1"),
+        ("weight_decay: -1", "weight_decay: found -1.0; expected at least 0"),
+        ("label_smoothing_factor: 2", "label_smoothing_factor: found 2.0; expected at most 1"),
+        ("max_steps: -5", "max_steps: found -5; expected at least 1, or -1 for num_train_epochs"),
+        ("loss_type: foo", "loss_type: found foo; expected one of nll, dft"),
+        ("loss_weights: {memory: -1}", "loss_weights: found -1.0 for memory; expected a number from 0"),
+        ("dataloader_persistent_workers: true", "dataloader_persistent_workers: found without workers"),
         ("val_split: 1.5", "val_split: found 1.5; expected a share from 0 to below 1"),
         ("val_split: 0.1\nval_csv: v.csv", "val_split: found together with val_csv"),
         ("lora_dropout: 1", "lora_dropout: found 1.0; expected a share"),
@@ -238,8 +271,8 @@ def test_batch_size_of_validation_is_that_of_training_unless_given(parse, tmp_pa
 
 
 def test_what_trl_refuses_names_the_recipe(parse):
-    recipe = parse(MINIMAL, "--eval_strategy", "sometimes", "--val_csv", "v.csv")
-    with pytest.raises(RecipeError, match=r"recipe.yaml: .*sometimes"):
+    recipe = parse(MINIMAL, "--lr_scheduler_type", "sometimes")
+    with pytest.raises(RecipeError, match=r"recipe.yaml: lr_scheduler_type: .*sometimes"):
         build_training_arguments(recipe)
 
 

@@ -408,3 +408,50 @@ def test_damaged_parquet_file_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(TrajectoryError, match="found a file that is no Parquet .*restore it"):
         load_trajectories(path, show_progress=False)
+
+
+def test_parquet_file_with_damaged_pages_is_refused_in_words(tmp_path):
+    path = tmp_path / "tasks.parquet"
+    parquet.write_table(pa.Table.from_pylist(_build_rows(picture="image")), path)
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + b"\xff" * 2000 + data[2004:])
+
+    with pytest.raises(TrajectoryError, match=r"tasks.parquet: found rows that cannot be read .*; restore the file"):
+        load_trajectories(path)
+
+
+@pytest.mark.parametrize("name", ["screens\\1.png", "Screens/1.PNG"])
+def test_pictures_beside_screenshots_whose_names_are_near_are_refused(tmp_path, name):
+    write_screenshots(tmp_path)
+    rows = [{**row, "Image_id": name} for row in _build_rows(picture="annotated")]
+
+    with pytest.raises(TrajectoryError, match="pictures in the column annotated; expected one of the two"):
+        load_trajectories(_write_parquet(tmp_path, rows))
+
+
+def test_picture_stored_as_a_path_too_long_for_a_file_is_a_bad_row(tmp_path):
+    rows = _build_rows(picture="image")
+    rows[1]["image"] = {"bytes": None, "path": "x" * 5000}
+
+    with pytest.raises(TrajectoryError, match="found no image; expected a screenshot in every row"):
+        load_trajectories(_write_parquet(tmp_path, rows))
+
+
+def test_name_too_long_for_a_file_beside_a_column_of_pictures_is_none(tmp_path):
+    rows = [{**row, "Image_id": "x" * 5000} for row in _build_rows(picture="shown")]
+
+    assert len(load_trajectories(_write_parquet(tmp_path, rows))[0].steps) == len(rows)
+
+
+def test_single_picture_of_a_careflow_row_is_a_list_of_one(tmp_path):
+    row = build_careflow_row(1)
+    data = json.loads(row["json_data"])
+    row |= {
+        "json_data": json.dumps(data | {"trajectory": data["trajectory"][:1]}),
+        "images": {"bytes": encode_screen(0)},
+    }
+    parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "tasks.parquet")
+
+    convert.main(["careflow", str(tmp_path / "tasks.parquet"), str(tmp_path / "out")])
+
+    assert len(load_trajectories(tmp_path / "out/data.csv")[0].steps) == 1

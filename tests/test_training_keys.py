@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from attempt_samples import load_adapter, read_losses, write_recipe
-from test_config import MINIMAL
+from test_config import MINIMAL, ROOT
 from trajectory_samples import build_tasks, write_trajectories
 from trl import SFTConfig
 
@@ -226,6 +226,16 @@ def _without(key):
             "lr_scheduler_type: reduce_lr_on_plateau\neval_strategy: no",
             "lr_scheduler_type: found reduce_lr_on_plateau",
         ),
+        (
+            "eval_strategy: daily\nload_best_model_at_end: true",
+            "eval_strategy: found daily; expected one of no, steps",
+        ),
+        ("save_strategy: daily", "save_strategy: found daily; expected one of no, steps, epoch, best"),
+        ("metric_for_best_model: ''", "metric_for_best_model: found , which no evaluation gives"),
+        (
+            "metric_for_best_model: entropy\nload_best_model_at_end: true\nsave_steps: 10",
+            "metric_for_best_model: found entropy; expected greater_is_better beside it",
+        ),
         ("early_stopping_patience: 2", "early_stopping_patience: found without load_best_model_at_end"),
     ],
 )
@@ -239,7 +249,18 @@ def test_evaluation_that_cannot_give_what_is_chosen_by_is_refused(problems, line
 @pytest.mark.parametrize("key", ["eval_on_start: true", "eval_strategy: epoch"])
 def test_evaluation_without_validation_data_is_refused(problems, key):
     name = key.split(":")[0]
-    assert problems(key) == [f"{name}: found no validation data; give val_csv or val_split"]
+    off = {"eval_on_start": "false", "eval_strategy": "no"}[name]
+    assert problems(key) == [
+        f"{name}: found no validation data; give val_csv or val_split, or train without: --{name} {off}"
+    ]
+
+
+def test_recipe_whose_validation_data_is_taken_away_names_every_key_that_needs_it():
+    with pytest.raises(RecipeError) as error:
+        parse_recipe([str(ROOT / "recipes/qwen3vl.yaml"), "--val_csv", "null"])
+    without = "--eval_strategy no --eval_on_start false --load_best_model_at_end false"
+    assert all(problem.endswith(f"or train without: {without}") for problem in error.value.problems)
+    assert not parse_recipe([str(ROOT / "recipes/qwen3vl.yaml"), "--val_csv", "null", *without.split()]).data.val_csv
 
 
 @pytest.mark.parametrize(
@@ -379,7 +400,8 @@ def test_metrics_that_a_recipe_may_choose_by_are_those_an_evaluation_gives(train
     arguments = ["--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "true"]
     rollout = ["--val_rollout_tasks", "1", "--memory_writer", "rule", "--max_answer_tokens", "40"]
     for metric in ("loss", "mean_token_accuracy", "entropy", "swa", "swa_target"):
-        more = rollout if "swa" in metric else []
+        more = list(rollout) if "swa" in metric else []
+        more += ["--greater_is_better", "true"] if metric == "entropy" else []
         trainer = train(*train.val, *arguments, "--metric_for_best_model", metric, *more)
         assert trainer.state.best_metric == pytest.approx(
             (min if metric == "loss" else max)(

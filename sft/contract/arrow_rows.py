@@ -8,6 +8,7 @@ the row does not have, and is left out. In a list, a map and a JSON text a null 
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
@@ -60,16 +61,35 @@ def iterate_rows(table: ArrowTable) -> Iterator[dict[str, Any]]:
     Raises:
         TrajectoryError: the file is damaged, or holds what Python has no value for.
     """
-    import pyarrow
-
-    try:
+    with _name_what_cannot_be_read(table.path):
         readers = [_choose_reader(column.type, table.features.get(column.name)) for column in table.schema]
         for batch in table.read_batches():
             columns = [map(read, column.to_pylist()) for read, column in zip(readers, batch.columns)]
             yield from (dict(zip(table.schema.names, values)) for values in zip(*columns))
+
+
+def read_first_values(table: ArrowTable, column: str) -> list[Any]:
+    """Return the first values of a column, as they are stored.
+
+    Raises:
+        TrajectoryError: as `iterate_rows`.
+    """
+    with _name_what_cannot_be_read(table.path):
+        first = next(iter(table.read_batches()), None)
+        return [] if first is None else list(first.column(column).to_pylist())
+
+
+@contextmanager
+def _name_what_cannot_be_read(path: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
     except (pyarrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, TrajectoryError):
+            raise
         message = f"found rows that cannot be read ({_first_line(error)}); restore the file, or save them as text"
-        raise TrajectoryError([Problem(table.path, None, None, message)]) from error
+        raise TrajectoryError([Problem(path, None, None, message)]) from error
 
 
 def _open_file(path: Path) -> ArrowTable:

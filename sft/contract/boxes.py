@@ -21,7 +21,7 @@ def read_box(value: Any) -> Box | None:
     Raises:
         ValueError: what was found and what was expected.
     """
-    if _is_empty(value):
+    if is_empty(value):
         return None
     if not _is_numbers(value, 4) or value[0] > value[2] or value[1] > value[3]:
         raise ValueError(
@@ -36,7 +36,7 @@ def read_screen(value: Any) -> Size | None:
     Raises:
         ValueError: what was found and what was expected.
     """
-    if _is_empty(value):
+    if is_empty(value):
         return None
     if not _is_numbers(value, 2) or min(value) < 1:
         raise ValueError(f"found screen {str(value)[:60]}; expected [width, height] in pixels")
@@ -66,12 +66,13 @@ def find_doubts(box: Box | None, screen: Size | None, picture: Size) -> list[Dou
     return doubts
 
 
-def _is_empty(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
+    """Return whether a value stands for nothing: null, NaN, a missing value's name, or a list of such values."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
     if isinstance(value, str):
         return is_missing(value)
-    return isinstance(value, (list, tuple, Mapping)) and all(map(_is_empty, value))
+    return isinstance(value, (list, tuple, Mapping)) and all(map(is_empty, value))
 
 
 def _is_numbers(value: Any, count: int) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.actions import ActionType, as_plain_text
-from sft.contract.boxes import Box, Size, read_box, read_screen
+from sft.contract.boxes import Box, Size, is_empty, read_box, read_screen
 from sft.contract.literals import is_missing, read_literal
 from sft.memory import Answer, clean_json
 from sft.prompts import read_answer
@@ -122,7 +122,10 @@ def _read_evidence(cell: str) -> Mapping[str, Any]:
     """Return what a `Grounding` cell holds; only the parts that are read as texts have to be clean JSON."""
     if is_missing(cell):
         return {}
-    fields = _as_object(_read_bounded(cell), cell, "an object")
+    value = _read_bounded(cell)
+    if is_empty(value):
+        return {}
+    fields = _as_object(value, cell, "an object")
     texts = ("application", "ground_truth")
     return {name: _clean(value, cell) if name in texts else value for name, value in fields.items()}
 

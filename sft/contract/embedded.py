@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from sft.contract.arrow_rows import ArrowTable, iterate_rows, open_table
+from sft.contract.arrow_rows import ArrowTable, iterate_rows, open_table, read_first_values
 from sft.contract.cells import read_text
+from sft.contract.image_paths import resolve_image
 from sft.contract.problems import Problem, TrajectoryError
 from sft.contract.screenshots import inspect_bytes, store_screenshot
 from sft.contract.sources import CellError, Row, Table, build_cells, check_columns, refuse_doubled, split_source
@@ -74,8 +75,12 @@ def _refuse_two_sources(table: ArrowTable, root: Path, picture_column: str) -> N
         TrajectoryError: it cannot be told which of the two a model is to see.
     """
     first = next(iterate_rows(table), {})
-    name = str(first.get("Image_id") or "").strip()
-    if name and (root / name).is_file():
+    name = str(first.get("Image_id") or "")
+    try:
+        names_file = resolve_image(name, root).is_file()
+    except (ValueError, OSError):  # no path at all, or one too long for a file
+        names_file = False
+    if names_file:
         message = (
             f"found screenshots in the files that Image_id names, and pictures in the column {picture_column}; "
             "expected one of the two: remove that column, or name it image"
@@ -90,14 +95,11 @@ def find_picture_column(table: ArrowTable) -> str | None:
         TrajectoryError: several columns hold pictures, and their names do not tell which is the screenshot.
     """
     known = [f.name for f in table.schema if f.name.casefold() in PICTURE_NAMES]
-    first = next(iter(table.read_batches()), None)
     found = [
         f.name
         for f in table.schema
         if _can_hold_pictures(f.type)
-        and _holds_pictures(
-            table.features.get(f.name), [] if first is None else first.column(f.name).to_pylist(), f.name in known
-        )
+        and _holds_pictures(table.features.get(f.name), read_first_values(table, f.name), f.name in known)
     ]
     if "Image_id" in found:
         return "Image_id"
@@ -138,8 +140,11 @@ def _holds_pictures(feature: Any, values: Sequence[Any], has_known_name: bool) -
 def read_image_bytes(value: Any) -> bytes | None:
     """Return the bytes of an image that is stored as bytes, or as `{"bytes", "path"}`; None where it has none."""
     if isinstance(value, Mapping):
-        if value.get("bytes") is None and value.get("path") and Path(value["path"]).is_file():
-            return Path(value["path"]).read_bytes()
+        if value.get("bytes") is None and value.get("path"):
+            try:
+                return Path(value["path"]).read_bytes()
+            except (OSError, ValueError):  # no such file, or no name that a file can have
+                return None
         value = value.get("bytes")
     return bytes(value) if isinstance(value, (bytes, bytearray)) else None
 

@@ -33,6 +33,7 @@ _TOKEN = re.compile(
 _ODD_ESCAPE = re.compile(r"""(?<!\\)(?:\\\\)*\\[^\\'"abfnrtvxuUN0-7]""")
 _PYTHON_START = re.compile(r"\s*[\[({]\s*(?:[\[({]\s*)*[A-Za-z]?'")
 WAY_OUT = "write the cell with json.dumps"
+_MAX_LEVELS = 100  # of JSON: far below where Python's own recursion ends
 
 
 def is_missing(text: str) -> bool:
@@ -47,16 +48,29 @@ def read_literal(text: str) -> Any:
         ValueError: what was found; where Python or numpy wrote it, with the way out.
     """
     try:
-        return json.loads(text, object_pairs_hook=_refuse_doubled)
+        value = json.loads(text, object_pairs_hook=_refuse_doubled)
     except RecursionError as error:
         raise ValueError(f"found broken JSON ({error}); expected fewer levels") from error
     except ValueError as error:
         fault = error
+    else:
+        return _refuse_deep(value)
     try:
         return _Reader(text).read()
     except _SyntaxFault:
         way_out = f"JSON: {WAY_OUT}" if _PYTHON_START.match(text) else "valid JSON"
         raise ValueError(f"found broken JSON ({fault}) in {text.strip()[:60]!r}; expected {way_out}") from fault
+
+
+def _refuse_deep(value: Any) -> Any:
+    """Return a value that whoever walks through it can walk through whole."""
+    level = [value]
+    for _ in range(_MAX_LEVELS):
+        nested = (item for item in level if isinstance(item, (dict, list)))
+        level = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return value
+    raise ValueError(f"found more than {_MAX_LEVELS} levels of JSON; expected fewer")
 
 
 class _SyntaxFault(Exception):

@@ -104,7 +104,8 @@ def _match_images(
 ) -> list[bytes | Path]:
     names = next((_read_names(row[c]) for c in NAME_COLUMNS if row.get(c)), [])
     listed = row.get("images") or []
-    images = [_read_image(v, images_dir) for v in (_read_names(listed) if isinstance(listed, str) else listed)]
+    listed = _read_names(listed) if isinstance(listed, str) else listed
+    images = [_read_image(v, images_dir) for v in (listed if isinstance(listed, list) else [listed])]
     if not images and images_dir is not None:
         images = [find_screenshot(name, [images_dir]) for name in names]
     wanted = [as_cell(step.get("screenshot")) for step in steps]

@@ -110,6 +110,9 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         for name, cls in sections.items()
     }
     checked_training = _check_training_keys(training, own_keys, problems)
+    names_none = checked_training.get("bf16") is None and not checked_training.get("fp16")
+    if not problems and names_none and built["model"].dtype == "float32":
+        checked_training["bf16"] = False  # float32 means float32: TRL would compute in bf16
     if not problems:
         problems += find_contradictions(built, checked_training)
     if problems:
@@ -192,7 +195,8 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
     try:
         training = SFTConfig(**{"per_device_eval_batch_size": batch_size, **recipe.training, **fixed})
     except (ValueError, TypeError) as error:
-        raise RecipeError(recipe.path, [str(error)]) from error
+        keys = [key for key, value in recipe.training.items() if str(error).startswith(f"{value} is not a valid ")]
+        raise RecipeError(recipe.path, [": ".join([*keys[:1], str(error)])]) from error
     if missing := find_missing_parts(training):
         raise RecipeError(recipe.path, missing)
     training._n_gpu = min(training.n_gpu, 1)  # else one process that sees more GPUs cuts each batch up for all of them

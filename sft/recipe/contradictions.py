@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from math import isfinite
 from typing import Any
 
 from sft.recipe.countries import list_countries
@@ -25,7 +26,15 @@ _LEAST = {
     "learning_rate": 0,
     "max_grad_norm": 0,
     "dataloader_num_workers": 0,
+    "seed": 0,
+    "data_seed": 0,
+    "weight_decay": 0,
+    "adam_epsilon": 0,
+    "label_smoothing_factor": 0,
 }
+_BELOW_1 = ("lora_dropout", "adam_beta1", "adam_beta2")
+_MOST_SEED = 2**32 - 1  # NumPy's
+_LOSSES = ("nll", "dft")
 _NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 _ABOVE_0 = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")
 
@@ -33,6 +42,8 @@ _ABOVE_0 = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")
 def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
     data, model, agent, validation = (settings[name] for name in ("data", "model", "agent", "validation"))
     values = {name: value for part in settings.values() for name, value in vars(part).items()} | dict(training)
+    if endless := [name for name, value in values.items() if isinstance(value, float) and not isfinite(value)]:
+        return [f"{name}: found {values[name]}; expected a finite number" for name in endless]
     problems = [
         f"{name}: found {values[name]}; expected at least {least}"
         for name, least in _LEAST.items()
@@ -43,6 +54,24 @@ def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]
         for name in _ABOVE_0
         if training.get(name) is not None and training[name] <= 0
     ]
+    problems += [
+        f"{name}: found {values[name]}; expected at most {_MOST_SEED}"
+        for name in ("seed", "data_seed")
+        if values.get(name) is not None and values[name] > _MOST_SEED
+    ]
+    problems += [
+        f"{name}: found {values[name]}; expected a share from 0 to below 1"
+        for name in _BELOW_1
+        if values.get(name) is not None and not 0 <= values[name] < 1
+    ]
+    if training.get("label_smoothing_factor", 0) > 1:
+        problems.append(f"label_smoothing_factor: found {training['label_smoothing_factor']}; expected at most 1")
+    if training.get("dataloader_persistent_workers") and not training.get("dataloader_num_workers"):
+        problems.append(
+            "dataloader_persistent_workers: found without workers; expected dataloader_num_workers above 0"
+        )
+    if training.get("loss_type", "nll") not in _LOSSES:
+        problems.append(f"loss_type: found {training['loss_type']}; expected one of {', '.join(_LOSSES)}")
     if training.get("warmup_steps") and training.get("lr_scheduler_type") in _NO_WARMUP:
         problems.append(
             f"warmup_steps: found with lr_scheduler_type {training['lr_scheduler_type']}, which has no warm-up; "
@@ -50,15 +79,13 @@ def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]
         )
     if training.get("fp16") and training.get("use_cpu"):
         problems.append("fp16: found with use_cpu, where it does nothing; expected bf16 or neither")
-    if training.get("max_steps") == 0:
-        problems.append("max_steps: found 0; expected at least 1, or -1 for num_train_epochs")
+    if (max_steps := training.get("max_steps", -1)) < 1 and max_steps != -1:
+        problems.append(f"max_steps: found {max_steps}; expected at least 1, or -1 for num_train_epochs")
     names = [action.name.upper() for action in agent.actions]
     if not names or len(set(names)) < len(names):
         problems.append(f"actions: found {', '.join(names) or 'none'}; expected at least one, each name once")
     if agent.min_pixels > agent.max_pixels:
         problems.append(f"max_pixels: found {agent.max_pixels}; expected at least min_pixels={agent.min_pixels}")
-    if not 0 <= model.lora_dropout < 1:
-        problems.append(f"lora_dropout: found {model.lora_dropout}; expected a share from 0 to below 1")
     if settings["batch"].packing != "none":
         if model.attn_implementation not in ("sdpa", "eager"):
             problems.append(
@@ -94,7 +121,11 @@ def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]
 def _find_loss_contradictions(loss_weights: Mapping[Any, float], training: Mapping[str, Any]) -> list[str]:
     """Both other losses are computed of something else than the weighted log-probabilities."""
     is_smoothed, is_dft = bool(training.get("label_smoothing_factor")), training.get("loss_type") == "dft"
-    problems = []
+    problems = [
+        f"loss_weights: found {weight} for {name}; expected a number from 0"
+        for name, weight in loss_weights.items()
+        if not (isfinite(weight) and weight >= 0)
+    ]
     if is_smoothed and loss_weights:
         problems.append("label_smoothing_factor: found together with loss_weights; expected one of the two")
     if is_dft and loss_weights:

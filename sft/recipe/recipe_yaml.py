@@ -55,7 +55,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_RecipeLoader)  # a SafeLoader
     except RecipeError:
         raise
-    except (yaml.YAMLError, ValueError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise RecipeError(path, [" ".join(str(error).split())]) from error
     if not isinstance(values, dict):
         raise RecipeError(path, [f"found {type(values).__name__}; expected lines of the form key: value"])

@@ -56,6 +56,8 @@ MAY_CHANGE = {
     "dataloader_persistent_workers",
     "ddp_timeout",
 }
+# What the optimiser's and the schedule's saved state brings back, whatever a recipe says on resuming.
+_KEPT_BY_STATE = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
 STATE_NAME = "trainer_state.json"  # of transformers
 _SHOWN = 8
 log = logging.getLogger("sft")
@@ -162,7 +164,8 @@ def find_changes(saved: Mapping[str, Mapping[str, Any]], current: Mapping[str, M
                 what = "is new" if key not in before else "is missing" if key not in now else "has changed"
                 lines.append(f"{section}: {key} {what}")
             else:
-                lines.append(f"{section}: {key}: found {now.get(key)!r}; the run began with {before.get(key)!r}")
+                kept = ", which the saved optimiser keeps: a new value needs a new run" * (key in _KEPT_BY_STATE)
+                lines.append(f"{section}: {key}: found {now.get(key)!r}; the run began with {before.get(key)!r}{kept}")
         if len(keys) > _SHOWN:
             lines.append(f"{section}: and {len(keys) - _SHOWN} more")
     return lines
