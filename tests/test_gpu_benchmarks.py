@@ -67,7 +67,8 @@ def test_whole_run_leaves_a_result_of_every_part(tmp_path):
     assert sum(row["share"] for row in operations) < 1
 
     (answered,) = rows["rollout"]
-    assert (answered["batch_size"], answered["steps"], answered["answer_tokens_a_step"]) == (16, 96, 8)
+    assert (answered["batch_size"], answered["steps"]) == (16, 96)
+    assert 7 < answered["answer_tokens_a_step"] <= 8  # a random model may end one
     assert {row["form"] for row in rows["experts"]} == {"published", "4-bit parameters", "4-bit linears"}
 
 

@@ -94,10 +94,14 @@ def random_weights() -> Iterator[None]:
 
 
 def fill_random(model: Any) -> None:
-    """Draw every weight from a normal distribution of width 0.02; 4-bit ones are quantised as the loader did it."""
+    """Draw every weight from a normal distribution of width 0.02, the same in every process.
+
+    4-bit weights are quantised as the loader did it.
+    """
     import torch
     from bitsandbytes.nn import Linear4bit, Params4bit
 
+    torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             old: Any = module.weight
