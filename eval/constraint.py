@@ -12,7 +12,12 @@ class SchemaConstraint:
     """Lets each answer of a batch go on only with tokens that the schema allows."""
 
     def __init__(self, tokenizer: Any, schema: Mapping[str, Any], vocabulary_size: int):
-        info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocabulary_size)
+        # xgrammar takes all special tokens but the end of turn for text, which a string may hold: <|endoftext|> would
+        # end an answer in the middle of one. As ends they are allowed behind the object alone.
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        info = xgrammar.TokenizerInfo.from_huggingface(
+            tokenizer, vocab_size=vocabulary_size, stop_token_ids=sorted({tokenizer.eos_token_id, *special})
+        )
         compiler = xgrammar.GrammarCompiler(info)
         # the separators of the answers in training: JSON on one line without spaces
         self._grammar = compiler.compile_json_schema(

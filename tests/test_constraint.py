@@ -116,3 +116,9 @@ def test_a_point_is_two_whole_numbers_in_the_schema():
 def test_rule_written_memory_is_not_in_the_schema():
     schema = build_answer_schema(replace(AgentConfig(), memory_writer="rule"))
     assert json.dumps(schema).count("term") == 0
+
+
+@pytest.mark.parametrize("special", ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>"])
+def test_no_special_token_stands_within_a_string(tiny_checkpoints, special):
+    """`<|endoftext|>` would end the answer there, the others be left out when it is read."""
+    assert not _admits(tiny_checkpoints["qwen3_vl"], AgentConfig(), '{"action":"CLICK","target":"' + special)
