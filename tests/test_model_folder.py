@@ -19,6 +19,7 @@ from sft.models.hub import find_base_model
 from sft.models.light_processor import LightProcessor
 from sft.models.model_folder import read_dtype
 from sft.models.processors import load_processor
+from sft.prompts import AgentConfig
 from sft.recipe.config import parse_recipe
 from sft.run import check_inputs
 
@@ -253,3 +254,39 @@ def test_untuned_base_is_loaded_in_the_format_of_its_text_part(tmp_path, family)
     path.write_text(json.dumps(asdict(TINY_AGENT)))
     model = load_model_for_inference(folder, agent_config=path).policy.model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("patch_size", 14, "found patch_size 14 beside 16 in config.json"),
+        ("merge_size", 4, "found merge_size 4 beside 2 in config.json"),
+        (
+            "processor_class",
+            "Llama4Processor",
+            "found processor_class Llama4Processor beside a config.json of model type qwen3_vl",
+        ),
+    ],
+)
+def test_processor_of_another_model_is_refused_by_all_who_open_it(folder, key, value, found):
+    """Its patches would have another size than the vision tower's: a traceback in the first step."""
+    _edit(folder / "preprocessor_config.json", lambda fields: {**fields, key: value})
+    assert found in _refused(folder)
+    for open_folder in (
+        lambda: load_processor(folder, 65_536, 131_072),
+        lambda: LightProcessor(folder, AgentConfig()),
+    ):
+        with pytest.raises(UserError, match=found):
+            open_folder()
+
+
+@pytest.mark.parametrize("model_type", [["qwen3_vl"], {}, 3, None])
+def test_model_type_that_is_no_name_is_an_unknown_family(folder, model_type):
+    _edit(folder / "config.json", lambda fields: {**fields, "model_type": model_type})
+    assert f"found model type {model_type!r}; expected one of qwen2_vl" in _refused(folder)
+
+
+@pytest.mark.parametrize("places", [None, {}, ["a"], {"a": 5}, {"a": NAMES[0], "b": 5}])
+def test_index_that_names_no_files_is_refused(sharded, places):
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert "model.safetensors.index.json: found no weight_map from names to files" in _refused(sharded)

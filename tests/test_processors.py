@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from demo.tiny_qwen3vl import build_tiny_checkpoint
+from sft.errors import UserError
 from sft.models.processors import load_processor, save_processor
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
@@ -150,4 +151,27 @@ def test_checkpoint_without_chat_template_is_refused(checkpoints, tmp_path):
     folder = shutil.copytree(checkpoints["qwen3_vl"], tmp_path / "model")
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match=r"found no chat template"):
+        load_processor(folder, 65_536, 131_072)
+
+
+def test_folder_without_a_vocabulary_is_refused(checkpoints, tmp_path):
+    """transformers opens one all the same, and encodes every text as no token at all."""
+    folder = shutil.copytree(checkpoints["qwen3_vl"], tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"found no tokenizer.json; expected the model's tokenizer"):
+        load_processor(folder, 65_536, 131_072)
+
+
+@pytest.mark.parametrize("text", ['{"a": [1,}', '{"a": 1}'])
+def test_tokenizer_that_cannot_be_opened_is_a_problem_of_the_folder(checkpoints, tmp_path, text):
+    folder = shutil.copytree(checkpoints["qwen3_vl"], tmp_path / "model")
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match="found no tokenizer that can be opened"):
+        load_processor(folder, 65_536, 131_072)
+
+
+def test_chat_template_that_is_not_utf8_is_named(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints["qwen3_vl"], tmp_path / "model")
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"chat_template.jinja: found bytes that are not UTF-8"):
         load_processor(folder, 65_536, 131_072)

@@ -97,13 +97,13 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def find_family_of(model_type: str) -> Family:
+def find_family_of(model_type: object) -> Family:
     """Return the family of a config's `model_type`.
 
     Raises:
         UserError: a family that is not supported.
     """
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
             f"model_name_or_path: found model type {model_type!r}; expected one of {', '.join(FAMILIES)}: choose a "
             "model of one of these families (docs/models.md says what was tested with each, and how to add one)"

@@ -37,6 +37,12 @@ _OTHER_WEIGHTS = (
     ("*.h5", "weights for TensorFlow"),
     ("*.msgpack", "weights for Flax"),
 )
+# How a processor and a model's vision part call what a screenshot is cut into; Llama-4's processor names none.
+_PATCH_KEYS = {
+    "patch_size": "patch_size",
+    "temporal_patch_size": "temporal_patch_size",
+    "merge_size": "spatial_merge_size",
+}
 # What programs that download leave behind until a file is whole.
 _PARTS_OF_DOWNLOADS = (
     "*.incomplete",
@@ -58,7 +64,7 @@ def check_model_folder(folder: Path, needs_weights: bool = True) -> None:
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: {_describe_without_config(folder)}")
-    problems = find_small_file_problems(folder)
+    problems = find_small_file_problems(folder) or find_processor_problems(folder)
     if not problems:
         problems = find_config_problems(read_json(folder / "config.json"), str(folder))
     if needs_weights:
@@ -68,12 +74,12 @@ def check_model_folder(folder: Path, needs_weights: bool = True) -> None:
 
 
 def check_small_files(folder: Path) -> None:
-    """Make sure that configs, tokenizer and chat template, as far as a folder has them, are whole.
+    """Make sure that configs, tokenizer and chat template, as far as a folder has them, are whole and of one model.
 
     Raises:
-        UserError: every file that is empty, cut short or only a Git LFS pointer.
+        UserError: every file that is empty, cut short or only a Git LFS pointer; a processor of another model.
     """
-    if problems := find_small_file_problems(folder):
+    if problems := find_small_file_problems(folder) or find_processor_problems(folder):
         raise UserError("\n".join(problems))
 
 
@@ -83,6 +89,30 @@ def find_small_file_problems(folder: Path) -> list[str]:
         for path in (folder / name for name in SMALL_FILES)
         if path.is_file() and (problem := _find_damage(path))
     ]
+
+
+def find_processor_problems(folder: Path) -> list[str]:
+    """Return what a folder's processor files say that its `config.json` contradicts: they are another model's.
+
+    A screenshot cut into patches of another size would stop training in the vision tower. A folder may lack either.
+    """
+    config, written = read_json(folder / "config.json"), read_json(folder / "processor_config.json")
+    vision, older = config.get("vision_config"), read_json(folder / "preprocessor_config.json")
+    image = written.get("image_processor") or older
+    if not config or not isinstance(vision, dict) or not isinstance(image, dict):
+        return []
+    name = written.get("processor_class") or older.get("processor_class")
+    if name and (name == "Llama4Processor") != (config.get("model_type") == "llama4"):
+        found = f"processor_class {name} beside a config.json of model type {config.get('model_type')}"
+    else:
+        pairs = {key: (image.get(key), vision.get(of)) for key, of in _PATCH_KEYS.items()}
+        found = ", ".join(
+            f"{key} {ours} beside {its} in config.json"
+            for key, (ours, its) in pairs.items()
+            if None not in (ours, its) and ours != its
+        )
+    way_out = "expected the model's own: copy processor_config.json and preprocessor_config.json of the published one"
+    return [f"{folder}: found {found}; {way_out}"] if found else []
 
 
 def find_config_problems(config: dict[str, Any], name: str) -> list[str]:
@@ -106,10 +136,17 @@ def find_config_problems(config: dict[str, Any], name: str) -> list[str]:
 
 
 def list_weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files that make up a model, as transformers chooses them: whether they exist or not."""
+    """Return the safetensors files that make up a model, as transformers chooses them: whether they exist or not.
+
+    Raises:
+        UserError: an index that does not say what is in which file.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not places or not all(isinstance(p, str) for p in places.values()):
+            raise UserError(f"{index}: found no weight_map from names to files; restore the file: download it again")
+        return [folder / name for name in sorted(set(places.values()))]
     only = folder / "model.safetensors"
     return [only] if only.is_file() else []
 

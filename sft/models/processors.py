@@ -17,6 +17,7 @@ from sft.models.model_folder import check_small_files, read_json
 from sft.models.thoughts import close_thought
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 VIDEO_FILE = "video_preprocessor_config.json"
 
 log = logging.getLogger("sft")
@@ -110,8 +111,8 @@ def load_processor(path: str | Path, min_pixels: int, max_pixels: int, revision:
     folder = find_folder(path, revision)
     check_small_files(folder)
     cls = _find_processor_class(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     chat_template = read_chat_template(folder)
+    tokenizer = _open_tokenizer(folder)
     image_processor = cls.load_image_processor(folder, min_pixels, max_pixels, revision)
     if cls is Llama4Processor:
         processor: ProcessorMixin = cls(image_processor, tokenizer, chat_template=chat_template)
@@ -132,6 +133,26 @@ def save_processor(processor: ProcessorMixin, folder: str | Path) -> None:
     processor.save_pretrained(folder)
 
 
+def _open_tokenizer(folder: Path) -> Any:
+    """Open a folder's tokenizer, which must have a vocabulary: without one transformers encodes every text as nothing.
+
+    Raises:
+        UserError: no file of a vocabulary, or one that cannot be opened.
+    """
+    if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
+        raise UserError(
+            f"{folder}: found no tokenizer.json; expected the model's tokenizer: copy tokenizer.json and "
+            "tokenizer_config.json of its base model into the folder"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the library raises whatever it meets
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{folder}: found no tokenizer that can be opened ({reason}); restore tokenizer.json"
+        ) from error
+
+
 def _find_processor_class(path: Path) -> type[_ImageTextProcessor] | type[Llama4Processor]:
     fields: dict[str, Any] = {}
     for name in PROCESSOR_FILES:
@@ -142,7 +163,7 @@ def _find_processor_class(path: Path) -> type[_ImageTextProcessor] | type[Llama4
             "whole model folder, or copy the processor files of its base model into it"
         )
     name = fields.get("processor_class", "")
-    if name not in PROCESSORS:
+    if not isinstance(name, str) or name not in PROCESSORS:
         raise UserError(
             f"{path}: found processor_class {name!r}; expected one of {', '.join(PROCESSORS)}: choose such a "
             "model (docs/models.md says what was tested with each family, and how to add one)"
