@@ -82,13 +82,21 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     from sft.accounting.step_meter import StepMeter
     from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
     from sft.batches.encoding import StepEncoder, find_tight_answer_limit
-    from sft.models.model import build_lora_config, check_sequence_lengths, count_parameters, find_family, load_model
+    from sft.models.model import (
+        build_lora_config,
+        check_saved_modules,
+        check_sequence_lengths,
+        count_parameters,
+        find_family,
+        load_model,
+    )
     from sft.models.processors import load_processor
     from sft.reliability.health import unwrap_worker_errors
     from sft.trainer import TrajectoryTrainer
 
     family = find_family(recipe.model.model_name_or_path, recipe.model.model_revision)
     check_sequence_lengths(recipe.model, recipe.longest_sequences())
+    check_saved_modules(recipe.model)
     budget = (recipe.agent.min_pixels, recipe.agent.max_pixels)
     processor = load_processor(recipe.model.model_name_or_path, *budget, recipe.model.model_revision)
     cache_dir = Path(recipe.data.screenshot_cache) if recipe.data.screenshot_cache else None

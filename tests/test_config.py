@@ -143,6 +143,8 @@ def test_lists_and_null_can_be_given_on_the_command_line(parse):
         ("weight_decay: -1", "weight_decay: found -1.0; expected at least 0"),
         ("label_smoothing_factor: 2", "label_smoothing_factor: found 2.0; expected at most 1"),
         ("max_steps: -5", "max_steps: found -5; expected at least 1, or -1 for num_train_epochs"),
+        ("log_level: foo", "log_level: found foo; expected one of detail, debug, info"),
+        ("log_level_replica: 7", "log_level_replica: found 7; expected str"),
         ("loss_type: foo", "loss_type: found foo; expected one of nll, dft"),
         ("loss_weights: {memory: -1}", "loss_weights: found -1.0 for memory; expected a number from 0"),
         ("dataloader_persistent_workers: true", "dataloader_persistent_workers: found without workers"),

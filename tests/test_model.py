@@ -15,6 +15,7 @@ from sft.models.families import FAMILIES, part_of
 from sft.models.model import (
     build_empty_model,
     build_lora_config,
+    check_saved_modules,
     count_parameters,
     find_family,
     load_model,
@@ -232,3 +233,11 @@ def test_run_goes_on_where_every_trained_part_had_a_gradient_once(tiny_checkpoin
     model = _load(tiny_checkpoints["qwen3_vl"], lora_parts=("language", "vision"), load_in_4bit=False)
     _steps(GradientCheck(), model, ["language", "visual", "language"])
     assert trained_parts(model) == {"language", "vision"}
+
+
+def test_name_of_a_module_that_does_not_exist_is_refused(tiny_checkpoints):
+    """PEFT passes over it without a word, and what was to be trained in full stays frozen."""
+    settings = _settings(tiny_checkpoints["qwen3_vl"], lora_modules_to_save=("embed_tokens", "lm_haed"))
+    with pytest.raises(UserError, match="lora_modules_to_save: found lm_haed, which no module of the model is called"):
+        check_saved_modules(settings)
+    check_saved_modules(replace(settings, lora_modules_to_save=("embed_tokens", "lm_head", "visual.merger")))

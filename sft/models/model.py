@@ -73,6 +73,23 @@ def check_sequence_lengths(settings: ModelSettings, lengths: Mapping[str, int]) 
         raise UserError("\n".join(problems))
 
 
+def check_saved_modules(settings: ModelSettings) -> None:
+    """Refuse a name in `lora_modules_to_save` that no module of the model has: PEFT would pass over it.
+
+    Raises:
+        UserError: the names that were not found.
+    """
+    if not settings.lora_modules_to_save:
+        return
+    modules = [name for name, _ in build_empty_model(settings).named_modules()]
+    missing = [name for name in settings.lora_modules_to_save if not any(m.endswith(name) for m in modules)]
+    if missing:
+        raise UserError(
+            f"lora_modules_to_save: found {', '.join(missing)}, which no module of the model is called; expected "
+            "names such as embed_tokens and lm_head"
+        )
+
+
 def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
     """Load the base model, its language linears in nf4 where `load_in_4bit` is set, everything else in `dtype`.
 

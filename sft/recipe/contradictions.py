@@ -34,6 +34,7 @@ _LEAST = {
 }
 _BELOW_1 = ("lora_dropout", "adam_beta1", "adam_beta2")
 _MOST_SEED = 2**32 - 1  # NumPy's
+_LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")  # of transformers
 _LOSSES = ("nll", "dft")
 _NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 _ABOVE_0 = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")
@@ -70,6 +71,11 @@ def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]
         problems.append(
             "dataloader_persistent_workers: found without workers; expected dataloader_num_workers above 0"
         )
+    problems += [
+        f"{key}: found {training[key]}; expected one of {', '.join(_LOG_LEVELS)}"
+        for key in ("log_level", "log_level_replica")
+        if training.get(key, "passive") not in _LOG_LEVELS
+    ]
     if training.get("loss_type", "nll") not in _LOSSES:
         problems.append(f"loss_type: found {training['loss_type']}; expected one of {', '.join(_LOSSES)}")
     if training.get("warmup_steps") and training.get("lr_scheduler_type") in _NO_WARMUP:
