@@ -139,9 +139,8 @@ def _curve(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
 def _return(x1: float, y1: float, y_far: float, x2: float, y2: float, colour: str) -> str:
     """Draw the way back: from a card out to `y_far`, across, and in to the card of the next step."""
     bend = 12 if y_far > y1 else -12
-    path = (
-        f"M{x1} {y1} V{y_far - bend} Q{x1} {y_far} {x1 - 12} {y_far} H{x2 + 12} Q{x2} {y_far} {x2} {y_far - bend} V{y2}"
-    )
+    out = f"M{x1} {y1} V{y_far - bend} Q{x1} {y_far} {x1 - 12} {y_far}"
+    path = f"{out} H{x2 + 12} Q{x2} {y_far} {x2} {y_far - bend} V{y2}"
     return (
         f'<path class="arrow" d="{path}" stroke="var(--{colour})" stroke-dasharray="5 4" '
         f'marker-end="url(#to-{colour})"/>'
