@@ -241,7 +241,7 @@ def merge(work: Path, tiny: bool) -> dict[str, Any]:
 
 def compare(work: Path, tiny: bool) -> dict[str, Any]:
     """Compare the merged model's logits with the adapter's on the base in bf16 and in nf4."""
-    from eval.export_check import compare_logits
+    from eval.rollouts.export_check import compare_logits
 
     return {"logits": compare_logits(work / "adapter", work / "merged", str(work / "model"), "bfloat16", None)}
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from eval.policy import ModelPolicy, StepRequest
+from eval.policies.policy import ModelPolicy, StepRequest
 from sft.actions import format_action
 from sft.batches.encoding import StepEncoder
 from sft.contract.image_paths import find_file

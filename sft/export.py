@@ -99,7 +99,7 @@ def compare(folder: Path, merged: Path, base: Path, dtype: str, arguments: argpa
     Raises:
         UserError: the logits differ by more than rounding.
     """
-    from eval.export_check import check_logits, compare_logits, compare_rollouts
+    from eval.rollouts.export_check import check_logits, compare_logits, compare_rollouts
 
     report: dict[str, Any] = {"logits": []}
     for row in compare_logits(folder, merged, str(base), dtype, arguments.check_csv):

@@ -234,9 +234,9 @@ def build_validation_rollout(
     from accelerate import PartialState
     from accelerate.utils import reduce
 
-    from eval.matching import MATCHERS, judge_step
-    from eval.policy import ModelPolicy
-    from eval.walk import walk_tasks
+    from eval.policies.policy import ModelPolicy
+    from eval.rollouts.walk import walk_tasks
+    from eval.scoring.matching import MATCHERS, judge_step
 
     n_chosen = min(recipe.validation.val_rollout_tasks, len(tasks))
     chosen = [tasks[i * len(tasks) // n_chosen] for i in range(n_chosen)]  # spread over the order, hence applications

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trajectory_samples import TINY_AGENT, build_tasks, format_csv, write_screenshots, write_trajectories
 
-from eval.policy import EmptyPolicy, RawAnswer
-from eval.walk import walk_tasks
+from eval.policies.policy import EmptyPolicy, RawAnswer
+from eval.rollouts.walk import walk_tasks
 from sft.actions import Action
 from sft.contract.cells import Grounding, read_gold
 from sft.contract.trajectory import gold_memories, load_trajectories

@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 from rollout_samples import RUN_INFO, make_task
 
-from eval.comparison import compare_results
-from eval.metrics import compute_metrics
+from eval.scoring.comparison import compare_results
+from eval.scoring.metrics import compute_metrics
 from sft.accounting.compute_results import load_performance
 from sft.card import write_card
 from sft.evaluations import add_evaluation

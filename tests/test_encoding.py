@@ -10,9 +10,9 @@ from attempt_samples import write_recipe
 from PIL import Image
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from eval.decoding import GeneratedAnswer
-from eval.policy import ModelPolicy, ReplayPolicy
-from eval.walk import walk_tasks
+from eval.policies.decoding import GeneratedAnswer
+from eval.policies.policy import ModelPolicy, ReplayPolicy
+from eval.rollouts.walk import walk_tasks
 from sft import run
 from sft.actions import Action
 from sft.batches.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, check_answer_only_labels
@@ -46,7 +46,7 @@ class _Rollout:
             {},
             [],
         )
-        monkeypatch.setattr("eval.policy.generate_greedy", self._generate)
+        monkeypatch.setattr("eval.policies.policy.generate_greedy", self._generate)
 
     def _generate(self, model, prompts, *_):
         self._read = prompts

@@ -11,11 +11,11 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT, build_task, write_screenshots, write_trajectories
 from transformers import AutoModelForImageTextToText
 
-from eval.openai_policy import OpenAIPolicy
-from eval.policy import ModelPolicy, RawAnswer, StepRequest
+from eval.policies.openai_server import OpenAIPolicy
+from eval.policies.policy import ModelPolicy, RawAnswer, StepRequest
+from eval.policies.prefetch import ScreenshotLoader
 from eval.predictor import Predictor
-from eval.prefetch import ScreenshotLoader
-from eval.walk import walk_tasks
+from eval.rollouts.walk import walk_tasks
 from sft import run
 from sft.batches.encoding import StepEncoder
 from sft.contract.trajectory import TrajectoryError, load_trajectories

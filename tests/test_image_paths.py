@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from trajectory_samples import build_output, build_task, build_tasks, format_csv, write_screenshots, write_trajectories
 
-from eval.thumbnails import load_thumbnails
+from eval.reporting.thumbnails import load_thumbnails
 from sft.contract.image_paths import find_file, find_screenshot, resolve_image, suggest_names
 from sft.contract.trajectory import TrajectoryError, load_trajectories
 from sft.formats.careflow import read_careflow

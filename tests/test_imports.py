@@ -26,17 +26,17 @@ MAY_IMPORT_TORCH = {
     "sft.trainer",
     "sft.checkpoint_trainer",
     "sft.run",
-    "eval.policy",
+    "eval.policies.policy",
     "eval.predictor",
 }
 MAY_IMPORT_TORCH |= {"sft.reliability.health"}  # the trainer's callbacks
-MAY_IMPORT_TORCH |= {"eval.decoding", "eval.constraint"}  # parts of the policy
+MAY_IMPORT_TORCH |= {"eval.policies.decoding", "eval.policies.constraint"}  # parts of the policy
 MAY_IMPORT_TORCH |= {
     "sft.accounting.flops",
     "sft.accounting.step_meter",
     "sft.merge",
     "sft.merge_experts",
-    "eval.export_check",
+    "eval.rollouts.export_check",
 }  # loaded by the trainer and by the export
 MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.qwen_moe", "sft.models.experts"}  # parts of the model
 MAY_IMPORT_TORCH |= {"sft.models.linear_attention", "sft.models.tree_attention", "sft.models.kernels"}  # likewise
@@ -106,7 +106,7 @@ def _reachable(name):
 
 def test_the_graph_is_that_of_this_project():
     assert {"sft.run", "eval.rollout"} <= ENTRIES
-    assert {"sft.actions", "sft.memory", "sft.prompts", "sft.recipe.config", "eval.walk"} <= set(MODULES)
+    assert {"sft.actions", "sft.memory", "sft.prompts", "sft.recipe.config", "eval.rollouts.walk"} <= set(MODULES)
     assert "sft.memory" in _known("sft.prompts")
 
 

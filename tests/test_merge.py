@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 import sft.merge
 from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
-from eval import export_check
+from eval.rollouts import export_check
 from sft import export
 from sft.errors import UserError
 from sft.models.families import FAMILIES

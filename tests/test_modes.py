@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from trajectory_samples import build_tasks, write_trajectories
 
-from eval.policy import RawAnswer, ReplayPolicy
-from eval.results import load_results
+from eval.policies.policy import RawAnswer, ReplayPolicy
 from eval.rollout import main
+from eval.rollouts.walk import cut_at_first_error, walk_tasks
 from eval.score import main as score
-from eval.walk import cut_at_first_error, walk_tasks
+from eval.step_result import load_results
 from sft.contract.trajectory import load_trajectories
 from sft.prompts import AgentConfig
 

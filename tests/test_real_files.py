@@ -11,9 +11,9 @@ from conftest import DEMO_FILES, ROOT, load_demo
 from test_encoding import _Rollout
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
-from eval.decoding import read_end_ids
+from eval.policies.decoding import read_end_ids
 from eval.predictor import load_model_for_inference
-from eval.walk import walk_tasks
+from eval.rollouts.walk import walk_tasks
 from sft.batches.collator import PaddingCollator
 from sft.batches.encoding import StepEncoder
 from sft.batches.packing import IGNORED_LABEL

@@ -10,7 +10,7 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from eval.policy import ModelPolicy, StepRequest
+from eval.policies.policy import ModelPolicy, StepRequest
 from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
 from sft.batches.encoding import StepEncoder
 from sft.data import build_step_rows

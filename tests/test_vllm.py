@@ -16,8 +16,8 @@ from conftest import ROOT, load_demo
 from vllm_server import build_environment, serve
 
 from eval import rollout
-from eval.openai_policy import OpenAIPolicy
-from eval.policy import StepRequest
+from eval.policies.openai_server import OpenAIPolicy
+from eval.policies.policy import StepRequest
 from sft import run
 from sft.batches.encoding import StepEncoder
 from sft.contract.trajectory import gold_memories

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.comparison import compare_results
-from eval.metrics import compute_metrics
-from eval.report import Images, write_report
-from eval.results import NOT_RUN, StepResult, load_results
-from eval.summary import print_comparison, print_summary
-from eval.writers import format_json, write_outputs, write_text
+from eval.reporting.files import format_json, write_outputs, write_text
+from eval.reporting.report import Images, write_report
+from eval.reporting.tables import print_comparison, print_summary
+from eval.scoring.comparison import compare_results
+from eval.scoring.metrics import compute_metrics
+from eval.step_result import NOT_RUN, StepResult, load_results
 from sft.actions import POINT
 from sft.contract.data_notes import list_data_notes
 from sft.errors import UserError

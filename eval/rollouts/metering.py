@@ -13,7 +13,7 @@ from sft.recipe.settings import ComputeSettings, Purpose
 from sft.tracking import read_compute_settings, shorten_path
 
 if TYPE_CHECKING:
-    from eval.policy import Policy, RawAnswer, StepRequest
+    from eval.policies.policy import Policy, RawAnswer, StepRequest
 
 
 class MeteredPolicy:
@@ -25,7 +25,7 @@ class MeteredPolicy:
         self._busy_s = 0.0
 
     def answer(self, requests: "Sequence[StepRequest]") -> "list[RawAnswer]":
-        from eval.policy import ModelPolicy
+        from eval.policies.policy import ModelPolicy
 
         is_first = self._n_steps == 0 and isinstance(self.policy, ModelPolicy)
         started = time.perf_counter()

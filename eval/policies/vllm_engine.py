@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.adapter_parts import refuse_left_out
-from eval.policy import RawAnswer, StepRequest
-from eval.schema import build_answer_schema
+from eval.policies.adapter_parts import refuse_left_out
+from eval.policies.policy import RawAnswer, StepRequest
+from eval.policies.schema import build_answer_schema
 from sft.accounting.hardware import has_gpu
 from sft.batches.encoding import Prompt, StepEncoder
 from sft.contract.screenshots import open_screenshot

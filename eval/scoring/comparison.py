@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from eval.bootstrap import Bootstrap, Rates
-from eval.breakdowns import describe_answers
-from eval.matching import MATCHERS, judge_step
-from eval.metrics import group_by_task
-from eval.results import StepResult
+from eval.scoring.bootstrap import Bootstrap, Rates
+from eval.scoring.breakdowns import describe_answers
+from eval.scoring.matching import MATCHERS, judge_step
+from eval.scoring.metrics import group_by_task
+from eval.step_result import StepResult
 from sft.errors import UserError
 
 Sign = Literal["better", "same", "worse"]

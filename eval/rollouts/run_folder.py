@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from eval.manifest import close_run, open_run, read_earlier
-from eval.results import StepResult, append_result, format_result, load_results
-from eval.writers import write_text
+from eval.reporting.files import write_text
+from eval.rollouts.run_info import close_run, open_run, read_earlier
+from eval.step_result import StepResult, append_result, format_result, load_results
 from sft.contract.trajectory import Trajectory
 from sft.errors import UserError
 from sft.prompts import AgentConfig
 
 if TYPE_CHECKING:
-    from eval.policy import Policy
-    from eval.walk import Mode
+    from eval.policies.policy import Policy
+    from eval.rollouts.walk import Mode
 
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def run_tasks(
     results = list(load_results(path)) if path.is_file() else []
     n_steps = sum(len(t.steps) for t in trajectories)
     if len(results) < n_steps:
-        from eval.walk import walk_tasks
+        from eval.rollouts.walk import walk_tasks
 
         done: dict[str, list[StepResult]] = defaultdict(list)
         for result in results:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from eval.matching import HEADLINE, MATCHERS, judge_step
-from eval.policy import EmptyPolicy, Policy, RawAnswer, ReplayPolicy, StepRequest
-from eval.results import StepResult
-from eval.walk import Mode, walk_tasks
+from eval.policies.policy import EmptyPolicy, Policy, RawAnswer, ReplayPolicy, StepRequest
+from eval.rollouts.walk import Mode, walk_tasks
+from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
+from eval.step_result import StepResult
 from sft.actions import Action
 from sft.contract.steps import Step, Trajectory
 from sft.contract.trajectory import gold_memories
@@ -18,7 +18,7 @@ from sft.memory import Answer, Memory
 from sft.prompts import AgentConfig, build_prompt, format_answer
 
 if TYPE_CHECKING:
-    from eval.policy import ModelPolicy
+    from eval.policies.policy import ModelPolicy
 
 N_CANARY_TASKS, N_BATCH_TASKS = 20, 4
 CANARY = "XCANARYX"

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from rapidfuzz import fuzz
 
-from eval.bootstrap import Bootstrap, Rates
-from eval.matching import HEADLINE, MATCHERS, judge_step
-from eval.results import NOT_RUN, StepResult
+from eval.scoring.bootstrap import Bootstrap, Rates
+from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
+from eval.step_result import NOT_RUN, StepResult
 from sft.memory import dump_json
 
 Tasks = Mapping[str, Sequence[StepResult]]

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from eval.matching import HEADLINE, MATCHERS, judge_step
-from eval.policy import Policy, RawAnswer, StepRequest
-from eval.results import NOT_RUN, StepResult
+from eval.policies.policy import Policy, RawAnswer, StepRequest
+from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
+from eval.step_result import NOT_RUN, StepResult
 from sft.actions import format_action
 from sft.contract.trajectory import Step, Trajectory, gold_memories
 from sft.memory import EMPTY_MEMORY, Memory, memory_chars, update

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from eval.bootstrap import Bootstrap, Rates
-from eval.breakdowns import (
+from eval.scoring.bootstrap import Bootstrap, Rates
+from eval.scoring.breakdowns import (
     compute_confusion,
     compute_per_action,
     compute_per_step_index,
     describe_answers,
     describe_memory,
 )
-from eval.matching import HEADLINE, MATCHERS, OUTCOMES, Outcome, judge_step
-from eval.progress import compute_progress
-from eval.results import StepResult
-from eval.variants import build_variants, score_variants
+from eval.scoring.match_rules import build_variants, score_variants
+from eval.scoring.matching import HEADLINE, MATCHERS, OUTCOMES, Outcome, judge_step
+from eval.scoring.progress import compute_progress
+from eval.step_result import StepResult
 from sft.contract.trajectory import natural_key
 from sft.errors import UserError
 
@@ -41,7 +41,7 @@ def compute_metrics(
 ) -> dict[str, Any]:
     """Score a rollout; the content of `metrics.json`.
 
-    `pointing_actions` and `synonyms`: see `eval/variants.py`. The order of `results` does not matter: the numbers
+    `pointing_actions` and `synonyms`: see `eval/scoring/match_rules.py`. The order of `results` does not matter: the numbers
     depend on the set of steps alone.
 
     Raises:

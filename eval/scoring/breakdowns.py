@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.matching import HEADLINE, MATCHERS, judge_step
-from eval.results import NOT_RUN, StepResult
+from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
+from eval.step_result import NOT_RUN, StepResult
 from sft.memory import dump_json
 
 # Columns of the confusion table; no action type can have these names.

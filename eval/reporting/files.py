@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.matching import MATCHERS, is_same_target, judge_step
-from eval.metrics import group_by_task
-from eval.results import StepResult
+from eval.scoring.matching import MATCHERS, is_same_target, judge_step
+from eval.scoring.metrics import group_by_task
+from eval.step_result import StepResult
 from sft.memory import dump_json
 
 PREDICTION_COLUMNS = (

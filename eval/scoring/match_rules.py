@@ -16,8 +16,8 @@ from typing import Any
 from rapidfuzz import fuzz
 from rapidfuzz.distance import Levenshtein
 
-from eval.bootstrap import Bootstrap, Rates
-from eval.matching import (
+from eval.scoring.bootstrap import Bootstrap, Rates
+from eval.scoring.matching import (
     HEADLINE,
     MATCHERS,
     is_same_action,
@@ -26,8 +26,8 @@ from eval.matching import (
     normalize_target,
     normalize_text,
 )
-from eval.matching import is_same_action_and_target as is_same_step
-from eval.results import StepResult
+from eval.scoring.matching import is_same_action_and_target as is_same_step
+from eval.step_result import StepResult
 from sft.errors import UserError
 
 FUZZY_RATIO, TOKEN_F1, ANLS = 90, 0.5, 0.5

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-from eval.policy import RawAnswer, StepRequest
-from eval.posting import FailedTry, RefusedRequest, hide_key, post_json
-from eval.schema import build_answer_schema
+from eval.policies.policy import RawAnswer, StepRequest
+from eval.policies.posting import FailedTry, RefusedRequest, hide_key, post_json
+from eval.policies.schema import build_answer_schema
 from sft.contract.screenshots import ScreenshotError, read_as_shown
 from sft.errors import UserError
 from sft.memory import dump_json

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.matching import HEADLINE, MATCHERS
+from eval.scoring.matching import HEADLINE, MATCHERS
 
 MIN_WIDTH = 80  # below this the numbers would be cut, and a cut number is a wrong number
 FILE_WIDTH = 96  # what is piped or logged has no width of its own; names and four columns with intervals fit

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from eval.decoding import AnswerEnd, EncodedPrompt, Screenshot, generate_greedy, read_end_ids
-from eval.prefetch import ScreenshotLoader
-from eval.schema import build_answer_schema
+from eval.policies.decoding import AnswerEnd, EncodedPrompt, Screenshot, generate_greedy, read_end_ids
+from eval.policies.prefetch import ScreenshotLoader
+from eval.policies.schema import build_answer_schema
 from sft.batches.encoding import Prompt, StepEncoder
 from sft.contract.screenshots import ScreenshotError
 from sft.contract.trajectory import Trajectory
@@ -19,7 +19,7 @@ from sft.memory import Memory
 from sft.prompts import AgentConfig, format_answer
 
 if TYPE_CHECKING:
-    from eval.constraint import SchemaConstraint
+    from eval.policies.constraint import SchemaConstraint
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class ModelPolicy:
 def build_constraint(model: Any, encoder: StepEncoder) -> "SchemaConstraint":
     """Build what holds answers to the agent's answer schema."""
     try:
-        from eval.constraint import SchemaConstraint
+        from eval.policies.constraint import SchemaConstraint
     except ImportError as error:
         raise UserError(f"found no xgrammar ({error}); expected pip install -e '.[constrained]'") from error
 

@@ -15,12 +15,12 @@ from typing import Any, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.breakdowns import SKIPPED, UNREADABLE
-from eval.matching import HEADLINE
-from eval.results import StepResult
-from eval.summary import describe_intervals, describe_progress, format_interval, is_exact
-from eval.thumbnails import Thumbnails, load_thumbnails
-from eval.writers import build_details, build_step_details, format_json, write_text
+from eval.reporting.files import build_details, build_step_details, format_json, write_text
+from eval.reporting.tables import describe_intervals, describe_progress, format_interval, is_exact
+from eval.reporting.thumbnails import Thumbnails, load_thumbnails
+from eval.scoring.breakdowns import SKIPPED, UNREADABLE
+from eval.scoring.matching import HEADLINE
+from eval.step_result import StepResult
 from sft.contract.data_notes import list_data_notes
 
 Images = Literal["embed", "link"]

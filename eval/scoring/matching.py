@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from eval.results import NOT_RUN, StepResult
+from eval.step_result import NOT_RUN, StepResult
 from sft.actions import DEFAULT_ACTIONS, find_action_type
 
 Outcome = Literal["right", "wrong", "unparsable", "truncated", "error", "not_run"]
@@ -40,7 +40,7 @@ def is_same_action_and_target(gold: Mapping[str, Any], predicted: Mapping[str, A
     """Say whether action type, normalised target and every argument that the gold action has are the same.
 
     An argument that only the prediction has is ignored: the data does not say whether it is wrong. A `point` is judged
-    by rules of its own (`eval/variants.py`): no two people click the same pixel.
+    by rules of its own (`eval/scoring/match_rules.py`): no two people click the same pixel.
     """
     if not is_same_action(gold, predicted):
         return False

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from eval.comparison import compare_results
 from eval.predictor import load_model_for_inference
-from eval.walk import walk_tasks
+from eval.rollouts.walk import walk_tasks
+from eval.scoring.comparison import compare_results
 from sft.batches.collator import PaddingCollator
 from sft.batches.encoding import StepEncoder
 from sft.contract.trajectory import Trajectory, load_task_set
