@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.step_result import StepResult
-from sft.contract.trajectory import Trajectory, load_trajectories
+from sft.data.load import Trajectory, load_trajectories
 from sft.prompts import AgentConfig
 from sft.versions import read_versions
 

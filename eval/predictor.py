@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from eval.policies.policy import ModelPolicy, StepRequest
 from sft.actions import format_action
 from sft.batches.encoding import StepEncoder
-from sft.contract.image_paths import find_file
+from sft.data.image_paths import find_file
 from sft.errors import UserError
 from sft.memory import Memory, update
 from sft.models.model import check_adapter, find_family, load_model, open_adapter

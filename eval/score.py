@@ -20,7 +20,7 @@ from eval.reporting.publish import load_run, publish_comparison, publish_run
 from eval.rollouts.run_info import hash_model, merge_run_infos, write_run
 from eval.scoring.match_rules import build_variants, load_synonyms
 from eval.step_result import format_result
-from sft.contract.trajectory import natural_key
+from sft.data.load import natural_key
 from sft.errors import UserError, run_command
 
 

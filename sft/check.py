@@ -19,12 +19,12 @@ from typing import Any
 from tqdm import tqdm
 
 from sft.batches.encoding import StepEncoder, find_tight_answer_limit
-from sft.contract.overlap import Overlap, describe_overlap, find_overlap
-from sft.contract.problems import Problem, TrajectoryError
-from sft.contract.shown_memory import list_shown_parts
-from sft.contract.sources import looks_like_dataset
-from sft.contract.tables import read_table
-from sft.contract.trajectory import TaskSet, find_leak_problems, read_task_set
+from sft.data.load import TaskSet, find_leak_problems, read_task_set
+from sft.data.overlap import Overlap, describe_overlap, find_overlap
+from sft.data.problems import Problem, TrajectoryError
+from sft.data.shown_memory import list_shown_parts
+from sft.data.sources import looks_like_dataset
+from sft.data.tables import read_table
 from sft.errors import UserError, run_command
 from sft.memory import dump_json
 from sft.models.light_processor import LightProcessor

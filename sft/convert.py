@@ -19,7 +19,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
-from sft.contract.hints import as_visible
+from sft.data.hints import as_visible
 from sft.errors import run_command
 from sft.formats.careflow import read_careflow
 from sft.formats.conversion import CSV_NAME, REPORT_NAME, Conversion, export_tasks

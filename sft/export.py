@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import UserError, run_command
+from sft.files import check_new, write_new
 from sft.models.model_folder import check_model_folder, read_base_model_name
-from sft.new_folder import check_new, write_new
 from sft.recipe.config import load_agent_config, load_model_settings
 from sft.run_files import RUN_FILES
 
@@ -60,7 +60,7 @@ def export(arguments: argparse.Namespace) -> None:
     settings = load_model_settings(folder)
     dtype = arguments.dtype or settings.dtype
     if arguments.check_csv:
-        from sft.contract.trajectory import load_task_set
+        from sft.data.load import load_task_set
 
         agent = load_agent_config(folder)  # what is wrong with the data is told before anything is merged
         load_task_set(arguments.check_csv, actions=agent.actions, needs_elements=agent.use_grounding)

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from sft.batches.examples import TaskSplit, build_step_rows, load_task_split, read_step_sizes
 from sft.batches.sampler import PackSampler, PaddedSampler
-from sft.contract.problems import describe_quarantine
-from sft.contract.trajectory import Trajectory
-from sft.data import TaskSplit, build_step_rows, load_task_split, read_step_sizes
+from sft.data.load import Trajectory
+from sft.data.problems import describe_quarantine
 from sft.errors import UserError, run_command
 from sft.models.hub import find_base_model
 from sft.recipe.config import Recipe, build_training_arguments, parse_recipe

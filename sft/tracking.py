@@ -15,8 +15,8 @@ from sft.recipe.settings import ComputeSettings
 if TYPE_CHECKING:
     from trl import SFTConfig
 
-    from sft.contract.trajectory import Trajectory
-    from sft.data import TaskSplit
+    from sft.batches.examples import TaskSplit
+    from sft.data.load import Trajectory
 
 
 # What TRL's configuration says of a run, its defaults included.

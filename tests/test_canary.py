@@ -14,8 +14,8 @@ from trajectory_samples import TINY_AGENT, build_tasks, format_csv, write_screen
 from eval.policies.policy import EmptyPolicy, RawAnswer
 from eval.rollouts.walk import walk_tasks
 from sft.actions import Action
-from sft.contract.cells import Grounding, read_gold
-from sft.contract.trajectory import gold_memories, load_trajectories
+from sft.data.cells import Grounding, read_gold
+from sft.data.load import gold_memories, load_trajectories
 from sft.memory import EMPTY_MEMORY, Answer, dump_json
 from sft.prompts import AgentConfig, build_prompt, format_answer
 

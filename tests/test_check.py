@@ -11,7 +11,7 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT, build_output, build_task, build_tasks, format_csv, write_trajectories
 
 from sft import check
-from sft.contract.trajectory import gold_memories, load_trajectories
+from sft.data.load import gold_memories, load_trajectories
 from sft.prompts import build_prompt, build_system_text
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,7 +20,7 @@ from conversion_samples import (
 )
 
 from sft import convert
-from sft.contract.trajectory import load_trajectories
+from sft.data.load import load_trajectories
 from sft.errors import UserError
 
 

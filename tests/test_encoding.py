@@ -17,9 +17,9 @@ from sft import run
 from sft.actions import Action
 from sft.batches.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, check_answer_only_labels
 from sft.batches.encoding import StepEncoder, find_tight_answer_limit
-from sft.contract.screenshots import open_screenshot
-from sft.contract.trajectory import TrajectoryError, load_trajectories
-from sft.data import build_step_rows
+from sft.batches.examples import build_step_rows
+from sft.data.load import TrajectoryError, load_trajectories
+from sft.data.screenshots import open_screenshot
 from sft.memory import EMPTY_MEMORY, Answer, Memory, memory_chars
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig, format_answer

@@ -18,8 +18,8 @@ from eval.predictor import Predictor
 from eval.rollouts.walk import walk_tasks
 from sft import run
 from sft.batches.encoding import StepEncoder
-from sft.contract.trajectory import TrajectoryError, load_trajectories
-from sft.data import build_step_rows
+from sft.batches.examples import build_step_rows
+from sft.data.load import TrajectoryError, load_trajectories
 from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY
 from sft.models.processors import load_processor

@@ -52,12 +52,12 @@ MAY_KNOW = {
     "sft.memory": {"sft.actions"},
     "sft.json_text": set(),
     "sft.prompts": {"sft.actions", "sft.json_text", "sft.memory"},
-    "sft.file_kinds": {"sft.lfs"},
-    "sft.contract.literals": {"sft.actions", "sft.memory"},
-    "sft.contract.boxes": {"sft.contract.literals"},
-    "sft.contract.cells": {"sft.actions", "sft.memory", "sft.prompts", "sft.contract.boxes", "sft.contract.literals"},
+    "sft.data.file_kinds": {"sft.lfs"},
+    "sft.data.literals": {"sft.actions", "sft.memory"},
+    "sft.data.boxes": {"sft.data.literals"},
+    "sft.data.cells": {"sft.actions", "sft.memory", "sft.prompts", "sft.data.boxes", "sft.data.literals"},
     "sft.batches.packing": set(),
-    "sft.contract.compact": set(),
+    "sft.data.compact": set(),
     "sft.batches.sampler": {"sft.errors"},
 }
 
@@ -199,5 +199,5 @@ def test_files_are_read_by_loaders_that_run_no_code(name):
     assert not [c for c in calls if c.startswith("torch.load(") and "weights_only=True" not in c]
     assert not [c for c in calls if c.startswith("yaml.load(") and "Loader=_RecipeLoader" not in c]
     assert not [c for c in calls if "trust_remote_code" in c]
-    if name != "sft.contract.compact":  # it pickles in memory only; it opens no file
+    if name != "sft.data.compact":  # it pickles in memory only; it opens no file
         assert "pickle" not in _imports(MODULES[name])

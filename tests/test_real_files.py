@@ -16,9 +16,9 @@ from eval.predictor import load_model_for_inference
 from eval.rollouts.walk import walk_tasks
 from sft.batches.collator import PaddingCollator
 from sft.batches.encoding import StepEncoder
+from sft.batches.examples import build_step_rows
 from sft.batches.packing import IGNORED_LABEL
-from sft.contract.screenshots import open_screenshot
-from sft.data import build_step_rows
+from sft.data.screenshots import open_screenshot
 from sft.memory import EMPTY_MEMORY
 from sft.models.chat_template import read_chat_template
 from sft.models.light_processor import LightProcessor, build_image_counter

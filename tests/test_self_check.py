@@ -9,7 +9,7 @@ from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 import eval.rollouts.self_check as self_check
 from eval.rollout import main
 from eval.rollouts.self_check import check_batches, check_canary, check_replay, check_shuffled, run_self_checks
-from sft.contract.trajectory import load_trajectories
+from sft.data.load import load_trajectories
 from sft.prompts import AgentConfig
 
 AGENT = AgentConfig()
@@ -65,7 +65,7 @@ def test_shuffled_fails_where_answers_are_not_dealt_out(tasks, monkeypatch):
 
 def test_canary_fails_where_memory_does_not_lag(tasks, monkeypatch):
     import eval.rollouts.walk as walk
-    from sft.contract.trajectory import gold_memories
+    from sft.data.load import gold_memories
 
     def unlagged(trajectory, writer, budget):
         later = gold_memories(replace(trajectory, steps=(*trajectory.steps, trajectory.steps[-1])), writer, budget)

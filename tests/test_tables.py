@@ -12,8 +12,9 @@ from pyarrow import feather, parquet
 from trajectory_samples import build_tasks, format_csv, write_screenshots, write_trajectories
 
 from eval import rollout
-from sft import check, convert, split
-from sft.contract.trajectory import TrajectoryError, load_trajectories
+from sft import check, convert
+from sft.data.load import TrajectoryError, load_trajectories
+from sft.split import __main__ as split
 
 # Objects whose keys differ from row to row, in the answer, in lists inside it and in the evidence.
 ROWS = [

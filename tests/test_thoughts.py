@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from eval.policies.policy import ModelPolicy, StepRequest
 from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
 from sft.batches.encoding import StepEncoder
-from sft.data import build_step_rows
+from sft.batches.examples import build_step_rows
 from sft.memory import EMPTY_MEMORY
 from sft.models.light_processor import LightProcessor
 from sft.models.processors import load_processor, save_processor

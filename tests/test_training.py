@@ -16,8 +16,8 @@ from eval import rollout
 from eval.predictor import load_model_for_inference
 from sft import run
 from sft.batches.collator import PackingCollator, PaddingCollator
-from sft.contract.trajectory import load_trajectories
-from sft.data import build_step_rows
+from sft.batches.examples import build_step_rows
+from sft.data.load import load_trajectories
 from sft.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

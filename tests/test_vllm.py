@@ -20,7 +20,7 @@ from eval.policies.openai_server import OpenAIPolicy
 from eval.policies.policy import StepRequest
 from sft import run
 from sft.batches.encoding import StepEncoder
-from sft.contract.trajectory import gold_memories
+from sft.data.load import gold_memories
 from sft.errors import UserError
 from sft.export import merge
 from sft.merge import merge_weights

@@ -171,9 +171,9 @@ def build_trainer(base: Path, csv_path: Path, side: str, is_tiny: bool) -> tuple
     from benchmarks.sides import build_our_trainer, build_stock_trainer
     from sft.accounting.step_meter import StepMeter
     from sft.batches.encoding import StepEncoder
+    from sft.batches.examples import build_step_rows, read_step_sizes
     from sft.batches.sampler import PackSampler
-    from sft.contract.trajectory import load_trajectories
-    from sft.data import build_step_rows, read_step_sizes
+    from sft.data.load import load_trajectories
     from sft.models.model import build_lora_config, find_family, load_model
     from sft.models.processors import load_processor
     from sft.recipe.config import build_training_arguments, parse_recipe

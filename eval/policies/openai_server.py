@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from eval.policies.policy import RawAnswer, StepRequest
 from eval.policies.posting import FailedTry, RefusedRequest, hide_key, post_json
 from eval.policies.schema import build_answer_schema
-from sft.contract.screenshots import ScreenshotError, read_as_shown
+from sft.data.screenshots import ScreenshotError, read_as_shown
 from sft.errors import UserError
 from sft.memory import dump_json
 from sft.prompts import AgentConfig, build_prompt

@@ -12,8 +12,8 @@ from eval.policies.decoding import AnswerEnd, EncodedPrompt, Screenshot, generat
 from eval.policies.prefetch import ScreenshotLoader
 from eval.policies.schema import build_answer_schema
 from sft.batches.encoding import Prompt, StepEncoder
-from sft.contract.screenshots import ScreenshotError
-from sft.contract.trajectory import Trajectory
+from sft.data.load import Trajectory
+from sft.data.screenshots import ScreenshotError
 from sft.errors import UserError
 from sft.memory import Memory
 from sft.prompts import AgentConfig, format_answer

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.batches.encoding import StepEncoder
-from sft.contract.screenshots import ScreenshotError, read_version
+from sft.data.screenshots import ScreenshotError, read_version
 
 N_WORKERS = 2
 CAPACITY = 64  # prepared screenshots held at once; one of 1920x1080 is about 30 MB

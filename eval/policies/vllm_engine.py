@@ -11,7 +11,7 @@ from eval.policies.policy import RawAnswer, StepRequest
 from eval.policies.schema import build_answer_schema
 from sft.accounting.hardware import has_gpu
 from sft.batches.encoding import Prompt, StepEncoder
-from sft.contract.screenshots import open_screenshot
+from sft.data.screenshots import open_screenshot
 from sft.errors import UserError
 from sft.json_text import find_object
 from sft.models.model_folder import read_base_model_name, read_dtype, read_json

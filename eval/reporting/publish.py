@@ -13,7 +13,7 @@ from eval.scoring.comparison import compare_results
 from eval.scoring.metrics import compute_metrics
 from eval.step_result import NOT_RUN, StepResult, load_results
 from sft.actions import POINT
-from sft.contract.data_notes import list_data_notes
+from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
 
 Run = tuple[Sequence[StepResult], Mapping[str, Any]]  # the results and the content of run.json

@@ -21,7 +21,7 @@ from eval.reporting.thumbnails import Thumbnails, load_thumbnails
 from eval.scoring.breakdowns import SKIPPED, UNREADABLE
 from eval.scoring.matching import HEADLINE
 from eval.step_result import StepResult
-from sft.contract.data_notes import list_data_notes
+from sft.data.data_notes import list_data_notes
 
 Images = Literal["embed", "link"]
 

@@ -13,8 +13,8 @@ from urllib.parse import quote
 from PIL import Image
 from tqdm import tqdm
 
-from sft.contract.image_paths import resolve_image
-from sft.contract.screenshots import ScreenshotError, hash_screenshot, open_screenshot
+from sft.data.image_paths import resolve_image
+from sft.data.screenshots import ScreenshotError, hash_screenshot, open_screenshot
 
 # 960 px keeps labels of a 1280 or 1920 px screen legible at about 13 KB each; past 600 files that would be over 10 MB.
 WIDTH_PX, WIDTH_OF_MANY_PX, MANY = 960, 640, 600

@@ -15,8 +15,8 @@ from eval.rollouts.walk import walk_tasks
 from eval.scoring.comparison import compare_results
 from sft.batches.collator import PaddingCollator
 from sft.batches.encoding import StepEncoder
-from sft.contract.trajectory import Trajectory, load_task_set
-from sft.data import build_step_rows
+from sft.batches.examples import build_step_rows
+from sft.data.load import Trajectory, load_task_set
 from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY
 from sft.models.model import find_family, load_model

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from sft.contract.trajectory import Trajectory
+from sft.data.load import Trajectory
 from sft.errors import UserError
 from sft.prompts import ANSWER_VERSION, AgentConfig, agent_to_json
 from sft.versions import hash_files, read_versions

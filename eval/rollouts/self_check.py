@@ -12,8 +12,8 @@ from eval.rollouts.walk import Mode, walk_tasks
 from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
 from eval.step_result import StepResult
 from sft.actions import Action
-from sft.contract.steps import Step, Trajectory
-from sft.contract.trajectory import gold_memories
+from sft.data.load import gold_memories
+from sft.data.steps import Step, Trajectory
 from sft.memory import Answer, Memory
 from sft.prompts import AgentConfig, build_prompt, format_answer
 

@@ -9,7 +9,7 @@ from eval.policies.policy import Policy, RawAnswer, StepRequest
 from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
 from eval.step_result import NOT_RUN, StepResult
 from sft.actions import format_action
-from sft.contract.trajectory import Step, Trajectory, gold_memories
+from sft.data.load import Step, Trajectory, gold_memories
 from sft.memory import EMPTY_MEMORY, Memory, memory_chars, update
 from sft.prompts import AgentConfig, parse_answer
 

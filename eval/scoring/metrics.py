@@ -22,7 +22,7 @@ from eval.scoring.match_rules import build_variants, score_variants
 from eval.scoring.matching import HEADLINE, MATCHERS, OUTCOMES, Outcome, judge_step
 from eval.scoring.progress import compute_progress
 from eval.step_result import StepResult
-from sft.contract.trajectory import natural_key
+from sft.data.load import natural_key
 from sft.errors import UserError
 
 METRICS_VERSION = "2"

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sft.accounting.compute_fields import Field
-from sft.contract.data_notes import list_data_notes
+from sft.data.data_notes import list_data_notes
 from sft.evaluations import format_rate
 
 LOG_PATTERNS = ("compute_ledger*.jsonl", "steps.jsonl", "trainer_state.json", "events.out.tfevents.*", "*.log")

@@ -8,16 +8,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
-from sft.contract.arrow_rows import is_arrow_file, iterate_rows, open_table
-from sft.contract.cells import read_text
-from sft.contract.csv_text import decode_text
-from sft.contract.embedded import read_image_bytes
-from sft.contract.image_paths import find_screenshot, suggest_names
-from sft.contract.literals import read_literal
-from sft.contract.sources import as_cell, looks_like_dataset
-from sft.contract.tables import find_table_kind
+from sft.data.arrow_rows import is_arrow_file, iterate_rows, open_table
+from sft.data.cells import read_text
+from sft.data.csv_text import decode_text
+from sft.data.embedded import read_image_bytes
+from sft.data.file_kinds import JSON
+from sft.data.image_paths import find_screenshot, suggest_names
+from sft.data.literals import read_literal
+from sft.data.sources import as_cell, looks_like_dataset
+from sft.data.tables import find_table_kind
 from sft.errors import UserError
-from sft.file_kinds import JSON
 from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, pick_box
 
 ID_COLUMNS = ("task_id", "task_number", "serial_number")

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from sft.actions import DEFAULT_ACTIONS, ActionType, format_action
-from sft.contract.cells import read_text
-from sft.contract.csv_text import format_csv
-from sft.contract.problems import TrajectoryError
-from sft.contract.screenshots import ScreenshotFacts, inspect_bytes, read_screenshot, store_screenshot
-from sft.contract.shown_memory import MEMORY_PARTS
-from sft.contract.sources import Table
-from sft.contract.tables import read_table
-from sft.contract.trajectory import read_task_set
+from sft.data.cells import read_text
+from sft.data.csv_text import format_csv
+from sft.data.load import read_task_set
+from sft.data.problems import TrajectoryError
+from sft.data.screenshots import ScreenshotFacts, inspect_bytes, read_screenshot, store_screenshot
+from sft.data.shown_memory import MEMORY_PARTS
+from sft.data.sources import Table
+from sft.data.tables import read_table
 from sft.errors import UserError
+from sft.files import write_new
 from sft.formats.converted import ConvertedTask, DroppedTask, rebuild_memories
 from sft.memory import dump_json
-from sft.new_folder import write_new
 
 COLUMNS = (
     "Task_id",

@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sft.actions import DEFAULT_ACTIONS, Action, ActionType
-from sft.contract.image_paths import find_screenshot, suggest_names
-from sft.contract.literals import read_literal
-from sft.contract.memory_audit import MemoryAudit, MemoryCell, audit_memory
-from sft.contract.trajectory import natural_key
+from sft.data.image_paths import find_screenshot, suggest_names
+from sft.data.literals import read_literal
+from sft.data.load import natural_key
+from sft.data.memory_audit import MemoryAudit, MemoryCell, audit_memory
 from sft.errors import UserError
 from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, pick_box
 

@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
-from sft.contract.cells import Grounding, read_application, read_gold, read_grounding, read_object, read_text
-from sft.contract.csv_text import decode_text
-from sft.contract.image_paths import find_screenshot, suggest_names
-from sft.contract.json_rows import read_line, split_lines
-from sft.contract.literals import is_missing
-from sft.contract.memory_audit import MemoryAudit, MemoryCell, audit_memory
-from sft.contract.shown_memory import has_leak
-from sft.contract.sources import MEMORY_COLUMNS, build_cells
-from sft.contract.tables import find_table_kind
-from sft.contract.trajectory import natural_key
+from sft.data.cells import Grounding, read_application, read_gold, read_grounding, read_object, read_text
+from sft.data.csv_text import decode_text
+from sft.data.file_kinds import JSON
+from sft.data.image_paths import find_screenshot, suggest_names
+from sft.data.json_rows import read_line, split_lines
+from sft.data.literals import is_missing
+from sft.data.load import natural_key
+from sft.data.memory_audit import MemoryAudit, MemoryCell, audit_memory
+from sft.data.shown_memory import has_leak
+from sft.data.sources import MEMORY_COLUMNS, build_cells
+from sft.data.tables import find_table_kind
 from sft.errors import UserError
-from sft.file_kinds import JSON
 from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask
 from sft.memory import EMPTY_MEMORY, Answer, Memory
 

@@ -9,8 +9,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from sft.contract.hints import as_visible
-from sft.contract.problems import Problem
+from sft.data.hints import as_visible
+from sft.data.problems import Problem
 from sft.review.preview import StepPreview
 
 MAX_PROBLEMS_LISTED = 40

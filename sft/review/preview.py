@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sft.batches.encoding import StepEncoder
-from sft.contract.problems import Problem
-from sft.contract.screenshots import ScreenshotError
-from sft.contract.steps import Step, Trajectory
-from sft.contract.trajectory import gold_memories
+from sft.data.load import gold_memories
+from sft.data.problems import Problem
+from sft.data.screenshots import ScreenshotError
+from sft.data.steps import Step, Trajectory
 from sft.prompts import AgentConfig, Message, build_prompt, format_answer
 
 

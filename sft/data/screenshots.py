@@ -20,7 +20,7 @@ from typing import Literal
 
 from PIL import Image
 
-from sft.contract.image_files import ImageFile, describe_kind, find_kind, take_apart
+from sft.data.image_files import ImageFile, describe_kind, find_kind, take_apart
 from sft.errors import UserError
 
 MAX_IMAGE_PIXELS = 40_000_000

@@ -1,4 +1,4 @@
-"""Rows of one task to its steps, and what is wrong with them. Opens no file but through `sft.contract.screenshots`."""
+"""Rows of one task to its steps, and what is wrong with them. Opens no file but through `sft.data.screenshots`."""
 
 import os
 import re
@@ -11,14 +11,14 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from sft.actions import ActionType, find_action_type
-from sft.contract.cells import MAX_CELL_CHARS, read_application, read_elements, read_gold, read_grounding, read_text
-from sft.contract.compact import CompactList
-from sft.contract.image_paths import MAX_NAME_CHARS, resolve_image, suggest_names
-from sft.contract.literals import is_missing
-from sft.contract.problems import MAX_PROBLEMS_SHOWN, Problem
-from sft.contract.screenshots import Decode, ScreenshotFacts, read_facts
-from sft.contract.sources import Cells, Row, Table
-from sft.contract.steps import Step, Trajectory
+from sft.data.cells import MAX_CELL_CHARS, read_application, read_elements, read_gold, read_grounding, read_text
+from sft.data.compact import CompactList
+from sft.data.image_paths import MAX_NAME_CHARS, resolve_image, suggest_names
+from sft.data.literals import is_missing
+from sft.data.problems import MAX_PROBLEMS_SHOWN, Problem
+from sft.data.screenshots import Decode, ScreenshotFacts, read_facts
+from sft.data.sources import Cells, Row, Table
+from sft.data.steps import Step, Trajectory
 
 MAX_DECODED = 64  # screenshots that are decoded whatever their checksums say: all would take ten times as long
 

@@ -16,12 +16,8 @@ from tqdm import tqdm
 
 from sft.batches.encoding import StepEncoder
 from sft.batches.sampler import StepSize
-from sft.contract.goals import hash_goal
-from sft.contract.overlap import find_overlap, refuse_shared_goals
-from sft.contract.screenshots import ScreenshotError
-from sft.contract.shown_memory import list_shown_parts
-from sft.contract.split_manifest import find_split
-from sft.contract.trajectory import (
+from sft.data.goals import hash_goal
+from sft.data.load import (
     Problem,
     QuarantinedTask,
     TaskSet,
@@ -30,6 +26,10 @@ from sft.contract.trajectory import (
     gold_memories,
     load_task_set,
 )
+from sft.data.overlap import find_overlap, refuse_shared_goals
+from sft.data.screenshots import ScreenshotError
+from sft.data.shown_memory import list_shown_parts
+from sft.data.split_file import find_split
 from sft.prompts import AgentConfig, format_answer
 from sft.recipe.settings import DataSettings
 

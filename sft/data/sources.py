@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sft.contract.problems import Problem, TrajectoryError
+from sft.data.problems import Problem, TrajectoryError
 
 REQUIRED_COLUMNS = ("Task_id", "Image_id", "Instruction", "Output", "Grounding")
 OPTIONAL_COLUMNS = ("Slide_number", "Application", "Group", "Detected_Elements")

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sft.contract.cells import read_text
-from sft.contract.csv_text import format_csv
-from sft.contract.grouping import GROUPINGS, assign_groups, group_tasks
-from sft.contract.overlap import find_overlap
-from sft.contract.sources import Table, looks_like_dataset
-from sft.contract.split_manifest import MANIFEST_NAME, describe_part, format_split_table, list_own_parts
-from sft.contract.tables import read_table
-from sft.contract.trajectory import TaskSet, read_task_set
+from sft.data.cells import read_text
+from sft.data.csv_text import format_csv
+from sft.data.load import TaskSet, read_task_set
+from sft.data.overlap import find_overlap
+from sft.data.sources import Table, looks_like_dataset
+from sft.data.split_file import MANIFEST_NAME, describe_part, format_split_table, list_own_parts
+from sft.data.tables import read_table
 from sft.errors import UserError, run_command
+from sft.split.grouping import GROUPINGS, assign_groups, group_tasks
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

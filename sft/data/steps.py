@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sft.contract.cells import Grounding
+from sft.data.cells import Grounding
 from sft.memory import Answer
 
 
@@ -31,7 +31,7 @@ class Step:
 class Trajectory:
     """One task: a goal and its steps in order. `group` is a free label by which results are also scored apart.
 
-    What was read from a file holds its steps compressed (`sft.contract.compact`).
+    What was read from a file holds its steps compressed (`sft.data.compact`).
     """
 
     task_id: str

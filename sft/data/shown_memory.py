@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sft.contract.memory_audit import Evidence, MemoryAudit, MemoryCell, audit_memory, read_cell
-from sft.contract.steps import Trajectory
+from sft.data.memory_audit import Evidence, MemoryAudit, MemoryCell, audit_memory, read_cell
+from sft.data.steps import Trajectory
 from sft.memory import Answer, dump_json
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from sft.contract.cells import read_text
-from sft.contract.compact import CompactList
-from sft.contract.problems import Problem, TrajectoryError
-from sft.contract.sources import Cells, Row, check_columns, refuse_doubled
+from sft.data.cells import read_text
+from sft.data.compact import CompactList
+from sft.data.problems import Problem, TrajectoryError
+from sft.data.sources import Cells, Row, check_columns, refuse_doubled
 
 
 def parse_csv(data: bytes, path: Path) -> tuple[Sequence[Row], tuple[Problem, ...]]:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sft.contract.cells import read_text
-from sft.contract.compact import CompactList
-from sft.contract.csv_text import decode_text
-from sft.contract.literals import read_literal
-from sft.contract.problems import Problem, TrajectoryError
-from sft.contract.sources import CellError, Row, build_cells, check_columns
+from sft.data.cells import read_text
+from sft.data.compact import CompactList
+from sft.data.csv_text import decode_text
+from sft.data.literals import read_literal
+from sft.data.problems import Problem, TrajectoryError
+from sft.data.sources import CellError, Row, build_cells, check_columns
 
 
 def parse_json_rows(data: bytes, path: Path) -> tuple[Sequence[Row], tuple[Problem, ...]]:

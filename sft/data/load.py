@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
-from sft.contract.cells import read_text
-from sft.contract.literals import is_missing
-from sft.contract.problems import Problem, QuarantinedTask, TrajectoryError
-from sft.contract.rows import RowReader, check_screenshots
-from sft.contract.screenshots import ScreenshotFacts
-from sft.contract.shown_memory import find_leaks
-from sft.contract.sources import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Table
-from sft.contract.steps import Step, Trajectory
-from sft.contract.tables import read_table
+from sft.data.cells import read_text
+from sft.data.literals import is_missing
+from sft.data.problems import Problem, QuarantinedTask, TrajectoryError
+from sft.data.rows import RowReader, check_screenshots
+from sft.data.screenshots import ScreenshotFacts
+from sft.data.shown_memory import find_leaks
+from sft.data.sources import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Table
+from sft.data.steps import Step, Trajectory
+from sft.data.tables import read_table
 from sft.memory import EMPTY_MEMORY, Memory, MemoryWriter, update
 
 __all__ = [

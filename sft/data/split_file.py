@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sft.contract.hints import as_visible
-from sft.contract.trajectory import TaskSet
+from sft.data.hints import as_visible
+from sft.data.load import TaskSet
 
 MANIFEST_NAME = "split.json"
 

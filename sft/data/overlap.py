@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.contract.goals import hash_goal, list_goal_hashes
-from sft.contract.steps import Trajectory
-from sft.contract.trajectory import TaskSet
+from sft.data.goals import hash_goal, list_goal_hashes
+from sft.data.load import TaskSet
+from sft.data.steps import Trajectory
 from sft.errors import UserError
 
 log = logging.getLogger("sft")

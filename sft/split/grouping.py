@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sft.contract.goals import normalise_goal
-from sft.contract.steps import Trajectory
-from sft.contract.trajectory import TaskSet
+from sft.data.goals import normalise_goal
+from sft.data.load import TaskSet
+from sft.data.steps import Trajectory
 
 GROUPINGS = ("none", "screenshot", "goal")
 _BLOCK = 512  # goals compared at once: memory stays small for ten thousand of them

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from sft.actions import Action, as_plain_text
-from sft.contract.literals import is_missing, read_literal
+from sft.data.literals import is_missing, read_literal
 from sft.memory import dump_json
 
 Verdict = Literal["lagged", "same-row", "mixed", "unproven", "empty"]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from sft.contract.literals import is_missing
+from sft.data.literals import is_missing
 
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.actions import ActionType, as_plain_text
-from sft.contract.boxes import Box, Size, is_empty, read_box, read_screen
-from sft.contract.literals import is_missing, read_literal
+from sft.data.boxes import Box, Size, is_empty, read_box, read_screen
+from sft.data.literals import is_missing, read_literal
 from sft.memory import Answer, clean_json
 from sft.prompts import read_answer
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sft.actions import as_plain_text
-from sft.contract.steps import Trajectory
+from sft.data.steps import Trajectory
 
 
 def normalise_goal(text: str) -> str:

@@ -3,12 +3,12 @@
 import hashlib
 from pathlib import Path
 
-from sft.contract.arrow_rows import is_arrow_file
-from sft.contract.csv_text import parse_csv
-from sft.contract.json_rows import parse_json_rows
-from sft.contract.problems import Problem, TrajectoryError
-from sft.contract.sources import Table, looks_like_dataset
-from sft.file_kinds import CSV, JSON, FileKind, find_kind
+from sft.data.arrow_rows import is_arrow_file
+from sft.data.csv_text import parse_csv
+from sft.data.file_kinds import CSV, JSON, FileKind, find_kind
+from sft.data.json_rows import parse_json_rows
+from sft.data.problems import Problem, TrajectoryError
+from sft.data.sources import Table, looks_like_dataset
 
 
 def read_table(source: str | Path, image_root: str | Path | None = None) -> Table:
@@ -22,7 +22,7 @@ def read_table(source: str | Path, image_root: str | Path | None = None) -> Tabl
     path = Path(source)
     kind = None if looks_like_dataset(source) else find_table_kind(path)
     if looks_like_dataset(source) or is_arrow_file(path, kind):
-        from sft.contract.embedded import read_embedded  # pyarrow and `datasets` take seconds to import
+        from sft.data.embedded import read_embedded  # pyarrow and `datasets` take seconds to import
 
         return read_embedded(source, image_root)
     data = path.read_bytes()

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sft.contract.problems import describe_quarantine
-from sft.contract.split_manifest import find_split
+from sft.data.problems import describe_quarantine
+from sft.data.split_file import find_split
 
 if TYPE_CHECKING:
-    from sft.contract.trajectory import TaskSet
+    from sft.data.load import TaskSet
 
 _MAX_LISTED = 5
 

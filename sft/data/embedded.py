@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from sft.contract.arrow_rows import ArrowTable, iterate_rows, open_table, read_first_values
-from sft.contract.cells import read_text
-from sft.contract.image_paths import resolve_image
-from sft.contract.problems import Problem, TrajectoryError
-from sft.contract.screenshots import inspect_bytes, store_screenshot
-from sft.contract.sources import CellError, Row, Table, build_cells, check_columns, refuse_doubled, split_source
-from sft.file_kinds import is_picture
+from sft.data.arrow_rows import ArrowTable, iterate_rows, open_table, read_first_values
+from sft.data.cells import read_text
+from sft.data.file_kinds import is_picture
+from sft.data.image_paths import resolve_image
+from sft.data.problems import Problem, TrajectoryError
+from sft.data.screenshots import inspect_bytes, store_screenshot
+from sft.data.sources import CellError, Row, Table, build_cells, check_columns, refuse_doubled, split_source
 
 if TYPE_CHECKING:
     import pyarrow
