@@ -5,7 +5,7 @@ import json
 import pytest
 from trajectory_samples import build_task, write_trajectories
 
-from sft import check
+from sft.check import __main__ as check
 from sft.data.boxes import find_doubts, read_box, read_screen
 from sft.data.cells import Grounding, read_grounding
 

@@ -18,6 +18,7 @@ from sft.batches.collator import PaddingCollator
 from sft.batches.encoding import StepEncoder
 from sft.batches.examples import build_step_rows
 from sft.batches.packing import IGNORED_LABEL
+from sft.check.preview import preview_steps
 from sft.data.screenshots import open_screenshot
 from sft.memory import EMPTY_MEMORY
 from sft.models.chat_template import read_chat_template
@@ -26,7 +27,6 @@ from sft.models.model_folder import read_dtype
 from sft.models.processors import load_processor, save_processor
 from sft.prompts import format_answer
 from sft.recipe.config import load_agent_settings
-from sft.review.preview import preview_steps
 from sft.run import print_plan
 
 if find_spec("dashscope") is None:

@@ -19,6 +19,16 @@ from typing import Any
 from tqdm import tqdm
 
 from sft.batches.encoding import StepEncoder, find_tight_answer_limit
+from sft.check.describe import describe, summarise
+from sft.check.notices import list_warnings
+from sft.check.preview import StepPreview, build_dump_line, choose_evenly, preview_steps
+from sft.check.view import (
+    build_console,
+    build_step_panel,
+    print_problems,
+    print_report,
+    print_verdict,
+)
 from sft.data.load import TaskSet, find_leak_problems, read_task_set
 from sft.data.overlap import Overlap, describe_overlap, find_overlap
 from sft.data.problems import Problem, TrajectoryError
@@ -30,16 +40,6 @@ from sft.memory import dump_json
 from sft.models.light_processor import LightProcessor
 from sft.prompts import AgentConfig
 from sft.recipe.config import load_agent_settings
-from sft.review.check_view import (
-    build_console,
-    build_step_panel,
-    print_problems,
-    print_report,
-    print_verdict,
-)
-from sft.review.check_warnings import list_warnings
-from sft.review.describe import describe, summarise
-from sft.review.preview import StepPreview, build_dump_line, choose_evenly, preview_steps
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

@@ -9,9 +9,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from sft.check.preview import StepPreview
 from sft.data.hints import as_visible
 from sft.data.problems import Problem
-from sft.review.preview import StepPreview
 
 MAX_PROBLEMS_LISTED = 40
 _BAR_WIDTH = 28
