@@ -10,11 +10,11 @@ from PIL import Image
 from trajectory_samples import build_output, build_task, build_tasks, format_csv, write_screenshots, write_trajectories
 
 from eval.reporting.thumbnails import load_thumbnails
+from sft.convert.careflow import read_careflow
+from sft.convert.pipeline import read_pipeline
+from sft.convert.records import load_records, read_records
 from sft.data.image_paths import find_file, find_screenshot, resolve_image, suggest_names
 from sft.data.load import TrajectoryError, load_trajectories
-from sft.formats.careflow import read_careflow
-from sft.formats.pipeline import read_pipeline
-from sft.formats.records import load_records, read_records
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "écran.png") for form in ("NFC", "NFD"))
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trajectory_samples import build_tasks, write_trajectories
 
-from sft import convert
 from sft.actions import Action
+from sft.convert import __main__ as convert
 from sft.data.cells import read_elements, read_grounding
 from sft.data.literals import is_missing, read_literal
 from sft.data.load import load_trajectories

@@ -10,9 +10,9 @@ from trajectory_samples import build_task, write_trajectories
 from eval import rollout, score
 from eval.policies.schema import build_answer_schema
 from eval.scoring.matching import MATCHERS
-from sft import convert
 from sft.actions import DEFAULT_ACTIONS, Action, ActionType, format_action, parse_action
 from sft.check import __main__ as check
+from sft.convert import __main__ as convert
 from sft.data.load import TrajectoryError, load_trajectories
 from sft.memory import Answer
 from sft.prompts import AgentConfig, agent_from_json, agent_to_json, build_system_text, format_answer, parse_answer

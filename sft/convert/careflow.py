@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
+from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, pick_box
 from sft.data.arrow_rows import is_arrow_file, iterate_rows, open_table
 from sft.data.cells import read_text
 from sft.data.csv_text import decode_text
@@ -18,7 +19,6 @@ from sft.data.literals import read_literal
 from sft.data.sources import as_cell, looks_like_dataset
 from sft.data.tables import find_table_kind
 from sft.errors import UserError
-from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, pick_box
 
 ID_COLUMNS = ("task_id", "task_number", "serial_number")
 GOAL_COLUMNS = ("instruction", "task")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.actions import DEFAULT_ACTIONS, ActionType, format_action
+from sft.convert.converted import ConvertedTask, DroppedTask, rebuild_memories
 from sft.data.cells import read_text
 from sft.data.csv_text import format_csv
 from sft.data.load import read_task_set
@@ -17,7 +18,6 @@ from sft.data.sources import Table
 from sft.data.tables import read_table
 from sft.errors import UserError
 from sft.files import write_new
-from sft.formats.converted import ConvertedTask, DroppedTask, rebuild_memories
 from sft.memory import dump_json
 
 COLUMNS = (

@@ -19,13 +19,13 @@ from rich.text import Text
 from tqdm import tqdm
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
+from sft.convert.careflow import read_careflow
+from sft.convert.conversion import CSV_NAME, REPORT_NAME, Conversion, export_tasks
+from sft.convert.converted import ConvertedTask, DroppedTask
+from sft.convert.pipeline import audit_records, read_pipeline
+from sft.convert.records import load_records, read_records
 from sft.data.hints import as_visible
 from sft.errors import run_command
-from sft.formats.careflow import read_careflow
-from sft.formats.conversion import CSV_NAME, REPORT_NAME, Conversion, export_tasks
-from sft.formats.converted import ConvertedTask, DroppedTask
-from sft.formats.pipeline import audit_records, read_pipeline
-from sft.formats.records import load_records, read_records
 from sft.recipe.config import load_agent_settings
 
 MAX_DROPPED_SHOWN = 20

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
+from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask
 from sft.data.cells import Grounding, read_application, read_gold, read_grounding, read_object, read_text
 from sft.data.csv_text import decode_text
 from sft.data.file_kinds import JSON
@@ -23,7 +24,6 @@ from sft.data.shown_memory import has_leak
 from sft.data.sources import MEMORY_COLUMNS, build_cells
 from sft.data.tables import find_table_kind
 from sft.errors import UserError
-from sft.formats.converted import ConvertedStep, ConvertedTask, DroppedTask
 from sft.memory import EMPTY_MEMORY, Answer, Memory
 
 
