@@ -154,7 +154,7 @@ def load(work: Path, tiny: bool) -> dict[str, Any]:
 def train(work: Path, tiny: bool) -> dict[str, Any]:
     """Train two steps and save."""
     from sft import run
-    from sft.accounting.ledger import load_runs
+    from sft.compute.ledger import load_runs
 
     run.main(build_arguments(work))
     history = json.loads((work / "adapter/trainer_state.json").read_text(encoding="utf-8"))["log_history"]
@@ -199,7 +199,7 @@ def build_arguments(work: Path) -> list[str]:
 def roll_out(work: Path, tiny: bool) -> dict[str, Any]:
     """Reopen the saved adapter on its base and roll it out on a task of two steps."""
     from eval import rollout
-    from sft.accounting.ledger import load_runs
+    from sft.compute.ledger import load_runs
 
     results = work / "rollout"
     agent = json.loads((work / "adapter/agent_config.json").read_text(encoding="utf-8"))

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
+from sft.compute.tracking import shorten_path, shorten_paths
 from sft.errors import UserError
 from sft.models.model_folder import SMALL_FILES
-from sft.tracking import shorten_path, shorten_paths
 
 # Weights, and what is needed to use them. No data, no ledger, no log, no optimiser state, no training_args.bin.
 ALLOWED = (

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from trl import SFTConfig
 
-    from sft.accounting.recorder import RunRecorder
     from sft.batches.encoding import StepEncoder
+    from sft.compute.recorder import RunRecorder
     from sft.trainer import TrajectoryTrainer
 
 log = logging.getLogger("sft")
@@ -62,8 +62,8 @@ def main(argv: list[str]) -> None:
         use_build_lock()
     split = check_inputs(recipe)
 
+    from sft.compute.tracking import record_training
     from sft.reliability.health import explain_lost_process, limit_waiting, log_process
-    from sft.tracking import record_training
 
     limit_waiting(recipe.training.get("ddp_timeout", 1800))  # before the processes meet, in the next line
     training = build_training_arguments(recipe)
@@ -79,9 +79,9 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     """Load the model, train it from step 0 or a checkpoint, save what a rollout needs; `recorder` notes the cost."""
     import torch
 
-    from sft.accounting.step_meter import StepMeter
     from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
     from sft.batches.encoding import StepEncoder, find_tight_answer_limit
+    from sft.compute.step_meter import StepMeter
     from sft.models.model import (
         build_lora_config,
         check_saved_modules,
@@ -280,7 +280,7 @@ def log_parameters(counts: dict[str, dict[str, int]]) -> None:
 
 def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
     """Save the weights, reopen and check them, and draw the curves."""
-    from sft.accounting.curves import plot_curves
+    from sft.compute.curves import plot_curves
     from sft.models.model import check_adapter
 
     trainer.save_model()

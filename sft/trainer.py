@@ -10,10 +10,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers.trainer_utils import EvalLoopOutput
 
-from sft.accounting.step_meter import StepMeter
 from sft.batches.collator import build_dense_mask
 from sft.batches.sampler import PackSampler, PaddedSampler
 from sft.checkpoint_trainer import CheckpointTrainer
+from sft.compute.step_meter import StepMeter
 from sft.models.model import trained_parts
 from sft.models.tree_attention import use_tree_attention
 from sft.reliability.health import GradientCheck, StopWhenPreempted, check_batch, check_loss, refuse_gradient

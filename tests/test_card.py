@@ -8,8 +8,8 @@ from rollout_samples import RUN_INFO, make_task
 
 from eval.scoring.comparison import compare_results
 from eval.scoring.metrics import compute_metrics
-from sft.accounting.compute_results import load_performance
 from sft.card import write_card
+from sft.compute.results import load_performance
 from sft.evaluations import add_evaluation
 
 RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")

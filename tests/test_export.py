@@ -20,9 +20,10 @@ from test_training import _write_recipe
 from eval import rollout
 from eval.predictor import load_model_for_inference
 from eval.score import merge as merge_shards
-from sft import compute, export, run
-from sft.accounting.ledger import load_runs
+from sft import export, run
 from sft.card import BEGIN, END, write_card
+from sft.compute import __main__ as compute
+from sft.compute.ledger import load_runs
 from sft.errors import UserError
 from sft.merge import Adapter, list_weights, merge_weights
 

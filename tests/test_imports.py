@@ -32,8 +32,8 @@ MAY_IMPORT_TORCH = {
 MAY_IMPORT_TORCH |= {"sft.reliability.health"}  # the trainer's callbacks
 MAY_IMPORT_TORCH |= {"eval.policies.decoding", "eval.policies.constraint"}  # parts of the policy
 MAY_IMPORT_TORCH |= {
-    "sft.accounting.flops",
-    "sft.accounting.step_meter",
+    "sft.compute.flops",
+    "sft.compute.step_meter",
     "sft.merge",
     "sft.merge_experts",
     "eval.rollouts.export_check",

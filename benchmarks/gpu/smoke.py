@@ -47,7 +47,7 @@ def main() -> None:
 
 def run_command(command: list[str], folder: Path) -> dict[str, Any]:
     """Run a command of the project and return what its compute ledger says."""
-    from sft.accounting.ledger import load_runs
+    from sft.compute.ledger import load_runs
 
     started = time.perf_counter()
     exit_code = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=sys.stderr).returncode

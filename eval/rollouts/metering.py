@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.accounting.hardware import has_gpu
-from sft.accounting.recorder import RunRecorder
+from sft.compute.hardware import has_gpu
+from sft.compute.recorder import RunRecorder
+from sft.compute.tracking import read_compute_settings, shorten_path
 from sft.recipe.settings import ComputeSettings, Purpose
-from sft.tracking import read_compute_settings, shorten_path
 
 if TYPE_CHECKING:
     from eval.policies.policy import Policy, RawAnswer, StepRequest
@@ -44,7 +44,7 @@ class MeteredPolicy:
         return answers
 
     def _answer_counted(self, requests: "Sequence[StepRequest]") -> "list[RawAnswer]":
-        from sft.accounting.flops import FlopCounter
+        from sft.compute.flops import FlopCounter
 
         with FlopCounter() as counter:
             answers = self.policy.answer(requests)

@@ -11,18 +11,18 @@ compute_author.yaml there: fill it in and run the command again.
 import argparse
 from pathlib import Path
 
-from sft.accounting.compute_author import load_author_fields
-from sft.accounting.compute_fields import (
+from sft.compute.author import load_author_fields
+from sft.compute.fields import (
     Field,
     build_breakdown,
     build_machine_fields,
     build_model_fields,
     build_timeline,
 )
-from sft.accounting.compute_output import plot_runs, sort_fields, write_csv, write_json, write_markdown
-from sft.accounting.compute_results import list_log_files, load_performance
-from sft.accounting.compute_totals import build_compute_fields
-from sft.accounting.ledger import LEDGER_NAME, load_runs
+from sft.compute.ledger import LEDGER_NAME, load_runs
+from sft.compute.output import plot_runs, sort_fields, write_csv, write_json, write_markdown
+from sft.compute.results import list_log_files, load_performance
+from sft.compute.totals import build_compute_fields
 from sft.errors import UserError, run_command
 
 NOTES = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from sft.accounting.compute_fields import Field
+from sft.compute.fields import Field
 from sft.errors import UserError
 from sft.recipe.recipe_yaml import load_yaml
 

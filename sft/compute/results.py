@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sft.accounting.compute_fields import Field
+from sft.compute.fields import Field
 from sft.data.data_notes import list_data_notes
 from sft.evaluations import format_rate
 

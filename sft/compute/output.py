@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sft.accounting.compute_fields import Field
-from sft.accounting.ledger import RunRecord
+from sft.compute.fields import Field
+from sft.compute.ledger import RunRecord
 
 SECTIONS = (
     "hardware",

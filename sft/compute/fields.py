@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sft.accounting.ledger import RunRecord
+from sft.compute.ledger import RunRecord
 
 Status = Literal["measured", "estimated", "author"]
 FAILED = "failed and killed runs"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sft.accounting.flops import BatchSize, FlopCounter, FlopFormula, build_formula
-from sft.accounting.recorder import RunRecorder
 from sft.batches.packing import IGNORED_LABEL
+from sft.compute.flops import BatchSize, FlopCounter, FlopFormula, build_formula
+from sft.compute.recorder import RunRecorder
 from sft.models.model import count_parameters, count_quantised
 from sft.models.tree_attention import count_pairs
 

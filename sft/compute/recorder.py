@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import psutil
 
-from sft.accounting.ledger import Outcome, append_event, close_killed_runs, hash_host, name_ledger
+from sft.compute.ledger import Outcome, append_event, close_killed_runs, hash_host, name_ledger
 from sft.recipe.settings import Purpose
 from sft.versions import read_versions
 
@@ -57,7 +57,7 @@ class RunRecorder:
     def __enter__(self) -> Self:
         self._started, self._cpu_before = time.perf_counter(), _cpu_seconds()
         if self.rank == 0:
-            from sft.accounting.hardware import read_hardware
+            from sft.compute.hardware import read_hardware
 
             for run in close_killed_runs(self.folder, by=self.run):
                 log.info("compute ledger: closed run %s, which was killed", run)
@@ -107,7 +107,7 @@ class RunRecorder:
         """Run beside the work: the energy meter's slow start and the file's writing cost the work nothing."""
         meter = None
         if self._measures_energy:
-            from sft.accounting.energy import EnergyMeter
+            from sft.compute.energy import EnergyMeter
 
             meter = EnergyMeter(self.country, self.n_local_processes)
             meter.start()

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sft.accounting.compute_fields import Field, Status, gpu_hours
-from sft.accounting.hardware import find_peak_tflops
-from sft.accounting.ledger import RunRecord
+from sft.compute.fields import Field, Status, gpu_hours
+from sft.compute.hardware import find_peak_tflops
+from sft.compute.ledger import RunRecord
 
 
 def build_compute_fields(runs: Sequence[RunRecord]) -> list[Field]:
