@@ -19,7 +19,7 @@ from sft.errors import UserError, run_command
 from sft.files import check_new, write_new
 from sft.models.model_folder import check_model_folder, read_base_model_name
 from sft.recipe.config import load_agent_config, load_model_settings
-from sft.run_files import RUN_FILES
+from sft.training.outputs import RUN_FILES
 
 
 def main(argv: list[str]) -> None:
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     if arguments.to is not None:
         export(arguments)
     if arguments.push is not None:
-        from sft.push import push_folder
+        from sft.training.push import push_folder
 
         url = push_folder(arguments.to or arguments.model_path, arguments.push, is_private=not arguments.public)
         print(f"Uploaded: {url}")
@@ -71,7 +71,7 @@ def export(arguments: argparse.Namespace) -> None:
         report = {"dtype": dtype, **compare(folder, partial, base, dtype, arguments)}
         (partial / "export_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
-    from sft.card import write_card
+    from sft.training.card import write_card
 
     write_card(to)
     print(f"Exported to {to}")

@@ -25,10 +25,10 @@ from sft.errors import UserError, run_command
 from sft.models.hub import find_base_model
 from sft.recipe.config import Recipe, build_training_arguments, parse_recipe
 from sft.recipe.support import check_support, read_launch
-from sft.reliability.first_process import do_in_first_process
-from sft.reliability.preemption import watch_for_preemption
-from sft.reliability.resume import choose_checkpoint, describe_run
-from sft.run_files import save_run_files
+from sft.training.first_process import do_in_first_process
+from sft.training.outputs import save_run_files
+from sft.training.preemption import watch_for_preemption
+from sft.training.resume import choose_checkpoint, describe_run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,13 +57,13 @@ def main(argv: list[str]) -> None:
         optim=recipe.training.get("optim", "adamw_torch_fused"),
     )
     if launch.engine.startswith("zero"):
-        from sft.models.build_lock import use_build_lock
+        from sft.training.build_lock import use_build_lock
 
         use_build_lock()
     split = check_inputs(recipe)
 
     from sft.compute.tracking import record_training
-    from sft.reliability.health import explain_lost_process, limit_waiting, log_process
+    from sft.training.watch import explain_lost_process, limit_waiting, log_process
 
     limit_waiting(recipe.training.get("ddp_timeout", 1800))  # before the processes meet, in the next line
     training = build_training_arguments(recipe)
@@ -91,8 +91,8 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
         load_model,
     )
     from sft.models.processors import load_processor
-    from sft.reliability.health import unwrap_worker_errors
     from sft.trainer import TrajectoryTrainer
+    from sft.training.watch import unwrap_worker_errors
 
     family = find_family(recipe.model.model_name_or_path, recipe.model.model_revision)
     check_sequence_lengths(recipe.model, recipe.longest_sequences())
@@ -153,11 +153,11 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
 
 def publish(recipe: Recipe, folder: Path) -> None:
     """Write the model card, once the ledger has the run's last figures, and upload where the recipe says so."""
-    from sft.card import write_card
+    from sft.training.card import write_card
 
     write_card(folder)
     if recipe.training.get("push_to_hub"):
-        from sft.push import push_trained
+        from sft.training.push import push_trained
 
         log.info("uploaded to %s", push_trained(folder, recipe.training))
 

@@ -21,11 +21,11 @@ from eval import rollout
 from eval.predictor import load_model_for_inference
 from eval.score import merge as merge_shards
 from sft import export, run
-from sft.card import BEGIN, END, write_card
 from sft.compute import __main__ as compute
 from sft.compute.ledger import load_runs
 from sft.errors import UserError
 from sft.merge import Adapter, list_weights, merge_weights
+from sft.training.card import BEGIN, END, write_card
 
 # So little trained a model never ends its answer: each runs to the limit. Without memory a right one is short.
 SHORT_ANSWERS = ("--memory_writer", "rule", "--max_answer_tokens", "32")

@@ -24,12 +24,12 @@ MAY_IMPORT_TORCH = {
     "sft.models.model",
     "sft.batches.collator",
     "sft.trainer",
-    "sft.checkpoint_trainer",
+    "sft.training.checkpoint_trainer",
     "sft.run",
     "eval.policies.policy",
     "eval.predictor",
 }
-MAY_IMPORT_TORCH |= {"sft.reliability.health"}  # the trainer's callbacks
+MAY_IMPORT_TORCH |= {"sft.training.watch"}  # the trainer's callbacks
 MAY_IMPORT_TORCH |= {"eval.policies.decoding", "eval.policies.constraint"}  # parts of the policy
 MAY_IMPORT_TORCH |= {
     "sft.compute.flops",
@@ -40,7 +40,7 @@ MAY_IMPORT_TORCH |= {
 }  # loaded by the trainer and by the export
 MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.qwen_moe", "sft.models.experts"}  # parts of the model
 MAY_IMPORT_TORCH |= {"sft.models.linear_attention", "sft.models.tree_attention", "sft.models.kernels"}  # likewise
-MAY_IMPORT_TORCH |= {"sft.models.build_lock"}  # changes how torch builds
+MAY_IMPORT_TORCH |= {"sft.training.build_lock"}  # changes how torch builds
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 # The packages of `sft` from the ground up: each may know those before it, and the modules that are in none.
 FLOORS = ["recipe", "contract", "models", "batches", "reliability", "formats", "review", "accounting"]

@@ -13,7 +13,7 @@ import yaml
 from sft.errors import UserError
 from sft.recipe.config import Recipe
 from sft.recipe.support import Launch
-from sft.reliability.checkpoints import (
+from sft.training.checkpoints import (
     copy_checkpoint,
     find_damage,
     find_newest_whole,

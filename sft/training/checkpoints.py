@@ -40,7 +40,7 @@ def read_step(checkpoint: Path) -> int:
 def finish_checkpoint(written: Path, final: Path, run: Mapping[str, Any]) -> None:
     """Describe a completely written folder in its manifest, force it to disk and give it its name.
 
-    `run` says which recipe and data it belongs to (`sft.reliability.resume.describe_run`).
+    `run` says which recipe and data it belongs to (`sft.training.resume.describe_run`).
     """
     files = {str(p.relative_to(written)): p for p in sorted(written.rglob("*")) if p.is_file()}
     entries = {name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for name, path in files.items()}

@@ -16,7 +16,7 @@ from trl import SFTTrainer
 
 from sft.errors import UserError
 from sft.models.model import ADAPTER_FILE, check_adapter
-from sft.reliability.checkpoints import (
+from sft.training.checkpoints import (
     UNFINISHED_NAME,
     check_disk_space,
     clear_unfinished,
@@ -28,8 +28,8 @@ from sft.reliability.checkpoints import (
     prune_checkpoints,
     read_size,
 )
-from sft.reliability.first_process import do_in_first_process
-from sft.run_files import RUN_FILES
+from sft.training.first_process import do_in_first_process
+from sft.training.outputs import RUN_FILES
 
 
 class CheckpointTrainer(SFTTrainer):
@@ -59,7 +59,7 @@ class CheckpointTrainer(SFTTrainer):
             best = self._place_checkpoint(self.state.best_global_step)
             is_there = best.is_dir()
             self.state.best_model_checkpoint = str(best) if is_there else None
-            if not is_there:  # sft.reliability.resume has said so
+            if not is_there:  # sft.training.resume has said so
                 self.state.best_global_step = self.state.best_metric = None
         stops = self._find_early_stopping()
         for stop, given in zip(stops, patience.values()):
