@@ -231,7 +231,7 @@ def write_two_steps(path: Path) -> Path:
 
 def merge(work: Path, tiny: bool) -> dict[str, Any]:
     """Merge the adapter into the unquantised base, in bf16."""
-    from sft.export import merge as merge_adapter
+    from sft.export.__main__ import merge as merge_adapter
 
     merged = work / "merged"
     merged.mkdir(exist_ok=True)

@@ -34,8 +34,8 @@ MAY_IMPORT_TORCH |= {"eval.policies.decoding", "eval.policies.constraint"}  # pa
 MAY_IMPORT_TORCH |= {
     "sft.compute.flops",
     "sft.compute.step_meter",
-    "sft.merge",
-    "sft.merge_experts",
+    "sft.export.merge",
+    "sft.export.merge_experts",
     "eval.rollouts.export_check",
 }  # loaded by the trainer and by the export
 MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.qwen_moe", "sft.models.experts"}  # parts of the model

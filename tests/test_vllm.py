@@ -22,8 +22,8 @@ from sft import run
 from sft.batches.encoding import StepEncoder
 from sft.data.load import gold_memories
 from sft.errors import UserError
-from sft.export import merge
-from sft.merge import merge_weights
+from sft.export.__main__ import merge
+from sft.export.merge import merge_weights
 from sft.models.processors import load_processor
 from sft.recipe.config import load_agent_config
 

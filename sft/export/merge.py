@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sft.errors import UserError
-from sft.merge_experts import find_expert_changes, merge_experts
+from sft.export.merge_experts import find_expert_changes, merge_experts
 from sft.models.families import list_file_names
 from sft.models.model import open_adapter
 from sft.models.model_folder import list_weight_files, read_json

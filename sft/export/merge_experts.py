@@ -1,4 +1,4 @@
-"""Where a LoRA adapter's experts are in the base's files, and their merge. A part of `sft.merge`."""
+"""Where a LoRA adapter's experts are in the base's files, and their merge. A part of `sft.export.merge`."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -81,7 +81,7 @@ def merge(folder: Path, base: Path, to: Path, dtype: str) -> int:
     """Write the merged weights and all that belongs to them; return the number of tensors."""
     import torch
 
-    from sft.merge import load_adapter, merge_weights
+    from sft.export.merge import load_adapter, merge_weights
     from sft.models.processors import load_processor, save_processor
 
     n_tensors = merge_weights(base, load_adapter(folder), to, getattr(torch, dtype))
