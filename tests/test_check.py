@@ -351,7 +351,7 @@ def test_10000_rows_on_as_many_screenshots_take_seconds_and_little_memory(tmp_pa
         "import pathlib, sys, time\n"
         "import sft.check.__main__\n"
         "started = time.process_time()\n"
-        "sft.check.main(sys.argv[2:])\n"
+        "sft.check.__main__.main(sys.argv[2:])\n"
         "print('SECONDS', time.process_time() - started)\n"
         "peak = [x for x in pathlib.Path('/proc/self/status').read_text().splitlines() if x.startswith('VmHWM')]\n"
         "print('MIB', int(peak[0].split()[1]) / 1024)\n"  # ru_maxrss would tell of the process that started this one

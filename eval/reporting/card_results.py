@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sft.evaluations import add_evaluation
 from sft.training.card import BEGIN, write_card
-from sft.training.evaluations import add_evaluation
 
 
 def enter_results(

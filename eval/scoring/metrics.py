@@ -41,8 +41,8 @@ def compute_metrics(
 ) -> dict[str, Any]:
     """Score a rollout; the content of `metrics.json`.
 
-    `pointing_actions` and `synonyms`: see `eval/scoring/match_rules.py`. The order of `results` does not matter: the numbers
-    depend on the set of steps alone.
+    `pointing_actions` and `synonyms`: see `eval/scoring/match_rules.py`. The order of `results` does not matter: the
+    numbers depend on the set of steps alone.
 
     Raises:
         UserError: no results, a step twice, a task with a gap, or settings of the bootstrap out of range.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sft.compute.fields import Field
 from sft.data.data_notes import list_data_notes
-from sft.training.evaluations import format_rate
+from sft.evaluations import format_rate
 
 LOG_PATTERNS = ("compute_ledger*.jsonl", "steps.jsonl", "trainer_state.json", "events.out.tfevents.*", "*.log")
 

@@ -13,12 +13,12 @@ from sft.data.arrow_rows import is_arrow_file, iterate_rows, open_table
 from sft.data.cells import read_text
 from sft.data.csv_text import decode_text
 from sft.data.embedded import read_image_bytes
-from sft.data.file_kinds import JSON
 from sft.data.image_paths import find_screenshot, suggest_names
 from sft.data.literals import read_literal
 from sft.data.sources import as_cell, looks_like_dataset
 from sft.data.tables import find_table_kind
 from sft.errors import UserError
+from sft.file_kinds import JSON
 
 ID_COLUMNS = ("task_id", "task_number", "serial_number")
 GOAL_COLUMNS = ("instruction", "task")

@@ -14,7 +14,6 @@ from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask
 from sft.data.cells import Grounding, read_application, read_gold, read_grounding, read_object, read_text
 from sft.data.csv_text import decode_text
-from sft.data.file_kinds import JSON
 from sft.data.image_paths import find_screenshot, suggest_names
 from sft.data.json_rows import read_line, split_lines
 from sft.data.literals import is_missing
@@ -24,6 +23,7 @@ from sft.data.shown_memory import has_leak
 from sft.data.sources import MEMORY_COLUMNS, build_cells
 from sft.data.tables import find_table_kind
 from sft.errors import UserError
+from sft.file_kinds import JSON
 from sft.memory import EMPTY_MEMORY, Answer, Memory
 
 

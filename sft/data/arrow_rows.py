@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft.data.file_kinds import ARROW, PARQUET, FileKind, find_kind
 from sft.data.problems import Problem, TrajectoryError
 from sft.data.sources import EXACT, looks_like_dataset, split_source
+from sft.file_kinds import ARROW, PARQUET, FileKind, find_kind
 
 if TYPE_CHECKING:
     import pyarrow

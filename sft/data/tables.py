@@ -5,10 +5,10 @@ from pathlib import Path
 
 from sft.data.arrow_rows import is_arrow_file
 from sft.data.csv_text import parse_csv
-from sft.data.file_kinds import CSV, JSON, FileKind, find_kind
 from sft.data.json_rows import parse_json_rows
 from sft.data.problems import Problem, TrajectoryError
 from sft.data.sources import Table, looks_like_dataset
+from sft.file_kinds import CSV, JSON, FileKind, find_kind
 
 
 def read_table(source: str | Path, image_root: str | Path | None = None) -> Table:

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from sft.data.file_kinds import JSON, YAML, find_kind
 from sft.errors import UserError
+from sft.file_kinds import JSON, YAML, find_kind
 
 
 class RecipeError(UserError):

@@ -10,7 +10,7 @@ import yaml
 from sft.compute.fields import gpu_hours
 from sft.compute.ledger import load_runs
 from sft.compute.tracking import shorten_path
-from sft.training.evaluations import format_points, format_rate, load_evaluations
+from sft.evaluations import format_points, format_rate, load_evaluations
 
 BEGIN, END = "<!-- generated from the files of this folder: begin -->", "<!-- generated: end -->"
 TAGS = ["gui-agent", "clinical-software", "trl", "sft"]
