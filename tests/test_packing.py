@@ -355,6 +355,81 @@ def test_attention_in_two_calls_equals_attention_under_the_dense_mask(depth, dty
             assert (found.double() - expected).norm() <= tolerance * expected.norm()
 
 
+@pytest.fixture
+def kernel_of_cuda(monkeypatch):
+    """CUDA's kernels for blocks, as far as a CPU can stand in: what they require, and each block by the CPU's.
+
+    From torch's flash_api.cpp: 32-bit borders, lengths up to those named, contiguous last dimensions, and logarithmic
+    sums that are read as if they were contiguous.
+    """
+    attend_block, attend_block_backward = (
+        getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{way}") for way in ("", "_backward")
+    )
+
+    def cut(rows, borders):
+        return [part.transpose(0, 1)[None] for part in rows.tensor_split(borders[1:-1].tolist())]
+
+    def check(queries, keys, query_borders, key_borders, most_queries, most_keys):
+        for rows, borders, most in ((queries, query_borders, most_queries), (keys, key_borders, most_keys)):
+            assert borders.dtype == torch.int32 and borders.is_contiguous()
+            assert borders[0] == 0 and borders[-1] == len(rows) and borders.diff().min() > 0
+            assert borders.diff().max() <= most
+            assert rows.stride(-1) == 1
+        assert most_queries > 1 and len(query_borders) == len(key_borders)
+
+    def forward(query, key, value, query_borders, key_borders, *rest, scale=None, **windows):
+        check(query, key, query_borders, key_borders, *rest[:2])
+        assert rest[2:] == (0.0, rest[3], False) and value.shape == key.shape
+        blocks = zip(cut(query, query_borders), cut(key, key_borders), cut(value, key_borders))
+        results = [attend_block(*block, 0.0, rest[3], scale=scale) for block in blocks]
+        output = torch.empty_like(query).copy_(torch.cat([found[0].transpose(0, 1) for found, _ in results]))
+        empty = torch.empty(0)
+        return output, torch.cat([sums[0] for _, sums in results], dim=1).contiguous(), empty, empty, empty
+
+    def backward(ahead, query, key, value, output, sums, query_borders, key_borders, *rest, scale=None, **windows):
+        check(query, key, query_borders, key_borders, *rest[:2])
+        assert rest[2] == 0 and sums.shape == (query.shape[1], query.shape[0])
+        sums = sums.as_strided(sums.shape, (sums.shape[1], 1), sums.storage_offset())
+        by_query = [cut(rows, query_borders) for rows in (ahead.contiguous(), query, output.contiguous())]
+        by_key = [cut(rows, key_borders) for rows in (key, value)]
+        parts = sums.tensor_split(query_borders[1:-1].tolist(), dim=1)
+        grads = [
+            aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                g, q, k, v, o, s[None], 0.0, rest[3], scale=scale
+            )
+            for g, q, o, k, v, s in zip(*by_query, *by_key, parts)
+        ]
+        return tuple(torch.cat([grad[0].transpose(0, 1) for grad in column]) for column in zip(*grads))
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_flash_attention_forward", forward, "CPU")
+    library.impl("_flash_attention_backward", backward, "CPU")
+    monkeypatch.setattr(tree_attention, "_takes_borders", lambda device: True)
+    yield
+    library._destroy()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_kernel_that_takes_all_blocks_at_once_gets_their_borders(kernel_of_cuda, depth, is_transposed):
+    rng = random.Random(depth)
+    for n_heads, n_keys in [(4, 2), (6, 1), (3, 3), (4, 2), (4, 1), (2, 2)]:
+        end = grow_tree(rng, depth)
+        inputs = [torch.randn(1, n, end.numel(), 8) for n in (n_heads, n_keys, n_keys)]
+        if is_transposed:  # as a model's rotary embedding leaves them
+            inputs = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in inputs]
+        ahead = torch.randn(1, n_heads, end.numel(), 8).transpose(1, 2)
+        for found, expected in zip(*attend_both_ways(end, inputs, ahead)):
+            assert (found.double() - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_single_tokens_are_no_step_of_decoding_for_the_kernel(kernel_of_cuda):
+    """A tree of chains of one token each but the first; a bound of 1 query would have torch reshape them."""
+    inputs = [torch.randn(1, 2, 4, 8) for _ in range(3)]
+    for found, expected in zip(*attend_both_ways(torch.tensor([[4, 2, 3, 4]]), inputs, torch.randn(1, 4, 2, 8))):
+        assert (found.double() - expected).norm() <= 1e-6 * expected.norm()
+
+
 def test_numerical_derivatives_agree():
     end = torch.tensor([7, 7, 6, 4, 6, 6, 7, 9, 9])[None, None, None]
     module = torch.nn.Module()

@@ -195,7 +195,7 @@ def _attend_forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: _Call, scale: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the outputs (T, heads, D) and the logarithms of the sums of exponentials (heads, T) of a call's rows."""
-    if query.device.type == "cuda":
+    if _takes_borders(query.device):
         output, log_sum, *_ = torch.ops.aten._flash_attention_forward(
             query, key, value, *_describe_varlen(call), 0.0, call.is_causal, False, scale=scale
         )
@@ -219,7 +219,7 @@ def _attend_backward(
     scale: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of a call's queries, keys and values."""
-    if query.device.type == "cuda":
+    if _takes_borders(query.device):
         # no dropout, so that the state of its random numbers is never read; the kernel takes `log_sum` for contiguous
         unused = query.new_empty(2, dtype=torch.uint64), query.new_empty(0)
         rows = (grad_output.contiguous(), query, key, value, output.contiguous(), log_sum.contiguous())
@@ -257,6 +257,11 @@ def _join(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
     """Undo `_split`."""
     parts = [block[0].transpose(0, 1) for block in blocks]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _takes_borders(device: torch.device) -> bool:
+    """Say whether one call of the kernel computes all blocks, given their borders; a CPU's computes one."""
+    return device.type == "cuda"
 
 
 def _has_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
