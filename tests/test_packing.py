@@ -394,9 +394,7 @@ def kernel_of_cuda(monkeypatch):
         by_key = [cut(rows, key_borders) for rows in (key, value)]
         parts = sums.tensor_split(query_borders[1:-1].tolist(), dim=1)
         grads = [
-            aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                g, q, k, v, o, s[None], 0.0, rest[3], scale=scale
-            )
+            attend_block_backward(g, q, k, v, o, s[None], 0.0, rest[3], scale=scale)
             for g, q, o, k, v, s in zip(*by_query, *by_key, parts)
         ]
         return tuple(torch.cat([grad[0].transpose(0, 1) for grad in column]) for column in zip(*grads))
