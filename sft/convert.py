@@ -26,7 +26,7 @@ from sft.formats.conversion import CSV_NAME, REPORT_NAME, Conversion, export_tas
 from sft.formats.converted import ConvertedTask, DroppedTask
 from sft.formats.pipeline import audit_records, read_pipeline
 from sft.formats.records import load_records, read_records
-from sft.recipe.config import load_agent_settings
+from sft.recipe.recipe import load_agent_settings
 
 MAX_DROPPED_SHOWN = 20
 

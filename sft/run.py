@@ -23,8 +23,8 @@ from sft.contract.trajectory import Trajectory
 from sft.data import TaskSplit, build_step_rows, load_task_split, read_step_sizes
 from sft.errors import UserError, run_command
 from sft.models.hub import find_base_model
-from sft.recipe.config import Recipe, build_training_arguments, parse_recipe
-from sft.recipe.support import check_support, read_launch
+from sft.recipe.launch import check_support, read_launch
+from sft.recipe.recipe import Recipe, build_training_arguments, parse_recipe
 from sft.reliability.first_process import do_in_first_process
 from sft.reliability.preemption import watch_for_preemption
 from sft.reliability.resume import choose_checkpoint, describe_run

@@ -11,7 +11,7 @@ from trl import SFTConfig
 
 from sft.errors import UserError
 from sft.prompts import AgentConfig, agent_to_json
-from sft.recipe.config import (
+from sft.recipe.recipe import (
     build_training_arguments,
     load_agent_config,
     load_model_settings,
@@ -306,7 +306,7 @@ def test_agent_config_is_read_from_the_folder_or_from_the_file_named(tmp_path):
 def test_recipe_with_keys_of_ours_alone_is_checked_without_torch(tmp_path):
     (tmp_path / "recipe.yaml").write_text(MINIMAL + "lora_r: 2.7\n")
     code = (
-        "import sys\nfrom sft.recipe.config import RecipeError, parse_recipe\n"
+        "import sys\nfrom sft.recipe.recipe import RecipeError, parse_recipe\n"
         f"try: parse_recipe([{str(tmp_path / 'recipe.yaml')!r}])\n"
         "except RecipeError as error: print(error)\n"
         "print('torch' in sys.modules)"

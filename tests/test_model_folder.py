@@ -20,7 +20,7 @@ from sft.models.light_processor import LightProcessor
 from sft.models.model_folder import read_dtype
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig
-from sft.recipe.config import parse_recipe
+from sft.recipe.recipe import parse_recipe
 from sft.run import check_inputs
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 4966659944\n"

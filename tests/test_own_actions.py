@@ -15,7 +15,7 @@ from sft.actions import DEFAULT_ACTIONS, Action, ActionType, format_action, pars
 from sft.contract.trajectory import TrajectoryError, load_trajectories
 from sft.memory import Answer
 from sft.prompts import AgentConfig, agent_from_json, agent_to_json, build_system_text, format_answer, parse_answer
-from sft.recipe.config import RecipeError, load_agent_settings
+from sft.recipe.recipe import RecipeError, load_agent_settings
 
 BACK = ActionType("BACK", "go back", takes_target=False)
 SWIPE = ActionType("SWIPE", "swipe over the screen", {"direction": ("Up", "Down")}, takes_target=False)

@@ -17,7 +17,7 @@ from safetensors.numpy import load, save_file
 from sft.errors import UserError
 from sft.prompts import AgentConfig
 from sft.push import plan_upload
-from sft.recipe.config import build_training_arguments, parse_recipe
+from sft.recipe.recipe import build_training_arguments, parse_recipe
 
 TOKEN = "hf_" + "x" * 30
 SECRETS = {

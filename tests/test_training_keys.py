@@ -11,7 +11,7 @@ from trajectory_samples import build_tasks, write_trajectories
 from trl import SFTConfig
 
 from sft import run
-from sft.recipe.config import build_training_arguments, parse_recipe
+from sft.recipe.recipe import build_training_arguments, parse_recipe
 from sft.recipe.recipe_yaml import RecipeError
 from sft.recipe.spellings import KNOWN_SPELLINGS
 from sft.recipe.training_keys import ACTING_KEYS, REFUSED_KEYS
