@@ -128,6 +128,12 @@ def test_git_lfs_pointer_is_told_by_all_who_open_a_tokenizer(folder, name):
             opens()
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_byte_order_mark_that_an_editor_has_put_before_json_is_told(folder, name):
+    (folder / name).write_text((folder / name).read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert f"{folder / name}: found a byte order mark, with which transformers cannot read it" in _refused(folder)
+
+
 def test_every_file_that_is_not_whole_is_named_at_once(sharded):
     first, second = (sharded / name for name in NAMES)
     first.write_bytes(POINTER)
