@@ -17,7 +17,8 @@ from safetensors.numpy import load, save_file
 from sft.errors import UserError
 from sft.prompts import AgentConfig
 from sft.push import plan_upload
-from sft.recipe.recipe import build_training_arguments, parse_recipe
+from sft.recipe.launch import build_training_arguments
+from sft.recipe.recipe import parse_recipe
 
 TOKEN = "hf_" + "x" * 30
 SECRETS = {

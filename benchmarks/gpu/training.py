@@ -176,7 +176,8 @@ def build_trainer(base: Path, csv_path: Path, side: str, is_tiny: bool) -> tuple
     from sft.data import build_step_rows, read_step_sizes
     from sft.models.model import build_lora_config, find_family, load_model
     from sft.models.processors import load_processor
-    from sft.recipe.recipe import build_training_arguments, parse_recipe
+    from sft.recipe.launch import build_training_arguments
+    from sft.recipe.recipe import parse_recipe
 
     padded = {"packing": "none", "per_device_train_batch_size": STOCK_MICRO_BATCH}
     overrides = {"max_steps": N_WARMUP + N_TIMED, **(padded if side == "stock" else {})}
