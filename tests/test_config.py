@@ -232,6 +232,15 @@ def test_missing_recipe_is_named(tmp_path):
         parse_recipe(["--lora_r", "3"])
 
 
+def test_recipe_in_another_encoding_is_told(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{MINIMAL}output_dir: modèle\n", encoding="latin-1")
+    with pytest.raises(
+        RecipeError, match="found text that is not UTF-8 .*; expected a recipe in YAML.*saved as UTF-8"
+    ):
+        parse_recipe([str(path)])
+
+
 def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())

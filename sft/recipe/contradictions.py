@@ -5,14 +5,13 @@ from importlib.util import find_spec
 from typing import Any
 
 from sft.recipe.settings import ValidationSettings, list_countries
+from sft.recipe.training_keys import TRAINING_KEYS
 
 FOLLOW_A_METRIC = ("reduce_lr_on_plateau", "greedy")  # schedules that do
 _NO_WARMUP = ("constant", *FOLLOW_A_METRIC)
 # What an evaluation gives to choose by, and whether more of it is better; None where neither can be said.
 _OF_THE_LOSS: Mapping[str, bool | None] = {"loss": False, "mean_token_accuracy": True, "entropy": None}
 _OF_THE_ROLLOUT: Mapping[str, bool | None] = {"swa": True, "swa_target": True}
-# TRL's defaults
-_SAVE_STRATEGY, _SAVE_STEPS, _LOGGING_STEPS = "steps", 500, 10
 
 
 def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
@@ -143,7 +142,7 @@ def _find_metric_problems(validation: ValidationSettings, training: Mapping[str,
 
 def _find_missed_saves(strategy: str, training: Mapping[str, Any]) -> list[str]:
     """The best evaluation's weights are kept where a checkpoint can be saved at each evaluation."""
-    save_strategy = training.get("save_strategy", _SAVE_STRATEGY)
+    save_strategy = training.get("save_strategy", TRAINING_KEYS["save_strategy"].default)
     if save_strategy == "best":
         return []
     if save_strategy != strategy:
@@ -153,8 +152,8 @@ def _find_missed_saves(strategy: str, training: Mapping[str, Any]) -> list[str]:
         ]
     if strategy != "steps":
         return []
-    eval_steps = training.get("eval_steps") or training.get("logging_steps", _LOGGING_STEPS)
-    save_steps = training.get("save_steps", _SAVE_STEPS)
+    eval_steps = training.get("eval_steps") or training.get("logging_steps", TRAINING_KEYS["logging_steps"].default)
+    save_steps = training.get("save_steps", TRAINING_KEYS["save_steps"].default)
     # in millionths, as shares of all steps are no round numbers
     is_multiple = round(save_steps * 1e6) % round(eval_steps * 1e6) == 0 and (save_steps < 1) == (eval_steps < 1)
     if not is_multiple:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from sft.actions import ActionType
 from sft.recipe.settings import OWN_KEYS, SECTIONS, Key, describe_type, find_default, list_keys
-from sft.recipe.spellings import KNOWN_SPELLINGS
+from sft.recipe.spellings import SPELLINGS
 from sft.recipe.training_keys import ACTING_KEYS, FIXED_KEYS, MOST_USED, REFUSED_KEYS, TRAINING_KEYS
 
 GENERATED = "<!-- The rest of this page is written by `python -m sft.recipe`; its words stand in sft/recipe/. -->"
@@ -100,11 +100,11 @@ def format_tables() -> str:
         "",
         "Such a key is refused with the name to use here.",
         "",
-        "| there | here | |",
+        "| elsewhere | here | |",
         "| --- | --- | --- |",
         *(
-            f"| `{name}` | {f'`{ours}`' if ours else ''} | {_escape(sentence)} |"
-            for name, (ours, sentence) in sorted(KNOWN_SPELLINGS.items())
+            f"| `{'`, `'.join(names.split())}` | {f'`{ours}`' if ours else ''} | {_escape(sentence)} |"
+            for ours, names, sentence in SPELLINGS
         ),
     ]
     return "\n".join(lines) + "\n"

@@ -27,7 +27,7 @@ from sft.recipe.settings import (
     list_keys,
 )
 from sft.recipe.spellings import describe_unknown_key
-from sft.recipe.training_keys import TRAINING_KEYS, find_refused_value
+from sft.recipe.training_keys import TRAINING_KEYS, find_refusal
 
 
 class RecipeError(UserError):
@@ -196,7 +196,7 @@ def _check_training_keys(values: Mapping[str, Any], problems: list[str]) -> dict
         fields = {f.name: f for f in dataclasses.fields(SFTConfig) if f.init}
         if name not in fields:
             problems.append(describe_unknown_key(name, [*OWN_KEYS, *fields]))
-        elif problem := find_refused_value(name, value, find_default(fields[name])):
+        elif problem := find_refusal(name, value, find_default(fields[name])):
             problems.append(problem)
     return checked
 
@@ -237,6 +237,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_RecipeLoader)  # a SafeLoader
     except RecipeError:
         raise
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            path, [f"found text that is not UTF-8 ({error.reason}); {expected}, saved as UTF-8"]
+        ) from error
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise RecipeError(path, [" ".join(str(error).split())]) from error
     if not isinstance(values, dict):
@@ -258,7 +262,7 @@ def parse_overrides(path: Path, arguments: Sequence[str]) -> dict[str, Any]:
             text = rest.pop(0)
         try:
             overrides[key.replace("-", "_")] = yaml.load(text, Loader=_RecipeLoader)  # a SafeLoader
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise RecipeError(path, [f"--{key}: found {text!r}; expected a YAML value"]) from error
     return overrides
 

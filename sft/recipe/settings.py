@@ -94,7 +94,8 @@ def describe_type(expected: Any) -> str:
     """Return a type in words, as messages, --help and docs/recipe.md name it."""
     origin, parts = get_origin(expected), get_args(expected)
     if origin is Literal:
-        return f"one of {', '.join(json.dumps(p) if isinstance(p, bool) else str(p) for p in parts)}"
+        values = ", ".join(json.dumps(p) if isinstance(p, bool) else str(p) for p in parts)
+        return f"one of {values}" if len(parts) > 1 else values
     if origin in (Union, UnionType):
         named = [describe_type(part) for part in parts if part is not NoneType]
         return " or ".join([*named, *(["null"] if NoneType in parts else [])])
@@ -224,7 +225,7 @@ class ResumeSettings:
 
     resume: str | None = _key(
         None,
-        "auto: the newest complete checkpoint of output_dir, or step 0 if there is none; or a checkpoint's folder.",
+        "auto: the newest complete checkpoint of output_dir, if there is one; or a checkpoint's folder; null: step 0.",
         is_filled=True,
     )
     resume_anyway: bool = _key(False, "Resume although recipe or data have changed; the changes are logged.")

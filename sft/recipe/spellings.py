@@ -4,20 +4,20 @@ import difflib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-_PACKED = "which steps are one batch is decided by packing: leave it out"
-_LAUNCH = "how processes are started stands in accelerate_configs/"
+_PACKED = "packing decides which steps are in one batch: leave it out"
+_LAUNCH = "accelerate_configs/ says how processes are started"
 _BATCH = "tokens_per_batch bounds a packed batch; per_device_train_batch_size counts steps with packing: none"
 _UNCUT = "steps are never cut: max_answer_tokens bounds the answer"
 _4BIT = "weights are held in 4 bits (nf4) or as they are"
 _PARTS = "LoRA is chosen by part of the model: language, merger, vision or experts"
 _STEPS_OR_SHARE = "a number of steps, or below 1 a share of all"
-_DEVICE = "use_cpu: true trains on the CPU; other devices are found without a word"
+_DEVICE = "use_cpu: true trains on the CPU; other devices are detected"
 
 # What other tools and older versions write: the key here (None: there is none), their names, and one sentence.
-_SPELLINGS: tuple[tuple[str | None, str, str], ...] = (
+SPELLINGS: tuple[tuple[str | None, str, str], ...] = (
     ("dtype", "torch_dtype model_dtype", ""),
-    ("dtype", "precision", "bf16: true chooses mixed precision besides"),
-    ("dtype", "compute_dtype bnb_4bit_compute_dtype", "4-bit arithmetic is done in it too"),
+    ("dtype", "precision", "bf16: true chooses mixed precision"),
+    ("dtype", "compute_dtype bnb_4bit_compute_dtype", "4-bit arithmetic uses it too"),
     ("bf16", "mixed_precision half_precision_backend", ""),
     ("dtype", "fp32", "dtype: float32 with bf16: false"),
     (
@@ -25,13 +25,13 @@ _SPELLINGS: tuple[tuple[str | None, str, str], ...] = (
         "model model_name model_id model_path base_model base_model_name pretrained_model_name_or_path",
         "",
     ),
-    ("model_name_or_path", "use_local", "a local folder is given in its place"),
+    ("model_name_or_path", "use_local", "give the local folder instead"),
     ("model_revision", "revision", ""),
     ("attn_implementation", "flash_attn attention_implementation", ""),
     (
         "attn_implementation",
         "use_flash_attn use_flash_attention_2 flash_attention",
-        "flash_attention_2 takes packing: none",
+        "flash_attention_2 needs packing: none",
     ),
     (None, "template chat_template", "the model's own chat template is used: leave it out"),
     ("max_pixels", "image_max_pixels", ""),
@@ -88,7 +88,7 @@ _SPELLINGS: tuple[tuple[str | None, str, str], ...] = (
     (
         None,
         "include_inputs_for_metrics compute_metrics jit_mode_eval",
-        "an evaluation computes the loss and rolls the model out: leave it out",
+        "an evaluation computes the loss and rolls out the model: leave it out",
     ),
     ("early_stopping_patience", "early_stopping patience", ""),
     ("load_best_model_at_end", "save_best_model", ""),
@@ -105,7 +105,7 @@ _SPELLINGS: tuple[tuple[str | None, str, str], ...] = (
     ("report_to", "wandb_project", "report_to: wandb; the project is read from WANDB_PROJECT"),
     ("report_to", "use_wandb", "report_to: wandb"),
     (None, "plot_loss", "training_curves.png is always drawn: leave it out"),
-    (None, "include_tokens_per_second", "the ledger in output_dir has it in any case: leave it out"),
+    (None, "include_tokens_per_second", "compute_ledger.jsonl in output_dir always records it: leave it out"),
     ("hub_model_id", "push_to_hub_model_id", ""),
     (None, "push_to_hub_token", "log in with `hf auth login` or set HF_TOKEN"),
     ("use_cpu", "no_cuda", ""),
@@ -114,11 +114,11 @@ _SPELLINGS: tuple[tuple[str | None, str, str], ...] = (
     (None, "torchdynamo", "leave it out: see torch_compile"),
     (None, "use_kernels", "kernels from the Hub were not tried with packed masks: leave it out"),
     (None, "num_gpus sharded_ddp deepspeed_config zero_stage tpu_num_cores mp_parameters", _LAUNCH),
-    (None, "ray_scope", "hyperparameters are searched by starting sft/run.py with other values"),
+    (None, "ray_scope", "to search hyperparameters, start sft/run.py with other values"),
 )
 # By name: the key here, and the sentence ("" where the key says it all).
 KNOWN_SPELLINGS: Mapping[str, tuple[str | None, str]] = MappingProxyType(
-    {name: (key, sentence) for key, names, sentence in _SPELLINGS for name in names.split()}
+    {name: (key, sentence) for key, names, sentence in SPELLINGS for name in names.split()}
 )
 
 

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from sft.recipe.settings import Key
 
-_BATCHES = "which steps are one batch is decided by packing: see tokens_per_batch, or packing: none"
+_BATCHES = "packing decides which steps are in one batch: see tokens_per_batch, or packing: none"
 _ANSWERS_ONLY = "the loss is always on the answer only"
-_NO_LOGITS = "an evaluation computes the loss and rolls the model out; no logits are gathered"
-_LAUNCH = "how processes are started stands in accelerate_configs/"
-_LEDGER = "the ledger in output_dir (compute_ledger.jsonl) has it in any case"
+_NO_LOGITS = "an evaluation computes the loss and rolls out the model; it gathers no logits"
+_LAUNCH = "accelerate_configs/ says how processes are started"
+_LEDGER = "compute_ledger.jsonl in output_dir always records it"
 
 _MOST_SEED = 2**32 - 1  # NumPy's
 _LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")  # of transformers
@@ -248,7 +248,7 @@ REFUSED_KEYS: Mapping[str, str] = {
     "eos_token": "the answer ends with the model's own end-of-turn token",
     "pad_token": "the model's own padding token is used",
     "chat_template_path": "the model's own chat template is used",
-    "shuffle_dataset": "batches are drawn anew each epoch, from data_seed or else seed",
+    "shuffle_dataset": "batches are shuffled in each epoch, from data_seed or else seed",
     # batches
     "packing_strategy": _BATCHES,
     "eval_packing": _BATCHES,
@@ -256,24 +256,24 @@ REFUSED_KEYS: Mapping[str, str] = {
     "pad_to_multiple_of": "a packed sequence has no padding, and a padded batch is as long as its longest step",
     "train_sampling_strategy": _BATCHES,
     "length_column_name": _BATCHES,
-    "dataloader_drop_last": "every step is trained on once an epoch",
-    "dataloader_in_order": "batches come in one order, or a run would not resume as if nothing had happened",
-    "dataloader_multiprocessing_context": "loaders are forked, so that they share the rows: dataloader_num_workers",
+    "dataloader_drop_last": "every step is trained on once per epoch",
+    "dataloader_in_order": "batches keep their order, so that a resumed run continues exactly",
+    "dataloader_multiprocessing_context": "loading processes are forked, to share the rows: dataloader_num_workers",
     "auto_find_batch_size": "lower tokens_per_batch, or without packing per_device_train_batch_size",
     "accelerator_config": f"{_BATCHES}; {_LAUNCH}",
     # model
     "model_init_kwargs": "use dtype, attn_implementation, model_revision",
     "trust_remote_code": "code that comes with a model is never run; choose a model of a supported family",
-    "router_aux_loss_coef": f"a router of experts is frozen; {_ANSWERS_ONLY}",
-    "use_cache": "training reads no cache",
+    "router_aux_loss_coef": f"the router of a mixture of experts is frozen; {_ANSWERS_ONLY}",
+    "use_cache": "training uses no cache",
     # speed and memory
     "activation_checkpointing": "use gradient_checkpointing, which TRL switches on by default",
     "activation_checkpointing_kwargs": "use gradient_checkpointing_kwargs",
     "activation_offloading": "use gradient_checkpointing, which TRL switches on by default",
-    "torch_compile": "each batch has another length and mask, and would compile the model again: leave it out",
+    "torch_compile": "each batch has a different length and mask and would compile the model again: leave it out",
     "torch_compile_backend": "leave it out: see torch_compile",
     "torch_compile_mode": "leave it out: see torch_compile",
-    "use_liger_kernel": "its kernels were not tried with packed masks, and TRL gives them up: leave it out",
+    "use_liger_kernel": "its kernels were not tried with packed masks, and TRL is giving them up: leave it out",
     "liger_kernel_config": "leave it out: see use_liger_kernel",
     # evaluation
     "prediction_loss_only": _NO_LOGITS,
@@ -282,15 +282,15 @@ REFUSED_KEYS: Mapping[str, str] = {
     "eval_accumulation_steps": _NO_LOGITS,
     "include_for_metrics": _NO_LOGITS,
     "batch_eval_metrics": _NO_LOGITS,
-    "bf16_full_eval": "an evaluation runs within training, in its arithmetic: bf16",
-    "fp16_full_eval": "an evaluation runs within training, in its arithmetic: fp16",
+    "bf16_full_eval": "an evaluation runs in the arithmetic of the training: bf16",
+    "fp16_full_eval": "an evaluation runs in the arithmetic of the training: fp16",
     # checkpoints
     "save_only_model": "a run cannot resume from weights alone; save_total_limit keeps checkpoints few",
-    "save_on_each_node": "checkpoints are written once, to an output_dir that every node sees",
+    "save_on_each_node": "checkpoints are written once, to an output_dir that all machines share",
     "enable_jit_checkpoint": "after SIGTERM or SIGUSR1 a run always saves first",
     "resume_from_checkpoint": "use resume: auto, or resume: PATH",
     "ignore_data_skip": "a run resumes at the batch it stopped at",
-    "restore_callback_states_from_checkpoint": "a resumed run always counts on where it stopped",
+    "restore_callback_states_from_checkpoint": "a resumed run always restores its counters",
     # upload
     "hub_token": "a recipe is saved with the model; log in with `hf auth login` or set HF_TOKEN",
     "hub_strategy": "the model is uploaded once, when it is saved",
@@ -322,7 +322,7 @@ FIXED_KEYS: Mapping[str, Any] = {
 }
 
 
-def find_refused_value(key: str, value: Any, default: Any) -> str | None:
+def find_refusal(key: str, value: Any, default: Any) -> str | None:
     """Return why a key that does not act is refused, or None where it asks for nothing but what is done anyway.
 
     `default` is that of `SFTConfig`.
