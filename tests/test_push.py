@@ -16,9 +16,9 @@ from safetensors.numpy import load, save_file
 
 from sft.errors import UserError
 from sft.prompts import AgentConfig
-from sft.push import plan_upload
 from sft.recipe.launch import build_training_arguments
 from sft.recipe.recipe import parse_recipe
+from sft.training.push import plan_upload
 
 TOKEN = "hf_" + "x" * 30
 SECRETS = {
