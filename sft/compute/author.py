@@ -7,7 +7,7 @@ import yaml
 
 from sft.compute.fields import Field
 from sft.errors import UserError
-from sft.recipe.recipe_yaml import load_yaml
+from sft.recipe.recipe import load_yaml
 
 AUTHOR_NAME = "compute_author.yaml"
 # Section and field of each key, and what the template says of it.
