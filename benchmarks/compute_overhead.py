@@ -39,9 +39,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="[200]")
     arguments = parser.parse_args()
     from sft import run
-    from sft.accounting.ledger import load_runs
-    from sft.accounting.recorder import RunRecorder
-    from sft.accounting.step_meter import StepMeter, _Counts
+    from sft.compute.ledger import load_runs
+    from sft.compute.recorder import RunRecorder
+    from sft.compute.step_meter import StepMeter, _Counts
 
     for owner, name in ((_Counts, "add"), (StepMeter, "on_step_end"), (StepMeter, "on_log")):
         setattr(owner, name, timed(name, getattr(owner, name), time.perf_counter))

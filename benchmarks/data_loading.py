@@ -131,8 +131,8 @@ def measure_memory(csv_path: str, model: str) -> dict[str, Any]:
 
 def prepare_and_read(csv_path: str, model: str) -> tuple[int, float]:
     """Do what a run does with its data, without a model; return the number of rows and the seconds to read them."""
+    from sft.batches.examples import build_step_rows, load_task_split, read_step_sizes
     from sft.batches.sampler import PackSampler
-    from sft.data import build_step_rows, load_task_split, read_step_sizes
     from sft.prompts import AgentConfig
     from sft.recipe.settings import DataSettings
 

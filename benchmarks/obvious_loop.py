@@ -2,7 +2,7 @@
 
 import torch
 
-from eval.policy import ModelPolicy, RawAnswer, StepRequest
+from eval.policies.policy import ModelPolicy, RawAnswer, StepRequest
 
 
 class ObviousLoop:

@@ -154,7 +154,7 @@ def load(work: Path, tiny: bool) -> dict[str, Any]:
 def train(work: Path, tiny: bool) -> dict[str, Any]:
     """Train two steps and save."""
     from sft import run
-    from sft.accounting.ledger import load_runs
+    from sft.compute.ledger import load_runs
 
     run.main(build_arguments(work))
     history = json.loads((work / "adapter/trainer_state.json").read_text(encoding="utf-8"))["log_history"]
@@ -199,7 +199,7 @@ def build_arguments(work: Path) -> list[str]:
 def roll_out(work: Path, tiny: bool) -> dict[str, Any]:
     """Reopen the saved adapter on its base and roll it out on a task of two steps."""
     from eval import rollout
-    from sft.accounting.ledger import load_runs
+    from sft.compute.ledger import load_runs
 
     results = work / "rollout"
     agent = json.loads((work / "adapter/agent_config.json").read_text(encoding="utf-8"))
@@ -231,7 +231,7 @@ def write_two_steps(path: Path) -> Path:
 
 def merge(work: Path, tiny: bool) -> dict[str, Any]:
     """Merge the adapter into the unquantised base, in bf16."""
-    from sft.export import merge as merge_adapter
+    from sft.export.__main__ import merge as merge_adapter
 
     merged = work / "merged"
     merged.mkdir(exist_ok=True)
@@ -241,7 +241,7 @@ def merge(work: Path, tiny: bool) -> dict[str, Any]:
 
 def compare(work: Path, tiny: bool) -> dict[str, Any]:
     """Compare the merged model's logits with the adapter's on the base in bf16 and in nf4."""
-    from eval.export_check import compare_logits
+    from eval.rollouts.export_check import compare_logits
 
     return {"logits": compare_logits(work / "adapter", work / "merged", str(work / "model"), "bfloat16", None)}
 

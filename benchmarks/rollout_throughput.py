@@ -16,8 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from eval.results import StepResult
-from sft.contract.trajectory import Trajectory, load_trajectories
+from eval.step_result import StepResult
+from sft.data.load import Trajectory, load_trajectories
 from sft.prompts import AgentConfig
 from sft.versions import read_versions
 
@@ -36,7 +36,7 @@ def main() -> None:
     import torch
 
     from benchmarks.obvious_loop import ObviousLoop
-    from eval.policy import ModelPolicy
+    from eval.policies.policy import ModelPolicy
     from eval.predictor import load_model_for_inference
 
     predictor = load_model_for_inference(arguments.model_path, agent_config=arguments.agent_config)
@@ -79,7 +79,7 @@ def time_rollout(
     tasks: list[Trajectory], policy: Any, agent: AgentConfig, batch_size: int
 ) -> tuple[dict[tuple[str, int], Any], float]:
     """Roll out in mode own; return what each step came to, and the steps a second."""
-    from eval.walk import walk_tasks
+    from eval.rollouts.walk import walk_tasks
 
     started = time.perf_counter()
     results: list[StepResult] = list(walk_tasks(tasks, policy, agent, "own", batch_size))

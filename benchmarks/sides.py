@@ -102,8 +102,8 @@ def build_pack_sampler(rows: Sequence[dict[str, Any]], tokens_per_batch: int) ->
     """Return the sampler that packs the rows."""
     from datasets import Dataset
 
+    from sft.batches.examples import read_step_sizes
     from sft.batches.sampler import PackSampler
-    from sft.data import read_step_sizes
 
     return PackSampler(read_step_sizes(Dataset.from_list(list(rows))), tokens_per_batch, seed=0)
 

@@ -184,8 +184,8 @@ def build_shared_rows(encoder: Any, folder: Path, shared: int) -> list[dict[str,
 
 def build_demo_rows(encoder: Any) -> list[dict[str, Any]]:
     """Take the steps of every n-th pack of an epoch on the demonstration data, packs in the order of their steps."""
-    from sft.contract.trajectory import load_trajectories
-    from sft.data import build_step_rows
+    from sft.batches.examples import build_step_rows
+    from sft.data.load import load_trajectories
 
     csv_path = DEMO_DATA / "train.csv"
     tasks = load_trajectories(csv_path, show_progress=False)

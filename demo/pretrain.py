@@ -33,7 +33,7 @@ from demo.pretraining_examples import Example, ExampleEncoder, ExampleMaker
 from demo.pretraining_pairs import Element, Screen
 from demo.tiny_qwen3vl import SPECIAL_TOKENS, TinySize, build_model, build_tokenizer, save_checkpoint
 from sft.batches.packing import IGNORED_LABEL
-from sft.contract.screenshots import hash_screenshot
+from sft.data.screenshots import hash_screenshot
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig, build_system_text
 

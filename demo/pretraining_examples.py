@@ -14,7 +14,7 @@ from demo.practice import build_step, generate_task, generate_task_on, remember
 from demo.pretraining_pairs import Screen, build_chat, name_usable_elements
 from sft.batches.collator import pad
 from sft.batches.packing import IGNORED_LABEL
-from sft.contract.screenshots import open_screenshot
+from sft.data.screenshots import open_screenshot
 from sft.prompts import AgentConfig, Message
 
 MAX_LABEL_CHARS = 24

@@ -25,11 +25,11 @@ from typing import Any
 
 from rich.console import Console
 
-from eval.comparison import compare_results
-from eval.matching import HEADLINE
-from eval.publish import load_run
-from eval.summary import build_ablation_table, describe_intervals
-from eval.writers import format_json, write_text
+from eval.reporting.files import format_json, write_text
+from eval.reporting.publish import load_run
+from eval.reporting.tables import build_ablation_table, describe_intervals
+from eval.scoring.comparison import compare_results
+from eval.scoring.matching import HEADLINE
 from sft.errors import UserError, run_command
 from sft.recipe.config import load_agent_config
 

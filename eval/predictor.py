@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from eval.policy import ModelPolicy, StepRequest
+from eval.policies.policy import ModelPolicy, StepRequest
 from sft.actions import format_action
 from sft.batches.encoding import StepEncoder
-from sft.contract.image_paths import find_file
+from sft.data.image_paths import find_file
 from sft.errors import UserError
 from sft.memory import Memory, update
 from sft.models.model import check_adapter, find_family, load_model, open_adapter

@@ -13,23 +13,23 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.card_results import enter_results
-from eval.manifest import build_run_info, for_mode, for_shard, open_run
-from eval.metering import meter, record_rollout
-from eval.options import MODES, find_model_folder, parse_arguments, read_agent
-from eval.publish import publish_comparison, publish_run, refuse_all_errors
-from eval.results import StepResult
-from eval.runs import claim_folders, run_tasks, write_in_order
-from sft.contract.data_notes import describe_test_data
-from sft.contract.overlap import find_trained_tasks, refuse_trained_tasks
-from sft.contract.problems import QUARANTINE_NAME, write_quarantine
-from sft.contract.shown_memory import list_shown_parts
-from sft.contract.trajectory import Trajectory, load_task_set
+from eval.reporting.card_results import enter_results
+from eval.reporting.publish import publish_comparison, publish_run, refuse_all_errors
+from eval.rollouts.metering import meter, record_rollout
+from eval.rollouts.options import MODES, find_model_folder, parse_arguments, read_agent
+from eval.rollouts.run_folder import claim_folders, run_tasks, write_in_order
+from eval.rollouts.run_info import build_run_info, for_mode, for_shard, open_run
+from eval.step_result import StepResult
+from sft.data.data_notes import describe_test_data
+from sft.data.load import Trajectory, load_task_set
+from sft.data.overlap import find_trained_tasks, refuse_trained_tasks
+from sft.data.problems import QUARANTINE_NAME, write_quarantine
+from sft.data.shown_memory import list_shown_parts
 from sft.errors import run_command
 from sft.prompts import AgentConfig
 
 if TYPE_CHECKING:
-    from eval.policy import Policy
+    from eval.policies.policy import Policy
 
 
 def main(argv: list[str]) -> None:
@@ -102,7 +102,7 @@ def run_self_check(
     arguments: argparse.Namespace, agent: AgentConfig, trajectories: list[Trajectory], build: Any
 ) -> None:
     """Print every check; end with exit code 1 where one fails."""
-    from eval.self_check import run_self_checks
+    from eval.rollouts.self_check import run_self_checks
 
     policy = build() if arguments.policy == "model" and arguments.model_path else None
     checks = []
@@ -142,7 +142,7 @@ def run_all_modes(
 
 def cut_tasks(results: list[StepResult]) -> list[StepResult]:
     """Return the results of mode own_stop from those of mode own: no model is needed."""
-    from eval.walk import cut_at_first_error
+    from eval.rollouts.walk import cut_at_first_error
 
     tasks: dict[str, list[StepResult]] = defaultdict(list)
     for result in results:
@@ -152,7 +152,7 @@ def cut_tasks(results: list[StepResult]) -> list[StepResult]:
 
 def build_policy(arguments: argparse.Namespace, agent: AgentConfig, trajectories: list[Trajectory]) -> "Policy":
     """Build what answers; only the model policy loads a model."""
-    from eval.policy import EmptyPolicy, ReplayPolicy
+    from eval.policies.policy import EmptyPolicy, ReplayPolicy
 
     if arguments.policy == "replay":
         return ReplayPolicy(trajectories, agent)
@@ -160,14 +160,14 @@ def build_policy(arguments: argparse.Namespace, agent: AgentConfig, trajectories
         return EmptyPolicy()
     is_constrained = arguments.decoding == "constrained"
     if arguments.engine == "openai":
-        from eval.adapter_parts import warn_of_left_out
-        from eval.openai_policy import OpenAIPolicy
+        from eval.policies.adapter_parts import warn_of_left_out
+        from eval.policies.openai_server import OpenAIPolicy
 
         if folder := find_model_folder(arguments):
             warn_of_left_out(Path(folder))
         return OpenAIPolicy(arguments.api_url, arguments.model_path, agent, is_constrained)
     if arguments.engine == "vllm":
-        from eval.vllm_policy import VllmPolicy
+        from eval.policies.vllm_engine import VllmPolicy
 
         return VllmPolicy(arguments.model_path, arguments.base_model, agent, is_constrained)
     from eval.predictor import load_model_for_inference

@@ -14,13 +14,13 @@ import argparse
 import logging
 from pathlib import Path
 
-from eval.card_results import enter_results
-from eval.manifest import hash_model, merge_run_infos, write_run
-from eval.publish import load_run, publish_comparison, publish_run
-from eval.results import format_result
-from eval.variants import build_variants, load_synonyms
-from eval.writers import write_text
-from sft.contract.trajectory import natural_key
+from eval.reporting.card_results import enter_results
+from eval.reporting.files import write_text
+from eval.reporting.publish import load_run, publish_comparison, publish_run
+from eval.rollouts.run_info import hash_model, merge_run_infos, write_run
+from eval.scoring.match_rules import build_variants, load_synonyms
+from eval.step_result import format_result
+from sft.data.load import natural_key
 from sft.errors import UserError, run_command
 
 

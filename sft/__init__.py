@@ -20,6 +20,6 @@ def _is_true(record: logging.LogRecord) -> bool:
 
 logging.getLogger("transformers.trainer").addFilter(_is_true)
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_of_use)
-# TRL (1.16) and peft call by old names what transformers has renamed; `sft.merge` unties a tied head that was trained.
+# TRL (1.16) and peft call by old names what transformers has renamed; the export unties a tied head that was trained.
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_enable)?` is deprecated", FutureWarning)
 warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer", UserWarning)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.contract.data_notes import is_unseen, list_data_notes
+from sft.data.data_notes import is_unseen, list_data_notes
 from sft.versions import hash_files
 
 EVALUATIONS_NAME = "evaluations.jsonl"

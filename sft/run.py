@@ -17,25 +17,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from sft.batches.examples import TaskSplit, build_step_rows, load_task_split, read_step_sizes
 from sft.batches.sampler import PackSampler, PaddedSampler
-from sft.contract.problems import describe_quarantine
-from sft.contract.trajectory import Trajectory
-from sft.data import TaskSplit, build_step_rows, load_task_split, read_step_sizes
+from sft.data.load import Trajectory
+from sft.data.problems import describe_quarantine
 from sft.errors import UserError, run_command
 from sft.models.hub import find_base_model
 from sft.recipe.config import Recipe, build_training_arguments, parse_recipe
 from sft.recipe.support import check_support, read_launch
-from sft.reliability.first_process import do_in_first_process
-from sft.reliability.preemption import watch_for_preemption
-from sft.reliability.resume import choose_checkpoint, describe_run
-from sft.run_files import save_run_files
+from sft.training.first_process import do_in_first_process
+from sft.training.outputs import save_run_files
+from sft.training.preemption import watch_for_preemption
+from sft.training.resume import choose_checkpoint, describe_run
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import SFTConfig
 
-    from sft.accounting.recorder import RunRecorder
     from sft.batches.encoding import StepEncoder
+    from sft.compute.recorder import RunRecorder
     from sft.trainer import TrajectoryTrainer
 
 log = logging.getLogger("sft")
@@ -57,13 +57,13 @@ def main(argv: list[str]) -> None:
         optim=recipe.training.get("optim", "adamw_torch_fused"),
     )
     if launch.engine.startswith("zero"):
-        from sft.models.build_lock import use_build_lock
+        from sft.training.build_lock import use_build_lock
 
         use_build_lock()
     split = check_inputs(recipe)
 
-    from sft.reliability.health import explain_lost_process, limit_waiting, log_process
-    from sft.tracking import record_training
+    from sft.compute.tracking import record_training
+    from sft.training.watch import explain_lost_process, limit_waiting, log_process
 
     limit_waiting(recipe.training.get("ddp_timeout", 1800))  # before the processes meet, in the next line
     training = build_training_arguments(recipe)
@@ -79,9 +79,9 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     """Load the model, train it from step 0 or a checkpoint, save what a rollout needs; `recorder` notes the cost."""
     import torch
 
-    from sft.accounting.step_meter import StepMeter
     from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
     from sft.batches.encoding import StepEncoder, find_tight_answer_limit
+    from sft.compute.step_meter import StepMeter
     from sft.models.model import (
         build_lora_config,
         check_saved_modules,
@@ -91,8 +91,8 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
         load_model,
     )
     from sft.models.processors import load_processor
-    from sft.reliability.health import unwrap_worker_errors
     from sft.trainer import TrajectoryTrainer
+    from sft.training.watch import unwrap_worker_errors
 
     family = find_family(recipe.model.model_name_or_path, recipe.model.model_revision)
     check_sequence_lengths(recipe.model, recipe.longest_sequences())
@@ -153,11 +153,11 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
 
 def publish(recipe: Recipe, folder: Path) -> None:
     """Write the model card, once the ledger has the run's last figures, and upload where the recipe says so."""
-    from sft.card import write_card
+    from sft.training.card import write_card
 
     write_card(folder)
     if recipe.training.get("push_to_hub"):
-        from sft.push import push_trained
+        from sft.training.push import push_trained
 
         log.info("uploaded to %s", push_trained(folder, recipe.training))
 
@@ -234,9 +234,9 @@ def build_validation_rollout(
     from accelerate import PartialState
     from accelerate.utils import reduce
 
-    from eval.matching import MATCHERS, judge_step
-    from eval.policy import ModelPolicy
-    from eval.walk import walk_tasks
+    from eval.policies.policy import ModelPolicy
+    from eval.rollouts.walk import walk_tasks
+    from eval.scoring.matching import MATCHERS, judge_step
 
     n_chosen = min(recipe.validation.val_rollout_tasks, len(tasks))
     chosen = [tasks[i * len(tasks) // n_chosen] for i in range(n_chosen)]  # spread over the order, hence applications
@@ -280,7 +280,7 @@ def log_parameters(counts: dict[str, dict[str, int]]) -> None:
 
 def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
     """Save the weights, reopen and check them, and draw the curves."""
-    from sft.accounting.curves import plot_curves
+    from sft.compute.curves import plot_curves
     from sft.models.model import check_adapter
 
     trainer.save_model()

@@ -10,14 +10,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers.trainer_utils import EvalLoopOutput
 
-from sft.accounting.step_meter import StepMeter
 from sft.batches.collator import build_dense_mask
 from sft.batches.sampler import PackSampler, PaddedSampler
-from sft.checkpoint_trainer import CheckpointTrainer
+from sft.compute.step_meter import StepMeter
 from sft.models.model import trained_parts
 from sft.models.tree_attention import use_tree_attention
-from sft.reliability.health import GradientCheck, StopWhenPreempted, check_batch, check_loss, refuse_gradient
-from sft.reliability.preemption import leave_signals_to_parent
+from sft.training.checkpoint_trainer import CheckpointTrainer
+from sft.training.preemption import leave_signals_to_parent
+from sft.training.watch import GradientCheck, StopWhenPreempted, check_batch, check_loss, refuse_gradient
 
 ValidationRollout = Callable[[torch.nn.Module], dict[str, float]]
 
@@ -145,7 +145,7 @@ class TrajectoryTrainer(CheckpointTrainer):
         return self.step_meter.measure(self.model, inputs, is_checkpointed=is_checkpointed, is_sharded=is_sharded)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: `sft.card` writes the model card, once the weights are saved."""
+        """Write none: `sft.training.card` writes the model card, once the weights are saved."""
 
     def compute_loss(
         self,

@@ -30,8 +30,8 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env
 import eval.predictor  # noqa: F401
 from sft import run
 from sft.errors import run_command
-from sft.reliability.preemption import watch_for_preemption
 from sft.trainer import TrajectoryTrainer
+from sft.training.preemption import watch_for_preemption
 
 torch.set_num_threads(1)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from sft.contract.trajectory import load_trajectories
+from sft.data.load import load_trajectories
 from sft.prompts import build_system_text
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl", "llama4", "qwen2_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")

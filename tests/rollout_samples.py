@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eval.results import StepResult
+from eval.step_result import StepResult
 
 
 def make_step(

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trajectory_samples import TINY_AGENT
 
-from eval.decoding import AnswerEnd
+from eval.policies.decoding import AnswerEnd
 from sft.json_text import find_object
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig, parse_answer

@@ -5,10 +5,10 @@ import torch
 from attempt_samples import write_recipe
 from trajectory_samples import build_tasks, write_trajectories
 
-from eval.policy import ModelPolicy, StepRequest
+from eval.policies.policy import ModelPolicy, StepRequest
 from eval.predictor import load_model_for_inference
 from sft import run
-from sft.contract.trajectory import load_trajectories
+from sft.data.load import load_trajectories
 from sft.memory import EMPTY_MEMORY
 
 SETTINGS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from trajectory_samples import build_output, build_task, build_tasks, format_csv, write_screenshots
 
-from sft.contract.trajectory import TrajectoryError, load_trajectories
+from sft.data.load import TrajectoryError, load_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
 SCREEN = "screens/0.png"

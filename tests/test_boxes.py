@@ -5,9 +5,9 @@ import json
 import pytest
 from trajectory_samples import build_task, write_trajectories
 
-from sft import check
-from sft.contract.boxes import find_doubts, read_box, read_screen
-from sft.contract.cells import Grounding, read_grounding
+from sft.check import __main__ as check
+from sft.data.boxes import find_doubts, read_box, read_screen
+from sft.data.cells import Grounding, read_grounding
 
 PICTURE = (320, 192)  # of the sample screenshots
 

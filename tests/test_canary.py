@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trajectory_samples import TINY_AGENT, build_tasks, format_csv, write_screenshots, write_trajectories
 
-from eval.policy import EmptyPolicy, RawAnswer
-from eval.walk import walk_tasks
+from eval.policies.policy import EmptyPolicy, RawAnswer
+from eval.rollouts.walk import walk_tasks
 from sft.actions import Action
-from sft.contract.cells import Grounding, read_gold
-from sft.contract.trajectory import gold_memories, load_trajectories
+from sft.data.cells import Grounding, read_gold
+from sft.data.load import gold_memories, load_trajectories
 from sft.memory import EMPTY_MEMORY, Answer, dump_json
 from sft.prompts import AgentConfig, build_prompt, format_answer
 

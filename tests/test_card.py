@@ -6,11 +6,11 @@ import pytest
 from huggingface_hub import ModelCard
 from rollout_samples import RUN_INFO, make_task
 
-from eval.comparison import compare_results
-from eval.metrics import compute_metrics
-from sft.accounting.compute_results import load_performance
-from sft.card import write_card
+from eval.scoring.comparison import compare_results
+from eval.scoring.metrics import compute_metrics
+from sft.compute.results import load_performance
 from sft.evaluations import add_evaluation
+from sft.training.card import write_card
 
 RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
 INFO = {**RUN_INFO, "engine": "hf", "decoding": "free", "test_csv_sha256": "c" * 64, "shard": None, "data": {}}

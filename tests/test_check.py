@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from trajectory_samples import TINY_AGENT, build_output, build_task, build_tasks, format_csv, write_trajectories
 
-from sft import check
-from sft.contract.trajectory import gold_memories, load_trajectories
+from sft.check import __main__ as check
+from sft.data.load import gold_memories, load_trajectories
 from sft.prompts import build_prompt, build_system_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -349,9 +349,9 @@ def test_10000_rows_on_as_many_screenshots_take_seconds_and_little_memory(tmp_pa
         (tmp_path / f"screens/{i}.png").write_bytes(data)
     measure = (
         "import pathlib, sys, time\n"
-        "import sft.check\n"
+        "import sft.check.__main__\n"
         "started = time.process_time()\n"
-        "sft.check.main(sys.argv[2:])\n"
+        "sft.check.__main__.main(sys.argv[2:])\n"
         "print('SECONDS', time.process_time() - started)\n"
         "peak = [x for x in pathlib.Path('/proc/self/status').read_text().splitlines() if x.startswith('VmHWM')]\n"
         "print('MIB', int(peak[0].split()[1]) / 1024)\n"  # ru_maxrss would tell of the process that started this one

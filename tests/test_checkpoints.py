@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from sft.errors import UserError
-from sft.reliability.checkpoints import (
+from sft.training.checkpoints import (
     check_disk_space,
     clear_unfinished,
     find_damage,
@@ -19,7 +19,7 @@ from sft.reliability.checkpoints import (
     read_run,
     read_size,
 )
-from sft.reliability.resume import find_changes
+from sft.training.resume import find_changes
 
 
 def write_checkpoint(output_dir, step, run=None):

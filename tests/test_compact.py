@@ -13,9 +13,9 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
 from sft.batches.encoding import StepEncoder
-from sft.contract.compact import CompactList
-from sft.contract.trajectory import TrajectoryError, load_trajectories
-from sft.data import build_step_rows
+from sft.batches.examples import build_step_rows
+from sft.data.compact import CompactList
+from sft.data.load import TrajectoryError, load_trajectories
 from sft.models.processors import load_processor
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rollout_samples import RUN_INFO, make_task
 
-from eval.comparison import compare_results
+from eval.reporting.tables import BLIND, EXACT, print_comparison
 from eval.score import main
-from eval.summary import BLIND, EXACT, print_comparison
+from eval.scoring.comparison import compare_results
 
 ROOT = Path(__file__).parent.parent
 RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")

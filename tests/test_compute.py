@@ -16,14 +16,14 @@ from test_training import _write_recipe
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerState
 
-from sft.accounting.compute_fields import Field
-from sft.accounting.compute_output import SECTIONS, sort_fields
-from sft.accounting.compute_totals import build_compute_fields
-from sft.accounting.flops import FlopCounter
-from sft.accounting.ledger import RunRecord, load_runs
-from sft.accounting.recorder import RunRecorder
-from sft.accounting.step_meter import StepMeter
-from sft.compute import main
+from sft.compute.__main__ import main
+from sft.compute.fields import Field
+from sft.compute.flops import FlopCounter
+from sft.compute.ledger import RunRecord, load_runs
+from sft.compute.output import SECTIONS, sort_fields
+from sft.compute.recorder import RunRecorder
+from sft.compute.step_meter import StepMeter
+from sft.compute.totals import build_compute_fields
 from sft.errors import UserError
 
 # Any socket but a local one ends the process; the settings are those that make codecarbon ask the network.
@@ -183,7 +183,7 @@ def test_training_whose_operations_were_not_counted_is_reported_by_the_formula()
 def test_time_of_a_training_is_that_of_its_steps_and_not_of_evaluations_and_checkpoints(tmp_path, monkeypatch):
     """By hand: a step of 10 s, an evaluation of 90, a step of 5, a checkpoint of 95, a step of 3."""
     now = [0.0]
-    monkeypatch.setattr("sft.accounting.step_meter.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("sft.compute.step_meter.time.perf_counter", lambda: now[0])
     with RunRecorder(tmp_path, "training", "training") as recorder:
         meter = StepMeter(recorder)
         state, arguments = TrainerState(), SimpleNamespace(gradient_accumulation_steps=1)

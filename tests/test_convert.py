@@ -19,8 +19,8 @@ from conversion_samples import (
     write_pipeline_task,
 )
 
-from sft import convert
-from sft.contract.trajectory import load_trajectories
+from sft.convert import __main__ as convert
+from sft.data.load import load_trajectories
 from sft.errors import UserError
 
 

@@ -9,10 +9,13 @@ from conversion_samples import build_careflow_row, build_pipeline_records, write
 from trajectory_samples import build_task, build_tasks, write_trajectories
 
 from eval import rollout
-from sft import check, convert, run, split
-from sft.contract.goals import hash_goal
-from sft.contract.trajectory import TrajectoryError, load_task_set
+from sft import run
+from sft.check import __main__ as check
+from sft.convert import __main__ as convert
+from sft.data.goals import hash_goal
+from sft.data.load import TrajectoryError, load_task_set
 from sft.errors import UserError
+from sft.split import __main__ as split
 
 RECIPE = """\
 output_dir: {out}

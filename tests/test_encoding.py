@@ -10,16 +10,16 @@ from attempt_samples import write_recipe
 from PIL import Image
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from eval.decoding import GeneratedAnswer
-from eval.policy import ModelPolicy, ReplayPolicy
-from eval.walk import walk_tasks
+from eval.policies.decoding import GeneratedAnswer
+from eval.policies.policy import ModelPolicy, ReplayPolicy
+from eval.rollouts.walk import walk_tasks
 from sft import run
 from sft.actions import Action
 from sft.batches.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, check_answer_only_labels
 from sft.batches.encoding import StepEncoder, find_tight_answer_limit
-from sft.contract.screenshots import open_screenshot
-from sft.contract.trajectory import TrajectoryError, load_trajectories
-from sft.data import build_step_rows
+from sft.batches.examples import build_step_rows
+from sft.data.load import TrajectoryError, load_trajectories
+from sft.data.screenshots import open_screenshot
 from sft.memory import EMPTY_MEMORY, Answer, Memory, memory_chars
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig, format_answer
@@ -46,7 +46,7 @@ class _Rollout:
             {},
             [],
         )
-        monkeypatch.setattr("eval.policy.generate_greedy", self._generate)
+        monkeypatch.setattr("eval.policies.policy.generate_greedy", self._generate)
 
     def _generate(self, model, prompts, *_):
         self._read = prompts

@@ -13,12 +13,12 @@ from attempt_samples import SECRETS, find_secrets
 from PIL import Image
 from trajectory_samples import build_tasks, write_trajectories
 
-import eval.openai_policy as openai_policy
-from eval.manifest import hide_user
-from eval.policy import RawAnswer, StepRequest
+import eval.policies.openai_server as openai_policy
+from eval.policies.policy import RawAnswer, StepRequest
 from eval.rollout import main
-from sft.contract.goals import hash_goal
-from sft.contract.trajectory import load_trajectories
+from eval.rollouts.run_info import hide_user
+from sft.data.goals import hash_goal
+from sft.data.load import load_trajectories
 from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY
 from sft.prompts import AgentConfig, format_answer
@@ -157,7 +157,7 @@ def test_a_run_of_nothing_but_errors_is_no_success(csv, tmp_path, capsys, monkey
         def answer(self, requests):
             return [RawAnswer("", error="HTTP 400: no such field") for _ in requests]
 
-    monkeypatch.setattr("eval.policy.EmptyPolicy", Broken)
+    monkeypatch.setattr("eval.policies.policy.EmptyPolicy", Broken)
     with pytest.raises(UserError, match="found an error at every step; the first: row 2: HTTP 400: no such field"):
         main(["--policy", "empty", "--test_csv", str(csv), "--output_dir", str(tmp_path / "run")])
     assert f"9 of 9 steps are errors; the first: {csv}: row 2: HTTP 400: no such field" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from sft.errors import UserError
-from sft.merge import load_adapter, merge_weights
+from sft.export.merge import load_adapter, merge_weights
 from sft.models.experts import list_experts
 from sft.models.model import build_lora_config, count_parameters, find_family, load_model
 from sft.recipe.settings import ModelSettings

@@ -20,11 +20,13 @@ from test_training import _write_recipe
 from eval import rollout
 from eval.predictor import load_model_for_inference
 from eval.score import merge as merge_shards
-from sft import compute, export, run
-from sft.accounting.ledger import load_runs
-from sft.card import BEGIN, END, write_card
+from sft import run
+from sft.compute import __main__ as compute
+from sft.compute.ledger import load_runs
 from sft.errors import UserError
-from sft.merge import Adapter, list_weights, merge_weights
+from sft.export import __main__ as export
+from sft.export.merge import Adapter, list_weights, merge_weights
+from sft.training.card import BEGIN, END, write_card
 
 # So little trained a model never ends its answer: each runs to the limit. Without memory a right one is short.
 SHORT_ANSWERS = ("--memory_writer", "rule", "--max_answer_tokens", "32")
@@ -33,8 +35,8 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from sft import merge
-from sft.merge import Adapter, merge_weights
+from sft.export import merge
+from sft.export.merge import Adapter, merge_weights
 
 def read(name):
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(name))

@@ -10,11 +10,11 @@ from transformers import Qwen3_5Config, Qwen3_5MoeConfig
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from demo.tiny_qwen3vl import TEMPLATE_FILES
-from sft.accounting.flops import BatchSize, FlopCounter, build_formula
 from sft.batches.collator import PaddingCollator
 from sft.batches.encoding import StepEncoder
+from sft.batches.examples import build_step_rows
 from sft.batches.sampler import StepSize
-from sft.data import build_step_rows
+from sft.compute.flops import BatchSize, FlopCounter, build_formula
 from sft.memory import EMPTY_MEMORY
 from sft.models.families import FAMILIES as LAYERS
 from sft.models.model import build_empty_model, count_parameters, find_family, load_model

@@ -22,9 +22,9 @@ from attempt_samples import (
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft.errors import UserError
-from sft.reliability.checkpoints import finish_checkpoint, read_run
-from sft.reliability.health import check_batch
-from sft.reliability.preemption import leave_signals_to_parent
+from sft.training.checkpoints import finish_checkpoint, read_run
+from sft.training.preemption import leave_signals_to_parent
+from sft.training.watch import check_batch
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from PIL import Image
 from pyarrow import parquet
 from trajectory_samples import build_task, build_tasks, format_csv, write_trajectories
 
-from sft import convert
-from sft.contract.trajectory import TrajectoryError, load_task_set, load_trajectories
+from sft.convert import __main__ as convert
+from sft.data.load import TrajectoryError, load_task_set, load_trajectories
 from sft.errors import UserError
 from sft.recipe.recipe_yaml import RecipeError, load_yaml
 

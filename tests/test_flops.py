@@ -14,9 +14,9 @@ from trl.kernels import chunked_logprob
 from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
 from eval import rollout
 from sft import run
-from sft.accounting import flops
-from sft.accounting.flops import FlopCounter
-from sft.accounting.ledger import load_runs
+from sft.compute import flops
+from sft.compute.flops import FlopCounter
+from sft.compute.ledger import load_runs
 
 SHORT = ["--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no"]
 WIDE_AS_FP32 = {"out_dtype": torch.float32}

@@ -11,15 +11,15 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT, build_task, write_screenshots, write_trajectories
 from transformers import AutoModelForImageTextToText
 
-from eval.openai_policy import OpenAIPolicy
-from eval.policy import ModelPolicy, RawAnswer, StepRequest
+from eval.policies.openai_server import OpenAIPolicy
+from eval.policies.policy import ModelPolicy, RawAnswer, StepRequest
+from eval.policies.prefetch import ScreenshotLoader
 from eval.predictor import Predictor
-from eval.prefetch import ScreenshotLoader
-from eval.walk import walk_tasks
+from eval.rollouts.walk import walk_tasks
 from sft import run
 from sft.batches.encoding import StepEncoder
-from sft.contract.trajectory import TrajectoryError, load_trajectories
-from sft.data import build_step_rows
+from sft.batches.examples import build_step_rows
+from sft.data.load import TrajectoryError, load_trajectories
 from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY
 from sft.models.processors import load_processor
@@ -66,7 +66,7 @@ LOSE_AND_RUN = """
 import pathlib, sys
 from sft import run
 from sft.errors import run_command
-from sft.reliability.preemption import watch_for_preemption
+from sft.training.preemption import watch_for_preemption
 
 def save_and_lose(*arguments, save=run.save_run_files):
     save(*arguments)

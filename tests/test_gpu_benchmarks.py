@@ -24,7 +24,7 @@ from benchmarks.gpu.tasks import write_tasks
 from benchmarks.machine import read_commit
 from benchmarks.sides import VOCAB, read_demo_texts
 from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
-from sft.contract.trajectory import load_trajectories
+from sft.data.load import load_trajectories
 from sft.models.model import find_family, load_model
 from sft.recipe.settings import ModelSettings
 

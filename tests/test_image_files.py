@@ -10,11 +10,11 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 from trajectory_samples import build_task, build_tasks, write_trajectories
 
-from sft import check
 from sft.batches.encoding import StepEncoder
-from sft.contract import rows
-from sft.contract.rows import check_screenshots
-from sft.contract.screenshots import inspect_bytes, open_screenshot, read_as_shown, read_facts, read_upright_size
+from sft.check import __main__ as check
+from sft.data import rows
+from sft.data.rows import check_screenshots
+from sft.data.screenshots import inspect_bytes, open_screenshot, read_as_shown, read_facts, read_upright_size
 from sft.models.light_processor import LightProcessor
 from sft.prompts import AgentConfig
 

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from trajectory_samples import build_output, build_task, build_tasks, format_csv, write_screenshots, write_trajectories
 
-from eval.thumbnails import load_thumbnails
-from sft.contract.image_paths import find_file, find_screenshot, resolve_image, suggest_names
-from sft.contract.trajectory import TrajectoryError, load_trajectories
-from sft.formats.careflow import read_careflow
-from sft.formats.pipeline import read_pipeline
-from sft.formats.records import load_records, read_records
+from eval.reporting.thumbnails import load_thumbnails
+from sft.convert.careflow import read_careflow
+from sft.convert.pipeline import read_pipeline
+from sft.convert.records import load_records, read_records
+from sft.data.image_paths import find_file, find_screenshot, resolve_image, suggest_names
+from sft.data.load import TrajectoryError, load_trajectories
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "écran.png") for form in ("NFC", "NFD"))
 
@@ -128,7 +128,7 @@ def test_missing_screenshot_is_told_with_row_and_near_name(tmp_path):
 
 def test_near_names_are_searched_for_the_first_missing_screenshots_alone(tmp_path, monkeypatch):
     searched = []
-    monkeypatch.setattr("sft.contract.rows.suggest_names", lambda *names: searched.append(names) or "")
+    monkeypatch.setattr("sft.data.rows.suggest_names", lambda *names: searched.append(names) or "")
     rows = build_task("t1", "Open the study", 500, 500)
     path = write_trajectories(tmp_path, rows)
     with pytest.raises(TrajectoryError):

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from trajectory_samples import build_tasks, write_trajectories
 
-from sft.contract.screenshots import (
+from sft.data.load import load_trajectories
+from sft.data.screenshots import (
     inspect_bytes,
     open_screenshot,
     read_as_shown,
@@ -17,7 +18,6 @@ from sft.contract.screenshots import (
     read_upright_size,
     store_screenshot,
 )
-from sft.contract.trajectory import load_trajectories
 from sft.errors import UserError
 
 

@@ -24,26 +24,26 @@ MAY_IMPORT_TORCH = {
     "sft.models.model",
     "sft.batches.collator",
     "sft.trainer",
-    "sft.checkpoint_trainer",
+    "sft.training.checkpoint_trainer",
     "sft.run",
-    "eval.policy",
+    "eval.policies.policy",
     "eval.predictor",
 }
-MAY_IMPORT_TORCH |= {"sft.reliability.health"}  # the trainer's callbacks
-MAY_IMPORT_TORCH |= {"eval.decoding", "eval.constraint"}  # parts of the policy
+MAY_IMPORT_TORCH |= {"sft.training.watch"}  # the trainer's callbacks
+MAY_IMPORT_TORCH |= {"eval.policies.decoding", "eval.policies.constraint"}  # parts of the policy
 MAY_IMPORT_TORCH |= {
-    "sft.accounting.flops",
-    "sft.accounting.step_meter",
-    "sft.merge",
-    "sft.merge_experts",
-    "eval.export_check",
+    "sft.compute.flops",
+    "sft.compute.step_meter",
+    "sft.export.merge",
+    "sft.export.merge_experts",
+    "eval.rollouts.export_check",
 }  # loaded by the trainer and by the export
 MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.qwen_moe", "sft.models.experts"}  # parts of the model
 MAY_IMPORT_TORCH |= {"sft.models.linear_attention", "sft.models.tree_attention", "sft.models.kernels"}  # likewise
-MAY_IMPORT_TORCH |= {"sft.models.build_lock"}  # changes how torch builds
+MAY_IMPORT_TORCH |= {"sft.training.build_lock"}  # changes how torch builds
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 # The packages of `sft` from the ground up: each may know those before it, and the modules that are in none.
-FLOORS = ["recipe", "contract", "models", "batches", "reliability", "formats", "review", "accounting"]
+FLOORS = ["recipe", "data", "models", "batches", "compute", "training", "convert", "check", "split", "export"]
 # What the lowest layers may know of this project; everything above may know all of `sft`.
 MAY_KNOW = {
     "sft.errors": set(),
@@ -53,11 +53,11 @@ MAY_KNOW = {
     "sft.json_text": set(),
     "sft.prompts": {"sft.actions", "sft.json_text", "sft.memory"},
     "sft.file_kinds": {"sft.lfs"},
-    "sft.contract.literals": {"sft.actions", "sft.memory"},
-    "sft.contract.boxes": {"sft.contract.literals"},
-    "sft.contract.cells": {"sft.actions", "sft.memory", "sft.prompts", "sft.contract.boxes", "sft.contract.literals"},
+    "sft.data.literals": {"sft.actions", "sft.memory"},
+    "sft.data.boxes": {"sft.data.literals"},
+    "sft.data.cells": {"sft.actions", "sft.memory", "sft.prompts", "sft.data.boxes", "sft.data.literals"},
     "sft.batches.packing": set(),
-    "sft.contract.compact": set(),
+    "sft.data.compact": set(),
     "sft.batches.sampler": {"sft.errors"},
 }
 
@@ -106,7 +106,7 @@ def _reachable(name):
 
 def test_the_graph_is_that_of_this_project():
     assert {"sft.run", "eval.rollout"} <= ENTRIES
-    assert {"sft.actions", "sft.memory", "sft.prompts", "sft.recipe.config", "eval.walk"} <= set(MODULES)
+    assert {"sft.actions", "sft.memory", "sft.prompts", "sft.recipe.config", "eval.rollouts.walk"} <= set(MODULES)
     assert "sft.memory" in _known("sft.prompts")
 
 
@@ -124,7 +124,7 @@ def test_package_knows_only_packages_below_it(name):
 
 @pytest.mark.parametrize("name", sorted(m for m in MODULES if m.startswith("sft.")))
 def test_training_knows_nothing_of_evaluation_but_for_its_rollouts(name):
-    allowed = {m for m in MODULES if m.startswith("eval.")} if name in ("sft.run", "sft.export") else set()
+    allowed = {m for m in MODULES if m.startswith("eval.")} if name in ("sft.run", "sft.export.__main__") else set()
     assert {m for m in _known(name) if m.startswith("eval.")} <= allowed
 
 
@@ -199,5 +199,5 @@ def test_files_are_read_by_loaders_that_run_no_code(name):
     assert not [c for c in calls if c.startswith("torch.load(") and "weights_only=True" not in c]
     assert not [c for c in calls if c.startswith("yaml.load(") and "Loader=_RecipeLoader" not in c]
     assert not [c for c in calls if "trust_remote_code" in c]
-    if name != "sft.contract.compact":  # it pickles in memory only; it opens no file
+    if name != "sft.data.compact":  # it pickles in memory only; it opens no file
         assert "pickle" not in _imports(MODULES[name])

@@ -14,7 +14,7 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeVis
 
 from sft.batches.collator import PackingCollator, PaddingCollator
 from sft.batches.encoding import StepEncoder
-from sft.data import build_step_rows
+from sft.batches.examples import build_step_rows
 from sft.models.kernels import NAME, PatchEmbedding, attend_by_length, choose_kernels
 from sft.models.model import find_family, load_model
 from sft.models.processors import load_processor

@@ -10,17 +10,17 @@ import time
 import pytest
 from conftest import ROOT
 
-from sft.accounting.compute_fields import FAILED, build_breakdown, round_shares
-from sft.accounting.hardware import find_peak_tflops, name_storage, read_hardware
-from sft.accounting.ledger import append_event, close_killed_runs, load_runs, name_ledger
-from sft.accounting.recorder import RunRecorder, judge_end
+from sft.compute.fields import FAILED, build_breakdown, round_shares
+from sft.compute.hardware import find_peak_tflops, name_storage, read_hardware
+from sft.compute.ledger import append_event, close_killed_runs, load_runs, name_ledger
+from sft.compute.recorder import RunRecorder, judge_end
+from sft.compute.tracking import shorten_path, shorten_paths
 from sft.errors import UserError
-from sft.tracking import shorten_path, shorten_paths
 
 LONG_RUN = """
 import sys, time
 from pathlib import Path
-from sft.accounting.recorder import RunRecorder
+from sft.compute.recorder import RunRecorder
 RunRecorder.HEARTBEAT_S = 0.1
 with RunRecorder(Path(sys.argv[1]), "training", "ablation", about={"model": "m"}) as recorder:
     recorder.note(steps=7)

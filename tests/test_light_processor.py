@@ -6,11 +6,11 @@ import pytest
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
 from sft.batches.encoding import StepEncoder
-from sft.contract.trajectory import gold_memories, load_trajectories
+from sft.check.preview import preview_steps
+from sft.data.load import gold_memories, load_trajectories
 from sft.models.light_processor import LightProcessor, build_image_counter, count_image_tokens
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig
-from sft.review.preview import preview_steps
 
 
 @pytest.fixture

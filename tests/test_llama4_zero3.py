@@ -9,9 +9,9 @@ from conftest import ROOT
 from trajectory_samples import build_tasks
 
 from demo.tiny_llama4 import TinyLlama4Size, build_tiny_llama4
-from eval.policy import StepRequest
+from eval.policies.policy import StepRequest
 from eval.predictor import load_model_for_inference
-from sft.accounting.ledger import load_runs
+from sft.compute.ledger import load_runs
 from sft.memory import EMPTY_MEMORY
 
 ZERO3 = {"config": "accelerate_configs/cpu_zero3.yaml"}

@@ -3,7 +3,7 @@
 import pytest
 from rollout_samples import make_step
 
-from eval.matching import MATCHERS, judge_step, normalize_target, normalize_text
+from eval.scoring.matching import MATCHERS, judge_step, normalize_target, normalize_text
 
 
 def is_right(matcher: str, gold: dict, predicted: dict) -> bool:

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from trajectory_samples import TINY_AGENT
 from transformers import AutoConfig
 
-import sft.merge
+import sft.export.merge
 from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
-from eval import export_check
-from sft import export
+from eval.rollouts import export_check
 from sft.errors import UserError
+from sft.export import __main__ as export
 from sft.models.families import FAMILIES
 from sft.models.model import build_lora_config, load_model
 from sft.models.processors import load_processor, save_processor
@@ -140,9 +140,9 @@ def test_rounding_of_the_number_format_passes_and_every_dtype_of_the_config_is_t
 
 def test_merge_that_is_another_model_is_refused_and_leaves_nothing(tmp_path, tiny_checkpoints, monkeypatch):
     adapter = _build_adapter(tmp_path / "adapter", tiny_checkpoints["qwen3_vl"], "qwen3_vl")
-    right = sft.merge.load_adapter
+    right = sft.export.merge.load_adapter
     monkeypatch.setattr(
-        "sft.merge.load_adapter", lambda folder: replace(right(folder), scale=0.9 * right(folder).scale)
+        "sft.export.merge.load_adapter", lambda folder: replace(right(folder), scale=0.9 * right(folder).scale)
     )
     with pytest.raises(UserError, match="the merge is another model, and nothing was written"):
         _export(adapter, tmp_path / "merged")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rollout_samples import make_step, make_task
 
-from eval.bootstrap import Bootstrap, compute_interval, compute_unseen_bound, resample_sums
-from eval.metrics import compute_metrics, group_by_task
+from eval.scoring.bootstrap import Bootstrap, compute_interval, compute_unseen_bound, resample_sums
+from eval.scoring.metrics import compute_metrics, group_by_task
 
 OTHER = {"action": "CLICK", "target": "elsewhere"}
 

@@ -22,7 +22,7 @@ from sft.models.model import (
     trained_parts,
 )
 from sft.recipe.settings import ModelSettings
-from sft.reliability.health import GradientCheck
+from sft.training.watch import GradientCheck
 
 ATTENTION = tuple(f"self_attn.{x}_proj" for x in "qkvo")
 DELTA_NET = ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.out_proj")

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from trajectory_samples import build_tasks, write_trajectories
 
-from eval.policy import RawAnswer, ReplayPolicy
-from eval.results import load_results
+from eval.policies.policy import RawAnswer, ReplayPolicy
 from eval.rollout import main
+from eval.rollouts.walk import cut_at_first_error, walk_tasks
 from eval.score import main as score
-from eval.walk import cut_at_first_error, walk_tasks
-from sft.contract.trajectory import load_trajectories
+from eval.step_result import load_results
+from sft.data.load import load_trajectories
 from sft.prompts import AgentConfig
 
 AGENT = AgentConfig()

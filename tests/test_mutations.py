@@ -6,10 +6,10 @@ import random
 import pytest
 from trajectory_samples import build_task, format_csv, write_screenshots
 
-from sft.contract.csv_text import parse_csv
-from sft.contract.problems import TrajectoryError
-from sft.contract.sources import Table
-from sft.contract.trajectory import gold_memories, read_task_set
+from sft.data.csv_text import parse_csv
+from sft.data.load import gold_memories, read_task_set
+from sft.data.problems import TrajectoryError
+from sft.data.sources import Table
 from sft.memory import dump_json
 from sft.prompts import AgentConfig, build_prompt, format_answer, parse_answer
 

@@ -8,14 +8,16 @@ from conversion_samples import STEPS, build_careflow_row, build_pipeline_records
 from trajectory_samples import build_task, write_trajectories
 
 from eval import rollout, score
-from eval.matching import MATCHERS
-from eval.schema import build_answer_schema
-from sft import check, convert, split
+from eval.policies.schema import build_answer_schema
+from eval.scoring.matching import MATCHERS
 from sft.actions import DEFAULT_ACTIONS, Action, ActionType, format_action, parse_action
-from sft.contract.trajectory import TrajectoryError, load_trajectories
+from sft.check import __main__ as check
+from sft.convert import __main__ as convert
+from sft.data.load import TrajectoryError, load_trajectories
 from sft.memory import Answer
 from sft.prompts import AgentConfig, agent_from_json, agent_to_json, build_system_text, format_answer, parse_answer
 from sft.recipe.config import RecipeError, load_agent_settings
+from sft.split import __main__ as split
 
 BACK = ActionType("BACK", "go back", takes_target=False)
 SWIPE = ActionType("SWIPE", "swipe over the screen", {"direction": ("Up", "Down")}, takes_target=False)

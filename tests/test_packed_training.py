@@ -7,8 +7,8 @@ from trl import SFTConfig
 
 from sft.batches.collator import PackingCollator, PaddingCollator
 from sft.batches.encoding import StepEncoder
+from sft.batches.examples import build_step_rows, read_step_sizes
 from sft.batches.sampler import PackSampler
-from sft.data import build_step_rows, read_step_sizes
 from sft.models.model import build_lora_config, find_family, load_model
 from sft.models.processors import load_processor
 from sft.recipe.settings import ModelSettings

@@ -22,7 +22,7 @@ from sft.batches.collator import (
 )
 from sft.batches.encoding import StepEncoder
 from sft.batches.packing import TokenSequence, pack_sequences
-from sft.contract.screenshots import hash_screenshot
+from sft.data.screenshots import hash_screenshot
 from sft.memory import Answer, Memory
 from sft.models.layouts import mrope_positions
 from sft.models.model import build_lora_config, find_family, load_model

@@ -3,10 +3,10 @@
 import pytest
 from rollout_samples import make_step, make_task
 
-from eval.bootstrap import Bootstrap
-from eval.metrics import compute_metrics, group_by_task
-from eval.progress import compute_memory_drift, compute_progress
-from eval.walk import cut_at_first_error
+from eval.rollouts.walk import cut_at_first_error
+from eval.scoring.bootstrap import Bootstrap
+from eval.scoring.metrics import compute_metrics, group_by_task
+from eval.scoring.progress import compute_memory_drift, compute_progress
 
 RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
 

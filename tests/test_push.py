@@ -16,8 +16,8 @@ from safetensors.numpy import load, save_file
 
 from sft.errors import UserError
 from sft.prompts import AgentConfig
-from sft.push import plan_upload
 from sft.recipe.config import build_training_arguments, parse_recipe
+from sft.training.push import plan_upload
 
 TOKEN = "hf_" + "x" * 30
 SECRETS = {

@@ -11,14 +11,15 @@ from conftest import DEMO_FILES, ROOT, load_demo
 from test_encoding import _Rollout
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
-from eval.decoding import read_end_ids
+from eval.policies.decoding import read_end_ids
 from eval.predictor import load_model_for_inference
-from eval.walk import walk_tasks
+from eval.rollouts.walk import walk_tasks
 from sft.batches.collator import PaddingCollator
 from sft.batches.encoding import StepEncoder
+from sft.batches.examples import build_step_rows
 from sft.batches.packing import IGNORED_LABEL
-from sft.contract.screenshots import open_screenshot
-from sft.data import build_step_rows
+from sft.check.preview import preview_steps
+from sft.data.screenshots import open_screenshot
 from sft.memory import EMPTY_MEMORY
 from sft.models.chat_template import read_chat_template
 from sft.models.light_processor import LightProcessor, build_image_counter
@@ -26,7 +27,6 @@ from sft.models.model_folder import read_dtype
 from sft.models.processors import load_processor, save_processor
 from sft.prompts import format_answer
 from sft.recipe.config import load_agent_settings
-from sft.review.preview import preview_steps
 from sft.run import print_plan
 
 if find_spec("dashscope") is None:

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image, ImageDraw
 from rollout_samples import RUN_INFO, make_step, make_task
 
-from eval.comparison import compare_results
-from eval.metrics import compute_metrics
-from eval.report import escape_json, write_report
-from eval.summary import format_interval, print_summary
-from eval.writers import PREDICTION_COLUMNS, format_json, format_predictions, write_outputs, write_text
+from eval.reporting.files import PREDICTION_COLUMNS, format_json, format_predictions, write_outputs, write_text
+from eval.reporting.report import escape_json, write_report
+from eval.reporting.tables import format_interval, print_summary
+from eval.scoring.comparison import compare_results
+from eval.scoring.metrics import compute_metrics
 
 CHROMIUM = "/usr/bin/chromium"
 HOSTILE = '</script><script>document.title="pwned"</script><img src=x onerror="document.title=1"><!-- & \u2028'

@@ -12,7 +12,7 @@ from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 ATTEMPTS = """
 import json, os, signal, sys, time
 from pathlib import Path
-import eval.predictor, eval.walk
+import eval.predictor, eval.rollouts.walk
 from eval.rollout import main
 
 command, points, steps = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])

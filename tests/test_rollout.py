@@ -14,10 +14,10 @@ import torch
 from conftest import ROOT
 from trajectory_samples import TINY_AGENT, build_output, build_tasks, write_trajectories
 
-from eval.results import load_results
 from eval.rollout import main
-from eval.runs import claim_folders
+from eval.rollouts.run_folder import claim_folders
 from eval.score import main as score
+from eval.step_result import load_results
 from sft.errors import UserError
 from sft.prompts import agent_to_json
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from rollout_samples import RUN_INFO, make_task
 
-from eval.publish import publish_run
-from eval.results import StepResult, load_results
+from eval.reporting.publish import publish_run
 from eval.score import main
+from eval.step_result import StepResult, load_results
 
 ROOT = Path(__file__).parent.parent
 STEPS = [

@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 import pytest
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-import eval.self_check as self_check
+import eval.rollouts.self_check as self_check
 from eval.rollout import main
-from eval.self_check import check_batches, check_canary, check_replay, check_shuffled, run_self_checks
-from sft.contract.trajectory import load_trajectories
+from eval.rollouts.self_check import check_batches, check_canary, check_replay, check_shuffled, run_self_checks
+from sft.data.load import load_trajectories
 from sft.prompts import AgentConfig
 
 AGENT = AgentConfig()
@@ -64,8 +64,8 @@ def test_shuffled_fails_where_answers_are_not_dealt_out(tasks, monkeypatch):
 
 
 def test_canary_fails_where_memory_does_not_lag(tasks, monkeypatch):
-    import eval.walk as walk
-    from sft.contract.trajectory import gold_memories
+    import eval.rollouts.walk as walk
+    from sft.data.load import gold_memories
 
     def unlagged(trajectory, writer, budget):
         later = gold_memories(replace(trajectory, steps=(*trajectory.steps, trajectory.steps[-1])), writer, budget)
@@ -92,7 +92,7 @@ def test_canary_fails_where_memory_does_not_lag(tasks, monkeypatch):
     ids=["gold action type", "task id", "number of steps", "number of the step"],
 )
 def test_leak_into_the_prompt_fails_the_check_that_denies_it(tasks, monkeypatch, leak, failed):
-    import eval.walk as walk
+    import eval.rollouts.walk as walk
 
     request = walk._request
     monkeypatch.setattr(
@@ -113,7 +113,7 @@ def test_batch_check_of_a_real_model(tiny_checkpoints, csv, tasks, tmp_path, cap
 
 
 def test_batch_check_fails_where_the_batch_matters(tasks):
-    from eval.policy import RawAnswer
+    from eval.policies.policy import RawAnswer
 
     class Counting:
         def answer(self, requests):

@@ -13,9 +13,9 @@ import pytest
 from attempt_samples import SECRETS
 from trajectory_samples import build_tasks, write_trajectories
 
-import eval.openai_policy as openai_policy
-import eval.posting as posting
-from eval.openai_policy import OpenAIPolicy, read_message
+import eval.policies.openai_server as openai_policy
+import eval.policies.posting as posting
+from eval.policies.openai_server import OpenAIPolicy, read_message
 from eval.rollout import main
 from sft.errors import UserError
 from sft.prompts import AgentConfig

@@ -7,10 +7,10 @@ import json
 import pytest
 from trajectory_samples import build_task, build_tasks, format_csv, write_screenshots, write_trajectories
 
-from sft import split
-from sft.contract.split_manifest import find_split
-from sft.contract.trajectory import load_trajectories
+from sft.data.load import load_trajectories
+from sft.data.split_file import find_split
 from sft.errors import UserError
+from sft.split import __main__ as split
 
 
 def _split(csv_path, *flags):

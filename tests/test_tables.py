@@ -12,8 +12,10 @@ from pyarrow import feather, parquet
 from trajectory_samples import build_tasks, format_csv, write_screenshots, write_trajectories
 
 from eval import rollout
-from sft import check, convert, split
-from sft.contract.trajectory import TrajectoryError, load_trajectories
+from sft.check import __main__ as check
+from sft.convert import __main__ as convert
+from sft.data.load import TrajectoryError, load_trajectories
+from sft.split import __main__ as split
 
 # Objects whose keys differ from row to row, in the answer, in lists inside it and in the evidence.
 ROWS = [

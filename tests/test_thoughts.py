@@ -10,10 +10,10 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from eval.policy import ModelPolicy, StepRequest
+from eval.policies.policy import ModelPolicy, StepRequest
 from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
 from sft.batches.encoding import StepEncoder
-from sft.data import build_step_rows
+from sft.batches.examples import build_step_rows
 from sft.memory import EMPTY_MEMORY
 from sft.models.light_processor import LightProcessor
 from sft.models.processors import load_processor, save_processor

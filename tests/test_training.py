@@ -16,8 +16,8 @@ from eval import rollout
 from eval.predictor import load_model_for_inference
 from sft import run
 from sft.batches.collator import PackingCollator, PaddingCollator
-from sft.contract.trajectory import load_trajectories
-from sft.data import build_step_rows
+from sft.batches.examples import build_step_rows
+from sft.data.load import load_trajectories
 from sft.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -252,7 +252,7 @@ def test_trained_folder_answers_steps_in_python(trained, tasks):
 
 def test_adapter_answers_as_the_model_in_memory_did(trained, tiny_checkpoints, tasks):
     """What is reopened is the adapter: with another one the same prompt is answered otherwise."""
-    from eval.policy import StepRequest
+    from eval.policies.policy import StepRequest
     from sft.memory import EMPTY_MEMORY
 
     request = StepRequest("", 0, "Open it", EMPTY_MEMORY, tasks[0].steps[0].image_path)

@@ -18,8 +18,8 @@ from trajectory_samples import (
 )
 
 from sft.actions import Action, ActionType
-from sft.contract.screenshots import open_screenshot
-from sft.contract.trajectory import gold_memories, load_trajectories, natural_key
+from sft.data.load import gold_memories, load_trajectories, natural_key
+from sft.data.screenshots import open_screenshot
 from sft.memory import EMPTY_MEMORY, Answer, Memory
 
 SHORT, LONG = {"last_action": "TEXT"}, {"overall_progress": "half"}

@@ -5,9 +5,9 @@ import json
 import pytest
 from rollout_samples import make_step, make_task
 
-from eval.metrics import compute_metrics
 from eval.score import main
-from eval.variants import build_variants, load_synonyms
+from eval.scoring.match_rules import build_variants, load_synonyms
+from eval.scoring.metrics import compute_metrics
 from sft.actions import ActionType, parse_action
 from sft.errors import UserError
 

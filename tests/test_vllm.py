@@ -16,14 +16,14 @@ from conftest import ROOT, load_demo
 from vllm_server import build_environment, serve
 
 from eval import rollout
-from eval.openai_policy import OpenAIPolicy
-from eval.policy import StepRequest
+from eval.policies.openai_server import OpenAIPolicy
+from eval.policies.policy import StepRequest
 from sft import run
 from sft.batches.encoding import StepEncoder
-from sft.contract.trajectory import gold_memories
+from sft.data.load import gold_memories
 from sft.errors import UserError
-from sft.export import merge
-from sft.merge import merge_weights
+from sft.export.__main__ import merge
+from sft.export.merge import merge_weights
 from sft.models.processors import load_processor
 from sft.recipe.config import load_agent_config
 

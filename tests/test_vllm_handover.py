@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from eval.adapter_parts import find_left_out
-from eval.metering import _read_gpu_memory, record_rollout
+from eval.policies.adapter_parts import find_left_out
+from eval.policies.vllm_engine import VllmPolicy
 from eval.rollout import main
-from eval.vllm_policy import VllmPolicy
+from eval.rollouts.metering import _read_gpu_memory, record_rollout
 from sft.errors import UserError
 from sft.prompts import AgentConfig
 

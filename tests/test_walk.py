@@ -8,12 +8,12 @@ from conftest import DEMO_FILES, load_demo
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
 
-from eval.matching import MATCHERS, judge_step
-from eval.metrics import compute_metrics
-from eval.policy import ModelPolicy, RawAnswer, ReplayPolicy
-from eval.walk import walk_tasks
+from eval.policies.policy import ModelPolicy, RawAnswer, ReplayPolicy
+from eval.rollouts.walk import walk_tasks
+from eval.scoring.matching import MATCHERS, judge_step
+from eval.scoring.metrics import compute_metrics
 from sft.batches.encoding import StepEncoder
-from sft.contract.trajectory import gold_memories
+from sft.data.load import gold_memories
 from sft.memory import EMPTY_MEMORY, dump_json
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig

@@ -26,7 +26,7 @@ def describe_gpu() -> dict[str, Any]:
     import torch
 
     from benchmarks.machine import describe_machine
-    from sft.accounting.hardware import read_hardware
+    from sft.compute.hardware import read_hardware
 
     hardware = read_hardware(Path.cwd())
     return {

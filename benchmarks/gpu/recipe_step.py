@@ -36,7 +36,7 @@ def measure(base: Path, folder: Path, cap_gb: float, is_tiny: bool) -> dict[str,
     """Run the recipe and return what its compute ledger says."""
     import torch
 
-    from sft.accounting.ledger import load_runs
+    from sft.compute.ledger import load_runs
     from sft.run import main as run
     from sft.run import print_plan
 

@@ -40,8 +40,8 @@ def measure(base: Path, folder: Path, is_tiny: bool) -> dict[str, Any]:
     import torch
 
     from eval.predictor import load_model_for_inference
-    from eval.walk import walk_tasks
-    from sft.contract.trajectory import load_trajectories
+    from eval.rollouts.walk import walk_tasks
+    from sft.data.load import load_trajectories
 
     screen_wh = TINY_SCREEN_WH if is_tiny else (1920, 1080)
     csv_path = write_tasks(folder, screen_wh, N_TASKS, STEPS_A_TASK, steps_a_screenshot=8)

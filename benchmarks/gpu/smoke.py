@@ -47,7 +47,7 @@ def main() -> None:
 
 def run_command(command: list[str], folder: Path) -> dict[str, Any]:
     """Run a command of the project and return what its compute ledger says."""
-    from sft.accounting.ledger import load_runs
+    from sft.compute.ledger import load_runs
 
     started = time.perf_counter()
     exit_code = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=sys.stderr).returncode
@@ -67,7 +67,7 @@ def run_command(command: list[str], folder: Path) -> dict[str, Any]:
 
 def list_screenshots() -> set[str]:
     """Return the demonstration's screenshots that the two commands show, relative to the checkout."""
-    from sft.contract.trajectory import load_trajectories
+    from sft.data.load import load_trajectories
 
     chosen = ((TRAIN_CSV, N_TRAIN_TASKS), (TEST_CSV, N_TEST_TASKS))
     tasks = [t for csv, n in chosen for t in load_trajectories(ROOT / csv, task_end=n, show_progress=False)]

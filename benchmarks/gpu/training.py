@@ -91,7 +91,7 @@ def describe_speed(
     """
     import torch
 
-    from sft.accounting.hardware import find_peak_tflops
+    from sft.compute.hardware import find_peak_tflops
 
     n_steps, n_tokens = (sum(column) for column in zip(*counts))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -169,11 +169,11 @@ def profile_step(base: Path, csv_path: Path, json_path: Path, is_tiny: bool) -> 
 def build_trainer(base: Path, csv_path: Path, side: str, is_tiny: bool) -> tuple[Any, dict[str, Any]]:
     """Return the trainer of one side, and the figures that the product's step meter has noted (none on stock's)."""
     from benchmarks.sides import build_our_trainer, build_stock_trainer
-    from sft.accounting.step_meter import StepMeter
     from sft.batches.encoding import StepEncoder
+    from sft.batches.examples import build_step_rows, read_step_sizes
     from sft.batches.sampler import PackSampler
-    from sft.contract.trajectory import load_trajectories
-    from sft.data import build_step_rows, read_step_sizes
+    from sft.compute.step_meter import StepMeter
+    from sft.data.load import load_trajectories
     from sft.models.model import build_lora_config, find_family, load_model
     from sft.models.processors import load_processor
     from sft.recipe.config import build_training_arguments, parse_recipe

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sft.contract.screenshots import RULES_VERSION, hash_screenshot, open_screenshot
+from sft.data.screenshots import RULES_VERSION, hash_screenshot, open_screenshot
 from sft.errors import UserError
 from sft.models.layouts import Layout
 

@@ -9,7 +9,7 @@ import torch
 
 from sft.batches.encoding import StepEncoder
 from sft.batches.packing import IGNORED_LABEL, TokenSequence, pack_sequences
-from sft.contract.screenshots import ScreenshotError
+from sft.data.screenshots import ScreenshotError
 from sft.errors import UserError
 from sft.models.layouts import Layout
 

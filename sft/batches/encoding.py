@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.batches.cache import ScreenshotCache
 from sft.batches.weights import weigh_tokens
-from sft.contract.screenshots import open_screenshot, read_upright_size, read_version
+from sft.data.screenshots import open_screenshot, read_upright_size, read_version
 from sft.memory import EMPTY_MEMORY, Memory, fit_memory, memory_chars
 from sft.models.layouts import Layout
 from sft.prompts import AgentConfig, Message, build_prompt

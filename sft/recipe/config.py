@@ -188,7 +188,7 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
     """Build TRL's configuration from the recipe; what TRL itself refuses becomes a `RecipeError`."""
     from trl import SFTConfig  # torch takes seconds to import: only where a run is about to start
 
-    fixed: dict[str, Any] = {**FIXED_KEYS, "push_to_hub": False}  # sft.push knows what may leave, the trainer does not
+    fixed: dict[str, Any] = {**FIXED_KEYS, "push_to_hub": False}  # sft.training.push knows what may leave, not TRL
     if recipe.batch.packing != "none":
         fixed["per_device_train_batch_size"] = fixed["per_device_eval_batch_size"] = 1
     batch_size = recipe.training.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)

@@ -1,0 +1,117 @@
+"""Answers from vLLM, for large rollouts on GPUs (extra `vllm`). Knows nothing of scoring."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.policies.adapter_parts import refuse_left_out
+from eval.policies.policy import RawAnswer, StepRequest
+from eval.policies.schema import build_answer_schema
+from sft.batches.encoding import Prompt, StepEncoder
+from sft.compute.hardware import has_gpu
+from sft.data.screenshots import open_screenshot
+from sft.errors import UserError
+from sft.json_text import find_object
+from sft.models.model_folder import read_base_model_name, read_dtype, read_json
+from sft.models.processors import load_processor
+from sft.prompts import AgentConfig
+from sft.recipe.config import load_model_settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class VllmPolicy:
+    """Greedy answers of a base model, with or without a LoRA adapter, at the precision it was trained in but 4 bit.
+
+    vLLM shares the keys and values of equal prefixes by itself, so steps on one screenshot cost what they do in `hf`.
+    """
+
+    def __init__(self, model_path: str, base_model: str | None, agent: AgentConfig, is_constrained: bool):
+        """Load the model.
+
+        Raises:
+            UserError: no vLLM here, or an adapter that vLLM takes in part only.
+        """
+        refuse_left_out(Path(model_path))
+        # vLLM forks its engine, and a fork cannot use CUDA once this process has so much as looked for it
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        try:
+            import torch
+            from vllm import LLM, SamplingParams
+            from vllm.lora.request import LoRARequest
+            from vllm.sampling_params import StructuredOutputsParams
+        except ImportError as error:
+            raise UserError(f"--engine vllm: found no vllm ({error}); expected pip install -e '.[vllm]'") from error
+        folder = Path(model_path)
+        is_adapter = (folder / "adapter_config.json").is_file()
+        options: dict[str, Any] = {}
+        base = base_model or model_path
+        if (folder / "config.json").is_file():  # vLLM's own choice would round an fp32 model to half precision
+            options["dtype"] = read_dtype(folder)
+        if is_adapter:
+            adapter = read_json(folder / "adapter_config.json")
+            base = base_model or read_base_model_name(folder)
+            options = {
+                "enable_lora": True,
+                "max_lora_rank": round_rank(adapter["r"]),
+                "dtype": load_model_settings(folder).dtype,
+            }
+        self.encoder = StepEncoder(load_processor(model_path, agent.min_pixels, agent.max_pixels), agent)
+        self._llm = LLM(
+            model=base,
+            limit_mm_per_prompt={"image": 1, "video": 0},
+            mm_processor_kwargs={"min_pixels": agent.min_pixels, "max_pixels": agent.max_pixels},
+            max_model_len=agent.max_prompt_tokens + agent.max_answer_tokens,
+            enable_prefix_caching=True,
+            enforce_eager=torch.version.cuda is None or not has_gpu(),  # compiling for a CPU takes minutes
+            **options,
+        )
+        self._adapter = LoRARequest("adapter", 1, str(folder)) if is_adapter else None
+        structured = StructuredOutputsParams(json=build_answer_schema(agent)) if is_constrained else None
+        self._sampling = SamplingParams(
+            temperature=0.0, max_tokens=agent.max_answer_tokens, structured_outputs=structured
+        )
+
+    def answer(self, requests: Sequence[StepRequest]) -> list[RawAnswer]:
+        """Answer each step that can be asked; a prompt too long and a screenshot gone bad become errors."""
+        started = time.perf_counter()
+        answers: dict[int, RawAnswer] = {}
+        prompts: dict[int, Prompt] = {}
+        opened: dict[Path, Image] = {}
+        for i, request in enumerate(requests):
+            try:
+                if request.image_path not in opened:
+                    opened[request.image_path] = open_screenshot(request.image_path)
+                prompts[i] = self.encoder.build_prompt(
+                    request.instruction, request.memory, request.image_path, request.elements
+                )
+            except ValueError as error:
+                answers[i] = RawAnswer("", error=str(error))
+        inputs = [
+            {"prompt": prompt.text, "multi_modal_data": {"image": opened[requests[i].image_path]}}
+            for i, prompt in prompts.items()
+        ]
+        outputs = self._llm.generate(inputs, self._sampling, lora_request=self._adapter, use_tqdm=False)
+        latency_s = (time.perf_counter() - started) / max(len(prompts), 1)
+        for (i, prompt), output in zip(prompts.items(), outputs):
+            answer = output.outputs[0]
+            n_prompt, n_answer = len(output.prompt_token_ids), len(answer.token_ids)
+            found = find_object(answer.text, is_whole=False)  # kept up to where `hf` would have stopped
+            answers[i] = RawAnswer(
+                answer.text if found.fields is None else answer.text[: found.end],
+                answer.finish_reason,
+                n_prompt,
+                n_answer,
+                latency_s,
+                prompt.text,
+                memory_shown=prompt.memory,
+            )
+        return [answers[i] for i in range(len(requests))]
+
+
+def round_rank(rank: int) -> int:
+    """Return the least rank that vLLM prepares for and that an adapter of this rank fits into."""
+    return next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)

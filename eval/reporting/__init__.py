@@ -1,0 +1,1 @@
+"""What a scored rollout leaves for readers: published files, tables, report."""

@@ -1,0 +1,202 @@
+"""The HTML report: one file that opens from disk without network. Knows nothing of models.
+
+What a model or a data file wrote reaches the page in two ways only: through Jinja with autoescape on, or as JSON in a
+script element of type application/json, from which `report.js` makes text nodes. A content security policy lets no
+script run but that one, and nothing be loaded from anywhere.
+"""
+
+import base64
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from eval.reporting.files import build_details, build_step_details, format_json, write_text
+from eval.reporting.tables import describe_intervals, describe_progress, format_interval, is_exact
+from eval.reporting.thumbnails import Thumbnails, load_thumbnails
+from eval.scoring.breakdowns import SKIPPED, UNREADABLE
+from eval.scoring.matching import HEADLINE
+from eval.step_result import StepResult
+from sft.data.data_notes import list_data_notes
+
+Images = Literal["embed", "link"]
+
+logger = logging.getLogger(__name__)
+
+_FOLDER = Path(__file__).parent
+# Keys of a step in details.json that the page shows; the others stay in details.json.
+_SHOWN = (
+    "index",
+    "image_id",
+    "gold",
+    "predicted",
+    "outcomes",
+    "memory_before",
+    "memory_after",
+    "raw_text",
+    "parse_status",
+    "parse_problem",
+    "error",
+    "finish_reason",
+)
+_FIRST_RUN_KEYS = (
+    "model_path",
+    "base_model",
+    "policy",
+    "engine",
+    "decoding",
+    "test_csv",
+    "image_root",
+    "started",
+    "finished",
+)
+
+
+def write_report(
+    output_dir: Path,
+    results: Sequence[StepResult],
+    metrics: Mapping[str, Any],
+    run_info: Mapping[str, Any],
+    image_root: Path,
+    figures: Sequence[Path] = (),
+    *,
+    images: Images = "embed",
+    comparison: Mapping[str, Any] | None = None,
+    others: Sequence[StepResult] = (),
+) -> Path:
+    """Write report.html and return its path.
+
+    With `images` "link" the screenshots stay where they are and the page names them: a small file, but no longer one
+    that can be passed on alone. `comparison` and `others`, the other run's results, set two runs side by side.
+
+    `figures` are PNG files, such as training curves. Screenshots that cannot be read are named once in the log and
+    stand as a note where the picture would be.
+    """
+    link_from = output_dir if images == "link" else None
+    thumbnails = load_thumbnails([result.image_id for result in results], Path(image_root), link_from)
+    if thumbnails.problems:
+        first = thumbnails.problems[0]
+        logger.warning("report.html lacks %d screenshots; the first: %s", len(thumbnails.problems), first)
+    path = output_dir / "report.html"
+    write_text(path, render_report(results, metrics, run_info, thumbnails, figures, comparison, others))
+    megabytes = path.stat().st_size / 1e6
+    logger.info("report.html: %.1f MB with %d distinct screenshots", megabytes, len(thumbnails.images))
+    return path
+
+
+def render_report(
+    results: Sequence[StepResult],
+    metrics: Mapping[str, Any],
+    run_info: Mapping[str, Any],
+    thumbnails: Thumbnails,
+    figures: Sequence[Path] = (),
+    comparison: Mapping[str, Any] | None = None,
+    others: Sequence[StepResult] = (),
+) -> str:
+    """Return the page."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    environment.filters["interval"] = format_interval
+    environment.tests["exact"] = is_exact
+    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    data: dict[str, Any] = {
+        "headline": HEADLINE,
+        "matchers": list(metrics["matchers"]),
+        "tasks": _build_tasks(results, thumbnails),
+    }
+    if comparison is not None:
+        data["names"] = comparison["names"]
+        _add_other_run(data["tasks"], others)
+    return environment.get_template("report.html.j2").render(
+        metrics=metrics,
+        headline=HEADLINE,
+        predicted_kinds=_list_predicted_kinds(metrics["confusion"]),
+        interval_notes=describe_intervals(
+            *(metrics[key] for key in ("matchers", "over_majority", "per_group", "per_application", "per_task_length"))
+        ),
+        comparison_notes=describe_intervals(comparison["matchers"]) if comparison else [],
+        run=_describe_run(run_info),
+        run_json=format_json(run_info, indent=2),
+        data_notes=list_data_notes(run_info),
+        thumbnails=thumbnails,
+        comparison=comparison,
+        progress_text=describe_progress(metrics),
+        figures=[(Path(figure).stem, _encode_file(Path(figure))) for figure in figures],
+        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=digest,
+        data=Markup(escape_json(data)),
+    )
+
+
+def escape_json(value: Any) -> str:
+    """Write JSON that may stand inside a script element: no `<`, hence neither `</script` nor `<!--`; ASCII only."""
+    text = format_json(value, ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _build_tasks(results: Sequence[StepResult], thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    tasks = build_details(results)
+    for task in tasks:
+        task["steps"] = [
+            {
+                **{key: step[key] for key in _SHOWN},
+                "image": thumbnails.index_of.get(step["image_id"]),
+                "box": _scale_box(step, thumbnails),
+            }
+            for step in task["steps"]
+        ]
+    return tasks
+
+
+def _add_other_run(tasks: list[dict[str, Any]], others: Sequence[StepResult]) -> None:
+    """Put beside each step what the other run predicted there, and its verdicts."""
+    by_step = {(step.task_id, step.index): build_step_details(step) for step in others}
+    for task in tasks:
+        for step in task["steps"]:
+            other = by_step[task["task_id"], step["index"]]
+            step["other"] = {key: other[key] for key in ("predicted", "outcomes", "raw_text")}
+
+
+def _scale_box(step: Mapping[str, Any], thumbnails: Thumbnails) -> list[float] | None:
+    """Return the gold box as [left, top, width, height] in percent of the screenshot, or None.
+
+    `bbox` is in pixels of `screen`; data without `screen` means the screenshot's own pixels.
+    """
+    place = thumbnails.index_of.get(step["image_id"])
+    if step["bbox"] is None or place is None:
+        return None
+    width, height = step["screen"] or thumbnails.images[place].screen
+    x1, y1, x2, y2 = step["bbox"]
+    box = [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height]
+    return [round(100 * edge, 3) for edge in box]
+
+
+def _describe_run(run_info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the header says of the run: known keys first, then versions; the rest is in the folded JSON."""
+    rows = [(key.replace("_", " "), str(run_info[key])) for key in _FIRST_RUN_KEYS if run_info.get(key)]
+    versions = run_info.get("versions")
+    if isinstance(versions, Mapping):
+        rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    return rows
+
+
+def _list_predicted_kinds(confusion: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return the columns of the confusion table: actions by name, then what could not be read or was not run."""
+    kinds = {kind for row in confusion.values() for kind in row}
+    return [*sorted(kinds - {UNREADABLE, SKIPPED}), *(kind for kind in (UNREADABLE, SKIPPED) if kind in kinds)]
+
+
+def _encode_file(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode("ascii")

@@ -1,0 +1,1 @@
+"""How tasks are walked with a policy, and the folder in which a rollout is kept."""

@@ -1,0 +1,111 @@
+"""One rollout in one folder: goes on where it stopped, appends every step, ends in one order. Knows no metrics."""
+
+import fcntl
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from eval.reporting.files import write_text
+from eval.rollouts.run_info import close_run, open_run, read_earlier
+from eval.step_result import StepResult, append_result, format_result, load_results
+from sft.data.load import Trajectory
+from sft.errors import UserError
+from sft.prompts import AgentConfig
+
+if TYPE_CHECKING:
+    from eval.policies.policy import Policy
+    from eval.rollouts.walk import Mode
+
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def claim_folders(infos: Mapping[Path, dict[str, Any]]) -> Iterator[None]:
+    """Keep the folders of a rollout for this process; all are looked at before anything is written into one.
+
+    Raises:
+        UserError: a folder holds a rollout of something else, or another process is rolling out into it.
+    """
+    for folder, info in infos.items():
+        read_earlier(folder, info)
+    with ExitStack() as stack:
+        for folder in infos:
+            stack.enter_context(_lock(folder / "steps.jsonl"))
+        yield
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Lock a file by `flock`, which the kernel gives up with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{path.parent}: found another process that rolls out into this folder; expected one at a time: wait "
+                "for it or end it, then give the same command again"
+            ) from error
+        except OSError as error:  # a file system without locks, such as Lustre mounted without them
+            logger.warning("%s: cannot be locked (%s); make sure that no other process uses the folder", path, error)
+        yield
+
+
+def run_tasks(
+    folder: Path,
+    info: dict[str, Any],
+    trajectories: Sequence[Trajectory],
+    agent: AgentConfig,
+    mode: "Mode",
+    batch_size: int,
+    build_policy: Callable[[], "Policy"],
+) -> tuple[list[StepResult], dict[str, Any]]:
+    """Answer every step that has no result yet, appending each to `steps.jsonl`; the policy is built only then.
+
+    Returns:
+        All results, tasks and steps in the order of the data, and the finished run's `run.json`.
+
+    Raises:
+        UserError: the folder holds a rollout of something else.
+    """
+    info = open_run(folder, info)
+    path = folder / "steps.jsonl"
+    cut_last_line(path)
+    results = list(load_results(path)) if path.is_file() else []
+    n_steps = sum(len(t.steps) for t in trajectories)
+    if len(results) < n_steps:
+        from eval.rollouts.walk import walk_tasks
+
+        done: dict[str, list[StepResult]] = defaultdict(list)
+        for result in results:
+            done[result.task_id].append(result)
+        walk = walk_tasks(trajectories, build_policy(), agent, mode, batch_size, done)
+        with path.open("a", encoding="utf-8") as file:
+            for result in tqdm(walk, desc=f"Rolling out ({mode})", unit="step", total=n_steps, initial=len(results)):
+                append_result(file, result)
+                results.append(result)
+    ordered = write_in_order(path, results, trajectories)
+    return ordered, close_run(folder, info)
+
+
+def write_in_order(path: Path, results: Sequence[StepResult], trajectories: Sequence[Trajectory]) -> list[StepResult]:
+    """Bring a finished `steps.jsonl` into the order of the data, which no interruption changes; return the results."""
+    order = {t.task_id: i for i, t in enumerate(trajectories)}
+    ordered = sorted(results, key=lambda r: (order[r.task_id], r.index))
+    write_text(path, "".join(map(format_result, ordered)))
+    return ordered
+
+
+def cut_last_line(path: Path) -> None:
+    """Remove a last line that a kill left half-written."""
+    if path.is_file():
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            path.write_bytes(whole)

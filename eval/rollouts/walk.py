@@ -1,0 +1,189 @@
+"""Walks tasks step by step with a policy and the memory it wrote. Knows nothing of files or metrics."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from eval.policies.policy import Policy, RawAnswer, StepRequest
+from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
+from eval.step_result import NOT_RUN, StepResult
+from sft.actions import format_action
+from sft.data.load import Step, Trajectory, gold_memories
+from sft.memory import EMPTY_MEMORY, Memory, memory_chars, update
+from sft.prompts import AgentConfig, parse_answer
+
+Mode = Literal["teacher", "own", "own_stop"]
+
+POOL = 4  # tasks under way for each place in a batch: enough to find some that stand on the same screenshot
+
+
+@dataclass
+class _Walk:
+    """One task under way: the next step to answer and the memory it will be shown."""
+
+    trajectory: Trajectory
+    gold: list[Memory] = field(repr=False)
+    memory: Memory = EMPTY_MEMORY
+    next_index: int = 0
+    is_stopped: bool = False
+
+    @property
+    def step(self) -> Step:
+        return self.trajectory.steps[self.next_index]
+
+    @property
+    def n_left(self) -> int:
+        return len(self.trajectory.steps) - self.next_index
+
+    @property
+    def n_chars(self) -> int:
+        return len(self.trajectory.instruction) + memory_chars(self.memory)
+
+
+def walk_tasks(
+    trajectories: Sequence[Trajectory],
+    policy: Policy,
+    agent: AgentConfig,
+    mode: Mode,
+    batch_size: int,
+    done: Mapping[str, Sequence[StepResult]] | None = None,
+) -> Iterator[StepResult]:
+    """Answer every step of every task and yield the results as they come.
+
+    Each call of the policy answers one step of up to `batch_size` tasks, chosen anew each time from `POOL` times as
+    many under way; a task that ends makes room for the next. In modes "own" and "own_stop" the memory is made from the
+    policy's answers, in "teacher" from the gold answers; in all it is made from earlier steps only. "own_stop" ends a
+    task at its first step that the headline matcher does not call right: the steps after it are yielded as not run.
+    `done` holds the results of an interrupted run: its steps are not answered again and the walk goes on with the
+    memory they left.
+    """
+    waiting, active = deque(trajectories), list[_Walk]()
+    while active or waiting:
+        while waiting and len(active) < POOL * batch_size:
+            trajectory = waiting.popleft()
+            active.append(_start(trajectory, agent, mode, (done or {}).get(trajectory.task_id, ())))
+        for walk in active:
+            if walk.is_stopped:
+                yield from _skip_rest(walk)
+        active = [walk for walk in active if walk.n_left]
+        batch = _choose_batch(active, batch_size)
+        answers = policy.answer([_request(walk) for walk in batch]) if batch else []
+        for walk, answer in zip(batch, answers, strict=True):
+            result = _advance(walk, answer, agent, mode)
+            walk.is_stopped = mode == "own_stop" and not _is_right(result)
+            yield result
+
+
+def cut_at_first_error(task: Sequence[StepResult]) -> list[StepResult]:
+    """Return what mode "own_stop" gives, from the results of one task in mode "own".
+
+    Up to the first wrong step both modes show the model the same prompts, and greedy answers are the same.
+    """
+    n_run = next((i + 1 for i, step in enumerate(task) if not _is_right(step)), len(task))
+    memory = task[n_run - 1].memory_after
+    return [*task[:n_run], *(step.as_not_run(memory) for step in task[n_run:])]
+
+
+def _choose_batch(active: Sequence[_Walk], batch_size: int) -> list[_Walk]:
+    """Choose the tasks to answer next: the longest first, and those on one screenshot together.
+
+    Longest first, so that the end of a run is not a few long tasks in batches of their own; the others on the same
+    screenshot, since they share its tokens; then those whose prompts are nearest in length, so that little is padded.
+    """
+    left, batch = sorted(active, key=lambda walk: -walk.n_left), list[_Walk]()
+    while left and len(batch) < batch_size:
+        lead = min(left, key=lambda walk: abs(walk.n_chars - batch[0].n_chars)) if batch else left[0]
+        together = [walk for walk in left if walk.step.image_path == lead.step.image_path]
+        batch += together
+        left = [walk for walk in left if walk.step.image_path != lead.step.image_path]
+    return batch[:batch_size]
+
+
+def _start(trajectory: Trajectory, agent: AgentConfig, mode: Mode, done: Sequence[StepResult]) -> _Walk:
+    gold = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
+    memory = EMPTY_MEMORY
+    if done:
+        memory = Memory(**max(done, key=lambda r: r.index).memory_after)
+    is_stopped = mode == "own_stop" and not all(_is_right(result) for result in done)
+    trajectory = replace(trajectory, steps=tuple(trajectory.steps))  # inflated while the task is under way
+    return _Walk(trajectory, gold, memory, next_index=len(done), is_stopped=is_stopped)
+
+
+def _request(walk: _Walk) -> StepRequest:
+    trajectory, step = walk.trajectory, walk.step
+    upcoming = trajectory.steps[walk.next_index + 1].image_path if walk.n_left > 1 else None
+    return StepRequest(
+        trajectory.task_id,
+        step.index,
+        trajectory.instruction,
+        walk.memory,
+        step.image_path,
+        step.elements,
+        upcoming,
+    )
+
+
+def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> StepResult:
+    """Read the answer, move the walk to its next step and return what happened."""
+    before, blank, row = walk.memory, _blank_result(walk), walk.step.row
+    parsed = parse_answer(raw.text, agent, is_truncated=raw.finish_reason == "length")
+    problem = parsed.problem
+    if raw.said_elsewhere and not raw.text.strip():
+        problem = f"no text in the answer; what the server said stands in {', '.join(raw.said_elsewhere)}"
+    walk.next_index += 1
+    if mode != "teacher":
+        walk.memory = update(before, parsed.answer, agent.memory_writer, agent.memory_budget_chars)
+    elif walk.n_left:
+        walk.memory = walk.gold[walk.next_index]
+    return replace(
+        blank,
+        memory_before=blank.memory_before if raw.memory_shown is None else _as_json(raw.memory_shown),
+        memory_after=_as_json(walk.memory),
+        raw_text=raw.text,
+        parse_status=parsed.status,
+        parse_problem=problem,
+        left_out=list(parsed.left_out),
+        predicted=format_action(parsed.answer.action) if parsed.answer else None,
+        error=None if raw.error is None else f"row {row}: {raw.error}",
+        finish_reason=raw.finish_reason,
+        n_prompt_tokens=raw.n_prompt_tokens,
+        n_answer_tokens=raw.n_answer_tokens,
+        latency_s=raw.latency_s,
+        said_elsewhere=dict(raw.said_elsewhere),
+    )
+
+
+def _skip_rest(walk: _Walk) -> Iterator[StepResult]:
+    """Yield the steps after the stop as not run, with the memory as it was."""
+    while walk.n_left:
+        yield _blank_result(walk)
+        walk.next_index += 1
+
+
+def _blank_result(walk: _Walk) -> StepResult:
+    """Return what is known of a step before it is answered; nothing but its label is in it if it never is."""
+    trajectory, step, memory = walk.trajectory, walk.step, _as_json(walk.memory)
+    return StepResult(
+        task_id=trajectory.task_id,
+        index=step.index,
+        application=trajectory.application,
+        group=trajectory.group,
+        instruction=trajectory.instruction,
+        image_id=step.image_id,
+        gold=format_action(step.gold.action),
+        gold_memory=_as_json(walk.gold[step.index]),
+        bbox=None if step.grounding.bbox is None else list(step.grounding.bbox),
+        screen=None if step.grounding.screen_wh is None else list(step.grounding.screen_wh),
+        memory_before=memory,
+        memory_after=memory,
+        parse_status=NOT_RUN,
+    )
+
+
+def _is_right(result: StepResult) -> bool:
+    return judge_step(result, MATCHERS[HEADLINE]) == "right"
+
+
+def _as_json(memory: Memory) -> dict[str, Any]:
+    return {"short_term": dict(memory.short_term), "long_term": dict(memory.long_term)}

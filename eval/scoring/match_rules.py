@@ -1,0 +1,226 @@
+"""Other definitions of "right", to show how a score moves with the rule. Statistics are elsewhere.
+
+Two kinds. A *step* rule judges every step, as the two main matchers do. A *part* rule judges one part of an action on
+the steps whose gold has that part, whatever was answered: on those a wrong action type or an unreadable answer without
+that part is wrong, so that nothing leaves the denominator.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rapidfuzz import fuzz
+from rapidfuzz.distance import Levenshtein
+
+from eval.scoring.bootstrap import Bootstrap, Rates
+from eval.scoring.matching import (
+    HEADLINE,
+    MATCHERS,
+    is_same_action,
+    is_same_target,
+    judge_step,
+    normalize_target,
+    normalize_text,
+)
+from eval.scoring.matching import is_same_action_and_target as is_same_step
+from eval.step_result import StepResult
+from sft.errors import UserError
+
+FUZZY_RATIO, TOKEN_F1, ANLS = 90, 0.5, 0.5
+RADII = (0.14, 0.04)
+
+Synonyms = Mapping[str, str]
+Fields = Mapping[str, Any]
+_TextRule = Callable[[str, str], bool]
+_ActionRule = Callable[[Fields, Fields], bool]
+_StepRule = Callable[[StepResult, Fields], bool]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One rule. `applies(step)` looks at the gold alone; `is_right(step, predicted)` is asked where it applies."""
+
+    name: str
+    version: str
+    kind: str
+    description: str
+    threshold: float | None
+    applies: Callable[[StepResult], bool]
+    is_right: _StepRule
+
+
+def build_variants(pointing_actions: frozenset[str], synonyms: Synonyms | None = None) -> list[Variant]:
+    """Return every rule. `pointing_actions`: the action types whose answer carries a `point`.
+
+    `synonyms` maps a normalised label to the one it stands for (`load_synonyms`).
+    """
+
+    def step(name: str, description: str, is_right: _ActionRule, least: float | None = None) -> Variant:
+        return Variant(name, "1", "step", description, least, lambda _: True, lambda s, p: is_right(s.gold, p))
+
+    def part(name: str, field: str, description: str, is_right: _TextRule, least: float | None = None) -> Variant:
+        return Variant(
+            name,
+            "1",
+            "part",
+            description,
+            least,
+            lambda s: s.gold.get(field) is not None,
+            lambda s, p: p.get(field) is not None and is_right(str(s.gold[field]), str(p[field])),
+        )
+
+    def point(name: str, description: str, is_right: _StepRule, radius: float | None = None) -> Variant:
+        return Variant(
+            name,
+            "1",
+            "part",
+            description,
+            radius,
+            lambda s: s.gold["action"] in pointing_actions and s.bbox is not None and s.screen is not None,
+            lambda s, p: "point" in p and is_right(s, p),
+        )
+
+    rules = [
+        step("action", MATCHERS["action"].description, is_same_action),
+        step("action_target_fuzzy", "As action_target, the targets similar: rapidfuzz ratio.", _is_fuzzy, FUZZY_RATIO),
+        step("action_target", MATCHERS["action_target"].description, is_same_step),
+        step("action_target_exact", "As action_target, the targets the same characters.", _is_exact),
+        part("text_exact", "text", "The typed text is the same after normalisation.", _is_same_text),
+        part("text_token_f1", "text", "Token F1 of the typed text above the threshold.", _has_token_f1, TOKEN_F1),
+        part("text_anls", "text", "Normalised Levenshtein similarity at or above the threshold.", _has_anls, ANLS),
+        part("direction", "direction", "The direction of scrolling or zooming is the same.", _is_same_text),
+        point("point_in_box", "The predicted point lies in the gold box.", _is_in_box),
+    ]
+    for radius in RADII:
+        name = f"point_{radius:g}"
+        text = "The predicted point is in the gold box, or this near its centre (share of the screen)."
+        rules.append(point(name, text, partial(_is_near, radius), radius))
+    if synonyms:
+        text = "As action_target, after labels of the given table are replaced by what they stand for."
+        same = step("action_target_synonyms", text, lambda gold, pred: _is_synonym(gold, pred, synonyms))
+        rules.insert(2, same)
+    return rules
+
+
+def score_variants(
+    tasks: Mapping[str, Sequence[StepResult]], variants: Sequence[Variant], bootstrap: Bootstrap
+) -> list[dict[str, Any]]:
+    """Score every rule on the same tasks and draws.
+
+    `rate` is right steps over the `n` steps the rule applies to, and `ta` tasks right in all of those, both None where
+    it applies to none; `over_action` is the paired difference to the published definition, for step rules only.
+    """
+    columns: dict[str, list[float]] = {}
+    for variant in variants:
+        judged = [[_judge(step, variant) for step in task if variant.applies(step)] for task in tasks.values()]
+        columns[f"{variant.name}.right"] = [sum(task) for task in judged]
+        columns[f"{variant.name}.n"] = [len(task) for task in judged]
+        columns[f"{variant.name}.tasks_right"] = [int(bool(task) and all(task)) for task in judged]
+        columns[f"{variant.name}.tasks"] = [int(bool(task)) for task in judged]
+    rates = Rates(columns, bootstrap)
+    return [
+        {
+            "name": variant.name,
+            "version": variant.version,
+            "kind": variant.kind,
+            "description": variant.description,
+            "threshold": variant.threshold,
+            "n": int(sum(columns[f"{variant.name}.n"])),
+            "n_right": int(sum(columns[f"{variant.name}.right"])),
+            "rate": rates.compute(f"{variant.name}.right", f"{variant.name}.n"),
+            "ta": rates.compute_share(f"{variant.name}.tasks_right", f"{variant.name}.tasks"),
+            "over_action": rates.compute(f"{variant.name}.right", f"{variant.name}.n", minus=f"{HEADLINE}.right")
+            if variant.kind == "step"
+            else None,
+        }
+        for variant in variants
+    ]
+
+
+def load_synonyms(path: Path) -> dict[str, str]:
+    """Read a table of labels that mean the same: a JSON object, label -> list of labels.
+
+    Returns:
+        Each normalised label of a row to the row's own.
+
+    Raises:
+        UserError: the file is no such object, or a label stands in two rows.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: found no readable JSON ({error}); expected label -> list of labels") from error
+    if not isinstance(table, dict) or not all(isinstance(row, list) for row in table.values()):
+        raise UserError(f"{path}: found no table of lists; expected label -> list of labels")
+    synonyms: dict[str, str] = {}
+    for label, row in table.items():
+        for written in {normalize_target(str(text)) for text in (label, *row)}:
+            if written in synonyms:
+                raise UserError(f"{path}: found {written!r} in two rows; expected each label once")
+            synonyms[written] = normalize_target(label)
+    return synonyms
+
+
+def _judge(step: StepResult, variant: Variant) -> bool:
+    is_readable = judge_step(step, MATCHERS[HEADLINE]) in ("right", "wrong")
+    return is_readable and step.predicted is not None and variant.is_right(step, step.predicted)
+
+
+def _is_exact(gold: Fields, predicted: Fields) -> bool:
+    needs_no_target = is_same_target(gold, {"target": ""})
+    is_same = predicted.get("target", "") == gold.get("target", "")
+    return is_same_step(gold, predicted) and (is_same or needs_no_target)
+
+
+def _is_fuzzy(gold: Fields, predicted: Fields) -> bool:
+    wanted, found = (normalize_target(str(fields.get("target") or "")) for fields in (gold, predicted))
+    is_near = fuzz.ratio(wanted, found) >= FUZZY_RATIO
+    return is_same_step(gold, {**predicted, "target": gold.get("target", "")} if is_near else predicted)
+
+
+def _is_synonym(gold: Fields, predicted: Fields, synonyms: Synonyms) -> bool:
+    def replace_label(fields: Fields) -> Fields:
+        label = normalize_target(str(fields.get("target") or ""))
+        return {**fields, "target": synonyms.get(label, label)}
+
+    return is_same_step(replace_label(gold), replace_label(predicted))
+
+
+def _is_same_text(gold: str, predicted: str) -> bool:
+    return normalize_text(gold) == normalize_text(predicted)
+
+
+def _has_token_f1(gold: str, predicted: str) -> bool:
+    """Say whether the F1 of the texts' words, counted with repetition, is above the threshold (SQuAD's definition)."""
+    wanted, found = (Counter(normalize_text(text).split()) for text in (gold, predicted))
+    n_shared = (wanted & found).total()
+    n_all = wanted.total() + found.total()
+    return n_all == 0 or 2 * n_shared / n_all > TOKEN_F1
+
+
+def _has_anls(gold: str, predicted: str) -> bool:
+    return Levenshtein.normalized_similarity(normalize_text(gold), normalize_text(predicted)) >= ANLS
+
+
+def _is_in_box(step: StepResult, predicted: Fields) -> bool:
+    x, y = (value / 1000 for value in predicted["point"])
+    x1, y1, x2, y2 = _normalize_box(step)
+    return x1 <= x <= x2 and y1 <= y <= y2
+
+
+def _is_near(radius: float, step: StepResult, predicted: Fields) -> bool:
+    x, y = (value / 1000 for value in predicted["point"])
+    x1, y1, x2, y2 = _normalize_box(step)
+    distance = ((x - (x1 + x2) / 2) ** 2 + (y - (y1 + y2) / 2) ** 2) ** 0.5
+    return distance <= radius or _is_in_box(step, predicted)
+
+
+def _normalize_box(step: StepResult) -> tuple[float, float, float, float]:
+    assert step.bbox is not None and step.screen is not None
+    width, height = step.screen
+    x1, y1, x2, y2 = step.bbox
+    return x1 / width, y1 / height, x2 / width, y2 / height

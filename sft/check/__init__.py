@@ -1,0 +1,1 @@
+"""`python -m sft.check`: what a person should know about data before training."""

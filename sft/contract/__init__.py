@@ -1,1 +1,0 @@
-"""The data contract: files that a user brings to validated tasks and steps."""

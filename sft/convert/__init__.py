@@ -1,0 +1,1 @@
+"""`python -m sft.convert`: data in other formats to the data this package reads."""

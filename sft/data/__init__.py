@@ -1,0 +1,1 @@
+"""Data files to checked tasks and steps: tables, rows, screenshots, and what must not leak."""

@@ -1,0 +1,163 @@
+"""One table cell to one value: text, gold answer, grounding, detected elements. Knows nothing of files or tasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sft.actions import ActionType, as_plain_text
+from sft.data.boxes import Box, Size, is_empty, read_box, read_screen
+from sft.data.literals import is_missing, read_literal
+from sft.memory import Answer, clean_json
+from sft.prompts import read_answer
+
+MAX_CELL_CHARS = 50_000
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """Label-side evidence of a step: the target's box [x1, y1, x2, y2] and the screen's (width, height), in pixels."""
+
+    bbox: Box | None = None
+    screen_wh: Size | None = None
+
+
+def read_text(cell: str) -> str:
+    """Return the text of a cell as prompts show it and as texts are compared: plain, without white space around it.
+
+    Every text that names something (a task, its goal, an application) is read by this, so that one text in two
+    Unicode forms is one text everywhere.
+    """
+    return as_plain_text(cell).strip()
+
+
+def read_gold(output: str, grounding: str, actions: Sequence[ActionType] | None) -> Answer:
+    """Read the right answer from an `Output` cell in any of its three shapes.
+
+    Compact `{"action", "target", ...}`; a record with `Predicted.predicted_action`, "Short Term" and "Long Term"; or
+    `{"predicted_action": {...}}` / `{"predicted_next_action": {...}}`. In published files `Grounding` may hold
+    `ground_truth.{action,target}`, which then is the gold action: the record beside it is what some model predicted.
+    `actions` None takes any action, its arguments left out.
+
+    Raises:
+        ValueError: what was found and what was expected.
+    """
+    fields = read_object(output, "an answer")
+    action = _find_action(fields)
+    truth = _read_evidence(grounding).get("ground_truth")
+    if isinstance(truth, Mapping) and truth.get("action"):
+        action = {**(action if _is_same_kind(action.get("action"), truth["action"]) else {}), **truth}
+    memory = {
+        "short_term": fields.get("short_term", fields.get("Short Term")),
+        "long_term": fields.get("long_term", fields.get("Long Term")),
+    }
+    return read_answer({**action, **memory}, actions)
+
+
+def read_grounding(cell: str) -> Grounding:
+    """Read a `Grounding` cell; it may be empty, and so may its box and its screen.
+
+    Raises:
+        ValueError: what was found and what was expected.
+    """
+    evidence = _read_evidence(cell)
+    return Grounding(read_box(evidence.get("bbox")), read_screen(evidence.get("screen")))
+
+
+def read_elements(cell: str) -> tuple[Mapping[str, Any], ...]:
+    """Read a `Detected_Elements` cell: a JSON list of `{"name", "bbox"}`; empty is allowed.
+
+    Raises:
+        ValueError: what was found and what was expected.
+    """
+    if is_missing(cell):
+        return ()
+    elements = _read_json(cell)
+    if isinstance(elements, dict) and all(isinstance(column, list) for column in elements.values()):
+        elements = _turn_columns(elements)
+    if not isinstance(elements, list) or not all(
+        isinstance(e, dict) and isinstance(e.get("name"), str) for e in elements
+    ):
+        raise ValueError('found something else; expected a JSON list of {"name", "bbox"}')
+    return tuple(elements)
+
+
+def read_application(cell: str) -> str:
+    """Return the application a `Grounding` cell names, or ""."""
+    application = _read_evidence(cell).get("application")
+    return read_text(application) if isinstance(application, str) else ""
+
+
+def read_object(cell: str, what: str) -> Mapping[str, Any]:
+    """Read a cell that holds a JSON object.
+
+    Raises:
+        ValueError: what was found and what was expected.
+    """
+    return _as_object(_read_json(cell), cell, what)
+
+
+def _find_action(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    predicted = fields.get("Predicted")
+    candidates = [
+        fields if "action" in fields else None,
+        predicted.get("predicted_action") if isinstance(predicted, Mapping) else None,
+        fields.get("predicted_action"),
+        fields.get("predicted_next_action"),
+    ]
+    for candidate in candidates:
+        if isinstance(candidate, Mapping):
+            return candidate
+    raise ValueError(
+        f"found keys {', '.join(map(str, fields))[:80] or 'none'}; "
+        'expected "action", "Predicted", "predicted_action" or "predicted_next_action"'
+    )
+
+
+def _is_same_kind(one: Any, other: Any) -> bool:
+    """Compare two action names as `sft.actions` does: letter case and white space around them do not count."""
+    return isinstance(one, str) and isinstance(other, str) and one.strip().upper() == other.strip().upper()
+
+
+def _read_evidence(cell: str) -> Mapping[str, Any]:
+    """Return what a `Grounding` cell holds; only the parts that are read as texts have to be clean JSON."""
+    if is_missing(cell):
+        return {}
+    value = _read_bounded(cell)
+    if is_empty(value):
+        return {}
+    fields = _as_object(value, cell, "an object")
+    texts = ("application", "ground_truth")
+    return {name: _clean(value, cell) if name in texts else value for name, value in fields.items()}
+
+
+def _turn_columns(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]] | None:
+    """Return a list of objects that `datasets` holds as an object of lists; None where the lists differ in length."""
+    if len({len(column) for column in columns.values()}) != 1:
+        return None
+    rows = (dict(zip(columns, values)) for values in zip(*columns.values()))
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def _as_object(value: Any, cell: str, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"found {type(value).__name__} {cell.strip()[:60]!r}; expected {what} as a JSON object")
+    return value
+
+
+def _read_json(cell: str) -> Any:
+    if not cell.strip():
+        raise ValueError("found an empty cell; expected JSON")
+    return _clean(_read_bounded(cell), cell)
+
+
+def _read_bounded(cell: str) -> Any:
+    if len(cell) > MAX_CELL_CHARS:
+        raise ValueError(f"found {len(cell)} characters; expected at most {MAX_CELL_CHARS}")
+    return read_literal(cell)
+
+
+def _clean(value: Any, cell: str) -> Any:
+    try:
+        return clean_json(value)
+    except ValueError as error:
+        raise ValueError(f"found broken JSON ({error}) in {cell.strip()[:60]!r}; expected a JSON object") from error

@@ -1,0 +1,45 @@
+"""What a reader of a score must know about its data: tasks set aside, tasks trained on. Knows nothing of results."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sft.data.problems import describe_quarantine
+from sft.data.split_file import find_split
+
+if TYPE_CHECKING:
+    from sft.data.load import TaskSet
+
+_MAX_LISTED = 5
+
+
+def describe_test_data(tasks: "TaskSet", test_csv: str, trained: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return the key `data` of run.json: the split the file is a part of, what was set aside, what was trained on."""
+    return {
+        "split": find_split(test_csv),
+        "quarantined": describe_quarantine(tasks.quarantined),
+        "trained_on": {part: list(ids) for part, ids in trained.items()},
+    }
+
+
+def list_data_notes(run_info: Mapping[str, Any], names_tasks: bool = True) -> list[str]:
+    """Return the sentences that stand beside the scores wherever they are shown; usually none.
+
+    `names_tasks` False leaves task ids out, for what is published.
+    """
+    data = run_info.get("data") or {}
+    notes = []
+    if quarantined := data.get("quarantined", {}).get("summary"):
+        notes.append(f"Not in these numbers: {quarantined if names_tasks else quarantined.partition(':')[0]}.")
+    for part, meaning in (("train", "trained on"), ("val", "chosen by")):
+        if ids := data.get("trained_on", {}).get(part):
+            listed = ", ".join(ids[:_MAX_LISTED]) + (", ..." if len(ids) > _MAX_LISTED else "")
+            named = f" ({listed})" if names_tasks else ""
+            notes.append(f"Not unseen: the model was {meaning} {len(ids)} of these tasks{named}.")
+    if (split := data.get("split")) and not split["is_unchanged"]:
+        notes.append("The test file is no longer the one that split.json describes.")
+    return notes
+
+
+def is_unseen(run_info: Mapping[str, Any]) -> bool:
+    """Say whether no task of a run was used to train or to choose the model."""
+    return not any((run_info.get("data") or {}).get("trained_on", {}).values())

@@ -1,0 +1,122 @@
+"""Whether two data sets hold the same task, goal or screenshot. Knows nothing of models or of how data is split."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft.data.goals import hash_goal, list_goal_hashes
+from sft.data.load import TaskSet
+from sft.data.steps import Trajectory
+from sft.errors import UserError
+
+log = logging.getLogger("sft")
+
+_MAX_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Tasks of one set whose id, whose goal, or (counted in steps) whose screenshots are in the other too.
+
+    Only a goal makes a task the same: published train and test files both number their tasks from 1, and every task of
+    a program may begin on the same screen.
+    """
+
+    same_ids: tuple[str, ...]
+    same_goals: tuple[str, ...]
+    n_screenshots: int = 0
+    n_same_screenshots: int = 0
+
+
+def find_overlap(tasks: TaskSet, others: TaskSet) -> Overlap:
+    """Compare two data sets task by task and screenshot by screenshot."""
+    known_ids = {t.task_id for t in others.trajectories}
+    known_goals = {hash_goal(t.instruction) for t in others.trajectories}
+    shots, other_shots = (
+        {s.screenshots[step.image_path].sha256 for t in s.trajectories for step in t.steps} for s in (tasks, others)
+    )
+    return Overlap(
+        same_ids=tuple(t.task_id for t in tasks.trajectories if t.task_id in known_ids),
+        same_goals=tuple(t.task_id for t in tasks.trajectories if hash_goal(t.instruction) in known_goals),
+        n_screenshots=len(shots),
+        n_same_screenshots=len(shots & other_shots),
+    )
+
+
+def describe_overlap(overlap: Overlap, other: str) -> dict[str, Any]:
+    """Return an overlap as the content of a report."""
+    return {
+        "other": other,
+        "n_same_goals": len(overlap.same_goals),
+        "same_goals": list(overlap.same_goals[:_MAX_LISTED]),
+        "n_same_ids": len(overlap.same_ids),
+        "n_screenshots": overlap.n_screenshots,
+        "n_same_screenshots": overlap.n_same_screenshots,
+    }
+
+
+def find_trained_tasks(model_path: str | None, trajectories: Sequence[Trajectory]) -> dict[str, list[str]]:
+    """Return the tasks a model was trained on ("train") or chosen by ("val"); parts without one are left out.
+
+    A model folder says what it was trained on in `training_data.json`; one without it was not trained here.
+
+    Raises:
+        UserError: that file cannot be read.
+    """
+    path = Path(model_path or ".") / "training_data.json"
+    if model_path is None or not path.is_file():
+        return {}
+    try:
+        parts: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        seen = {name: set(part["tasks"].values()) for name, part in parts.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: found something unreadable ({error}); restore the file or train again") from error
+    found = {
+        name: [t.task_id for t in trajectories if not goals.isdisjoint(list_goal_hashes(t.instruction))]
+        for name, goals in seen.items()
+    }
+    return {name: ids for name, ids in found.items() if ids}
+
+
+def refuse_trained_tasks(found: Mapping[str, Sequence[str]], test_csv: str, allow_overlap: bool) -> None:
+    """Make sure that no task is scored that the model was trained on, unless that is wanted.
+
+    Raises:
+        UserError: naming the tasks and the flag to go on.
+    """
+    trained = found.get("train", ())
+    if trained and not allow_overlap:
+        raise UserError(
+            f"{test_csv}: found {len(trained)} tasks that the model was trained on ({_list_tasks(trained)}); expected "
+            "unseen tasks: a score on them says nothing. Choose other tasks, or go on with --allow_overlap: the "
+            "report then says so"
+        )
+
+
+def refuse_shared_goals(overlap: Overlap, val_csv: str, allow_overlap: bool) -> None:
+    """Make sure that no validation task is trained on, unless that is wanted; log how many screenshots are.
+
+    Raises:
+        UserError: naming the tasks and the key to go on.
+    """
+    if overlap.n_same_screenshots:
+        shared = (overlap.n_same_screenshots, overlap.n_screenshots)
+        log.info("val: %d of %d screenshots are in train_csv too; many tasks begin on one screen", *shared)
+    if not overlap.same_goals:
+        return
+    found = f"{val_csv}: found {len(overlap.same_goals)} tasks whose goal is in train_csv too"
+    if allow_overlap:
+        log.warning("%s (%s): their scores say nothing of unseen tasks", found, _list_tasks(overlap.same_goals))
+        return
+    raise UserError(
+        f"{found} ({_list_tasks(overlap.same_goals)}); expected unseen tasks: a score on them says nothing. Choose "
+        "other tasks, hold some of train_csv out with val_split, or go on with allow_overlap: true"
+    )
+
+
+def _list_tasks(task_ids: Sequence[str]) -> str:
+    """Name tasks for a message, the first ones where they are many."""
+    return ", ".join(task_ids[:_MAX_LISTED]) + (", ..." if len(task_ids) > _MAX_LISTED else "")

@@ -1,0 +1,41 @@
+"""Tasks and steps as the rest of the package sees them. Knows nothing of files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sft.data.cells import Grounding
+from sft.memory import Answer
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recorded step; `index` is 0-based in its task. `gold` and `grounding` are labels and reach no prompt.
+
+    `image_sha256` is the screenshot's as it was when it was checked.
+    """
+
+    task_id: str
+    index: int
+    row: int
+    image_path: Path
+    image_id: str
+    gold: Answer
+    grounding: Grounding
+    image_sha256: str = ""
+    elements: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One task: a goal and its steps in order. `group` is a free label by which results are also scored apart.
+
+    What was read from a file holds its steps compressed (`sft.data.compact`).
+    """
+
+    task_id: str
+    instruction: str
+    application: str
+    group: str
+    steps: Sequence[Step] = field(repr=False)

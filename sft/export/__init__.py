@@ -1,0 +1,1 @@
+"""`python -m sft.export`: a trained adapter to a model folder of its own, and to the Hub."""

@@ -1,1 +1,0 @@
-"""Foreign formats to data of the contract: what `sft.convert` reads and writes."""

@@ -1,1 +1,0 @@
-"""Nothing lost when a machine dies: checkpoints, preemption, resume, and a watch over training."""

@@ -1,1 +1,0 @@
-"""What `sft.check` tells a person about data before training."""

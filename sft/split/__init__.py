@@ -1,0 +1,1 @@
+"""`python -m sft.split`: which tasks train, validate and test."""
