@@ -60,6 +60,7 @@ def models(one_thread, tmp_path_factory):
     data = [word for key in ("train", "val") for word in (f"--{key}_csv", f"{ROOT}/demo/data/{key}.csv")]
     paths = ["--model_name_or_path", str(BASE), "--output_dir", f"{folder}/out", "--screenshot_cache", f"{folder}/px"]
     run.main([str(ROOT / "recipes/demo.yaml"), *SETTINGS.split(), *data, *paths])
+    (folder / "merged").mkdir()
     merge(folder / "out", BASE, folder / "merged", "float32")
     _write_steps(folder / "steps.csv")
     shutil.copytree(BASE, folder / "base")
