@@ -1,4 +1,4 @@
-"""Declare torchvision's nms and qnms when it is first imported: beside a CPU build of torch its wheel does not load without.
+"""Declare nms and qnms for torchvision, whose wheel does not load without them beside a CPU build of torch.
 
 scripts/test_vllm.sh puts this module into the test environment of vLLM, as a `.pth` file imports it at start-up.
 """

@@ -11,6 +11,8 @@ from sft import run
 from sft.data.load import load_trajectories
 from sft.memory import EMPTY_MEMORY
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "4-bit base in bf16": "--dtype bfloat16 --bf16 true",
     "bf16 base, LoRA on vision": "--dtype bfloat16 --bf16 true --load_in_4bit false --lora_parts [language,vision]",

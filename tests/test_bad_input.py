@@ -226,6 +226,7 @@ def test_rollout_ends_with_code_2_on_a_model_folder_that_is_none(tmp_path):
     assert message.startswith(f"{tmp_path}/model/agent_config.json: found prompt_version '0'; expected '1'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["qwen3vl", "qwen2_5vl"])
 def test_published_recipe_without_weights_or_hub_says_what_is_missing_and_the_way_out(recipe):
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/nonexistent"}

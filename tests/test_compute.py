@@ -76,6 +76,7 @@ def report(project, tmp_path_factory):
     return folder, {s: {f: v["value"] for f, v in fields.items()} for s, fields in content["sections"].items()}
 
 
+@pytest.mark.slow
 def test_training_and_rollout_are_recorded_without_a_network(project):
     training, rollout = load_runs(project)
     assert [(r.start["kind"], r.start["purpose"], r.outcome) for r in (training, rollout)] == [

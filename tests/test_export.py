@@ -64,6 +64,7 @@ def project(tiny_checkpoints, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_merged_model_is_the_adapter_on_the_unquantised_base(project):
     rows = {row["form"]: row for row in json.loads((project / "merged/export_report.json").read_text())["logits"]}
     assert rows["adapter on the float32 base"]["max_gap"] < 1e-4
@@ -118,6 +119,7 @@ def test_sum_is_formed_in_fp32_and_rounded_once_to_the_format_asked_for(tmp_path
     assert config == {"dtype": "bfloat16", "text_config": {"dtype": "bfloat16"}}
 
 
+@pytest.mark.slow
 def test_merge_takes_the_memory_of_two_shards_and_not_of_the_model(tmp_path):
     """32 weights of 10 MB in 8 files, merged into shards of 41 MB; an 8B model has shards of 2 GB."""
     base, out = tmp_path / "base", tmp_path / "out"
@@ -156,6 +158,7 @@ def test_card_of_a_training_is_ours_and_valid(project):
     assert str(project) not in text
 
 
+@pytest.mark.slow
 def test_rollout_enters_its_results_and_keeps_what_a_person_wrote(project):
     path = project / "out/README.md"
     path.write_text(path.read_text().replace("---\n", "---\nlicense: apache-2.0\n", 1) + "\n## Our ward\n")
@@ -173,6 +176,7 @@ def test_rollout_enters_its_results_and_keeps_what_a_person_wrote(project):
     assert f"paired by task: {100 * gap['value']:+.1f} [{100 * gap['low']:+.1f}, " in text
 
 
+@pytest.mark.slow
 def test_secrets_of_the_environment_are_in_no_file_and_no_output(project, tmp_path, monkeypatch, capfd):
     """Of a rollout, the model card it enters its results into, an export and the compute report."""
     for name, secret in SECRETS.items():
@@ -188,6 +192,7 @@ def test_secrets_of_the_environment_are_in_no_file_and_no_output(project, tmp_pa
     assert {"model/README.md", "merged/export_report.json", "compute_report.md"} <= written
 
 
+@pytest.mark.slow
 def test_merged_shards_enter_their_results_and_shards_do_not(project, tmp_path, capsys):
     model = shutil.copytree(project / "out", tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
     card = model / "README.md"

@@ -8,6 +8,8 @@ from test_distributed import COMMON, ENGINES, LORA, load_weights
 
 from sft.models.families import FAMILIES as LAYERS
 
+pytestmark = pytest.mark.slow
+
 NEW = [family for family in FAMILIES if family not in ("qwen3_vl", "qwen2_5_vl", "llama4")]  # those have their own
 SHORT = (*COMMON, "--max_steps", "2")
 

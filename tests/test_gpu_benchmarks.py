@@ -37,6 +37,7 @@ def run(*arguments, python=sys.executable):
     return subprocess.run(command, capture_output=True, text=True, timeout=1300, env=environment)
 
 
+@pytest.mark.slow
 def test_whole_run_leaves_a_result_of_every_part(tmp_path):
     finished = run(tmp_path, "--tiny", "--minutes", "20")
     assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-4000:]
@@ -84,6 +85,7 @@ def check_sides(rows, shared):
     assert tokens[0] < (0.6 if shared == 8 else 0.8) * tokens[1]  # the system message is shared in any case
 
 
+@pytest.mark.slow
 def test_run_ends_on_time_and_says_what_it_left_out(tmp_path):
     started = time.monotonic()
     finished = run(tmp_path, "--tiny", "--minutes", "0.2")

@@ -58,6 +58,7 @@ def planned(request, tiny_checkpoints, tmp_path_factory):
     return request.param, recipe, estimate_memory(recipe, model, tokens, patches_a_token=4, has_deepspeed=True)
 
 
+@pytest.mark.slow
 def test_parameters_are_those_of_the_published_checkpoint(planned):
     name, recipe, _ = planned
     counts = count_parameters(build_empty_model(recipe.model))

@@ -14,6 +14,8 @@ from eval.predictor import load_model_for_inference
 from sft.compute.ledger import load_runs
 from sft.memory import EMPTY_MEMORY
 
+pytestmark = pytest.mark.slow
+
 ZERO3 = {"config": "accelerate_configs/cpu_zero3.yaml"}
 # Experts adapted, which ZeRO-3 takes unquantised only.
 LORA = ("--load_in_4bit", "false", "--lora_parts", "[language, experts]", "--gradient_checkpointing", "true")

@@ -47,6 +47,7 @@ def logged(trainer):
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [("--tokens_per_batch", "700"), ("--packing", "none", "--per_device_train_batch_size", "4")]
 )

@@ -93,6 +93,7 @@ def trained(tiny_checkpoints, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_output_folder_holds_all_that_a_rollout_and_a_reader_need(trained):
     names = {path.name for path in (trained / "out").iterdir()}
     assert names >= SAVED_BESIDE_THE_WEIGHTS | {"adapter_model.safetensors", "adapter_config.json"}
@@ -116,6 +117,7 @@ def test_adapter_is_finite_and_every_matrix_was_trained(trained):
         assert tensor.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [("--tokens_per_batch", "700"), ("--packing", "none")])
 def test_validation_loss_is_that_of_all_answer_tokens_whatever_the_batches(
     tiny_checkpoints, tmp_path, monkeypatch, settings
@@ -150,6 +152,7 @@ def test_validation_loss_is_that_of_all_answer_tokens_whatever_the_batches(
     assert found == pytest.approx(total / n_tokens, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_checkpoint_is_rolled_out_as_it_is_and_known_to_have_seen_its_tasks(trained, tmp_path):
     command = [
         "--model_path",
@@ -165,6 +168,7 @@ def test_checkpoint_is_rolled_out_as_it_is_and_known_to_have_seen_its_tasks(trai
     assert json.loads((tmp_path / "results/metrics.json").read_text())["n_steps"] == 3
 
 
+@pytest.mark.slow
 def test_four_steps_equal_two_and_two_resumed_by_another_process(trained, tmp_path):
     """Through `accelerate launch`, as the README says, from the newest checkpoint of a run that was stopped."""
     out = tmp_path / "out"
@@ -178,6 +182,7 @@ def test_four_steps_equal_two_and_two_resumed_by_another_process(trained, tmp_pa
     assert _history(out, "loss") == _history(trained / "out", "loss")
 
 
+@pytest.mark.slow
 def test_four_padded_steps_equal_two_and_two_resumed(tiny_checkpoints, tmp_path):
     lines = "packing: none\nper_device_train_batch_size: 2\ngradient_accumulation_steps: 2\neval_strategy: 'no'\n"
     recipe = _write_recipe(tmp_path, tiny_checkpoints["qwen2_5_vl"], "")
@@ -189,6 +194,7 @@ def test_four_padded_steps_equal_two_and_two_resumed(tiny_checkpoints, tmp_path)
     _assert_equal(_adapter(tmp_path / "again"), first)
 
 
+@pytest.mark.slow
 def test_best_checkpoint_by_swa_is_kept_and_the_run_stops_early(tiny_checkpoints, tmp_path, monkeypatch):
     scores = iter([0.1, 0.9, 0.5, 0.5, 0.95, 0.95])
     monkeypatch.setattr(run, "build_validation_rollout", lambda *_: lambda model: {"swa": next(scores)})
@@ -218,6 +224,7 @@ def test_run_in_which_nothing_is_learned_is_not_passed_off_as_trained(tiny_check
         run.main([str(recipe), "--max_steps", "1", "--learning_rate", "0", "--eval_strategy", "no"])
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_saves_a_model_that_is_rolled_out(tiny_checkpoints, tmp_path, tasks):
     recipe = _write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"])
     full = ["--use_peft", "false", "--load_in_4bit", "false", "--max_steps", "2", "--val_rollout_tasks", "0"]

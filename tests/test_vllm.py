@@ -117,6 +117,7 @@ def _compare(name, steps, served):
     assert [step["raw_text"] for step in served] == answers
 
 
+@pytest.mark.slow
 @FORMS
 def test_answers_are_the_adapters_and_mean_something(hf_steps, name):
     steps, base = hf_steps(name), hf_steps("base")
@@ -129,6 +130,7 @@ def test_answers_are_the_adapters_and_mean_something(hf_steps, name):
     assert n_trained > len(answers) // 2
 
 
+@pytest.mark.slow
 @FORMS
 def test_vllm_gives_the_greedy_answers_of_hf(models, hf_steps, name):
     finished = subprocess.run(
@@ -162,6 +164,7 @@ def _serving_options(models, name):
     return ["--model", str(models / "base"), *lora, "--mm-processor-kwargs", pixels, *common]
 
 
+@pytest.mark.slow
 @FORMS
 def test_served_model_gives_the_greedy_answers_of_hf(models, hf_steps, name, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
