@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attempt_samples import write_recipe
+from training_runs import write_recipe
 from trajectory_samples import build_tasks, write_trajectories
 
 from eval.policies.policy import ModelPolicy, StepRequest

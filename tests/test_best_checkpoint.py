@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from attempt_samples import PREEMPTED, ROOT, assert_same_bits, load_adapter, printed
+from training_runs import PREEMPTED, ROOT, assert_same_bits, load_adapter, printed
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft import run

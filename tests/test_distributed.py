@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 from accelerate.data_loader import BatchSamplerShard
-from attempt_samples import PREEMPTED, ROOT, load_adapter, printed, read_losses
 from safetensors.torch import load_file
+from training_runs import PREEMPTED, ROOT, load_adapter, printed, read_losses
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft.batches.sampler import PackSampler, PaddedSampler, StepSize

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from attempt_samples import write_recipe
 from PIL import Image
+from training_runs import write_recipe
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
 from eval.policies.decoding import GeneratedAnswer

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from attempt_samples import SECRETS, find_secrets
 from conftest import ROOT
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from test_training import _write_recipe
+from training_runs import SECRETS, find_secrets
 
 from eval import rollout
 from eval.predictor import load_model_for_inference

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from attempt_samples import load_adapter, printed, read_losses, start_attempts, write_recipe
 from conftest import FAMILIES
 from test_distributed import COMMON, ENGINES, LORA, load_weights
+from training_runs import load_adapter, printed, read_losses, start_attempts, write_recipe
 
 from sft.models.families import FAMILIES as LAYERS
 

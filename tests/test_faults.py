@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from attempt_samples import (
+from training_runs import (
     PREEMPTED,
     ROOT,
     assert_same_bits,

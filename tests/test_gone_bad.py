@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from attempt_samples import RECIPE, ROOT
 from PIL import Image
+from training_runs import RECIPE, ROOT
 from trajectory_samples import TINY_AGENT, build_task, write_screenshots, write_trajectories
 from transformers import AutoModelForImageTextToText
 

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
-from attempt_samples import load_adapter, printed, read_losses, write_recipe
 from conftest import ROOT
+from training_runs import load_adapter, printed, read_losses, write_recipe
 from trajectory_samples import build_tasks
 
 from demo.tiny_llama4 import TinyLlama4Size, build_tiny_llama4

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attempt_samples import write_recipe
+from training_runs import write_recipe
 
 from sft import run
 from sft.batches.collator import PaddingCollator

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import yaml
-from attempt_samples import load_adapter
 from conftest import ROOT
+from training_runs import load_adapter
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft import run

@@ -10,7 +10,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from attempt_samples import SECRETS
+from training_runs import SECRETS
 from trajectory_samples import build_tasks, write_trajectories
 
 import eval.policies.openai_server as openai_policy

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from attempt_samples import assert_same_bits, load_adapter, printed
 from conftest import ROOT
 from slurm_cluster import (
     find_missing,
@@ -24,6 +23,7 @@ from slurm_cluster import (
     wait_until,
     warn,
 )
+from training_runs import assert_same_bits, load_adapter, printed
 from trajectory_samples import build_tasks, write_trajectories
 
 JOBS = sorted((ROOT / "scripts").glob("slurm_[!c]*.sh"))

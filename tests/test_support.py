@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import yaml
-from attempt_samples import write_recipe
 from conftest import ROOT
+from training_runs import write_recipe
 
 from sft.errors import UserError
 from sft.recipe.settings import ModelSettings

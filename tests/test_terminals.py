@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from attempt_samples import write_recipe
 from conftest import ROOT
 from conversion_samples import build_pipeline_records, write_pipeline_task
+from training_runs import write_recipe
 from trajectory_samples import build_tasks, format_csv, write_screenshots
 
 ENVIRONMENTS = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from attempt_samples import load_adapter, read_losses, write_recipe
 from test_config import MINIMAL, ROOT
+from training_runs import load_adapter, read_losses, write_recipe
 from trajectory_samples import build_tasks, write_trajectories
 from trl import SFTConfig
 
