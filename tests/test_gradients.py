@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from attempts import spoil_gradient
 from test_distributed import COMMON, ENGINES, LORA
 from training_runs import assert_same_bits, load_adapter, printed
+from training_server import spoil_gradient
 
 from sft import run
 from sft.errors import UserError
