@@ -34,6 +34,7 @@ def test_stock_and_our_trainer_take_turns_on_the_same_answers(tmp_path):
     assert min(row["stock_peak_mb"], row["ours_peak_mb"]) > 100
 
 
+@pytest.mark.slow
 def test_demo_rows_of_the_benchmark_save_about_what_an_epoch_does():
     encoder = build_encoder(ROOT / "demo/base")
     rows = build_demo_rows(encoder)
@@ -108,6 +109,7 @@ def test_random_weights_are_those_of_the_config_in_shards_of_a_size(tiny_checkpo
     assert (weights["model.language_model.norm.weight"] == 1).all()
 
 
+@pytest.mark.slow
 def test_phase_that_fails_or_takes_too_long_says_so(tmp_path, monkeypatch):
     assert run_phase("load", tmp_path, tiny=True)["outcome"] == "exit code 1"
     assert "Error" in (tmp_path / "load.log").read_text()

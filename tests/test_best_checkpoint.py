@@ -76,6 +76,7 @@ def test_limit_of_two_keeps_the_newest_and_the_best(attempt, start, undisturbed,
     assert_best_is_the_model(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_state_names_the_best_checkpoint_by_its_step_and_no_place(undisturbed):
     for folder in (undisturbed, undisturbed / "checkpoint-2", undisturbed / "checkpoint-6"):
         state = read_state(folder)

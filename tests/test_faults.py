@@ -227,6 +227,7 @@ def test_secrets_of_the_environment_are_in_no_file_of_a_run(undisturbed):
     assert find_secrets(undisturbed) == []
 
 
+@pytest.mark.slow
 def test_data_worker_ends_by_its_parents_signal_alone():
     """Python and torch end what still loads data by SIGTERM and wait for it."""
     context = multiprocessing.get_context("fork")

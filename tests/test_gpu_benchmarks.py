@@ -94,6 +94,7 @@ def test_run_ends_on_time_and_says_what_it_left_out(tmp_path):
     assert "a Maverick layer of experts: not started, no time left" in (tmp_path / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_run_without_a_gpu_says_so(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
@@ -176,6 +177,7 @@ def test_random_weights_are_as_the_loader_left_them_but_for_their_values(base):
     assert all(0.01 < p.std() < 0.03 for p in plain)
 
 
+@pytest.mark.slow
 def test_recipe_over_the_cap_says_so(base, tmp_path, monkeypatch):
     def run_out(command):
         raise torch.OutOfMemoryError
@@ -185,6 +187,7 @@ def test_recipe_over_the_cap_says_so(base, tmp_path, monkeypatch):
     assert (row["note"], row["cap_gb"]) == ("over the cap", 1)
 
 
+@pytest.mark.slow
 def test_speed_is_saved_before_the_run_is_over(base, tmp_path, monkeypatch):
     """What remains of one that is stopped behind its last step."""
 

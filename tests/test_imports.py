@@ -143,6 +143,7 @@ def test_help_is_shown_without_torch(path):
     assert not imported & HEAVY
 
 
+@pytest.mark.slow
 def test_bitsandbytes_is_imported_without_its_advice_and_may_still_warn():
     code = (
         "import sft, logging; from bitsandbytes.backends.cpu import ops; "
