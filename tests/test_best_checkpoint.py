@@ -11,6 +11,8 @@ from trajectory_samples import build_tasks, write_trajectories
 from sft import run
 from sft.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SCORES = [0.0, 0.1, 0.9, 0.5, 0.4, 0.3, 0.2]  # by step: the best is that of step 2
 
 
@@ -61,7 +63,6 @@ def assert_best_is_the_model(folder, undisturbed):
     assert read_state(folder)["best_metric"] == 0.9
 
 
-@pytest.mark.slow
 def test_newest_and_best_stay_at_the_end_with_a_limit_of_one(undisturbed):
     assert names(undisturbed) == ["checkpoint-2", "checkpoint-6"]
     assert_same_bits(undisturbed, undisturbed / "checkpoint-2")
@@ -70,13 +71,11 @@ def test_newest_and_best_stay_at_the_end_with_a_limit_of_one(undisturbed):
     )
 
 
-@pytest.mark.slow
 def test_limit_of_two_keeps_the_newest_and_the_best(attempt, start, undisturbed, tmp_path):
     assert attempt(tmp_path, start("--save_total_limit", "2")) == [0]
     assert_best_is_the_model(tmp_path, undisturbed)
 
 
-@pytest.mark.slow
 def test_state_names_the_best_checkpoint_by_its_step_and_no_place(undisturbed):
     for folder in (undisturbed, undisturbed / "checkpoint-2", undisturbed / "checkpoint-6"):
         state = read_state(folder)
@@ -84,7 +83,6 @@ def test_state_names_the_best_checkpoint_by_its_step_and_no_place(undisturbed):
         assert "/" not in (folder / "trainer_state.json").read_text()
 
 
-@pytest.mark.slow
 def test_run_whose_folder_was_moved_keeps_its_best_checkpoint(attempt, start, stopped, undisturbed):
     moved = stopped.rename(stopped.with_name("moved"))
     assert attempt(moved, start()) == [0], printed(moved)
@@ -92,7 +90,6 @@ def test_run_whose_folder_was_moved_keeps_its_best_checkpoint(attempt, start, st
     assert "does not exist" not in printed(moved)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["relative", "slash", "dots", "link"])
 def test_folder_spelled_otherwise_is_the_same_folder(attempt, start, stopped, undisturbed, spelling):
     if spelling == "link":
@@ -107,7 +104,6 @@ def test_folder_spelled_otherwise_is_the_same_folder(attempt, start, stopped, un
     assert_best_is_the_model(stopped, undisturbed)
 
 
-@pytest.mark.slow
 def test_run_that_is_moved_and_resumed_twice_keeps_its_best_checkpoint(attempt, start, stopped, undisturbed):
     first = stopped.rename(stopped.with_name("first"))
     assert attempt(first, start(signal="SIGTERM", at_step=4)) == [PREEMPTED]
@@ -116,7 +112,6 @@ def test_run_that_is_moved_and_resumed_twice_keeps_its_best_checkpoint(attempt, 
     assert_best_is_the_model(second, undisturbed)
 
 
-@pytest.mark.slow
 def test_best_checkpoint_comes_along_to_another_output_folder(attempt, start, stopped, undisturbed, tmp_path):
     """Also when the same command is given again, as a scheduler does."""
     newest = names(stopped)[-1]
@@ -133,14 +128,12 @@ def test_best_checkpoint_comes_along_to_another_output_folder(attempt, start, st
     assert_same_bits(tmp_path / "other", undisturbed)
 
 
-@pytest.mark.slow
 def test_checkpoint_that_is_itself_the_best_comes_along_too(attempt, start, stopped, undisturbed, tmp_path):
     resumed = start("--resume", str(stopped / "checkpoint-2"))
     assert attempt(tmp_path / "other", resumed) == [0], printed(tmp_path / "other")
     assert_best_is_the_model(tmp_path / "other", undisturbed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", [shutil.rmtree, lambda c: os.truncate(c / "adapter_model.safetensors", 100)])
 def test_best_checkpoint_that_is_lost_is_named_rather_than_replaced_by_the_last(attempt, start, stopped, damage):
     damage(stopped / "checkpoint-2")
@@ -154,7 +147,6 @@ def test_best_checkpoint_that_is_lost_is_named_rather_than_replaced_by_the_last(
     assert_same_bits(stopped, stopped / f"checkpoint-{last}")
 
 
-@pytest.mark.slow
 def test_best_checkpoint_that_disappears_meanwhile_stops_the_run_at_its_end(recipe, arguments, tmp_path, monkeypatch):
     """The last weights are not saved in its place; once it is back, the run ends without another step."""
     out, kept, scores = tmp_path / "out", tmp_path / "kept", iter(SCORES[1:])
@@ -175,20 +167,17 @@ def test_best_checkpoint_that_disappears_meanwhile_stops_the_run_at_its_end(reci
     assert read_state(out)["global_step"] == 6
 
 
-@pytest.mark.slow
 def test_run_without_an_evaluation_to_choose_by_says_that_the_last_weights_are_saved(attempt, start, tmp_path):
     assert attempt(tmp_path, start("--eval_delay", "9")) == [0]
     assert "no evaluation gave a metric to choose by; the last weights are saved" in printed(tmp_path)
     assert_same_bits(tmp_path, tmp_path / "checkpoint-6")
 
 
-@pytest.mark.slow
 def test_best_evaluation_between_two_saves_has_its_checkpoint(attempt, start, undisturbed, tmp_path):
     assert attempt(tmp_path, start("--save_steps", "3")) == [0], printed(tmp_path)
     assert_best_is_the_model(tmp_path, undisturbed)
 
 
-@pytest.mark.slow
 def test_finished_run_that_is_resumed_trains_no_step_more(attempt, start, undisturbed, tmp_path):
     """Six steps end within the second epoch of four."""
     again = shutil.copytree(undisturbed, tmp_path / "again")
@@ -197,7 +186,6 @@ def test_finished_run_that_is_resumed_trains_no_step_more(attempt, start, undist
     assert_best_is_the_model(again, undisturbed)
 
 
-@pytest.mark.slow
 def test_early_stopping_counts_on_where_the_run_was_stopped(attempt, start, tmp_path):
     """Two evaluations without a better one end it after step 4, with step 3 in another process than step 4."""
     patience = ["--early_stopping_patience", "2"]
@@ -208,7 +196,6 @@ def test_early_stopping_counts_on_where_the_run_was_stopped(attempt, start, tmp_
     assert_same_bits(tmp_path, tmp_path / "checkpoint-2")
 
 
-@pytest.mark.slow
 def test_evaluation_before_the_first_step_is_no_candidate_and_is_not_done_again(attempt, start, tmp_path):
     at_start = ["--eval_on_start", "true"]
     scores = [1.0, *SCORES[1:]]

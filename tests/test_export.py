@@ -72,6 +72,7 @@ def test_merged_model_is_the_adapter_on_the_unquantised_base(project):
     assert rows["adapter on the 4-bit base"]["mean_gap"] > 1e-3, "quantisation is what the merge leaves behind"
 
 
+@pytest.mark.slow
 def test_difference_in_accuracy_has_an_interval(project):
     rollout_report = json.loads((project / "merged/export_report.json").read_text())["rollout"]
     rate = rollout_report["action"]["swa"]["difference"]
@@ -79,6 +80,7 @@ def test_difference_in_accuracy_has_an_interval(project):
     assert rate["low"] <= rate["value"] <= rate["high"]
 
 
+@pytest.mark.slow
 def test_export_is_a_full_model_folder_without_an_adapter(project, tiny_checkpoints):
     names = {path.name for path in (project / "merged").iterdir()}
     assert {
@@ -93,6 +95,7 @@ def test_export_is_a_full_model_folder_without_an_adapter(project, tiny_checkpoi
     assert not list(project.glob(".merged.partial-*"))
 
 
+@pytest.mark.slow
 def test_export_refuses_a_folder_that_holds_something_and_a_base_that_does_not_fit(project, tmp_path):
     from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
 
@@ -145,6 +148,7 @@ def test_merge_takes_the_memory_of_two_shards_and_not_of_the_model(tmp_path):
     assert len(index["weight_map"]) == 32 and index["metadata"]["total_size"] == 32 * weight.nbytes
 
 
+@pytest.mark.slow
 def test_card_of_a_training_is_ours_and_valid(project):
     """TRL and peft write cards of their own while saving; what is left says what was trained, and on what."""
     text = (project / "out/README.md").read_text()
@@ -214,6 +218,7 @@ def test_merged_shards_enter_their_results_and_shards_do_not(project, tmp_path, 
     assert f"{model}: not the model that was rolled out, or not here" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_results_of_other_weights_leave_the_card(project, tmp_path):
     model = shutil.copytree(project / "out", tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
     command = ["--model_path", str(model), "--test_csv", str(project / "val/tasks.csv"), "--allow_overlap"]
@@ -225,6 +230,7 @@ def test_results_of_other_weights_leave_the_card(project, tmp_path):
     assert "None yet: roll the model out" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_exported_model_answers_a_step(project, tasks):
     prediction = load_model_for_inference(project / "merged").predict_step(tasks[0].steps[0].image_path, "Open it")
     assert prediction.raw_text

@@ -97,6 +97,7 @@ def test_killed_run_keeps_its_newest_figures_and_is_closed_by_the_next(killed):
     assert close_killed_runs(killed, by="third") == [], "a run is closed once"
 
 
+@pytest.mark.slow
 def test_killed_run_counts_up_to_its_last_sign(killed):
     run = load_runs(killed)[0]
     assert 0 <= run.wall_s < 60

@@ -10,6 +10,8 @@ from sft.plan import TokenPlan, estimate_memory
 from sft.plan_zero3 import estimate_rank, format_zero3, measure_largest_layer
 from sft.recipe.config import parse_recipe
 
+pytestmark = pytest.mark.slow
+
 # Dimensions of the published configs.
 TEXT = {
     "vocab_size": 202_048,
@@ -58,7 +60,6 @@ def planned(request, tiny_checkpoints, tmp_path_factory):
     return request.param, recipe, estimate_memory(recipe, model, tokens, patches_a_token=4, has_deepspeed=True)
 
 
-@pytest.mark.slow
 def test_parameters_are_those_of_the_published_checkpoint(planned):
     name, recipe, _ = planned
     counts = count_parameters(build_empty_model(recipe.model))

@@ -34,6 +34,8 @@ if find_spec("dashscope") is None:
 
 from benchmarks.real_models import TEMPLATES, read_template, write_real_folders
 
+pytestmark = pytest.mark.slow
+
 RECIPES = {"qwen3_vl": ROOT / "recipes/qwen3vl.yaml", "qwen2_5_vl": ROOT / "recipes/qwen2_5vl.yaml"}
 # Image tokens at the recipe's budget, by hand: Qwen3-VL has 32 pixels a side and token, Qwen2.5-VL 28.
 IMAGE_TOKENS = {
@@ -89,7 +91,6 @@ def demo_tasks():
     return load_demo(ROOT / "demo/data/val.csv")[:1]
 
 
-@pytest.mark.slow
 def test_special_tokens_have_their_published_ids(folder, encoder, light):
     names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
     expected = [151643, 151644, 151645, 151652, 151653, 151655]
@@ -108,7 +109,6 @@ def test_tokenizer_is_qwens(encoder):
     assert encode("你好", add_special_tokens=False)["input_ids"] == [108386]
 
 
-@pytest.mark.slow
 def test_training_rollout_check_and_official_template_read_the_same_ids(
     family, encoder, light, demo_tasks, monkeypatch
 ):
@@ -156,7 +156,6 @@ def test_image_tokens_of_common_screens(folder, family, encoder):
         assert counted == count(width, height) == expected, (width, height)
 
 
-@pytest.mark.slow
 def test_steps_of_the_demo_are_within_the_recipes_limits(light):
     agent = light.agent
     tasks = [task for path in DEMO_FILES for task in load_demo(path)]
@@ -168,7 +167,6 @@ def test_steps_of_the_demo_are_within_the_recipes_limits(light):
     assert max(p.n_prompt_tokens for p in previews) <= agent.max_prompt_tokens
 
 
-@pytest.mark.slow
 def test_plan_of_the_recipe_is_made_from_the_folder_without_weights(folder, family, tmp_path, capsys):
     lines = (ROOT / "demo/data/val.csv").read_text(encoding="utf-8").splitlines(keepends=True)
     csv = tmp_path / "few.csv"
@@ -216,7 +214,6 @@ def shrunk(folder, family, tmp_path):
     return small
 
 
-@pytest.mark.slow
 def test_untuned_base_is_loaded_in_its_own_format_and_answers_greedily(shrunk, encoder, demo_tasks, tmp_path):
     """Its published `generation_config.json` samples, with a temperature and a penalty; no answer depends on it.
 

@@ -102,6 +102,7 @@ def test_output_folder_holds_all_that_a_rollout_and_a_reader_need(trained):
     assert (data["train"]["n_tasks"], data["train"]["n_steps"], data["val"]["n_tasks"]) == (6, 18, 2)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_validation_logs_loss_and_accuracy(trained):
     losses = _history(trained / "out", "loss")
     assert list(losses) == [1, 2, 3, 4]
@@ -110,6 +111,7 @@ def test_training_lowers_the_loss_and_validation_logs_loss_and_accuracy(trained)
         assert list(_history(trained / "out", key)) == [2, 4]
 
 
+@pytest.mark.slow
 def test_adapter_is_finite_and_every_matrix_was_trained(trained):
     for name, tensor in _adapter(trained / "out").items():
         assert torch.isfinite(tensor).all(), name
@@ -240,6 +242,7 @@ def test_full_fine_tuning_saves_a_model_that_is_rolled_out(tiny_checkpoints, tmp
     assert prediction.parse_status in ("ok", "no_json", "no_action", "truncated")
 
 
+@pytest.mark.slow
 def test_trained_folder_answers_steps_in_python(trained, tasks):
     predictor = load_model_for_inference(model_path=trained / "out")
     step = tasks[0].steps[0]
@@ -257,6 +260,7 @@ def test_trained_folder_answers_steps_in_python(trained, tasks):
         predictor.predict_step(image_path="none.png", user_goal="Open it")
 
 
+@pytest.mark.slow
 def test_adapter_answers_as_the_model_in_memory_did(trained, tiny_checkpoints, tasks):
     """What is reopened is the adapter: with another one the same prompt is answered otherwise."""
     from eval.policies.policy import StepRequest
@@ -273,6 +277,7 @@ def test_adapter_answers_as_the_model_in_memory_did(trained, tiny_checkpoints, t
     assert texts["out"] != texts["out/checkpoint-2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -291,6 +296,7 @@ def test_incomplete_model_folder_is_refused(trained, tmp_path, damage, message):
         load_model_for_inference(folder)
 
 
+@pytest.mark.slow
 def test_adapter_on_a_base_it_does_not_fit_is_refused(trained, tmp_path):
     from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
 

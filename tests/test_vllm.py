@@ -28,10 +28,13 @@ from sft.models.processors import load_processor
 from sft.recipe.config import load_agent_config
 
 VLLM_PYTHON = os.environ.get("VLLM_PYTHON")
-pytestmark = pytest.mark.skipif(
-    not VLLM_PYTHON,
-    reason="VLLM_PYTHON is not set; bash scripts/test_vllm.sh makes an environment with vLLM and runs this",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not VLLM_PYTHON,
+        reason="VLLM_PYTHON is not set; bash scripts/test_vllm.sh makes an environment with vLLM and runs this",
+    ),
+]
 BASE, DATA = ROOT / "demo/base", ROOT / "demo/data/val.csv"
 # The demo's recipe, but for what vLLM serves only merged (weights trained in full, LoRA on the merger). fp32 on both
 # sides: with bf16 two engines round differently, and a tie between two tokens may go either way.
@@ -118,7 +121,6 @@ def _compare(name, steps, served):
     assert [step["raw_text"] for step in served] == answers
 
 
-@pytest.mark.slow
 @FORMS
 def test_answers_are_the_adapters_and_mean_something(hf_steps, name):
     steps, base = hf_steps(name), hf_steps("base")
@@ -131,7 +133,6 @@ def test_answers_are_the_adapters_and_mean_something(hf_steps, name):
     assert n_trained > len(answers) // 2
 
 
-@pytest.mark.slow
 @FORMS
 def test_vllm_gives_the_greedy_answers_of_hf(models, hf_steps, name):
     finished = subprocess.run(
@@ -165,7 +166,6 @@ def _serving_options(models, name):
     return ["--model", str(models / "base"), *lora, "--mm-processor-kwargs", pixels, *common]
 
 
-@pytest.mark.slow
 @FORMS
 def test_served_model_gives_the_greedy_answers_of_hf(models, hf_steps, name, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
