@@ -147,6 +147,7 @@ def test_unseen_part_of_the_split_is_scored_and_its_place_recorded(trained, tmp_
     )
 
 
+@pytest.mark.slow
 def test_trained_tasks_are_not_scored(trained, tmp_path):
     folder, out, _ = trained
     with pytest.raises(UserError, match=r"found 5 tasks that the model was trained on .* go on with --allow_overlap"):
@@ -154,6 +155,7 @@ def test_trained_tasks_are_not_scored(trained, tmp_path):
     assert not (tmp_path / "out/steps.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_one_reworded_only_by_case_under_another_id_is_found(trained, tmp_path):
     folder, out, _ = trained
     goals = {t.task_id: t.instruction for t in load_task_set(folder / "train.csv", show_progress=False).trajectories}
@@ -181,11 +183,13 @@ def test_overlap_that_is_allowed_is_printed_in_summary_and_report(trained, tmp_p
     assert sentence in (tmp_path / "out/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_replay_needs_no_permission_for_trained_tasks(trained, tmp_path):
     folder, _, _ = trained
     _assert_replay_is_perfect(folder / "train.csv", tmp_path)
 
 
+@pytest.mark.slow
 def test_broken_training_data_file_is_named(trained, tmp_path):
     folder, out, _ = trained
     broken = shutil.copytree(out, tmp_path / "model")
