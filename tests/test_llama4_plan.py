@@ -10,6 +10,8 @@ from sft.plan import TokenPlan, estimate_memory
 from sft.plan_zero3 import estimate_rank, format_zero3, measure_largest_layer
 from sft.recipe.recipe import parse_recipe
 
+pytestmark = pytest.mark.slow
+
 # Dimensions of the published configs.
 TEXT = {
     "vocab_size": 202_048,
