@@ -280,7 +280,7 @@ def log_parameters(counts: dict[str, dict[str, int]]) -> None:
 
 def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
     """Save the weights, reopen and check them, and draw the curves."""
-    from sft.compute.curves import plot_curves
+    from sft.compute.plots import plot_curves
     from sft.models.model import check_adapter
 
     trainer.save_model()

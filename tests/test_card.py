@@ -8,7 +8,7 @@ from rollout_samples import RUN_INFO, make_task
 
 from eval.scoring.comparison import compare_results
 from eval.scoring.metrics import compute_metrics
-from sft.compute.results import load_performance
+from sft.compute.fields import Project, list_scores
 from sft.evaluations import add_evaluation
 from sft.training.card import write_card
 
@@ -87,7 +87,7 @@ def test_task_accuracy_of_one_verdict_is_marked_as_exact(folder):
 def test_compute_report_lists_whole_runs_of_a_model_alone(tmp_path, change, is_listed):
     metrics = {**score(OWN, "own"), "run": {**INFO, **change, "data": {"trained_on": {"val": ["t1"]}}}}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    names = [field.name for field in load_performance([tmp_path])]
+    names = [name for name, *_ in list_scores(Project([], [tmp_path]))]
     expected = f"{tmp_path.name}, own; Not unseen: the model was chosen by 1 of these tasks: SWA by action (%), ours"
     assert (expected in names) == is_listed
     assert is_listed or names == ["metrics"]

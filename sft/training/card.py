@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from sft.compute.fields import gpu_hours
 from sft.compute.ledger import load_runs
 from sft.compute.tracking import shorten_path
 from sft.evaluations import format_points, format_rate, load_evaluations
@@ -192,7 +191,7 @@ def _render_compute(folder: Path) -> list[str]:
     lines = [
         f"- {gpus}; {hardware['cpu_model']}, {hardware['cpu_cores']} cores, {hardware['ram_gb']} GB",
         f"- {len(runs)} training runs in this folder: {', '.join(run.outcome for run in runs)}",
-        f"- {sum(map(gpu_hours, runs)):.3f} GPU hours, {sum(r.total('cpu_hours') for r in runs):.3f} CPU hours",
+        f"- {sum(r.gpu_hours for r in runs):.3f} GPU hours, {sum(r.total('cpu_hours') for r in runs):.3f} CPU hours",
     ]
     if energy := sum(run.total("energy_kwh") for run in runs):
         co2e = sum(run.total("co2e_kg") for run in runs)
