@@ -80,6 +80,13 @@ def test_task_accuracy_of_one_verdict_is_marked_as_exact(folder):
     assert "| 0.0 [0.0, 15.4]* |" in read_card(folder)[0]
 
 
+def test_name_of_the_data_ends_no_cell_and_is_no_html(folder):
+    add_evaluation(folder, {**INFO, "test_csv": "a|b\n<img src=x>.csv"}, score(OWN, "own"))
+    text = read_card(folder)[0]
+    assert "| a\\|b &lt;img src=x>.csv, " in text
+    assert "<img" not in text.partition("---\n\n")[2]
+
+
 @pytest.mark.parametrize(
     ("change", "is_listed"),
     [({}, True), ({"policy": "replay"}, False), ({"policy": "empty"}, False), ({"shard": [0, 2]}, False)],
