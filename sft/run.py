@@ -27,7 +27,7 @@ from sft.recipe.config import Recipe, build_training_arguments, parse_recipe
 from sft.recipe.support import check_support, read_launch
 from sft.training.first_process import do_in_first_process
 from sft.training.outputs import save_run_files
-from sft.training.preemption import watch_for_preemption
+from sft.training.processes import watch_for_preemption
 from sft.training.resume import choose_checkpoint, describe_run
 
 if TYPE_CHECKING:
