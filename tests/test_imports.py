@@ -40,7 +40,6 @@ MAY_IMPORT_TORCH |= {
 }  # loaded by the trainer and by the export
 MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.qwen_moe", "sft.models.experts"}  # parts of the model
 MAY_IMPORT_TORCH |= {"sft.models.linear_attention", "sft.models.tree_attention", "sft.models.kernels"}  # likewise
-MAY_IMPORT_TORCH |= {"sft.training.build_lock"}  # changes how torch builds
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 # The packages of `sft` from the ground up: each may know those before it, and the modules that are in none.
 FLOORS = ["recipe", "data", "models", "batches", "compute", "training", "convert", "check", "split", "export"]
