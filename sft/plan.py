@@ -8,7 +8,7 @@ from sft.batches.examples import TaskSplit, build_step_rows, read_step_sizes
 from sft.batches.sampler import PackSampler, StepSize
 from sft.models.families import find_family_of
 from sft.models.shapes import read_text_shape, read_vision_shape
-from sft.recipe.config import Recipe, resolves_to_bf16
+from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.recipe.settings import ModelSettings
 
 # Bytes a weight takes in nf4 with double quantisation: 4 bits, 8 bits every 64 weights, 32 bits every 256 of those.

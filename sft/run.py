@@ -3,12 +3,12 @@
 accelerate launch sft/run.py RECIPE.yaml [--key value ...]
 python sft/run.py RECIPE.yaml --plan [--card_gb 40]
 
-Every key of a recipe can be given on the command line too. `--resume auto` goes on from the newest whole checkpoint
-in the output folder, and starts at step 0 where there is none. After SIGTERM or SIGUSR1 the step is finished, a
-checkpoint saved, and the exit code is 75: start the same command again.
+`--resume auto` resumes from the newest complete checkpoint in output_dir, or starts at step 0 if
+there is none. After SIGTERM or SIGUSR1 the run finishes its step, saves a checkpoint and exits with
+code 75: start the same command again.
 
-`--plan` prints what the run will take (tokens, packing, GPU memory) and ends; it needs the base model's config,
-tokenizer and processor files, but no weights and no GPU.
+`--plan` prints what the run will take (tokens, packing, GPU memory) and ends. It needs the base
+model's config, tokenizer and processor files, but no weights and no GPU.
 """
 
 import logging
@@ -22,8 +22,8 @@ from sft.data.load import Trajectory
 from sft.data.problems import describe_quarantine
 from sft.errors import UserError, run_command
 from sft.models.hub import find_base_model
-from sft.recipe.config import Recipe, parse_recipe
-from sft.recipe.support import check_support, read_launch
+from sft.recipe.launch import check_support, read_launch
+from sft.recipe.recipe import Recipe, parse_recipe
 from sft.training.outputs import publish, save_model, save_run_files
 from sft.training.processes import (
     do_in_first_process,
@@ -43,8 +43,10 @@ log = logging.getLogger("sft")
 
 
 def main(argv: list[str]) -> None:
-    if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__)
+    if not argv or {"-h", "--help"} & set(argv):
+        from sft.recipe.document import print_help
+
+        print_help(__doc__)
         return
     if "--plan" in argv:
         print_plan([argument for argument in argv if argument != "--plan"])

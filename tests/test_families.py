@@ -21,7 +21,7 @@ from sft.models.model import build_empty_model, count_parameters, find_family, l
 from sft.models.processors import PROCESSORS, load_processor
 from sft.plan import estimate_memory, plan_tokens
 from sft.prompts import build_prompt
-from sft.recipe.config import parse_recipe
+from sft.recipe.recipe import parse_recipe
 from sft.recipe.settings import ModelSettings
 
 

@@ -105,7 +105,7 @@ def _reachable(name):
 
 def test_the_graph_is_that_of_this_project():
     assert {"sft.run", "eval.rollout"} <= ENTRIES
-    assert {"sft.actions", "sft.memory", "sft.prompts", "sft.recipe.config", "eval.rollouts.walk"} <= set(MODULES)
+    assert {"sft.actions", "sft.memory", "sft.prompts", "sft.recipe.recipe", "eval.rollouts.walk"} <= set(MODULES)
     assert "sft.memory" in _known("sft.prompts")
 
 

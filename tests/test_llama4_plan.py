@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from sft.models.model import build_empty_model, count_parameters, find_family_of
 from sft.plan import TokenPlan, estimate_memory, estimate_rank, format_zero3, measure_largest_layer
-from sft.recipe.config import parse_recipe
+from sft.recipe.recipe import parse_recipe
 
 # Dimensions of the published configs.
 TEXT = {

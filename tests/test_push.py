@@ -16,7 +16,8 @@ from safetensors.numpy import load, save_file
 
 from sft.errors import UserError
 from sft.prompts import AgentConfig
-from sft.recipe.config import build_training_arguments, parse_recipe
+from sft.recipe.launch import build_training_arguments
+from sft.recipe.recipe import parse_recipe
 from sft.training.push import plan_upload
 
 TOKEN = "hf_" + "x" * 30

@@ -26,7 +26,7 @@ from sft.models.light_processor import LightProcessor, build_image_counter
 from sft.models.model_folder import read_dtype
 from sft.models.processors import load_processor, save_processor
 from sft.prompts import format_answer
-from sft.recipe.config import load_agent_settings
+from sft.recipe.recipe import load_agent_settings
 from sft.run import print_plan
 
 if find_spec("dashscope") is None:

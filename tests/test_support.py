@@ -10,8 +10,8 @@ from attempt_samples import write_recipe
 from conftest import ROOT
 
 from sft.errors import UserError
+from sft.recipe.launch import Launch, check_support, read_launch
 from sft.recipe.settings import ModelSettings
-from sft.recipe.support import Launch, check_support, read_launch
 
 CONFIGS = {path.stem: path for path in sorted((ROOT / "accelerate_configs").glob("*.yaml"))}
 QLORA, LORA = ModelSettings("m"), ModelSettings("m", load_in_4bit=False)

@@ -25,7 +25,7 @@ from sft.errors import UserError
 from sft.export.__main__ import merge
 from sft.export.merge import merge_weights
 from sft.models.processors import load_processor
-from sft.recipe.config import load_agent_config
+from sft.recipe.recipe import load_agent_config
 
 VLLM_PYTHON = os.environ.get("VLLM_PYTHON")
 pytestmark = pytest.mark.skipif(

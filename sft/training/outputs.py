@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sft.batches.examples import TaskSplit, describe_tasks
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
 from sft.prompts import agent_to_json
-from sft.recipe.config import Recipe, resolves_to_bf16
+from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.versions import read_versions
 
 if TYPE_CHECKING:

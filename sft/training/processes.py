@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from tqdm import tqdm
 
 from sft.errors import UserError
-from sft.recipe.config import Recipe, build_training_arguments
-from sft.recipe.support import Launch
+from sft.recipe.launch import Launch, build_training_arguments
+from sft.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from trl import SFTConfig
