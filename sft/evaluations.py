@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.data.data_notes import is_unseen, list_data_notes
-from sft.versions import hash_files
+from sft.files import hash_files
 
 EVALUATIONS_NAME = "evaluations.jsonl"
 

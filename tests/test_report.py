@@ -11,11 +11,12 @@ import pytest
 from PIL import Image, ImageDraw
 from rollout_samples import RUN_INFO, make_step, make_task
 
-from eval.reporting.files import PREDICTION_COLUMNS, format_json, format_predictions, write_outputs, write_text
+from eval.reporting.files import PREDICTION_COLUMNS, format_json, format_predictions, write_outputs
 from eval.reporting.report import escape_json, write_report
 from eval.reporting.tables import format_interval, print_summary
 from eval.scoring.comparison import compare_results
 from eval.scoring.metrics import compute_metrics
+from sft.files import write_whole
 
 CHROMIUM = "/usr/bin/chromium"
 HOSTILE = '</script><script>document.title="pwned"</script><img src=x onerror="document.title=1"><!-- & \u2028'
@@ -115,10 +116,10 @@ def test_numbers_that_json_lacks_become_text():
 
 def test_a_write_that_fails_leaves_the_earlier_file_alone(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
-    write_text(path, "earlier")
+    write_whole(path, "earlier")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_text(path, "later")
+        write_whole(path, "later")
     assert path.read_text() == "earlier"
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
 
@@ -153,6 +154,7 @@ def test_report_works_with_315_tasks_of_13_steps(tmp_path, image_root):
     assert write_page(steps, tmp_path, image_root).stat().st_size < 5e6
 
 
+@pytest.mark.slow
 def test_two_runs_stand_side_by_side_in_a_real_browser(browser, tmp_path, image_root):
     stopped = [*STEPS[2:4], *STEPS[:2], *STEPS[4:]]
     stopped[1] = stopped[1].as_not_run(stopped[0].memory_after)
@@ -211,15 +213,17 @@ def test_interval_is_written_in_percent():
 
 @pytest.fixture(scope="module")
 def browser():
-    if not Path(CHROMIUM).is_file():
-        pytest.skip(f"found no {CHROMIUM}: apt-get install chromium")
     sync_api = pytest.importorskip("playwright.sync_api", reason="found no playwright: pip install playwright")
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        program = next((p for p in (CHROMIUM, playwright.chromium.executable_path) if Path(p).is_file()), None)
+        if program is None:
+            pytest.skip(f"found no {CHROMIUM}: apt-get install chromium, or playwright install --with-deps chromium")
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         yield opened
         opened.close()
 
 
+@pytest.mark.slow
 def test_report_in_a_real_browser(browser, tmp_path, image_root):
     path = write_page(STEPS, tmp_path, image_root, figures=[image_root / "screen.png"])
     page = browser.new_page(viewport={"width": 1280, "height": 900})

@@ -9,7 +9,7 @@ set -uo pipefail
 usage="expected OUT [--minutes 14] [--only PARTS] [--wheels wheels] [--tiny]"
 parts="attention training profile recipe rollout stock smoke single experts"
 
-out= minutes=14 only=${parts// /,} wheels= tiny=
+out="" minutes=14 only=${parts// /,} wheels="" tiny=""
 while [ $# -gt 0 ]; do
     case $1 in
         --minutes) minutes=${2:?$usage} && shift 2 ;;

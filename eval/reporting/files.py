@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 from eval.scoring.matching import MATCHERS, is_same_target, judge_step
 from eval.scoring.metrics import group_by_task
 from eval.step_result import StepResult
+from sft.files import write_whole
 from sft.memory import dump_json
 
 PREDICTION_COLUMNS = (
@@ -43,10 +42,10 @@ def write_outputs(
     Both JSON files carry `run_info` under "run", so that a number is never without what was run.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_text(output_dir / "predictions.csv", format_predictions(results))
-    write_text(output_dir / "metrics.json", format_json({**metrics, "run": run_info}, indent=2))
+    write_whole(output_dir / "predictions.csv", format_predictions(results))
+    write_whole(output_dir / "metrics.json", format_json({**metrics, "run": run_info}, indent=2))
     tasks = ",\n".join(format_json(task) for task in build_details(results))  # one a line: indenting is slow
-    write_text(output_dir / "details.json", f'{{"run":{format_json(run_info)},"tasks":[\n{tasks}\n]}}\n')
+    write_whole(output_dir / "details.json", f'{{"run":{format_json(run_info)},"tasks":[\n{tasks}\n]}}\n')
 
 
 def format_predictions(results: Sequence[StepResult]) -> str:
@@ -115,24 +114,6 @@ def format_json(value: Any, indent: int | None = None, ensure_ascii: bool = Fals
         return write(value)
     except ValueError:
         return write(_without_infinite(value))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name beside it, then rename it: a reader never sees half a file.
-
-    Half characters (lone surrogates), which a model's JSON can name but UTF-8 cannot hold, become "?".
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8", "replace"))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _build_prediction(step: StepResult) -> dict[str, Any]:

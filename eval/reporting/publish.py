@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.reporting.files import format_json, write_outputs, write_text
+from eval.reporting.files import format_json, write_outputs
 from eval.reporting.report import Images, write_report
 from eval.reporting.tables import print_comparison, print_summary
 from eval.scoring.comparison import compare_results
@@ -15,6 +15,7 @@ from eval.step_result import NOT_RUN, StepResult, load_results
 from sft.actions import POINT
 from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
+from sft.files import write_whole
 
 Run = tuple[Sequence[StepResult], Mapping[str, Any]]  # the results and the content of run.json
 
@@ -69,7 +70,7 @@ def publish_comparison(
     comparison = compare_results(run_a[0], run_b[0], names=names, seed=seed, n_resamples=n_resamples)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "comparison.json", format_json(comparison, indent=2))
+        write_whole(folder / "comparison.json", format_json(comparison, indent=2))
         results, run_info = run_a
         metrics = score_run(folder, results, run_info, seed=seed, n_resamples=n_resamples)
         report = write_report(

@@ -15,13 +15,14 @@ from typing import Any, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.reporting.files import build_details, build_step_details, format_json, write_text
+from eval.reporting.files import build_details, build_step_details, format_json
 from eval.reporting.tables import describe_intervals, describe_progress, format_interval, is_exact
 from eval.reporting.thumbnails import Thumbnails, load_thumbnails
 from eval.scoring.breakdowns import SKIPPED, UNREADABLE
 from eval.scoring.matching import HEADLINE
 from eval.step_result import StepResult
 from sft.data.data_notes import list_data_notes
+from sft.files import write_whole
 
 Images = Literal["embed", "link"]
 
@@ -82,7 +83,7 @@ def write_report(
         first = thumbnails.problems[0]
         logger.warning("report.html lacks %d screenshots; the first: %s", len(thumbnails.problems), first)
     path = output_dir / "report.html"
-    write_text(path, render_report(results, metrics, run_info, thumbnails, figures, comparison, others))
+    write_whole(path, render_report(results, metrics, run_info, thumbnails, figures, comparison, others))
     megabytes = path.stat().st_size / 1e6
     logger.info("report.html: %.1f MB with %d distinct screenshots", megabytes, len(thumbnails.images))
     return path
