@@ -13,8 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.reporting.card_results import enter_results
-from eval.reporting.publish import publish_comparison, publish_run, refuse_all_errors
+from eval.reporting.publish import enter_results, publish_comparison, publish_run, refuse_all_errors
 from eval.rollouts.metering import meter, record_rollout
 from eval.rollouts.options import MODES, find_model_folder, parse_arguments, read_agent
 from eval.rollouts.run_folder import claim_folders, run_tasks, write_in_order

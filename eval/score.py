@@ -14,9 +14,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from eval.reporting.card_results import enter_results
 from eval.reporting.files import write_text
-from eval.reporting.publish import load_run, publish_comparison, publish_run
+from eval.reporting.publish import enter_results, load_run, publish_comparison, publish_run
 from eval.rollouts.run_info import hash_model, merge_run_infos, write_run
 from eval.scoring.match_rules import build_variants, load_synonyms
 from eval.step_result import format_result

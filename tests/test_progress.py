@@ -5,8 +5,8 @@ from rollout_samples import make_step, make_task
 
 from eval.rollouts.walk import cut_at_first_error
 from eval.scoring.bootstrap import Bootstrap
+from eval.scoring.breakdowns import compute_memory_drift, compute_progress
 from eval.scoring.metrics import compute_metrics, group_by_task
-from eval.scoring.progress import compute_memory_drift, compute_progress
 
 RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
 

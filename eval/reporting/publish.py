@@ -15,6 +15,8 @@ from eval.step_result import NOT_RUN, StepResult, load_results
 from sft.actions import POINT
 from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
+from sft.evaluations import add_evaluation
+from sft.training.card import BEGIN, write_card
 
 Run = tuple[Sequence[StepResult], Mapping[str, Any]]  # the results and the content of run.json
 
@@ -85,6 +87,22 @@ def publish_comparison(
         print(f"Report: {report}")
     print_comparison(comparison)
     return comparison
+
+
+def enter_results(
+    run_info: Mapping[str, Any], metrics: Mapping[str, Any], gap: Mapping[str, Any] | None = None
+) -> None:
+    """Add the scores to the card that training or export wrote; a model folder without one is left alone.
+
+    `gap`: the key `matchers` of the comparison of mode teacher with this run.
+    """
+    if run_info["policy"] != "model" or run_info["engine"] == "openai" or run_info["shard"] is not None:
+        return
+    card = Path(run_info["model_path"]) / "README.md"
+    if not card.is_file() or BEGIN not in card.read_text(encoding="utf-8"):
+        return
+    add_evaluation(card.parent, run_info, metrics, gap)
+    write_card(card.parent)
 
 
 def score_run(

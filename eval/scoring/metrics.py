@@ -15,12 +15,12 @@ from eval.scoring.breakdowns import (
     compute_confusion,
     compute_per_action,
     compute_per_step_index,
+    compute_progress,
     describe_answers,
     describe_memory,
 )
 from eval.scoring.match_rules import build_variants, score_variants
 from eval.scoring.matching import HEADLINE, MATCHERS, OUTCOMES, Outcome, judge_step
-from eval.scoring.progress import compute_progress
 from eval.step_result import StepResult
 from sft.data.load import natural_key
 from sft.errors import UserError
