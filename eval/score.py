@@ -15,7 +15,7 @@ import logging
 from pathlib import Path
 
 from eval.reporting.files import write_text
-from eval.reporting.publish import enter_results, load_run, publish_comparison, publish_run
+from eval.reporting.publish import enter_results, judge_run, load_run, publish_comparison, publish_run
 from eval.rollouts.run_info import hash_model, merge_run_infos, write_run
 from eval.scoring.match_rules import build_variants, load_synonyms
 from eval.step_result import format_result
@@ -32,15 +32,13 @@ def main(argv: list[str]) -> None:
 def score(argv: list[str]) -> None:
     parser = build_parser()
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="the --output_dir of a rollout")
-    names = [variant.name for variant in build_variants(frozenset(), {"": ""})]
+    names = [variant.name for variant in build_variants({"": ""})]
     parser.add_argument("--matcher", nargs="+", choices=names, default=[], help="rules to print [all]", metavar="NAME")
     parser.add_argument("--synonyms", type=Path, help="JSON object: label -> list of labels that mean the same")
     arguments = parser.parse_args(argv)
-    results, run_info = load_run(arguments.run_dir)
     publish_run(
         arguments.run_dir,
-        results,
-        run_info,
+        judge_run(arguments.run_dir, *load_run(arguments.run_dir)),
         seed=arguments.seed,
         n_resamples=arguments.n_resamples,
         images=arguments.report_images,
@@ -57,8 +55,8 @@ def compare(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     publish_comparison(
         arguments.output_dir,
-        load_run(arguments.run_a),
-        load_run(arguments.run_b),
+        judge_run(arguments.run_a, *load_run(arguments.run_a)),
+        judge_run(arguments.run_b, *load_run(arguments.run_b)),
         (str(arguments.run_a), str(arguments.run_b)),
         seed=arguments.seed,
         n_resamples=arguments.n_resamples,
@@ -82,8 +80,7 @@ def merge(argv: list[str]) -> None:
     write_text(arguments.run_dir / "steps.jsonl", "".join(map(format_result, results)))
     metrics = publish_run(
         arguments.run_dir,
-        results,
-        run_info,
+        judge_run(arguments.run_dir, results, run_info),
         seed=arguments.seed,
         n_resamples=arguments.n_resamples,
         images=arguments.report_images,

@@ -4,9 +4,9 @@ import json
 
 import pytest
 from huggingface_hub import ModelCard
-from rollout_samples import RUN_INFO, make_task
+from rollout_samples import RUN_INFO, judge, make_task
 
-from eval.scoring.comparison import compare_results
+from eval.scoring.comparison import compare_runs
 from eval.scoring.metrics import compute_metrics
 from sft.compute.results import load_performance
 from sft.evaluations import add_evaluation
@@ -19,7 +19,7 @@ TEACHER = [step for i in range(12) for step in make_task(f"t{i}", [RIGHT, WRONG 
 
 
 def score(results, mode):
-    return compute_metrics(results, mode=mode, n_resamples=200)
+    return compute_metrics(judge(results), mode=mode, n_resamples=200)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_gap_of_two_matching_runs_says_that_it_is_not_paired(folder):
 
 
 def test_gap_of_mode_all_is_paired_and_has_its_interval(folder):
-    gap = compare_results(TEACHER, OWN, n_resamples=200)["matchers"]
+    gap = compare_runs(judge(TEACHER), judge(OWN), n_resamples=200)["matchers"]
     add_evaluation(folder, INFO, score(TEACHER, "teacher"))
     add_evaluation(folder, INFO, score(OWN, "own"), gap)
     low, high = (100 * gap["action"]["swa"]["difference"][key] for key in ("low", "high"))

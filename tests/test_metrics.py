@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 import pytest
-from rollout_samples import make_step, make_task
+from rollout_samples import judge, make_step, make_task
 
 from eval.scoring.bootstrap import Bootstrap, compute_interval, compute_unseen_bound, resample_sums
-from eval.scoring.metrics import compute_metrics, group_by_task
+from eval.scoring.metrics import compute_metrics
 
 OTHER = {"action": "CLICK", "target": "elsewhere"}
 
@@ -27,7 +27,7 @@ RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
 
 
 def score(results, **settings):
-    return compute_metrics(results, mode="own", **settings)
+    return compute_metrics(judge(results), mode="own", **settings)
 
 
 def test_swa_is_right_steps_over_all_steps_and_ta_tasks_without_a_fault_over_tasks():
@@ -194,7 +194,7 @@ def test_same_seed_same_numbers_whatever_the_order_of_results():
 
 def test_tasks_come_in_natural_order():
     results = [make_step(task_id, 0, "CLICK", "CLICK") for task_id in ("t10", "t2", "t1")]
-    assert list(group_by_task(results)) == ["t1", "t2", "t10"]
+    assert list(judge(results)) == ["t1", "t2", "t10"]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """From step to step: survival, recovery, drift; every number worked out by hand."""
 
 import pytest
-from rollout_samples import make_step, make_task
+from rollout_samples import judge, make_step, make_task
 
-from eval.rollouts.walk import cut_at_first_error
 from eval.scoring.bootstrap import Bootstrap
 from eval.scoring.breakdowns import compute_memory_drift, compute_progress
-from eval.scoring.metrics import compute_metrics, group_by_task
+from eval.scoring.matching import cut_at_first_error
+from eval.scoring.metrics import compute_metrics
 
 RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
 
@@ -20,7 +20,7 @@ STEPS = [
 
 
 def progress(results):
-    return compute_progress(group_by_task(results), Bootstrap(n_resamples=200))
+    return compute_progress(judge(results), Bootstrap(n_resamples=200))
 
 
 def test_goal_progress_is_the_mean_share_of_a_task_before_its_first_error():
@@ -74,8 +74,9 @@ def test_memory_drift_is_similarity_and_shared_keys_by_step():
 
 
 def test_steps_that_were_not_run_stay_in_every_denominator():
-    stopped = [step for task in group_by_task(STEPS).values() for step in cut_at_first_error(task)]
-    metrics = compute_metrics(stopped, mode="own_stop", n_resamples=100)
+    stopped = cut_at_first_error(judge(STEPS))
+    assert cut_at_first_error(judge(stopped)) == stopped
+    metrics = compute_metrics(judge(stopped), mode="own_stop", n_resamples=100)
     # run: a 4, b 2, c 1, d 2; right before the stop: a 4, b 1, c 0, d 1
     assert metrics["outcomes"] == {
         "right": 6,
@@ -98,5 +99,5 @@ def test_steps_that_were_not_run_stay_in_every_denominator():
 
 def test_tasks_are_scored_apart_by_length():
     results = [*make_task("a", [RIGHT] * 5), *make_task("b", [WRONG] * 6)]
-    parts = compute_metrics(results, mode="own", n_resamples=50)["per_task_length"]
+    parts = compute_metrics(judge(results), mode="own", n_resamples=50)["per_task_length"]
     assert {name: part["matchers"]["action"]["swa"]["value"] for name, part in parts.items()} == {"1-5": 1, "6-10": 0}

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -26,8 +27,7 @@ from tqdm import tqdm
 from eval.reporting.files import build_details, build_step_details, format_json, write_text
 from eval.reporting.tables import describe_intervals, describe_progress, format_interval, is_exact
 from eval.scoring.breakdowns import SKIPPED, UNREADABLE
-from eval.scoring.matching import HEADLINE
-from eval.step_result import StepResult
+from eval.scoring.matching import HEADLINE, Verdicts
 from sft.data.data_notes import list_data_notes
 from sft.data.image_paths import resolve_image
 from sft.data.screenshots import ScreenshotError, hash_screenshot, open_screenshot
@@ -94,7 +94,7 @@ class Thumbnails:
 
 def write_report(
     output_dir: Path,
-    results: Sequence[StepResult],
+    verdicts: Verdicts,
     metrics: Mapping[str, Any],
     run_info: Mapping[str, Any],
     image_root: Path,
@@ -102,36 +102,36 @@ def write_report(
     *,
     images: Images = "embed",
     comparison: Mapping[str, Any] | None = None,
-    others: Sequence[StepResult] = (),
+    others: Verdicts | None = None,
 ) -> Path:
     """Write report.html and return its path.
 
     With `images` "link" the screenshots stay where they are and the page names them: a small file, but no longer one
-    that can be passed on alone. `comparison` and `others`, the other run's results, set two runs side by side.
+    that can be passed on alone. `comparison` and `others`, the other run's verdicts, set two runs side by side.
 
     `figures` are PNG files, such as training curves. Screenshots that cannot be read are named once in the log and
     stand as a note where the picture would be.
     """
     link_from = output_dir if images == "link" else None
-    thumbnails = load_thumbnails([result.image_id for result in results], Path(image_root), link_from)
+    thumbnails = load_thumbnails([v.step.image_id for v in chain(*verdicts.values())], Path(image_root), link_from)
     if thumbnails.problems:
         first = thumbnails.problems[0]
         logger.warning("report.html lacks %d screenshots; the first: %s", len(thumbnails.problems), first)
     path = output_dir / "report.html"
-    write_text(path, render_report(results, metrics, run_info, thumbnails, figures, comparison, others))
+    write_text(path, render_report(verdicts, metrics, run_info, thumbnails, figures, comparison, others))
     megabytes = path.stat().st_size / 1e6
     logger.info("report.html: %.1f MB with %d distinct screenshots", megabytes, len(thumbnails.images))
     return path
 
 
 def render_report(
-    results: Sequence[StepResult],
+    verdicts: Verdicts,
     metrics: Mapping[str, Any],
     run_info: Mapping[str, Any],
     thumbnails: Thumbnails,
     figures: Sequence[Path] = (),
     comparison: Mapping[str, Any] | None = None,
-    others: Sequence[StepResult] = (),
+    others: Verdicts | None = None,
 ) -> str:
     """Return the page."""
     environment = Environment(
@@ -149,9 +149,9 @@ def render_report(
     data: dict[str, Any] = {
         "headline": HEADLINE,
         "matchers": list(metrics["matchers"]),
-        "tasks": _build_tasks(results, thumbnails),
+        "tasks": _build_tasks(verdicts, thumbnails),
     }
-    if comparison is not None:
+    if comparison is not None and others is not None:
         data["names"] = comparison["names"]
         _add_other_run(data["tasks"], others)
     return environment.get_template("report.html.j2").render(
@@ -231,8 +231,8 @@ def _make_thumbnail(path: Path, width: int, link_from: Path | None) -> Thumbnail
     return Thumbnail(base64.b64encode(file.getvalue()).decode("ascii"), screen)
 
 
-def _build_tasks(results: Sequence[StepResult], thumbnails: Thumbnails) -> list[dict[str, Any]]:
-    tasks = build_details(results)
+def _build_tasks(verdicts: Verdicts, thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    tasks = build_details(verdicts)
     for task in tasks:
         task["steps"] = [
             {
@@ -245,12 +245,11 @@ def _build_tasks(results: Sequence[StepResult], thumbnails: Thumbnails) -> list[
     return tasks
 
 
-def _add_other_run(tasks: list[dict[str, Any]], others: Sequence[StepResult]) -> None:
-    """Put beside each step what the other run predicted there, and its verdicts."""
-    by_step = {(step.task_id, step.index): build_step_details(step) for step in others}
+def _add_other_run(tasks: list[dict[str, Any]], others: Verdicts) -> None:
+    """Put beside each step what the other run predicted there, and its outcomes."""
     for task in tasks:
-        for step in task["steps"]:
-            other = by_step[task["task_id"], step["index"]]
+        for step, verdict in zip(task["steps"], others[task["task_id"]], strict=True):
+            other = build_step_details(verdict)
             step["other"] = {key: other[key] for key in ("predicted", "outcomes", "raw_text")}
 
 

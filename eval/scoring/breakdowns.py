@@ -2,52 +2,42 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from rapidfuzz import fuzz
 
 from eval.scoring.bootstrap import Bootstrap, Rates
-from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
+from eval.scoring.matching import HEADLINE, MATCHERS, Verdict, Verdicts
 from eval.step_result import NOT_RUN, StepResult
 from sft.memory import dump_json
-
-Tasks = Mapping[str, Sequence[StepResult]]
 
 # Columns of the confusion table; no action type can have these names.
 UNREADABLE, SKIPPED = "(unreadable)", "(not run)"
 
 
-def compute_confusion(steps: Iterable[StepResult]) -> dict[str, dict[str, int]]:
+def compute_confusion(verdicts: Iterable[Verdict]) -> dict[str, dict[str, int]]:
     """Count steps by gold action and predicted action; an answer that gives no action counts as `UNREADABLE`.
 
     A step that was not run counts as `SKIPPED`.
     """
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for step in steps:
-        absent = SKIPPED if step.parse_status == NOT_RUN else UNREADABLE
-        counts[step.gold["action"]][find_predicted_kind(step) or absent] += 1
+    for verdict in verdicts:
+        absent = SKIPPED if verdict.step.parse_status == NOT_RUN else UNREADABLE
+        counts[verdict.wanted.kind][verdict.answer.kind if verdict.answer else absent] += 1
     return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
 
 
-def find_predicted_kind(step: StepResult) -> str | None:
-    """Return the action type that counts as predicted, or None where the step's outcome is not right or wrong."""
-    is_judged = judge_step(step, MATCHERS[HEADLINE]) in ("right", "wrong")
-    return step.predicted["action"] if is_judged and step.predicted else None
-
-
-def compute_per_action(steps: Sequence[StepResult]) -> dict[str, dict[str, Any]]:
+def compute_per_action(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
     """Count and rate the steps of each gold action.
 
     Precision is None where the action was never predicted. F1 = 2 TP / (2 TP + FP + FN) is always defined: each action
     listed occurs in the gold.
     """
-    gold = Counter(step.gold["action"] for step in steps)
-    predicted = Counter(find_predicted_kind(step) for step in steps)
-    right = {
-        name: Counter(step.gold["action"] for step in steps if judge_step(step, matcher) == "right")
-        for name, matcher in MATCHERS.items()
-    }
+    gold = Counter(verdict.wanted.kind for verdict in verdicts)
+    predicted = Counter(verdict.answer.kind for verdict in verdicts if verdict.answer)
+    right = {name: Counter(v.wanted.kind for v in verdicts if v.is_right(name)) for name in MATCHERS}
     return {
         kind: {
             "n": gold[kind],
@@ -61,22 +51,19 @@ def compute_per_action(steps: Sequence[StepResult]) -> dict[str, dict[str, Any]]
     }
 
 
-def compute_per_step_index(steps: Sequence[StepResult]) -> list[dict[str, Any]]:
+def compute_per_step_index(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     """Count the steps at each position of their task, those that were run, and those that are right."""
-    by_index: defaultdict[int, list[StepResult]] = defaultdict(list)
-    for step in steps:
-        by_index[step.index].append(step)
+    by_index: defaultdict[int, list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        by_index[verdict.step.index].append(verdict)
     return [
         {
             "index": index,
-            "n": len(by_index[index]),
-            "n_run": sum(step.parse_status != NOT_RUN for step in by_index[index]),
-            "right": {
-                name: sum(judge_step(step, matcher) == "right" for step in by_index[index])
-                for name, matcher in MATCHERS.items()
-            },
+            "n": len(there),
+            "n_run": sum(verdict.step.parse_status != NOT_RUN for verdict in there),
+            "right": {name: sum(verdict.is_right(name) for verdict in there) for name in MATCHERS},
         }
-        for index in sorted(by_index)
+        for index, there in sorted(by_index.items())
     ]
 
 
@@ -106,13 +93,13 @@ def describe_memory(steps: Sequence[StepResult]) -> dict[str, Any]:
     }
 
 
-def compute_progress(tasks: Tasks, bootstrap: Bootstrap) -> dict[str, Any]:
+def compute_progress(tasks: Verdicts, bootstrap: Bootstrap) -> dict[str, Any]:
     """Describe the walks under the headline matcher; steps that were not run are in every length, never in a pair.
 
     A rate whose denominator is empty is None.
     """
-    rights = [[judge_step(step, MATCHERS[HEADLINE]) == "right" for step in task] for task in tasks.values()]
-    runs = [sum(step.parse_status != NOT_RUN for step in task) for task in tasks.values()]
+    rights = [[verdict.is_right() for verdict in task] for task in tasks.values()]
+    runs = [sum(verdict.step.parse_status != NOT_RUN for verdict in task) for task in tasks.values()]
     lengths = [len(right) for right in rights]
     prefixes = [right.index(False) if False in right else len(right) for right in rights]
     pairs = [list(zip(right[: n - 1], right[1:n])) for right, n in zip(rights, runs)]
@@ -150,7 +137,7 @@ def compute_progress(tasks: Tasks, bootstrap: Bootstrap) -> dict[str, Any]:
             "ta": sum(prefix == length for prefix, length in zip(prefixes, lengths)) / len(lengths),
             "expected_ta": sum((n_right / n_steps) ** length for length in lengths) / len(lengths),
         },
-        "memory_drift": compute_memory_drift(step for task in tasks.values() for step in task),
+        "memory_drift": compute_memory_drift(verdict.step for verdict in chain(*tasks.values())),
     }
 
 

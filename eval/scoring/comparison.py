@@ -1,22 +1,21 @@
 """Two rollouts of the same steps, paired by task: differences with intervals, and the sign of every task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import Any, Literal
 
 from eval.scoring.bootstrap import Bootstrap, Rates
 from eval.scoring.breakdowns import describe_answers
-from eval.scoring.matching import MATCHERS, judge_step
-from eval.scoring.metrics import group_by_task
-from eval.step_result import StepResult
+from eval.scoring.matching import MATCHERS, Verdicts
 from sft.errors import UserError
 
 Sign = Literal["better", "same", "worse"]
 
 
-def compare_results(
-    results_a: Sequence[StepResult],
-    results_b: Sequence[StepResult],
+def compare_runs(
+    tasks_a: Verdicts,
+    tasks_b: Verdicts,
     *,
     names: tuple[str, str] = ("A", "B"),
     seed: int = 0,
@@ -29,7 +28,6 @@ def compare_results(
     Raises:
         UserError: the runs are not of the same steps with the same gold actions.
     """
-    tasks_a, tasks_b = group_by_task(results_a), group_by_task(results_b)
     _check_same_steps(tasks_a, tasks_b, names)
     bootstrap = Bootstrap(seed, n_resamples)
     columns: dict[str, Sequence[float]] = {
@@ -62,16 +60,14 @@ def compare_results(
             for name in MATCHERS
         },
         "parse_rate": {
-            side: describe_answers([step for task in tasks.values() for step in task])["parse_rate"]
+            side: describe_answers([verdict.step for verdict in chain(*tasks.values())])["parse_rate"]
             for side, tasks in (("a", tasks_a), ("b", tasks_b))
         },
         "tasks": {name: _describe_signs(tasks_a, tasks_b, name) for name in MATCHERS},
     }
 
 
-def _describe_signs(
-    tasks_a: Mapping[str, Sequence[StepResult]], tasks_b: Mapping[str, Sequence[StepResult]], matcher: str
-) -> dict[str, Any]:
+def _describe_signs(tasks_a: Verdicts, tasks_b: Verdicts, matcher: str) -> dict[str, Any]:
     right_a, right_b = _count_right(tasks_a, matcher), _count_right(tasks_b, matcher)
     rows = [
         {
@@ -91,18 +87,11 @@ def _sign(a: int, b: int) -> Sign:
     return "same" if a == b else "better" if a > b else "worse"
 
 
-def _count_right(tasks: Mapping[str, Sequence[StepResult]], matcher: str) -> dict[str, int]:
-    return {
-        task_id: sum(judge_step(step, MATCHERS[matcher]) == "right" for step in task)
-        for task_id, task in tasks.items()
-    }
+def _count_right(tasks: Verdicts, matcher: str) -> dict[str, int]:
+    return {task_id: sum(verdict.is_right(matcher) for verdict in task) for task_id, task in tasks.items()}
 
 
-def _check_same_steps(
-    tasks_a: Mapping[str, Sequence[StepResult]],
-    tasks_b: Mapping[str, Sequence[StepResult]],
-    names: tuple[str, str],
-) -> None:
+def _check_same_steps(tasks_a: Verdicts, tasks_b: Verdicts, names: tuple[str, str]) -> None:
     if missing := sorted(tasks_a.keys() ^ tasks_b.keys()):
         holder = names[0] if missing[0] in tasks_a else names[1]
         raise UserError(
@@ -110,7 +99,7 @@ def _check_same_steps(
             f"{holder}; expected rollouts of the same tasks"
         )
     for task_id, task in tasks_a.items():
-        golds = [[step.gold for step in t] for t in (task, tasks_b[task_id])]
+        golds = [[verdict.step.gold for verdict in t] for t in (task, tasks_b[task_id])]
         if golds[0] != golds[1]:
             raise UserError(
                 f"{names[0]} and {names[1]}: found other gold actions in task {task_id}; expected rollouts of the "
