@@ -3,9 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pytest
+
 from eval.scoring import matching
 from eval.step_result import StepResult
 from sft.actions import DEFAULT_ACTIONS, Action, ActionType
+from sft.rates import Rate
 
 
 def make_step(
@@ -49,6 +52,10 @@ def make_task(task_id: str, pairs: list[tuple[Any, Any]], **fields: Any) -> list
 
 def judge(results: Iterable[StepResult], actions: Sequence[ActionType] = DEFAULT_ACTIONS) -> matching.Verdicts:
     return matching.judge(results, actions)
+
+
+def approx_rate(value: float, low: float, high: float) -> Rate:
+    return Rate(pytest.approx(value), pytest.approx(low), pytest.approx(high))
 
 
 RUN_INFO = {

@@ -1,11 +1,10 @@
 """Which scores a model card shows, under which notes, and which of them reach the Hub and the compute report."""
 
-import json
-
 import pytest
 from huggingface_hub import ModelCard
 from rollout_samples import RUN_INFO, judge, make_task
 
+from eval.reporting.files import format_json
 from eval.scoring.comparison import compare_runs
 from eval.scoring.metrics import compute_metrics
 from sft.compute.results import load_performance
@@ -56,8 +55,8 @@ def test_gap_of_mode_all_is_paired_and_has_its_interval(folder):
     gap = compare_runs(judge(TEACHER), judge(OWN), n_resamples=200)["matchers"]
     add_evaluation(folder, INFO, score(TEACHER, "teacher"))
     add_evaluation(folder, INFO, score(OWN, "own"), gap)
-    low, high = (100 * gap["action"]["swa"]["difference"][key] for key in ("low", "high"))
-    assert f"paired by task: +20.8 [{low:+.1f}, {high:+.1f}] points by action" in read_card(folder)[0]
+    shown = gap["action"]["swa"]["difference"].format(signed=True)
+    assert shown.startswith("+20.8 [") and f"paired by task: {shown} points by action" in read_card(folder)[0]
 
 
 def test_score_on_unseen_tasks_reaches_the_hub(folder):
@@ -86,7 +85,7 @@ def test_task_accuracy_of_one_verdict_is_marked_as_exact(folder):
 )
 def test_compute_report_lists_whole_runs_of_a_model_alone(tmp_path, change, is_listed):
     metrics = {**score(OWN, "own"), "run": {**INFO, **change, "data": {"trained_on": {"val": ["t1"]}}}}
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "metrics.json").write_text(format_json(metrics))
     names = [field.name for field in load_performance([tmp_path])]
     expected = f"{tmp_path.name}, own; Not unseen: the model was chosen by 1 of these tasks: SWA by action (%), ours"
     assert (expected in names) == is_listed

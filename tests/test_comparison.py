@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from rollout_samples import RUN_INFO, judge, make_task
+from rollout_samples import RUN_INFO, approx_rate, judge, make_task
 
 from eval.reporting.tables import BLIND, EXACT, print_comparison
 from eval.score import main
@@ -33,9 +33,9 @@ def write_run(folder: Path, steps) -> Path:
 
 def test_differences_are_a_minus_b():
     swa, ta = (compare(A, B)["matchers"]["action"][measure] for measure in ("swa", "ta"))
-    assert (swa["a"]["value"], swa["b"]["value"]) == (pytest.approx(3 / 5), pytest.approx(3 / 5))
-    assert swa["difference"]["value"] == pytest.approx(0)
-    assert (ta["a"]["value"], ta["b"]["value"], ta["difference"]["value"]) == (
+    assert (swa["a"].value, swa["b"].value) == (pytest.approx(3 / 5), pytest.approx(3 / 5))
+    assert swa["difference"].value == pytest.approx(0)
+    assert (ta["a"].value, ta["b"].value, ta["difference"].value) == (
         pytest.approx(1 / 3),
         pytest.approx(1 / 3),
         pytest.approx(0),
@@ -52,8 +52,8 @@ def test_a_constant_difference_has_no_width_although_both_runs_vary():
     a = [s for i in range(30) for s in make_task(f"t{i}", [RIGHT, RIGHT] if i % 2 else [RIGHT, WRONG])]
     b = [s for i in range(30) for s in make_task(f"t{i}", [RIGHT, WRONG] if i % 2 else [WRONG, WRONG])]
     swa = compare(a, b)["matchers"]["action"]["swa"]
-    assert swa["difference"] == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})
-    assert swa["a"]["high"] - swa["a"]["low"] > 0.1
+    assert swa["difference"] == approx_rate(0.5, 0.5, 0.5)
+    assert swa["a"].high - swa["a"].low > 0.1
 
 
 @pytest.mark.parametrize(("b", "shown"), [(RIGHT, "+0.0 [+0.0, +0.0]"), (WRONG, "+100.0 [+100.0, +100.0]")])

@@ -13,7 +13,7 @@ from rollout_samples import RUN_INFO, judge, make_step, make_task
 
 from eval.reporting.files import PREDICTION_COLUMNS, format_json, format_predictions, write_outputs, write_text
 from eval.reporting.report import escape_json, write_report
-from eval.reporting.tables import format_interval, print_summary
+from eval.reporting.tables import print_summary
 from eval.scoring.comparison import compare_runs
 from eval.scoring.metrics import compute_metrics
 from sft.actions import ActionType
@@ -216,11 +216,6 @@ def test_summary_in_a_file_folds_no_name_and_lists_no_rule_without_a_step(capsys
 def test_summary_says_where_an_interval_is_blind(capsys):
     print_summary(compute_metrics(judge(make_task("t", [("CLICK", "CLICK")])), mode="own"))
     assert "the bootstrap is blind" in capsys.readouterr().out
-
-
-def test_interval_is_written_in_percent():
-    assert format_interval({"value": 0.7136, "low": 0.68, "high": 0.749}) == "71.4 [68.0, 74.9]"
-    assert format_interval({"value": 0.1, "low": -0.02, "high": 0.2}, signed=True) == "+10.0 [-2.0, +20.0]"
 
 
 @pytest.fixture(scope="module")

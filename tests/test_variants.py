@@ -109,7 +109,7 @@ def test_the_two_main_rules_agree_with_the_headline_table():
     for name in ("action", "action_target"):
         assert rows[name]["rate"] == metrics["matchers"][name]["swa"]
         assert rows[name]["ta"] == metrics["matchers"][name]["ta"]
-    assert rows["action_target"]["over_action"]["value"] == pytest.approx(-1 / 3)
+    assert rows["action_target"]["over_action"].value == pytest.approx(-1 / 3)
 
 
 def test_final_action_of_an_own_vocabulary_needs_no_target_under_any_rule():

@@ -14,6 +14,7 @@ from typing import Any
 from eval.scoring.matching import MATCHERS, Verdict, Verdicts, is_same_target
 from sft.actions import format_action
 from sft.memory import dump_json
+from sft.rates import Rate
 
 PREDICTION_COLUMNS = (
     "Task_id",
@@ -108,7 +109,14 @@ def build_step_details(verdict: Verdict) -> dict[str, Any]:
 def format_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
     """Write JSON that every reader takes: a number that JSON lacks (NaN, infinity) becomes its name as text."""
     separators = (",", ":") if indent is None else None
-    write = partial(json.dumps, ensure_ascii=ensure_ascii, allow_nan=False, indent=indent, separators=separators)
+    write = partial(
+        json.dumps,
+        ensure_ascii=ensure_ascii,
+        allow_nan=False,
+        indent=indent,
+        separators=separators,
+        default=Rate.as_json,
+    )
     try:
         return write(value)
     except ValueError:

@@ -25,12 +25,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.reporting.files import build_details, build_step_details, format_json, write_text
-from eval.reporting.tables import describe_intervals, describe_progress, format_interval, is_exact
+from eval.reporting.tables import describe_intervals, describe_progress
 from eval.scoring.breakdowns import SKIPPED, UNREADABLE
 from eval.scoring.matching import HEADLINE, Verdicts
 from sft.data.data_notes import list_data_notes
 from sft.data.image_paths import resolve_image
 from sft.data.screenshots import ScreenshotError, hash_screenshot, open_screenshot
+from sft.rates import Rate, read_rate
 
 Images = Literal["embed", "link"]
 
@@ -142,8 +143,8 @@ def render_report(
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
-    environment.filters["interval"] = format_interval
-    environment.tests["exact"] = is_exact
+    environment.filters["interval"] = Rate.format
+    environment.filters["rate"] = read_rate
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     data: dict[str, Any] = {

@@ -24,6 +24,7 @@ from eval.scoring.match_rules import build_variants, score_variants
 from eval.scoring.matching import HEADLINE, MATCHERS, OUTCOMES, Verdict, Verdicts
 from sft.data.load import natural_key
 from sft.errors import UserError
+from sft.rates import Rate
 
 METRICS_VERSION = "2"
 
@@ -136,5 +137,6 @@ def _count_repeats(task: Sequence[Verdict], first_guess: str) -> int:
     return sum(guess == kind for guess, kind in zip([first_guess, *kinds], kinds))
 
 
-def _as_baseline(rate: Mapping[str, float]) -> dict[str, float]:
-    return {"swa": rate["value"], "low": rate["low"], "high": rate["high"]}
+def _as_baseline(rate: Rate | None) -> dict[str, float]:
+    assert rate is not None  # every run has steps
+    return {"swa": rate.value, "low": rate.low, "high": rate.high}

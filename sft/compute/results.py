@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sft.compute.fields import Field
 from sft.data.data_notes import list_data_notes
-from sft.evaluations import format_rate
+from sft.rates import read_rate
 
 LOG_PATTERNS = ("compute_ledger*.jsonl", "steps.jsonl", "trainer_state.json", "events.out.tfevents.*", "*.log")
 
@@ -32,11 +32,11 @@ def load_performance(folders: Sequence[Path]) -> list[Field]:
             for matcher, rates in metrics["matchers"].items():
                 for measure in ("swa", "ta"):
                     label = f"{name}: {measure.upper()} by {matcher} (%), ours"
-                    fields.append(Field("performance", label, format_rate(rates[measure]), "measured"))
+                    fields.append(Field("performance", label, read_rate(rates[measure]).format(), "measured"))
             label = f"{name}: SWA of always {baseline['action']} (%), baseline"
-            fields.append(Field("performance", label, format_rate({**baseline, "value": baseline["swa"]}), "measured"))
+            fields.append(Field("performance", label, read_rate(baseline).format(), "measured"))
             label = f"{name}: SWA by action, ours - baseline (points), improvement"
-            fields.append(Field("performance", label, format_rate(over), "measured"))
+            fields.append(Field("performance", label, read_rate(over).format(signed=True), "measured"))
     return fields or [Field("performance", "metrics", "missing: no metrics.json; roll a model out first", "measured")]
 
 

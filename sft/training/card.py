@@ -10,7 +10,8 @@ import yaml
 from sft.compute.fields import gpu_hours
 from sft.compute.ledger import load_runs
 from sft.compute.tracking import shorten_path
-from sft.evaluations import format_points, format_rate, load_evaluations
+from sft.evaluations import load_evaluations
+from sft.rates import read_rate
 
 BEGIN, END = "<!-- generated from the files of this folder: begin -->", "<!-- generated: end -->"
 TAGS = ["gui-agent", "clinical-software", "trl", "sft"]
@@ -100,12 +101,10 @@ def _render_results(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = ["| test data | memory | matcher | SWA (%) | TA (%) |", "| --- | --- | --- | --- | --- |"]
     for e in evaluations:
         for matcher, rates in e["matchers"].items():
-            data = describe_data(e)
-            rows.append(
-                f"| {data} | {e['mode']} | {matcher} | {format_rate(rates['swa'])} | {format_rate(rates['ta'])} |"
-            )
+            swa, ta = (read_rate(rates[measure]).format() for measure in ("swa", "ta"))
+            rows.append(f"| {describe_data(e)} | {e['mode']} | {matcher} | {swa} | {ta} |")
         majority = e["majority_baseline"]
-        baseline = format_rate({**majority, "value": majority["swa"]})
+        baseline = read_rate(majority).format()
         rows.append(f"| {e['csv']} | none | action, always {majority['action']} | {baseline} |  |")
         rows += [f"| **{note}** |  |  |  |  |" for note in e.get("notes", ())]
     text = (
@@ -129,7 +128,7 @@ def _render_gap(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     for own in (e for e in evaluations if e["mode"] == "own"):
         what = f"Exposure gap on {describe_data(own)} (SWA with the recording's memory minus own)"
         if gap := own.get("exposure_gap"):
-            gaps = [f"{format_points(difference)} by {name}" for name, difference in gap.items()]
+            gaps = [f"{read_rate(rate).format(signed=True)} points by {name}" for name, rate in gap.items()]
             lines.append(f"{what}, paired by task: {', '.join(gaps)}.")
             continue
         for teacher in evaluations:
@@ -178,8 +177,8 @@ def _render_export(folder: Path) -> list[str]:
         for row in report["logits"]
     ]
     if "rollout" in report:
-        rate = report["rollout"]["action"]["swa"]["difference"]
-        lines.append(f"- SWA by action, merged minus adapter: {format_points(rate)}")
+        rate = read_rate(report["rollout"]["action"]["swa"]["difference"])
+        lines.append(f"- SWA by action, merged minus adapter: {rate.format(signed=True)} points")
     return ["## Export", f"Merged into the unquantised base model, {report['dtype']}.", "\n".join(lines)]
 
 
