@@ -13,6 +13,7 @@ model's card, as an unsharded rollout does.
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 from eval.reporting.files import write_text
 from eval.reporting.publish import enter_results, judge_run, load_run, publish_comparison, publish_run
@@ -39,9 +40,7 @@ def score(argv: list[str]) -> None:
     publish_run(
         arguments.run_dir,
         judge_run(arguments.run_dir, *load_run(arguments.run_dir)),
-        seed=arguments.seed,
-        n_resamples=arguments.n_resamples,
-        images=arguments.report_images,
+        **read_settings(arguments),
         synonyms=load_synonyms(arguments.synonyms) if arguments.synonyms else None,
         shown=arguments.matcher,
     )
@@ -58,9 +57,7 @@ def compare(argv: list[str]) -> None:
         judge_run(arguments.run_a, *load_run(arguments.run_a)),
         judge_run(arguments.run_b, *load_run(arguments.run_b)),
         (str(arguments.run_a), str(arguments.run_b)),
-        seed=arguments.seed,
-        n_resamples=arguments.n_resamples,
-        images=arguments.report_images,
+        **read_settings(arguments),
     )
 
 
@@ -78,13 +75,8 @@ def merge(argv: list[str]) -> None:
     arguments.run_dir.mkdir(parents=True, exist_ok=True)
     write_run(arguments.run_dir, run_info)
     write_text(arguments.run_dir / "steps.jsonl", "".join(map(format_result, results)))
-    metrics = publish_run(
-        arguments.run_dir,
-        judge_run(arguments.run_dir, results, run_info),
-        seed=arguments.seed,
-        n_resamples=arguments.n_resamples,
-        images=arguments.report_images,
-    )
+    run = judge_run(arguments.run_dir, results, run_info)
+    metrics = publish_run(arguments.run_dir, run, **read_settings(arguments))
     if hash_model(run_info["model_path"]) == run_info["model_sha256"]:
         enter_results(run_info, metrics)
     else:
@@ -98,6 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--n_resamples", type=int, default=10_000, help="resamples of the bootstrap [10000]")
     parser.add_argument("--report_images", choices=["embed", "link"], default="embed", help="screenshots [embed]")
     return parser
+
+
+def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"seed": arguments.seed, "n_resamples": arguments.n_resamples, "images": arguments.report_images}
 
 
 if __name__ == "__main__":

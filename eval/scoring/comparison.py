@@ -1,16 +1,15 @@
 """Two rollouts of the same steps, paired by task: differences with intervals, and the sign of every task."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 from eval.scoring.bootstrap import Bootstrap, Rates
 from eval.scoring.breakdowns import describe_answers
 from eval.scoring.matching import MATCHERS, Verdicts
 from sft.errors import UserError
-
-Sign = Literal["better", "same", "worse"]
 
 
 def compare_runs(
@@ -30,20 +29,18 @@ def compare_runs(
     """
     _check_same_steps(tasks_a, tasks_b, names)
     bootstrap = Bootstrap(seed, n_resamples)
-    columns: dict[str, Sequence[float]] = {
-        "steps": [len(task) for task in tasks_a.values()],
-        "tasks": [1] * len(tasks_a),
-    }
+    lengths = [len(task) for task in tasks_a.values()]
+    columns: dict[str, list[int]] = {"steps": lengths, "tasks": [1] * len(lengths)}
     for name in MATCHERS:
         for side, tasks in (("a", tasks_a), ("b", tasks_b)):
-            right = _count_right(tasks, name)
-            columns[f"{name}.steps.{side}"] = list(right.values())
-            columns[f"{name}.tasks.{side}"] = [int(n == len(tasks[task_id])) for task_id, n in right.items()]
+            right = [sum(verdict.is_right(name) for verdict in task) for task in tasks.values()]
+            columns[f"{name}.steps.{side}"] = right
+            columns[f"{name}.tasks.{side}"] = [int(n == length) for n, length in zip(right, lengths)]
     rates = Rates(columns, bootstrap)
     return {
         "names": list(names),
         "n_tasks": len(tasks_a),
-        "n_steps": sum(columns["steps"]),
+        "n_steps": sum(lengths),
         "bootstrap": asdict(bootstrap),
         "matchers": {
             name: {
@@ -63,32 +60,25 @@ def compare_runs(
             side: describe_answers([verdict.step for verdict in chain(*tasks.values())])["parse_rate"]
             for side, tasks in (("a", tasks_a), ("b", tasks_b))
         },
-        "tasks": {name: _describe_signs(tasks_a, tasks_b, name) for name in MATCHERS},
+        "tasks": {
+            name: _describe_signs(tasks_a, columns[f"{name}.steps.a"], columns[f"{name}.steps.b"]) for name in MATCHERS
+        },
     }
 
 
-def _describe_signs(tasks_a: Verdicts, tasks_b: Verdicts, matcher: str) -> dict[str, Any]:
-    right_a, right_b = _count_right(tasks_a, matcher), _count_right(tasks_b, matcher)
+def _describe_signs(tasks: Verdicts, right_a: Sequence[int], right_b: Sequence[int]) -> dict[str, Any]:
     rows = [
         {
             "task_id": task_id,
             "n_steps": len(task),
-            "right_a": right_a[task_id],
-            "right_b": right_b[task_id],
-            "sign": _sign(right_a[task_id], right_b[task_id]),
+            "right_a": a,
+            "right_b": b,
+            "sign": "same" if a == b else "better" if a > b else "worse",
         }
-        for task_id, task in tasks_a.items()
+        for (task_id, task), a, b in zip(tasks.items(), right_a, right_b, strict=True)
     ]
-    signs = [row["sign"] for row in rows]
-    return {**{sign: signs.count(sign) for sign in ("better", "same", "worse")}, "by_task": rows}
-
-
-def _sign(a: int, b: int) -> Sign:
-    return "same" if a == b else "better" if a > b else "worse"
-
-
-def _count_right(tasks: Verdicts, matcher: str) -> dict[str, int]:
-    return {task_id: sum(verdict.is_right(matcher) for verdict in task) for task_id, task in tasks.items()}
+    signs = Counter(row["sign"] for row in rows)
+    return {**{sign: signs[sign] for sign in ("better", "same", "worse")}, "by_task": rows}
 
 
 def _check_same_steps(tasks_a: Verdicts, tasks_b: Verdicts, names: tuple[str, str]) -> None:
