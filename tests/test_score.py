@@ -13,6 +13,8 @@ from rollout_samples import RUN_INFO, make_step, make_task
 from eval.reporting.publish import judge_run, publish_run
 from eval.score import main
 from eval.step_result import StepResult, format_result, load_results, parse_result
+from sft.actions import ActionType
+from sft.prompts import AgentConfig, agent_to_json
 
 ROOT = Path(__file__).parent.parent
 STEPS = [
@@ -101,6 +103,14 @@ def test_a_refusal_is_exit_code_2_and_no_traceback(tmp_path):
     done = score(tmp_path)
     assert done.returncode == 2
     assert "found no such file" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_is_judged_by_the_vocabulary_of_its_agent(run_dir):
+    steps = make_task("t", [({"action": "DONE", "target": "the report"}, {"action": "DONE", "target": ""})])
+    info = {"n_steps": 1, "agent": agent_to_json(AgentConfig(actions=(ActionType("DONE", "", is_final=True),)))}
+    for run_info, is_right in ((json.loads(json.dumps(info)), True), ({"n_steps": 1}, False)):
+        ((verdict,),) = judge_run(run_dir, steps, run_info).verdicts.values()
+        assert verdict.is_right("action_target") is is_right
 
 
 def test_a_line_of_steps_holds_actions_as_the_model_writes_them(run_dir):
