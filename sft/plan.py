@@ -25,8 +25,8 @@ GB = 1e9
 class TokenPlan:
     """Token counts of one epoch.
 
-    `longest` is its longest batch, `longest_alone` what that batch's steps have one by one, `longest_step` the longest
-    of all steps, `most_prefixes` the most tokens that screenshots (with what precedes them) have in one batch.
+    `longest` is its longest batch, `longest_step` the longest of all steps, `most_prefixes` the most tokens that
+    screenshots (with what precedes them) have in one batch.
     """
 
     n_steps: int
@@ -34,7 +34,6 @@ class TokenPlan:
     n_tokens_packed: int
     n_sequences: int
     longest: int
-    longest_alone: int
     longest_step: int
     most_prefixes: int
     n_optimizer_steps: int
@@ -58,7 +57,6 @@ def plan_tokens(recipe: Recipe, sizes: list[StepSize], n_ranks: int) -> TokenPla
             n_tokens_packed=sum(alone),
             n_sequences=len(sizes),
             longest=longest,
-            longest_alone=longest,
             longest_step=max(alone),
             most_prefixes=max(s.n_prefix for s in sizes) * batch,
             n_optimizer_steps=-(-n_batches // accumulation),
@@ -72,7 +70,6 @@ def plan_tokens(recipe: Recipe, sizes: list[StepSize], n_ranks: int) -> TokenPla
         n_tokens_packed=sum(counts),
         n_sequences=len(packs),
         longest=max(counts),
-        longest_alone=max(sum(alone[i] for i in pack) for pack in packs),
         longest_step=max(alone),
         most_prefixes=max(sum({sizes[i].image: sizes[i].n_prefix for i in pack}.values()) for pack in packs),
         n_optimizer_steps=-(-len(packs) // (n_ranks * accumulation)),
@@ -196,8 +193,7 @@ def _count_trained(model: Any, settings: ModelSettings, family: Any) -> tuple[in
 def _count_activations(recipe: Recipe, config: Any, tokens: TokenPlan, n_patches: int) -> dict[str, float]:
     """Count the numbers that a training step keeps for its backward pass, by part.
 
-    Of a layer: the inputs of its linears, attention's q, k, v and output. A packed sequence's branches have the keys
-    and values of their whole path each, repeated for every head that shares them.
+    Of a layer: the inputs of its linears, attention's q, k, v and output.
     """
     settings, text = recipe.model, config.get_text_config()
     shape, vision = read_text_shape(text), read_vision_shape(config.vision_config)
@@ -207,14 +203,11 @@ def _count_activations(recipe: Recipe, config: Any, tokens: TokenPlan, n_patches
     # a layer with a state has instead: what it convolves, before and after, and in fp32 what it scans
     mixer = max(2 * q + 2 * kv, 4 * shape.linear_width)
     layer = tokens.longest * (6 * text.hidden_size + mixer + 4 * shape.mlp_width)
-    is_packed = recipe.batch.packing != "none"
-    paths = tokens.longest_alone * 2 * (q + kv) if is_packed and settings.attn_implementation == "sdpa" else 0
     hidden = n_layers * tokens.longest * text.hidden_size
     vision_layer = n_patches * (8 * vision.width + 2 * vision.mlp_width)
     trains_vision = not settings.use_peft or "vision" in settings.lora_parts
     counts = {
         "activations": hidden + 2 * layer if is_checkpointed else n_layers * layer,
-        "keys and values by branch": float(paths if is_checkpointed else shape.n_attention * paths),
         "vision activations": float(vision_layer),
     }
     if trains_vision and is_checkpointed:
