@@ -25,12 +25,13 @@ from typing import Any
 
 from rich.console import Console
 
-from eval.reporting.files import format_json, write_text
+from eval.reporting.files import format_json
 from eval.reporting.publish import judge_run, load_run
 from eval.reporting.tables import build_ablation_table, describe_intervals
 from eval.scoring.comparison import compare_runs
 from eval.scoring.matching import HEADLINE
 from sft.errors import UserError, run_command
+from sft.files import write_whole
 from sft.recipe.config import load_agent_config
 
 WIDTH = 150  # the table has nine columns
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> None:
         {"variant": name, **VARIANTS[name], **compare_runs(run, runs["full"], names=(name, "full"))["matchers"]}
         for name, run in runs.items()
     ]
-    write_text(arguments.output_dir / "ablations.json", format_json({"rows": rows}, indent=2))
+    write_whole(arguments.output_dir / "ablations.json", format_json({"rows": rows}, indent=2))
     console = Console()
     console.width = max(console.width, WIDTH)
     console.print(build_ablation_table(rows))

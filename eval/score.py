@@ -15,13 +15,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from eval.reporting.files import write_text
 from eval.reporting.publish import enter_results, judge_run, load_run, publish_comparison, publish_run
 from eval.rollouts.run_info import hash_model, merge_run_infos, write_run
 from eval.scoring.match_rules import build_variants, load_synonyms
 from eval.step_result import format_result
 from sft.data.load import natural_key
 from sft.errors import UserError, run_command
+from sft.files import write_whole
 
 
 def main(argv: list[str]) -> None:
@@ -74,7 +74,7 @@ def merge(argv: list[str]) -> None:
     results.sort(key=lambda step: (natural_key(step.task_id), step.index))
     arguments.run_dir.mkdir(parents=True, exist_ok=True)
     write_run(arguments.run_dir, run_info)
-    write_text(arguments.run_dir / "steps.jsonl", "".join(map(format_result, results)))
+    write_whole(arguments.run_dir / "steps.jsonl", "".join(map(format_result, results)))
     run = judge_run(arguments.run_dir, results, run_info)
     metrics = publish_run(arguments.run_dir, run, **read_settings(arguments))
     if hash_model(run_info["model_path"]) == run_info["model_sha256"]:

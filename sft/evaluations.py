@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.data.data_notes import is_unseen, list_data_notes
+from sft.files import hash_files
 from sft.rates import Rate
-from sft.versions import hash_files
 
 EVALUATIONS_NAME = "evaluations.jsonl"
 

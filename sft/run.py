@@ -27,7 +27,7 @@ from sft.recipe.config import Recipe, build_training_arguments, parse_recipe
 from sft.recipe.support import check_support, read_launch
 from sft.training.first_process import do_in_first_process
 from sft.training.outputs import save_run_files
-from sft.training.preemption import watch_for_preemption
+from sft.training.processes import watch_for_preemption
 from sft.training.resume import choose_checkpoint, describe_run
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def log_parameters(counts: dict[str, dict[str, int]]) -> None:
 
 def save(trainer: "TrajectoryTrainer", folder: Path) -> None:
     """Save the weights, reopen and check them, and draw the curves."""
-    from sft.compute.curves import plot_curves
+    from sft.compute.plots import plot_curves
     from sft.models.model import check_adapter
 
     trainer.save_model()

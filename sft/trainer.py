@@ -16,7 +16,7 @@ from sft.compute.step_meter import StepMeter
 from sft.models.model import trained_parts
 from sft.models.tree_attention import use_tree_attention
 from sft.training.checkpoint_trainer import CheckpointTrainer
-from sft.training.preemption import leave_signals_to_parent
+from sft.training.processes import leave_signals_to_parent
 from sft.training.watch import GradientCheck, StopWhenPreempted, check_batch, check_loss, refuse_gradient
 
 ValidationRollout = Callable[[torch.nn.Module], dict[str, float]]

@@ -7,7 +7,7 @@ from rollout_samples import RUN_INFO, judge, make_task
 from eval.reporting.files import format_json
 from eval.scoring.comparison import compare_runs
 from eval.scoring.metrics import compute_metrics
-from sft.compute.results import load_performance
+from sft.compute.fields import Project, list_scores
 from sft.evaluations import add_evaluation
 from sft.training.card import write_card
 
@@ -79,6 +79,13 @@ def test_task_accuracy_of_one_verdict_is_marked_as_exact(folder):
     assert "| 0.0 [0.0, 15.4]* |" in read_card(folder)[0]
 
 
+def test_name_of_the_data_ends_no_cell_and_is_no_html(folder):
+    add_evaluation(folder, {**INFO, "test_csv": "a|b\n<img src=x>.csv"}, score(OWN, "own"))
+    text = read_card(folder)[0]
+    assert "| a\\|b &lt;img src=x>.csv, " in text
+    assert "<img" not in text.partition("---\n\n")[2]
+
+
 @pytest.mark.parametrize(
     ("change", "is_listed"),
     [({}, True), ({"policy": "replay"}, False), ({"policy": "empty"}, False), ({"shard": [0, 2]}, False)],
@@ -86,7 +93,7 @@ def test_task_accuracy_of_one_verdict_is_marked_as_exact(folder):
 def test_compute_report_lists_whole_runs_of_a_model_alone(tmp_path, change, is_listed):
     metrics = {**score(OWN, "own"), "run": {**INFO, **change, "data": {"trained_on": {"val": ["t1"]}}}}
     (tmp_path / "metrics.json").write_text(format_json(metrics))
-    names = [field.name for field in load_performance([tmp_path])]
+    names = [name for name, *_ in list_scores(Project([], [tmp_path]))]
     expected = f"{tmp_path.name}, own; Not unseen: the model was chosen by 1 of these tasks: SWA by action (%), ours"
     assert (expected in names) == is_listed
     assert is_listed or names == ["metrics"]

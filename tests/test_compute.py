@@ -17,13 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerState
 
 from sft.compute.__main__ import main
-from sft.compute.fields import Field
+from sft.compute.fields import SECTIONS, Field, Project, Row, build_fields
 from sft.compute.flops import FlopCounter
 from sft.compute.ledger import RunRecord, load_runs
-from sft.compute.output import SECTIONS, sort_fields
 from sft.compute.recorder import RunRecorder
 from sft.compute.step_meter import StepMeter
-from sft.compute.totals import build_compute_fields
 from sft.errors import UserError
 
 # Any socket but a local one ends the process; the settings are those that make codecarbon ask the network.
@@ -138,8 +136,9 @@ def build_run(figures_of_rank, n_gpus=0, gpu="NVIDIA A100-SXM4-40GB"):
     return RunRecord("run", Path("out"), start, "finished", "", 10.0, figures_of_rank=dict(enumerate(figures_of_rank)))
 
 
-def read_values(fields, section):
-    return {field.name: field.value for field in fields if field.section == section}
+def read_values(run, section):
+    fields = build_fields(Project([run]), {section: SECTIONS[section]})
+    return {field.name: field.value for field in fields}
 
 
 def test_report_of_eight_processes_sums_their_work_and_rates_one_of_them():
@@ -148,8 +147,7 @@ def test_report_of_eight_processes_sums_their_work_and_rates_one_of_them():
     first |= {"flops_batch_measured": 5e13, "flops_forward_measured": 2e13, "gradient_accumulation_steps": 4}
     work = {"flops": 6.24e14, "samples": 10, "tokens_text": 600, "tokens_image": 400, "tokens_trained": 50}
     run = build_run([{**first, **work}, *[work] * 7], n_gpus=8)
-    fields = build_compute_fields([run])
-    assert read_values(fields, "efficiency") == {
+    assert read_values(run, "efficiency") == {
         "tokens a second": 2000.0,
         "samples a second": 20.0,
         "packing factor": 2.0,
@@ -157,7 +155,7 @@ def test_report_of_eight_processes_sums_their_work_and_rates_one_of_them():
         "TFLOP/s of one process": 156.0,
         "share of the bf16 peak": 0.5,
     }
-    assert read_values(fields, "FLOPs") == {
+    assert read_values(run, "FLOPs") == {
         "forward pass of one batch": 2e13,
         "forward and backward pass of one batch": 5e13,
         "the same by the closed formula": 6e13,
@@ -166,15 +164,15 @@ def test_report_of_eight_processes_sums_their_work_and_rates_one_of_them():
         "instance (one training sample)": 6.24e14 / 10,
         "method (all trainings)": 8 * 6.24e14,
     }
-    totals = read_values(fields, "compute totals")
+    totals = read_values(run, "compute totals")
     assert (totals["optimiser steps, all trainings"], totals["samples trained on, all trainings"]) == (3, 80)
     assert totals["tokens with a loss, all trainings"] == 400
 
 
 def test_training_whose_operations_were_not_counted_is_reported_by_the_formula():
     """As under DeepSpeed."""
-    fields = build_compute_fields([build_run([{"busy_s": 2.0, "flops": 3e12}, {"flops": 3e12}])])
-    assert read_values(fields, "FLOPs") == {
+    run = build_run([{"busy_s": 2.0, "flops": 3e12}, {"flops": 3e12}])
+    assert read_values(run, "FLOPs") == {
         "training": "missing: no training measured a step",
         "method (all trainings)": 6e12,
     }
@@ -210,8 +208,8 @@ def test_report_holds_every_section_and_no_empty_value(report):
 
 
 def test_fields_of_one_name_are_numbered_and_an_empty_value_says_so():
-    fields = [Field("model", "name", "a", "measured"), Field("model", "name", None, "measured")]
-    assert sort_fields(fields) == [
+    rows = [Row("name", lambda _: "a"), lambda _: [("name", None, "measured")]]
+    assert build_fields(Project([]), {"model": rows}) == [
         Field("model", "name", "a", "measured"),
         Field("model", "name (2)", "missing: not known", "measured"),
     ]

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image, ImageDraw
 from rollout_samples import RUN_INFO, judge, make_step, make_task
 
-from eval.reporting.files import PREDICTION_COLUMNS, format_json, format_predictions, write_outputs, write_text
+from eval.reporting.files import PREDICTION_COLUMNS, format_json, format_predictions, write_outputs
 from eval.reporting.report import escape_json, write_report
 from eval.reporting.tables import print_summary
 from eval.scoring.comparison import compare_runs
 from eval.scoring.metrics import compute_metrics
 from sft.actions import ActionType
+from sft.files import write_whole
 
 CHROMIUM = "/usr/bin/chromium"
 HOSTILE = '</script><script>document.title="pwned"</script><img src=x onerror="document.title=1"><!-- & \u2028'
@@ -129,10 +130,10 @@ def test_numbers_that_json_lacks_become_text():
 
 def test_a_write_that_fails_leaves_the_earlier_file_alone(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
-    write_text(path, "earlier")
+    write_whole(path, "earlier")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_text(path, "later")
+        write_whole(path, "later")
     assert path.read_text() == "earlier"
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
 

@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 from eval.scoring.matching import MATCHERS, Verdict, Verdicts, is_same_target
 from sft.actions import format_action
+from sft.files import write_whole
 from sft.memory import dump_json
 from sft.rates import Rate
 
@@ -43,10 +42,10 @@ def write_outputs(
     Both JSON files carry `run_info` under "run", so that a number is never without what was run.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_text(output_dir / "predictions.csv", format_predictions(verdicts))
-    write_text(output_dir / "metrics.json", format_json({**metrics, "run": run_info}, indent=2))
+    write_whole(output_dir / "predictions.csv", format_predictions(verdicts))
+    write_whole(output_dir / "metrics.json", format_json({**metrics, "run": run_info}, indent=2))
     tasks = ",\n".join(format_json(task) for task in build_details(verdicts))  # one a line: indenting is slow
-    write_text(output_dir / "details.json", f'{{"run":{format_json(run_info)},"tasks":[\n{tasks}\n]}}\n')
+    write_whole(output_dir / "details.json", f'{{"run":{format_json(run_info)},"tasks":[\n{tasks}\n]}}\n')
 
 
 def format_predictions(verdicts: Verdicts) -> str:
@@ -121,24 +120,6 @@ def format_json(value: Any, indent: int | None = None, ensure_ascii: bool = Fals
         return write(value)
     except ValueError:
         return write(_without_infinite(value))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name beside it, then rename it: a reader never sees half a file.
-
-    Half characters (lone surrogates), which a model's JSON can name but UTF-8 cannot hold, become "?".
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8", "replace"))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _build_prediction(verdict: Verdict) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from eval.reporting.files import format_json, write_outputs, write_text
+from eval.reporting.files import format_json, write_outputs
 from eval.reporting.report import Images, write_report
 from eval.reporting.tables import print_comparison, print_summary
 from eval.scoring.comparison import compare_runs
@@ -19,6 +19,7 @@ from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
 from sft.evaluations import add_evaluation
+from sft.files import write_whole
 from sft.training.card import BEGIN, write_card
 
 
@@ -100,7 +101,7 @@ def publish_comparison(
     comparison = compare_runs(run_a.verdicts, run_b.verdicts, names=names, seed=seed, n_resamples=n_resamples)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "comparison.json", format_json(comparison, indent=2))
+        write_whole(folder / "comparison.json", format_json(comparison, indent=2))
         metrics = compute_metrics(run_a.verdicts, mode=run_a.info["mode"], seed=seed, n_resamples=n_resamples)
         report = write_report(
             folder,

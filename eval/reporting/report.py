@@ -24,13 +24,14 @@ from markupsafe import Markup
 from PIL import Image
 from tqdm import tqdm
 
-from eval.reporting.files import build_details, build_step_details, format_json, write_text
+from eval.reporting.files import build_details, build_step_details, format_json
 from eval.reporting.tables import describe_intervals, describe_progress
 from eval.scoring.breakdowns import SKIPPED, UNREADABLE
 from eval.scoring.matching import HEADLINE, Verdicts
 from sft.data.data_notes import list_data_notes
 from sft.data.image_paths import resolve_image
 from sft.data.screenshots import ScreenshotError, hash_screenshot, open_screenshot
+from sft.files import write_whole
 from sft.rates import Rate, read_rate
 
 Images = Literal["embed", "link"]
@@ -119,7 +120,7 @@ def write_report(
         first = thumbnails.problems[0]
         logger.warning("report.html lacks %d screenshots; the first: %s", len(thumbnails.problems), first)
     path = output_dir / "report.html"
-    write_text(path, render_report(verdicts, metrics, run_info, thumbnails, figures, comparison, others))
+    write_whole(path, render_report(verdicts, metrics, run_info, thumbnails, figures, comparison, others))
     megabytes = path.stat().st_size / 1e6
     logger.info("report.html: %.1f MB with %d distinct screenshots", megabytes, len(thumbnails.images))
     return path

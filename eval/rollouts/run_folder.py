@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from eval.reporting.files import write_text
 from eval.rollouts.run_info import close_run, open_run, read_earlier
 from eval.scoring.matching import cut_at_first_error, judge
 from eval.step_result import StepResult, append_result, format_result, load_results
 from sft.data.load import Trajectory
 from sft.errors import UserError
+from sft.files import write_whole
 from sft.prompts import AgentConfig
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def write_in_order(path: Path, results: Sequence[StepResult], trajectories: Sequ
     """Bring a finished `steps.jsonl` into the order of the data, which no interruption changes; return the results."""
     order = {t.task_id: i for i, t in enumerate(trajectories)}
     ordered = sorted(results, key=lambda r: (order[r.task_id], r.index))
-    write_text(path, "".join(map(format_result, ordered)))
+    write_whole(path, "".join(map(format_result, ordered)))
     return ordered
 
 

@@ -1,6 +1,6 @@
 """Resized screenshots on disk, so that each is decoded and resized once. Knows nothing of prompts or batches."""
 
-import tempfile
+import io
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from sft.data.screenshots import RULES_VERSION, hash_screenshot, open_screenshot
 from sft.errors import UserError
+from sft.files import write_whole
 from sft.models.layouts import Layout
 
 
@@ -39,6 +40,6 @@ class ScreenshotCache:
             raise UserError(f"{file}: found a damaged file ({error}); delete it, it is made anew") from error
 
     def _write(self, file: Path, pixels: np.ndarray) -> None:
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as temporary:
-            np.save(temporary, pixels)
-        Path(temporary.name).replace(file)
+        array = io.BytesIO()
+        np.save(array, pixels)
+        write_whole(file, array.getvalue(), is_forced=False)
