@@ -22,11 +22,12 @@ COMMANDS = {
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"}
 # A room is a folder, or a module beside the folders. Each may import the rooms named here, and no others.
-AGENT = "sft.actions sft.memory sft.prompts sft.json_text sft.errors sft.files sft.file_kinds sft.lfs sft.versions "
+AGENT = "sft.actions sft.rates sft.memory sft.prompts sft.json_text sft.errors sft.files sft.file_kinds sft.lfs sft.versions "
 MAY_IMPORT = {
     "sft.json_text": "",
     "sft.errors": "",
     "sft.lfs": "",
+    "sft.rates": "",
     "sft.versions": "sft.files",
     "sft.actions": "",
     "sft.files": "sft.errors",
