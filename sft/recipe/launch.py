@@ -75,7 +75,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
 
 
 def check_support(launch: Launch, model: ModelSettings, has_checkpointing: bool, optim: str) -> None:
-    """Refuse what is known not to work; the README's table has every combination.
+    """Refuse what is known not to work; docs/cluster.md has every combination.
 
     Raises:
         UserError: every reason, each with the way out.
