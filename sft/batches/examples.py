@@ -17,6 +17,7 @@ from tqdm import tqdm
 from sft.batches.encoding import StepEncoder
 from sft.batches.sampler import StepSize
 from sft.data.goals import hash_goal
+from sft.data.leaks import list_shown_parts
 from sft.data.load import (
     Problem,
     QuarantinedTask,
@@ -28,7 +29,6 @@ from sft.data.load import (
 )
 from sft.data.overlap import find_overlap, refuse_shared_goals
 from sft.data.screenshots import ScreenshotError
-from sft.data.shown_memory import list_shown_parts
 from sft.data.split_file import find_split
 from sft.prompts import AgentConfig, format_answer
 from sft.recipe.settings import DataSettings

@@ -10,9 +10,8 @@ from typing import Any
 from sft.data.boxes import find_doubts
 from sft.data.goals import find_duplicate_goals
 from sft.data.hints import find_hidden_characters, find_personal_data
+from sft.data.leaks import MemoryAudit, MemoryCell, audit_memory, audit_shown_memory
 from sft.data.load import TaskSet
-from sft.data.memory_audit import MemoryAudit, MemoryCell, audit_memory
-from sft.data.shown_memory import audit_shown_memory
 from sft.data.sources import MEMORY_COLUMNS, Cells, Table
 from sft.data.steps import Step, Trajectory
 from sft.models.light_processor import DEFAULT_PIXELS_PER_TOKEN, build_image_counter, read_pixels_per_token

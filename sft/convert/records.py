@@ -16,10 +16,9 @@ from sft.data.cells import Grounding, read_application, read_gold, read_groundin
 from sft.data.csv_text import decode_text
 from sft.data.image_paths import find_screenshot, suggest_names
 from sft.data.json_rows import read_line, split_lines
+from sft.data.leaks import MemoryAudit, MemoryCell, audit_memory, has_leak
 from sft.data.literals import is_missing
 from sft.data.load import natural_key
-from sft.data.memory_audit import MemoryAudit, MemoryCell, audit_memory
-from sft.data.shown_memory import has_leak
 from sft.data.sources import MEMORY_COLUMNS, build_cells
 from sft.data.tables import find_table_kind
 from sft.errors import UserError

@@ -8,11 +8,11 @@ from typing import Literal, TypedDict, Unpack
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.data.cells import read_text
+from sft.data.leaks import find_leaks
 from sft.data.literals import is_missing
 from sft.data.problems import Problem, QuarantinedTask, TrajectoryError
 from sft.data.rows import RowReader, check_screenshots
 from sft.data.screenshots import ScreenshotFacts
-from sft.data.shown_memory import find_leaks
 from sft.data.sources import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Table
 from sft.data.steps import Step, Trajectory
 from sft.data.tables import read_table
