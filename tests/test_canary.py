@@ -15,8 +15,8 @@ from eval.policies.policy import EmptyPolicy, RawAnswer
 from eval.rollouts.walk import walk_tasks
 from sft.actions import Action
 from sft.data.cells import Grounding, read_gold
-from sft.data.load import gold_memories, load_trajectories
-from sft.memory import EMPTY_MEMORY, Answer, dump_json
+from sft.data.load import load_trajectories
+from sft.memory import EMPTY_MEMORY, Answer, dump_json, lagged
 from sft.prompts import AgentConfig, build_prompt, format_answer
 
 AGENTS = {"model": AgentConfig(), "rule": AgentConfig(memory_writer="rule")}
@@ -26,7 +26,7 @@ OTHER_LABEL = Answer(Action("TEXT", CANARY, {"text": CANARY}), {CANARY: CANARY},
 
 def _prompts(trajectory, agent):
     """Return every prompt of a task as training makes it, under the memory of the right answers."""
-    memories = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
+    memories = list(lagged(trajectory.golds, agent.memory_writer, agent.memory_budget_chars))
     return [build_prompt(trajectory.instruction, m, agent, s.elements) for m, s in zip(memories, trajectory.steps)]
 
 

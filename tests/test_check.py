@@ -11,7 +11,8 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT, build_output, build_task, build_tasks, format_csv, write_trajectories
 
 from sft.check import __main__ as check
-from sft.data.load import gold_memories, load_trajectories
+from sft.data.load import load_trajectories
+from sft.memory import lagged
 from sft.prompts import build_prompt, build_system_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -247,7 +248,7 @@ def test_dump_holds_every_prompt_and_answer_as_training_builds_them(tmp_path, re
     lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     assert [(line["task_id"], line["step"]) for line in lines] == [(t, i) for t in ("t1", "t2") for i in range(3)]
     task = load_trajectories(csv_path, show_progress=False)[0]
-    memory = gold_memories(task, "model", TINY_AGENT.memory_budget_chars)[2]
+    memory = list(lagged(task.golds, "model", TINY_AGENT.memory_budget_chars))[2]
     system, user = lines[2]["messages"]
     assert system["content"][0]["text"] == build_system_text(TINY_AGENT)
     assert user["content"][0] == {"type": "image", "image": task.steps[2].image_id}

@@ -12,9 +12,8 @@ from eval.rollouts.walk import Mode, walk_tasks
 from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
 from eval.step_result import StepResult
 from sft.actions import Action
-from sft.data.load import gold_memories
 from sft.data.steps import Step, Trajectory
-from sft.memory import Answer, Memory
+from sft.memory import Answer, Memory, lagged
 from sft.prompts import AgentConfig, build_prompt, format_answer
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def check_shortcuts(trajectories: Sequence[Trajectory], agent: AgentConfig) -> C
     name, n_prompts = "no task id and no step count reaches a prompt", 0
     for trajectory in trajectories:
         steps = list(trajectory.steps)
-        memories = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
+        memories = lagged(trajectory.golds, agent.memory_writer, agent.memory_budget_chars)
         expected = [
             _render(trajectory.instruction, memory, agent, step.elements, step.image_path)
             for step, memory in zip(steps, memories)

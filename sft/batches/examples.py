@@ -24,12 +24,12 @@ from sft.data.load import (
     TaskSet,
     Trajectory,
     TrajectoryError,
-    gold_memories,
     load_task_set,
 )
 from sft.data.overlap import find_overlap, refuse_shared_goals
 from sft.data.screenshots import ScreenshotError
 from sft.data.split_file import find_split
+from sft.memory import lagged
 from sft.prompts import AgentConfig, format_answer
 from sft.recipe.settings import DataSettings
 
@@ -168,7 +168,7 @@ def _generate_rows(
     """Yield each step's row and whether its memory was shortened; what is wrong with a step goes to `problems`."""
     agent = encoder.agent
     for trajectory in trajectories:
-        memories = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
+        memories = lagged(trajectory.golds, agent.memory_writer, agent.memory_budget_chars)
         for step, memory in zip(trajectory.steps, memories):
             if message := _find_missing_memory(step.gold, agent):
                 problems.append(Problem(csv_path, step.row, "Output", message))

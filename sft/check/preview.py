@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sft.batches.encoding import StepEncoder
-from sft.data.load import gold_memories
 from sft.data.problems import Problem
 from sft.data.screenshots import ScreenshotError
 from sft.data.steps import Step, Trajectory
+from sft.memory import lagged
 from sft.prompts import AgentConfig, Message, build_prompt, format_answer
 
 
@@ -32,7 +32,7 @@ def preview_steps(
 ) -> Iterator[StepPreview]:
     """Yield every step under gold memory, as training builds it; `problem` says where a token limit is passed."""
     for trajectory in trajectories:
-        memories = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
+        memories = lagged(trajectory.golds, agent.memory_writer, agent.memory_budget_chars)
         for step, memory in zip(trajectory.steps, memories):
             answer = format_answer(step.gold, agent)
             n_prompt = n_answer = problem = None

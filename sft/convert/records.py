@@ -23,7 +23,7 @@ from sft.data.sources import MEMORY_COLUMNS, build_cells
 from sft.data.tables import find_table_kind
 from sft.errors import UserError
 from sft.file_kinds import JSON
-from sft.memory import EMPTY_MEMORY, Answer, Memory
+from sft.memory import Answer, Memory, written
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _choose_memories(
     if not records.uses_columns:
         return [None] * len(golds), "memory was rebuilt from the actions"
     shown = [_read_columns(number, cells) for number, cells in lines]
-    return [*shown[1:], shown[-1] if len(shown) > 1 else EMPTY_MEMORY], "memory was moved from the next step's columns"
+    return written(shown), "memory was moved from the next step's columns"
 
 
 def _read_columns(number: int, cells: Mapping[str, str]) -> Memory:

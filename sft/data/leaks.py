@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sft.actions import Action, as_plain_text
 from sft.data.literals import is_missing, read_literal
 from sft.data.steps import Trajectory
-from sft.memory import Answer, dump_json
+from sft.memory import Answer, dump_json, lagged
 
 if TYPE_CHECKING:
     from sft.prompts import AgentConfig
@@ -149,13 +149,13 @@ def read_shown_memory(
 ) -> Iterator[tuple[int, MemoryCell]]:
     """Yield the row of each step but the last, and its memory as the step after it is shown it, without the plan."""
     actions = [gold.action for gold in golds]
-    shown: dict[str, Mapping[str, Any]] = {}
+    shown = lagged(golds, "model", budget_chars=None)
     previous = ""
-    for i, gold in enumerate(golds[:-1], start=1):
-        shown |= {part: value for part in parts if (value := getattr(gold, part)) is not None}
-        memory = {part: {k: v for k, v in fields.items() if k != PLAN_KEY} for part, fields in shown.items()}
-        text = dump_json(memory) if any(memory.values()) else ""
-        yield rows[i - 1], MemoryCell(rows[i], text, actions[i], actions[:i], goal, previous)
+    for i, memory in zip(range(len(golds)), shown):
+        told = {part: {k: v for k, v in getattr(memory, part).items() if k != PLAN_KEY} for part in parts}
+        text = dump_json(told) if any(told.values()) else ""
+        if i:
+            yield rows[i - 1], MemoryCell(rows[i], text, actions[i], actions[:i], goal, previous)
         previous = text
 
 
@@ -268,9 +268,8 @@ def _normalise(text: str) -> str:
 
 
 def _read_task(trajectory: Trajectory, parts: Sequence[str]) -> Iterator[tuple[int, MemoryCell]]:
-    steps = list(trajectory.steps)
-    golds, rows = [step.gold for step in steps], [step.row for step in steps]
-    return read_shown_memory(golds, rows, trajectory.instruction, parts)
+    rows = [step.row for step in trajectory.steps]
+    return read_shown_memory(trajectory.golds, rows, trajectory.instruction, parts)
 
 
 def _find_own_step(cell: MemoryCell) -> Evidence | None:

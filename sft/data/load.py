@@ -16,7 +16,6 @@ from sft.data.screenshots import ScreenshotFacts
 from sft.data.sources import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Table
 from sft.data.steps import Step, Trajectory
 from sft.data.tables import read_table
-from sft.memory import EMPTY_MEMORY, Memory, MemoryWriter, update
 
 __all__ = [
     "OPTIONAL_COLUMNS",
@@ -29,7 +28,6 @@ __all__ = [
     "Trajectory",
     "TrajectoryError",
     "find_leak_problems",
-    "gold_memories",
     "load_task_set",
     "load_trajectories",
     "natural_key",
@@ -151,17 +149,6 @@ def _list_leaks(path: Path, trajectories: Sequence[Trajectory], memory_parts: Se
         for t in trajectories
         for row, message in find_leaks(t, memory_parts)
     ]
-
-
-def gold_memories(trajectory: Trajectory, writer: MemoryWriter, budget_chars: int) -> list[Memory]:
-    """Return the memory shown at each step when every answer before it was right.
-
-    Lagged by one: entry t is made from the gold answers of steps < t only, so entry 0 is empty.
-    """
-    memories = [EMPTY_MEMORY]
-    for step in trajectory.steps[:-1]:
-        memories.append(update(memories[-1], step.gold, writer, budget_chars))
-    return memories
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:

@@ -39,3 +39,8 @@ class Trajectory:
     application: str
     group: str
     steps: Sequence[Step] = field(repr=False)
+
+    @property
+    def golds(self) -> list[Answer]:
+        """The right answers, in order."""
+        return [step.gold for step in self.steps]
