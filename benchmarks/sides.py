@@ -24,7 +24,7 @@ def build_goal(i: int) -> str:
 
 def build_encoder(model_folder: Path) -> Any:
     """Return the encoder at the default pixel budget, that of the 8B recipe."""
-    from sft.batches.encoding import StepEncoder
+    from sft.batches.encoder import StepEncoder
     from sft.models.processors import load_processor
     from sft.prompts import AgentConfig
 

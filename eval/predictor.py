@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from eval.policies.policy import ModelPolicy, StepRequest
 from sft.actions import format_action
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.data.image_paths import find_file
 from sft.errors import UserError
 from sft.memory import Memory, update

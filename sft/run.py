@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sft.batches.examples import TaskSplit, build_step_rows, load_task_split, read_step_sizes
+from sft.batches.examples import build_step_rows, read_step_sizes
 from sft.batches.sampler import PackSampler, PaddedSampler
 from sft.data.load import Trajectory
 from sft.data.problems import describe_quarantine
+from sft.data.train_val import TaskSplit, load_task_split
 from sft.errors import UserError, run_command
 from sft.models.hub import find_base_model
 from sft.recipe.config import Recipe, build_training_arguments, parse_recipe
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from trl import SFTConfig
 
-    from sft.batches.encoding import StepEncoder
+    from sft.batches.encoder import StepEncoder
     from sft.compute.recorder import RunRecorder
     from sft.trainer import TrajectoryTrainer
 
@@ -80,7 +81,8 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     import torch
 
     from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
-    from sft.batches.encoding import StepEncoder, find_tight_answer_limit
+    from sft.batches.encoder import StepEncoder
+    from sft.batches.examples import find_tight_answer_limit
     from sft.compute.step_meter import StepMeter
     from sft.models.model import (
         build_lora_config,
@@ -164,7 +166,7 @@ def publish(recipe: Recipe, folder: Path) -> None:
 
 def print_plan(argv: list[str]) -> None:
     """Print what a run will take, from configs and data alone."""
-    from sft.batches.encoding import StepEncoder
+    from sft.batches.encoder import StepEncoder
     from sft.models.model import build_empty_model, find_family_of
     from sft.models.processors import load_processor
     from sft.plan import estimate_memory, format_plan, plan_tokens

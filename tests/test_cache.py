@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig
 

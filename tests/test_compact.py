@@ -12,7 +12,7 @@ from conftest import ROOT
 from PIL import Image
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_step_rows
 from sft.data.compact import CompactList
 from sft.data.load import TrajectoryError, load_trajectories

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 from eval.policies.decoding import AnswerEnd, read_end_ids
 from eval.policies.policy import ModelPolicy, StepRequest
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.memory import EMPTY_MEMORY, Memory
 from sft.models.model import find_family, load_model
 from sft.models.processors import load_processor

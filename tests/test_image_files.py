@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 from trajectory_samples import build_task, build_tasks, write_trajectories
 
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.check import __main__ as check
 from sft.data import rows
 from sft.data.rows import check_screenshots

@@ -5,7 +5,7 @@ import random
 import pytest
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.check.preview import preview_steps
 from sft.data.load import load_trajectories
 from sft.memory import lagged

@@ -20,7 +20,7 @@ from sft.batches.collator import (
     build_dense_mask,
     check_answer_only_labels,
 )
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.packing import TokenSequence, pack_sequences
 from sft.data.screenshots import hash_screenshot
 from sft.memory import Answer, Memory

@@ -15,7 +15,7 @@ from eval.policies.decoding import read_end_ids
 from eval.predictor import load_model_for_inference
 from eval.rollouts.walk import walk_tasks
 from sft.batches.collator import PaddingCollator
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_step_rows
 from sft.batches.packing import IGNORED_LABEL
 from sft.check.preview import preview_steps

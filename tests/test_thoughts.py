@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from eval.policies.policy import ModelPolicy, StepRequest
 from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_step_rows
 from sft.memory import EMPTY_MEMORY
 from sft.models.light_processor import LightProcessor

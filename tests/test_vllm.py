@@ -19,7 +19,7 @@ from eval import rollout
 from eval.policies.openai_server import OpenAIPolicy
 from eval.policies.policy import StepRequest
 from sft import run
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.errors import UserError
 from sft.export.__main__ import merge
 from sft.export.merge import merge_weights

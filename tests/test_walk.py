@@ -12,7 +12,7 @@ from eval.policies.policy import ModelPolicy, RawAnswer, ReplayPolicy
 from eval.rollouts.walk import walk_tasks
 from eval.scoring.matching import MATCHERS, judge_step
 from eval.scoring.metrics import compute_metrics
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.memory import EMPTY_MEMORY, dump_json, lagged
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig

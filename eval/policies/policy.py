@@ -11,7 +11,7 @@ import numpy as np
 from eval.policies.decoding import AnswerEnd, EncodedPrompt, Screenshot, generate_greedy, read_end_ids
 from eval.policies.prefetch import ScreenshotLoader
 from eval.policies.schema import build_answer_schema
-from sft.batches.encoding import Prompt, StepEncoder
+from sft.batches.encoder import Prompt, StepEncoder
 from sft.data.load import Trajectory
 from sft.data.screenshots import ScreenshotError
 from sft.errors import UserError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from eval.policies.adapter_parts import refuse_left_out
 from eval.policies.policy import RawAnswer, StepRequest
 from eval.policies.schema import build_answer_schema
-from sft.batches.encoding import Prompt, StepEncoder
+from sft.batches.encoder import Prompt, StepEncoder
 from sft.compute.hardware import has_gpu
 from sft.data.screenshots import open_screenshot
 from sft.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.packing import IGNORED_LABEL, TokenSequence, pack_sequences
 from sft.data.screenshots import ScreenshotError
 from sft.errors import UserError

@@ -18,7 +18,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sft.batches.encoding import StepEncoder, find_tight_answer_limit
+from sft.batches.encoder import StepEncoder
+from sft.batches.examples import find_tight_answer_limit
 from sft.check.describe import describe, summarise
 from sft.check.notices import list_warnings
 from sft.check.preview import StepPreview, build_dump_line, choose_evenly, preview_steps

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.data.problems import Problem
 from sft.data.screenshots import ScreenshotError
 from sft.data.steps import Step, Trajectory

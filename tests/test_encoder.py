@@ -16,8 +16,8 @@ from eval.rollouts.walk import walk_tasks
 from sft import run
 from sft.actions import Action
 from sft.batches.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, check_answer_only_labels
-from sft.batches.encoding import StepEncoder, find_tight_answer_limit
-from sft.batches.examples import build_step_rows
+from sft.batches.encoder import StepEncoder
+from sft.batches.examples import build_step_rows, find_tight_answer_limit
 from sft.data.load import TrajectoryError, load_trajectories
 from sft.data.screenshots import open_screenshot
 from sft.memory import EMPTY_MEMORY, Answer, Memory, memory_chars
