@@ -6,7 +6,7 @@ import pytest
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
 from sft.batches.encoder import StepEncoder
-from sft.check.preview import preview_steps
+from sft.batches.examples import build_examples
 from sft.data.load import load_trajectories
 from sft.memory import lagged
 from sft.models.light_processor import LightProcessor, build_image_counter, count_image_tokens
@@ -22,7 +22,7 @@ def encoders(checkpoint):
 
 def test_prompts_and_token_counts_equal_those_of_training(encoders, tmp_path):
     tasks = load_trajectories(write_trajectories(tmp_path, build_tasks(4, 5)), show_progress=False)
-    real, light = (list(preview_steps(tasks, TINY_AGENT, tmp_path, encoder)) for encoder in encoders)
+    real, light = (list(build_examples(tasks, TINY_AGENT, tmp_path, encoder)) for encoder in encoders)
     assert len(light) == 20
     assert light == real
 

@@ -1,4 +1,4 @@
-"""Trajectories to training rows. Knows nothing of models or collation."""
+"""What is one step to train on: prompt, answer and counts? Used by training and `sft.check`. Knows no models."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +14,99 @@ from tqdm import tqdm
 
 from sft.batches.encoder import StepEncoder
 from sft.batches.sampler import StepSize
-from sft.data.load import (
-    Problem,
-    Trajectory,
-    TrajectoryError,
-)
+from sft.data.problems import Problem, TrajectoryError
 from sft.data.screenshots import ScreenshotError
-from sft.memory import lagged
-from sft.prompts import AgentConfig, format_answer
+from sft.data.steps import Step, Trajectory
+from sft.memory import Answer, Memory, lagged
+from sft.prompts import AgentConfig, Message, build_prompt, format_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
+
+_TEXTS = ("prompt", "completion")
+_COUNTS = ("n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One step as it is trained on: what the model is given, what it is to answer, and what both cost in tokens.
+
+    `prompt` is the text of `messages` and `n_prompt_tokens` counts image tokens in; `n_prefix_tokens` is what steps on
+    one screenshot share. Without a tokenizer there is no such text and no count; nor is there one of a prompt that
+    cannot be made. `problems` says what keeps the step from being trained on.
+    """
+
+    task_id: str
+    step: Step
+    n_steps: int
+    messages: Sequence[Message]
+    completion: str
+    prompt: str = ""
+    n_prefix_tokens: int | None = None
+    n_prompt_tokens: int | None = None
+    n_answer_tokens: int | None = None
+    is_shortened: bool = False
+    problems: tuple[Problem, ...] = ()
+
+    def build_row(self, csv_path: str) -> dict[str, Any]:
+        """Return the example as a row of the data set that training reads."""
+        return {
+            "task_id": self.task_id,
+            "step": self.step.index,
+            "place": f"{csv_path}: row {self.step.row}",
+            "image": str(self.step.image_path),
+            "image_sha256": self.step.image_sha256,
+            **{name: getattr(self, name) for name in (*_TEXTS, *_COUNTS)},
+        }
+
+
+def build_examples(
+    trajectories: Iterable[Trajectory], agent: AgentConfig, path: Path, encoder: StepEncoder | None = None
+) -> Iterator[Example]:
+    """Yield every step under gold memory; the only place where one is made, for training and `sft.check` alike.
+
+    Decodes no image. `path` is the data's, for problems; `encoder` renders and counts.
+    """
+    for trajectory in trajectories:
+        memories = lagged(trajectory.golds, agent.memory_writer, agent.memory_budget_chars)
+        for step, memory in zip(trajectory.steps, memories):
+            yield _build_example(trajectory, step, memory, agent, path, encoder)
+
+
+def _build_example(
+    trajectory: Trajectory, step: Step, memory: Memory, agent: AgentConfig, path: Path, encoder: StepEncoder | None
+) -> Example:
+    plain = Example(
+        trajectory.task_id,
+        step,
+        len(trajectory.steps),
+        build_prompt(trajectory.instruction, memory, agent, step.elements),
+        format_answer(step.gold, agent),
+    )
+    if encoder is None:
+        return plain
+    problems: list[Problem] = []
+
+    def report(column: str, message: str) -> None:
+        problems.append(Problem(path, step.row, column, message, trajectory.task_id))
+
+    given: dict[str, Any] = {}
+    try:
+        prompt = encoder.build_prompt(trajectory.instruction, memory, step.image_path, step.elements)
+        given = {
+            "messages": prompt.messages,
+            "prompt": prompt.text,
+            "n_prefix_tokens": encoder.count_prefix_tokens(step.image_path),
+            "n_prompt_tokens": prompt.n_tokens,
+            "is_shortened": prompt.is_shortened,
+        }
+    except ValueError as error:
+        report("Image_id" if isinstance(error, ScreenshotError) else "Instruction", str(error))
+    n_answer = len(encoder.encode_completion(plain.completion))
+    if n_answer > agent.max_answer_tokens:
+        message = f"found an answer of {n_answer} tokens; expected at most {agent.max_answer_tokens}"
+        report("Output", f"{message}: raise max_answer_tokens")
+    return replace(plain, **given, n_answer_tokens=n_answer, problems=tuple(problems))
 
 
 @dataclass(frozen=True)
@@ -58,14 +140,17 @@ def build_step_rows(
     from datasets.arrow_writer import ArrowWriter
 
     problems: list[Problem] = []
+    n_shortened = 0
     folder = Path(tempfile.mkdtemp(prefix="step_rows_"))
     try:
         bar = tqdm(trajectories, desc="Building training rows", unit="task", disable=not show_progress)
-        n_shortened = 0
         with ArrowWriter(features=_build_features(), path=str(folder / "rows.arrow")) as writer:
-            for row, is_shortened in _generate_rows(bar, Path(csv_path), encoder, problems):
-                writer.write(row)
-                n_shortened += is_shortened
+            for example in build_examples(bar, encoder.agent, Path(csv_path), encoder):
+                if missing := _find_missing_memory(example.step.gold, encoder.agent):
+                    problems.append(Problem(Path(csv_path), example.step.row, "Output", missing, example.task_id))
+                problems += example.problems
+                writer.write(example.build_row(csv_path))
+                n_shortened += example.is_shortened
             writer.finalize()
         if problems:
             raise TrajectoryError(problems)
@@ -80,48 +165,8 @@ def build_step_rows(
 def _build_features() -> "Features":
     from datasets import Features, Value
 
-    texts = ("task_id", "place", "image", "image_sha256", "prompt", "completion")
-    numbers = ("step", "n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
-    return Features({name: Value("string") for name in texts} | {name: Value("int64") for name in numbers})
-
-
-def _generate_rows(
-    trajectories: Iterable[Trajectory], csv_path: Path, encoder: StepEncoder, problems: list[Problem]
-) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Yield each step's row and whether its memory was shortened; what is wrong with a step goes to `problems`."""
-    agent = encoder.agent
-    for trajectory in trajectories:
-        memories = lagged(trajectory.golds, agent.memory_writer, agent.memory_budget_chars)
-        for step, memory in zip(trajectory.steps, memories):
-            if message := _find_missing_memory(step.gold, agent):
-                problems.append(Problem(csv_path, step.row, "Output", message))
-            try:
-                prompt = encoder.build_prompt(trajectory.instruction, memory, step.image_path, step.elements)
-            except ScreenshotError as error:
-                problems.append(Problem(csv_path, step.row, "Image_id", str(error)))
-                continue
-            except ValueError as error:
-                problems.append(Problem(csv_path, step.row, "Instruction", str(error)))
-                continue
-            answer = format_answer(step.gold, agent)
-            n_answer = len(encoder.encode_completion(answer))
-            if n_answer > agent.max_answer_tokens:
-                limit = f"max_answer_tokens={agent.max_answer_tokens}"
-                message = f"found an answer of {n_answer} tokens; expected at most {limit}"
-                problems.append(Problem(csv_path, step.row, "Output", message))
-            row = {
-                "task_id": trajectory.task_id,
-                "step": step.index,
-                "place": f"{csv_path}: row {step.row}",
-                "image": str(step.image_path),
-                "image_sha256": step.image_sha256,
-                "prompt": prompt.text,
-                "completion": answer,
-                "n_prefix_tokens": encoder.count_prefix_tokens(step.image_path),
-                "n_prompt_tokens": prompt.n_tokens,
-                "n_answer_tokens": n_answer,
-            }
-            yield row, prompt.is_shortened
+    texts = ("task_id", "place", "image", "image_sha256", *_TEXTS)
+    return Features({name: Value("string") for name in texts} | {name: Value("int64") for name in ("step", *_COUNTS)})
 
 
 def _remove_folder(folder: Path, owner: int) -> None:
@@ -159,7 +204,7 @@ def find_tight_answer_limit(answers: Iterable[tuple[str, int]], agent: AgentConf
     )
 
 
-def _find_missing_memory(answer: Any, agent: AgentConfig) -> str | None:
+def _find_missing_memory(answer: Answer, agent: AgentConfig) -> str | None:
     if agent.memory_writer == "rule":
         return None
     wanted = [("short_term", agent.use_short_term), ("long_term", agent.use_long_term)]
