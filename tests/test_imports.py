@@ -57,7 +57,6 @@ MAY_KNOW = {
     "sft.data.boxes": {"sft.data.literals"},
     "sft.data.cells": {"sft.actions", "sft.memory", "sft.prompts", "sft.data.boxes", "sft.data.literals"},
     "sft.batches.packing": set(),
-    "sft.data.compact": set(),
     "sft.batches.sampler": {"sft.errors"},
 }
 
@@ -199,5 +198,4 @@ def test_files_are_read_by_loaders_that_run_no_code(name):
     assert not [c for c in calls if c.startswith("torch.load(") and "weights_only=True" not in c]
     assert not [c for c in calls if c.startswith("yaml.load(") and "Loader=_RecipeLoader" not in c]
     assert not [c for c in calls if "trust_remote_code" in c]
-    if name != "sft.data.compact":  # it pickles in memory only; it opens no file
-        assert "pickle" not in _imports(MODULES[name])
+    assert "pickle" not in _imports(MODULES[name])

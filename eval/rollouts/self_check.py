@@ -107,7 +107,7 @@ def check_shortcuts(trajectories: Sequence[Trajectory], agent: AgentConfig) -> C
     """
     name, n_prompts = "no task id and no step count reaches a prompt", 0
     for trajectory in trajectories:
-        steps = list(trajectory.steps)
+        steps = trajectory.steps
         memories = lagged(trajectory.golds, agent.memory_writer, agent.memory_budget_chars)
         expected = [
             _render(trajectory.instruction, memory, agent, step.elements, step.image_path)

@@ -107,7 +107,6 @@ def _choose_batch(active: Sequence[_Walk], batch_size: int) -> list[_Walk]:
 
 def _start(trajectory: Trajectory, agent: AgentConfig, mode: Mode, done: Sequence[StepResult]) -> _Walk:
     rules = agent.memory_writer, agent.memory_budget_chars
-    trajectory = replace(trajectory, steps=tuple(trajectory.steps))  # inflated while the task is under way
     gold = list(lagged(trajectory.golds, *rules))
     answers: list[Answer | None] = [*trajectory.golds[len(done) : -1]] if mode == "teacher" else []
     memory = Memory(**max(done, key=lambda r: r.index).memory_after) if done else EMPTY_MEMORY

@@ -7,7 +7,6 @@ from itertools import zip_longest
 from pathlib import Path
 
 from sft.data.cells import read_text
-from sft.data.compact import CompactList
 from sft.data.problems import Problem, TrajectoryError
 from sft.data.sources import Cells, Row, check_columns, refuse_doubled
 
@@ -34,7 +33,7 @@ def parse_csv(data: bytes, path: Path) -> tuple[Sequence[Row], tuple[Problem, ..
         records = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""), strict=True)
         header = [name.strip() for name in next(records)]
         _check_header(header, path)
-        rows = CompactList(_lay_out(header, records, path, bad_rows))
+        rows = list(_lay_out(header, records, path, bad_rows))
     except csv.Error as error:
         raise fail(f"found broken CSV ({error}); expected comma-separated cells, quoted with double quotes") from error
     if not rows and not bad_rows:

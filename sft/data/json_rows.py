@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from sft.data.cells import read_text
-from sft.data.compact import CompactList
 from sft.data.csv_text import decode_text
 from sft.data.literals import read_literal
 from sft.data.problems import Problem, TrajectoryError
@@ -31,7 +30,7 @@ def parse_json_rows(data: bytes, path: Path) -> tuple[Sequence[Row], tuple[Probl
         except CellError as error:
             task_id = read_text(str(fields.get("Task_id") or "")) or None
             bad_rows.append(Problem(path, number, error.column, str(error), task_id))
-    return CompactList(rows), tuple(bad_rows)
+    return rows, tuple(bad_rows)
 
 
 def split_lines(text: str) -> list[str]:
