@@ -8,6 +8,7 @@ from pathlib import Path
 from sft.lfs import LFS_BEGINNINGS
 
 _HEAD_BYTES = 4096
+_TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ def find_kind(path: Path) -> FileKind | None:
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return FileKind("a Python pickle", _AS_CSV)
     return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None) or _find_text_kind(head)
+
+
+def is_arrow_file(path: Path, kind: FileKind | None) -> bool:
+    """Return whether a file is read as a table of Arrow: by its content or, to be refused as one, by its name."""
+    return kind in (PARQUET, ARROW) or (kind is None and path.suffix.lower() in _TABLE_SUFFIXES)
 
 
 def is_picture(data: bytes) -> bool:

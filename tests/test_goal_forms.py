@@ -8,9 +8,15 @@ import pytest
 from trajectory_samples import TINY_AGENT, build_task, write_trajectories
 
 from sft.check import __main__ as check
-from sft.data.goals import hash_goal, list_goal_hashes, normalise_goal
 from sft.data.load import TrajectoryError, load_task_set
-from sft.data.overlap import find_overlap, find_trained_tasks, refuse_trained_tasks
+from sft.data.overlap import (
+    find_overlap,
+    find_trained_tasks,
+    hash_goal,
+    list_goal_hashes,
+    normalise_goal,
+    refuse_trained_tasks,
+)
 from sft.data.train_val import load_task_split, split_by_task
 from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY

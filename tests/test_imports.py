@@ -54,8 +54,7 @@ MAY_KNOW = {
     "sft.prompts": {"sft.actions", "sft.json_text", "sft.memory"},
     "sft.file_kinds": {"sft.lfs"},
     "sft.data.literals": {"sft.actions", "sft.memory"},
-    "sft.data.boxes": {"sft.data.literals"},
-    "sft.data.cells": {"sft.actions", "sft.memory", "sft.prompts", "sft.data.boxes", "sft.data.literals"},
+    "sft.data.cells": {"sft.actions", "sft.memory", "sft.prompts", "sft.data.literals"},
     "sft.batches.packing": set(),
     "sft.batches.sampler": {"sft.errors"},
 }

@@ -6,10 +6,9 @@ import random
 import pytest
 from trajectory_samples import build_task, format_csv, write_screenshots
 
-from sft.data.csv_text import parse_csv
 from sft.data.load import read_task_set
 from sft.data.problems import TrajectoryError
-from sft.data.sources import Table
+from sft.data.table import Table, parse_csv
 from sft.memory import dump_json, lagged
 from sft.prompts import AgentConfig, build_prompt, format_answer, parse_answer
 

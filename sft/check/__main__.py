@@ -30,12 +30,11 @@ from sft.check.view import (
     print_verdict,
 )
 from sft.data.leaks import list_shown_parts
-from sft.data.load import TaskSet, find_leak_problems, read_task_set
+from sft.data.load import TaskSet, find_leak_problems, read_table, read_task_set
 from sft.data.overlap import Overlap, describe_overlap, find_overlap
 from sft.data.problems import Problem, TrajectoryError
-from sft.data.sources import looks_like_dataset
 from sft.data.steps import Step
-from sft.data.tables import read_table
+from sft.data.table import looks_like_dataset
 from sft.errors import UserError, run_command
 from sft.memory import dump_json
 from sft.models.light_processor import LightProcessor

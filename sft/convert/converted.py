@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.actions import Action, ActionType, parse_action
-from sft.data.boxes import Box, Size, read_box
+from sft.data.cells import Box, Size, read_box
 from sft.memory import EMPTY_MEMORY, Answer, Memory, update
 from sft.prompts import AgentConfig
 

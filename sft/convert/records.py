@@ -13,14 +13,11 @@ from pathlib import Path
 from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask
 from sft.data.cells import Grounding, read_application, read_gold, read_grounding, read_object, read_text
-from sft.data.csv_text import decode_text
 from sft.data.image_paths import find_screenshot, suggest_names
-from sft.data.json_rows import read_line, split_lines
 from sft.data.leaks import MemoryAudit, MemoryCell, audit_memory, has_leak
 from sft.data.literals import is_missing
-from sft.data.load import natural_key
-from sft.data.sources import MEMORY_COLUMNS, build_cells
-from sft.data.tables import find_table_kind
+from sft.data.load import find_table_kind, natural_key
+from sft.data.table import MEMORY_COLUMNS, build_cells, decode_text, read_line, split_lines
 from sft.errors import UserError
 from sft.file_kinds import JSON
 from sft.memory import Answer, Memory, written

@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sft.data.sources import MEMORY_COLUMNS, Cells
 from sft.data.steps import Step
+from sft.data.table import MEMORY_COLUMNS, Cells
 from sft.memory import dump_json
 
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{2,63}")

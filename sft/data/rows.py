@@ -16,8 +16,8 @@ from sft.data.image_paths import MAX_NAME_CHARS, resolve_image, suggest_names
 from sft.data.literals import is_missing
 from sft.data.problems import MAX_PROBLEMS_SHOWN, Problem
 from sft.data.screenshots import Decode, ScreenshotFacts, read_facts
-from sft.data.sources import Cells, Row, Table
 from sft.data.steps import Step, Trajectory
+from sft.data.table import Cells, Row, Table
 
 MAX_DECODED = 64  # screenshots that are decoded whatever their checksums say: all would take ten times as long
 
