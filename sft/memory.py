@@ -125,7 +125,7 @@ def clean_json(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         return as_plain_text(value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"found the number {value}; expected a finite one")
+        raise ValueError(f"found the number {value}; expected a finite one, or null")
     if not isinstance(value, (dict, list)):
         return value
     if depth == MAX_JSON_DEPTH:

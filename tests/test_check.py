@@ -85,6 +85,12 @@ def test_wrong_command_line_ends_with_code_2(tmp_path, monkeypatch, arguments):
     assert _check(*arguments) == 2
 
 
+def test_folder_named_like_a_file_is_told_to_be_a_folder(tmp_path, capsys):
+    (tmp_path / "dir.csv").mkdir()
+    assert _check(tmp_path / "dir.csv") == 2
+    assert "dir.csv: found a folder; expected a trajectory CSV" in capsys.readouterr().err
+
+
 def test_command_ends_with_code_2_on_a_tokenizer_folder_that_is_none(tmp_path):
     csv_path = write_trajectories(tmp_path, build_tasks(1))
     done = _run("sft.check", csv_path, "--tokenizer", tmp_path)
@@ -187,6 +193,13 @@ def test_characters_nobody_sees_are_told_and_never_reach_the_terminal(tmp_path, 
     assert {hit["character"] for hit in report["hidden_characters"]} == {"U+202E", "U+202C", "U+001B"}
     assert "\\u202eydutS" in out
     assert not set(out) & {"\u202e", "\u202c", "\x1b"}
+
+
+def test_fillers_and_selectors_are_told_as_other_characters_nobody_sees(tmp_path, capsys):
+    rows = build_task("a", "Open\u034f the\u3164 study\U000e0100", 2)
+    _, report = _report(tmp_path, write_trajectories(tmp_path, rows), "--show", "1")
+    assert {hit["character"] for hit in report["hidden_characters"]} == {"U+034F", "U+3164", "U+E0100"}
+    assert "Open\\u034f the\\u3164 study\\U000e0100" in capsys.readouterr().out
 
 
 def test_memory_columns_are_judged_with_evidence(tmp_path, capsys):

@@ -35,6 +35,9 @@ FORMS = {
     "byte order mark": "\ufeff" + GOAL,
     "soft hyphen": GOAL.replace("sicht", "\u00adsicht"),
     "direction mark": GOAL + "\u200e",
+    "joiner": GOAL.replace("C", "C\u034f"),
+    "filler": GOAL + "\u3164",
+    "variation selectors": GOAL.replace("M", "M\ufe0e\U000e0100"),
 }
 
 

@@ -58,7 +58,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     if arguments.show < 0:
         parser.error("--show: expected 0 or more")
     if not looks_like_dataset(arguments.data) and not Path(arguments.data).is_file():
-        parser.error(f"{arguments.data}: found no such file; expected a trajectory CSV")
+        found = "a folder" if Path(arguments.data).is_dir() else "no such file"
+        parser.error(f"{arguments.data}: found {found}; expected a trajectory CSV")
     if arguments.image_root and not arguments.image_root.is_dir():
         parser.error(f"--image_root: found no folder {arguments.image_root}")
     return arguments

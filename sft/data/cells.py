@@ -188,7 +188,10 @@ def _as_object(value: Any, cell: str, what: str) -> Mapping[str, Any]:
 def _read_json(cell: str) -> Any:
     if not cell.strip():
         raise ValueError("found an empty cell; expected JSON")
-    return _clean(_read_bounded(cell), cell)
+    value = _read_bounded(cell)
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"found {cell.strip()!r}, a missing value; expected JSON: fill the cell")
+    return _clean(value, cell)
 
 
 def _read_bounded(cell: str) -> Any:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.actions import as_plain_text
+from sft.data.hints import BLANKS
 from sft.data.load import TaskSet
 from sft.data.steps import Trajectory
 from sft.errors import UserError
@@ -18,6 +20,7 @@ from sft.errors import UserError
 log = logging.getLogger("sft")
 
 _MAX_LISTED = 20
+_BLANK = re.compile(f"[{BLANKS}\\ufe00-\\ufe0f]")  # an emoji's variation selectors too, which nobody need be told of
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def refuse_shared_goals(overlap: Overlap, val_csv: str, allow_overlap: bool) -> 
 
 def _is_unseen(character: str) -> bool:
     is_format = unicodedata.category(character) in ("Cf", "Cc") and not character.isspace()
-    return is_format or "\ufe00" <= character <= "\ufe0f"  # variation selectors
+    return is_format or _BLANK.match(character) is not None
 
 
 def _hash(text: str) -> str:

@@ -252,9 +252,24 @@ def read_line(line: str) -> dict[str, Any]:
     return fields
 
 
+def read_list(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Read one list of objects, each with its number from 1.
+
+    Raises:
+        TrajectoryError: the text is anything else.
+    """
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TrajectoryError([Problem(path, None, None, f"found broken JSON ({error}); restore the file")]) from error
+    if not items or not all(isinstance(item, dict) for item in items):
+        raise TrajectoryError([Problem(path, None, None, "found no list of objects; expected one object a step")])
+    return list(enumerate(items, start=1))
+
+
 def _read_objects(text: str, path: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[Problem]]:
     if text.lstrip().startswith("["):
-        return _read_list(text, path), []
+        return read_list(text, path), []
     objects, problems = [], []
     for number, line in enumerate(split_lines(text), start=1):
         try:
@@ -266,13 +281,3 @@ def _read_objects(text: str, path: Path) -> tuple[list[tuple[int, dict[str, Any]
         message = "found JSON that is neither one object a line nor a list of objects; expected one of the two"
         raise TrajectoryError([Problem(path, None, None, message)])
     return objects, problems
-
-
-def _read_list(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        items = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TrajectoryError([Problem(path, None, None, f"found broken JSON ({error}); restore the file")]) from error
-    if not items or not all(isinstance(item, dict) for item in items):
-        raise TrajectoryError([Problem(path, None, None, "found no list of objects; expected one object a step")])
-    return list(enumerate(items, start=1))
