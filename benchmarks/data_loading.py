@@ -131,10 +131,10 @@ def measure_memory(csv_path: str, model: str) -> dict[str, Any]:
 
 def prepare_and_read(csv_path: str, model: str) -> tuple[int, float]:
     """Do what a run does with its data, without a model; return the number of rows and the seconds to read them."""
+    from sft.agent import AgentConfig
     from sft.batches.examples import build_step_rows, read_step_sizes
     from sft.batches.sampler import PackSampler
     from sft.data.train_val import load_task_split
-    from sft.prompts import AgentConfig
     from sft.recipe.settings import DataSettings
 
     split = load_task_split(DataSettings(csv_path, image_root=str(DATA)), AgentConfig(), 0, show_progress=False)

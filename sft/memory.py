@@ -4,17 +4,14 @@ Pure functions from memory and answer to memory; knows no files.
 """
 
 import heapq
-import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from sft.actions import Action, as_plain_text
-
-MAX_JSON_DEPTH = 16
-
-MemoryWriter = Literal["model", "rule"]
+from sft.actions import Action
+from sft.agent import MemoryWriter
+from sft.answers import Answer
+from sft.json_text import dump_json
 
 
 @dataclass(frozen=True)
@@ -26,18 +23,6 @@ class Memory:
 
 
 EMPTY_MEMORY = Memory()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one step answers: an action and, where the model writes its memory, the memory after the action.
-
-    `short_term` or `long_term` is None where the answer does not carry it.
-    """
-
-    action: Action
-    short_term: Mapping[str, Any] | None = None
-    long_term: Mapping[str, Any] | None = None
 
 
 def lagged(
@@ -106,33 +91,6 @@ def fit_memory(memory: Memory, budget_chars: int) -> Memory:
 def memory_chars(memory: Memory) -> int:
     """Return the length of the memory as JSON, in characters."""
     return len(dump_json(memory.short_term)) + len(dump_json(memory.long_term))
-
-
-def dump_json(value: Any) -> str:
-    """Write JSON on one line without spaces, the only form in which prompts and answers hold it.
-
-    Half characters (lone surrogates), which JSON can name but UTF-8 cannot hold, become "?".
-    """
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode("utf-8")
-
-
-def clean_json(value: Any, depth: int = 0) -> Any:
-    """Return a JSON value whose texts are plain (`as_plain_text`), so that prompt, result and gold hold the same.
-
-    Raises:
-        ValueError: a number that JSON lacks (NaN, 1e999), or more than `MAX_JSON_DEPTH` levels.
-    """
-    if isinstance(value, str):
-        return as_plain_text(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"found the number {value}; expected a finite one, or null")
-    if not isinstance(value, (dict, list)):
-        return value
-    if depth == MAX_JSON_DEPTH:
-        raise ValueError(f"found more than {MAX_JSON_DEPTH} levels of JSON; expected fewer")
-    if isinstance(value, list):
-        return [clean_json(item, depth + 1) for item in value]
-    return {as_plain_text(key): clean_json(item, depth + 1) for key, item in value.items()}
 
 
 def _memory_by_rule(memory: Memory, action: Action) -> Memory:

@@ -14,10 +14,13 @@ from trajectory_samples import TINY_AGENT, build_tasks, format_csv, write_screen
 from eval.policies.policy import EmptyPolicy, RawAnswer
 from eval.rollouts.walk import walk_tasks
 from sft.actions import Action
+from sft.agent import AgentConfig
+from sft.answers import Answer, format_answer
 from sft.data.cells import Grounding, read_gold
 from sft.data.load import load_trajectories
-from sft.memory import EMPTY_MEMORY, Answer, dump_json, lagged
-from sft.prompts import AgentConfig, build_prompt, format_answer
+from sft.json_text import dump_json
+from sft.memory import EMPTY_MEMORY, lagged
+from sft.prompts import build_prompt
 
 AGENTS = {"model": AgentConfig(), "rule": AgentConfig(memory_writer="rule")}
 CANARY = "CANARY-7f3a"

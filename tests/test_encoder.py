@@ -16,14 +16,15 @@ from eval.policies.policy import ModelPolicy, ReplayPolicy
 from eval.rollouts.walk import walk_tasks
 from sft import run
 from sft.actions import Action
+from sft.agent import AgentConfig
+from sft.answers import Answer, format_answer
 from sft.batches.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, check_answer_only_labels
 from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_examples, build_step_rows, find_tight_answer_limit
 from sft.data.load import TrajectoryError, load_trajectories
 from sft.data.screenshots import open_screenshot
-from sft.memory import EMPTY_MEMORY, Answer, Memory, memory_chars
+from sft.memory import EMPTY_MEMORY, Memory, memory_chars
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig, format_answer
 
 COLLATORS = {"padded": PaddingCollator, "packed": PackingCollator}
 

@@ -49,12 +49,14 @@ MAY_KNOW = {
     "sft.errors": set(),
     "sft.lfs": set(),
     "sft.actions": set(),
-    "sft.memory": {"sft.actions"},
-    "sft.json_text": set(),
-    "sft.prompts": {"sft.actions", "sft.json_text", "sft.memory"},
+    "sft.json_text": {"sft.actions"},
+    "sft.agent": {"sft.actions"},
+    "sft.answers": {"sft.actions", "sft.agent", "sft.json_text"},
+    "sft.memory": {"sft.actions", "sft.agent", "sft.answers", "sft.json_text"},
+    "sft.prompts": {"sft.actions", "sft.agent", "sft.json_text", "sft.memory"},
     "sft.file_kinds": {"sft.lfs"},
-    "sft.data.literals": {"sft.actions", "sft.memory"},
-    "sft.data.cells": {"sft.actions", "sft.memory", "sft.prompts", "sft.data.literals"},
+    "sft.data.literals": {"sft.json_text"},
+    "sft.data.cells": {"sft.actions", "sft.answers", "sft.json_text", "sft.data.literals"},
     "sft.batches.packing": set(),
     "sft.batches.sampler": {"sft.errors"},
 }
@@ -104,7 +106,9 @@ def _reachable(name):
 
 def test_the_graph_is_that_of_this_project():
     assert {"sft.run", "eval.rollout"} <= ENTRIES
-    assert {"sft.actions", "sft.memory", "sft.prompts", "sft.recipe.config", "eval.rollouts.walk"} <= set(MODULES)
+    assert {"sft.actions", "sft.agent", "sft.memory", "sft.prompts", "sft.recipe.config", "eval.rollouts.walk"} <= set(
+        MODULES
+    )
     assert "sft.memory" in _known("sft.prompts")
 
 

@@ -5,13 +5,13 @@ import random
 import pytest
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
+from sft.agent import AgentConfig
 from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_examples
 from sft.data.load import load_trajectories
 from sft.memory import lagged
 from sft.models.light_processor import LightProcessor, build_image_counter, count_image_tokens
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig
 
 
 @pytest.fixture

@@ -9,19 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.actions import Action
-from sft.memory import (
-    EMPTY_MEMORY,
-    MAX_JSON_DEPTH,
-    Answer,
-    Memory,
-    clean_json,
-    dump_json,
-    fit_memory,
-    lagged,
-    memory_chars,
-    update,
-    written,
-)
+from sft.answers import Answer
+from sft.json_text import MAX_JSON_DEPTH, clean_json, dump_json
+from sft.memory import EMPTY_MEMORY, Memory, fit_memory, lagged, memory_chars, update, written
 
 CLICK = Action("CLICK", "OK")
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

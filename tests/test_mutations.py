@@ -6,11 +6,14 @@ import random
 import pytest
 from trajectory_samples import build_task, format_csv, write_screenshots
 
+from sft.agent import AgentConfig
+from sft.answers import format_answer, parse_answer
 from sft.data.load import read_task_set
 from sft.data.problems import TrajectoryError
 from sft.data.table import Table, parse_csv
-from sft.memory import dump_json, lagged
-from sft.prompts import AgentConfig, build_prompt, format_answer, parse_answer
+from sft.json_text import dump_json
+from sft.memory import lagged
+from sft.prompts import build_prompt
 
 N_CHUNKS, N_MUTATIONS, N_TASKS = 20, 1_000, 100
 AGENT = AgentConfig()

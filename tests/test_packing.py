@@ -13,6 +13,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
 
 from sft.actions import Action
+from sft.agent import AgentConfig
+from sft.answers import Answer, format_answer
 from sft.batches.collator import (
     IGNORED_LABEL,
     PackingCollator,
@@ -23,12 +25,11 @@ from sft.batches.collator import (
 from sft.batches.encoder import StepEncoder
 from sft.batches.packing import TokenSequence, pack_sequences
 from sft.data.screenshots import hash_screenshot
-from sft.memory import Answer, Memory
+from sft.memory import Memory
 from sft.models.layouts import mrope_positions
 from sft.models.model import build_lora_config, find_family, load_model
 from sft.models.processors import load_processor
 from sft.models.tree_attention import attend, count_pairs, find_nodes, use_tree_attention
-from sft.prompts import AgentConfig, format_answer
 from sft.recipe.settings import ModelSettings
 from sft.trainer import weighted_log_probs
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 from eval.policies.decoding import read_end_ids
 from eval.predictor import load_model_for_inference
 from eval.rollouts.walk import walk_tasks
+from sft.answers import format_answer
 from sft.batches.collator import PaddingCollator
 from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_examples, build_step_rows
@@ -24,7 +25,6 @@ from sft.models.chat_template import read_chat_template
 from sft.models.light_processor import LightProcessor, build_image_counter
 from sft.models.model_folder import read_dtype
 from sft.models.processors import load_processor, save_processor
-from sft.prompts import format_answer
 from sft.recipe.config import load_agent_settings
 from sft.run import print_plan
 

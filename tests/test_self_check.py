@@ -10,9 +10,9 @@ from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 import eval.rollouts.self_check as self_check
 from eval.rollout import main
 from eval.rollouts.self_check import check_batches, check_canary, check_replay, check_shuffled, run_self_checks
+from sft.agent import AgentConfig
 from sft.data.load import load_trajectories
 from sft.memory import lagged
-from sft.prompts import AgentConfig
 
 AGENT = AgentConfig()
 

@@ -18,9 +18,10 @@ from trajectory_samples import (
 )
 
 from sft.actions import Action, ActionType
+from sft.answers import Answer
 from sft.data.load import load_trajectories, natural_key
 from sft.data.screenshots import open_screenshot
-from sft.memory import EMPTY_MEMORY, Answer, Memory, lagged
+from sft.memory import EMPTY_MEMORY, Memory, lagged
 
 SHORT, LONG = {"last_action": "TEXT"}, {"overall_progress": "half"}
 TYPE = {"action": "TEXT", "target": "Name", "text": "DOE"}

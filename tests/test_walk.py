@@ -12,10 +12,11 @@ from eval.policies.policy import ModelPolicy, RawAnswer, ReplayPolicy
 from eval.rollouts.walk import walk_tasks
 from eval.scoring.matching import MATCHERS, judge_step
 from eval.scoring.metrics import compute_metrics
+from sft.agent import AgentConfig
 from sft.batches.encoder import StepEncoder
-from sft.memory import EMPTY_MEMORY, dump_json, lagged
+from sft.json_text import dump_json
+from sft.memory import EMPTY_MEMORY, lagged
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig
 
 
 class _Writes:

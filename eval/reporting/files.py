@@ -14,7 +14,7 @@ from typing import Any
 from eval.scoring.matching import MATCHERS, is_same_target, judge_step
 from eval.scoring.metrics import group_by_task
 from eval.step_result import StepResult
-from sft.memory import dump_json
+from sft.json_text import dump_json
 
 PREDICTION_COLUMNS = (
     "Task_id",

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from sft.prompts import AgentConfig
+from sft.agent import AgentConfig
 from sft.recipe.config import load_agent_config
 from sft.recipe.countries import list_countries
 from sft.recipe.settings import Purpose

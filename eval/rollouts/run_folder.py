@@ -13,9 +13,9 @@ from tqdm import tqdm
 from eval.reporting.files import write_text
 from eval.rollouts.run_info import close_run, open_run, read_earlier
 from eval.step_result import StepResult, append_result, format_result, load_results
+from sft.agent import AgentConfig
 from sft.data.load import Trajectory
 from sft.errors import UserError
-from sft.prompts import AgentConfig
 
 if TYPE_CHECKING:
     from eval.policies.policy import Policy

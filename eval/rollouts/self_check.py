@@ -12,9 +12,11 @@ from eval.rollouts.walk import Mode, walk_tasks
 from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
 from eval.step_result import StepResult
 from sft.actions import Action
+from sft.agent import AgentConfig
+from sft.answers import Answer, format_answer
 from sft.data.steps import Step, Trajectory
-from sft.memory import Answer, Memory, lagged
-from sft.prompts import AgentConfig, build_prompt, format_answer
+from sft.memory import Memory, lagged
+from sft.prompts import build_prompt
 
 if TYPE_CHECKING:
     from eval.policies.policy import ModelPolicy

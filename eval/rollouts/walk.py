@@ -9,9 +9,10 @@ from eval.policies.policy import Policy, RawAnswer, StepRequest
 from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
 from eval.step_result import NOT_RUN, StepResult
 from sft.actions import format_action
+from sft.agent import AgentConfig
+from sft.answers import Answer, parse_answer
 from sft.data.steps import Step, Trajectory
-from sft.memory import EMPTY_MEMORY, Answer, Memory, lagged, memory_chars
-from sft.prompts import AgentConfig, parse_answer
+from sft.memory import EMPTY_MEMORY, Memory, lagged, memory_chars
 
 Mode = Literal["teacher", "own", "own_stop"]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
 from eval.step_result import NOT_RUN, StepResult
-from sft.memory import dump_json
+from sft.json_text import dump_json
 
 # Columns of the confusion table; no action type can have these names.
 UNREADABLE, SKIPPED = "(unreadable)", "(not run)"

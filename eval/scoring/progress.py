@@ -10,7 +10,7 @@ from rapidfuzz import fuzz
 from eval.scoring.bootstrap import Bootstrap, Rates
 from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
 from eval.step_result import NOT_RUN, StepResult
-from sft.memory import dump_json
+from sft.json_text import dump_json
 
 Tasks = Mapping[str, Sequence[StepResult]]
 

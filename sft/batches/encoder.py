@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sft.agent import AgentConfig
 from sft.data.screenshots import RULES_VERSION, hash_screenshot, open_screenshot, read_upright_size, read_version
 from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY, Memory, fit_memory, memory_chars
 from sft.models.layouts import Layout
-from sft.prompts import AgentConfig, Message, build_prompt
+from sft.prompts import Message, build_prompt
 
 Field = Literal["action", "target", "memory"]
 

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from sft.agent import AgentConfig
+from sft.answers import Answer, format_answer
 from sft.batches.encoder import StepEncoder
 from sft.batches.sampler import StepSize
 from sft.data.problems import Problem, TrajectoryError
 from sft.data.screenshots import ScreenshotError
 from sft.data.steps import Step, Trajectory
-from sft.memory import Answer, Memory, lagged
-from sft.prompts import AgentConfig, Message, build_prompt, format_answer
+from sft.memory import Memory, lagged
+from sft.prompts import Message, build_prompt
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

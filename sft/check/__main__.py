@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sft.agent import AgentConfig
 from sft.batches.encoder import StepEncoder
 from sft.batches.examples import Example, build_examples, find_tight_answer_limit
 from sft.check.describe import describe, summarise
@@ -36,9 +37,8 @@ from sft.data.problems import Problem, TrajectoryError
 from sft.data.steps import Step
 from sft.data.table import looks_like_dataset
 from sft.errors import UserError, run_command
-from sft.memory import dump_json
+from sft.json_text import dump_json
 from sft.models.light_processor import LightProcessor
-from sft.prompts import AgentConfig
 from sft.recipe.config import load_agent_settings
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal
 
+from sft.agent import AgentConfig
 from sft.data.cells import Box, Size
 from sft.data.hints import find_hidden_characters, find_personal_data
 from sft.data.leaks import MemoryAudit, MemoryCell, audit_memory, audit_shown_memory
@@ -15,7 +16,6 @@ from sft.data.overlap import find_duplicate_goals
 from sft.data.steps import Step, Trajectory
 from sft.data.table import MEMORY_COLUMNS, Cells, Table
 from sft.models.light_processor import DEFAULT_PIXELS_PER_TOKEN, build_image_counter, read_pixels_per_token
-from sft.prompts import AgentConfig
 
 _MAX_ROWS = 20
 _ROUNDING = 1  # pixels by which a box may stand over the edge of its screen

@@ -16,7 +16,7 @@ from sft.data.screenshots import ScreenshotFacts, inspect_bytes, read_screenshot
 from sft.data.table import Table, format_csv
 from sft.errors import UserError
 from sft.files import write_new
-from sft.memory import dump_json
+from sft.json_text import dump_json
 
 COLUMNS = (
     "Task_id",

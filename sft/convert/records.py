@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
+from sft.answers import Answer
 from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask
 from sft.data.cells import Grounding, read_application, read_gold, read_grounding, read_object, read_text
 from sft.data.image_paths import find_screenshot, suggest_names
@@ -21,7 +22,7 @@ from sft.data.load import find_table_kind, natural_key
 from sft.data.table import MEMORY_COLUMNS, build_cells, decode_text, read_line, read_list, split_lines
 from sft.errors import UserError
 from sft.file_kinds import JSON
-from sft.memory import Answer, Memory, written
+from sft.memory import Memory, written
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.actions import ActionType, as_plain_text
+from sft.answers import Answer, read_answer
 from sft.data.literals import is_missing, read_literal
-from sft.memory import Answer, clean_json
-from sft.prompts import read_answer
+from sft.json_text import clean_json
 
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]

@@ -7,7 +7,7 @@ from typing import Any
 
 from sft.data.steps import Step
 from sft.data.table import MEMORY_COLUMNS, Cells
-from sft.memory import dump_json
+from sft.json_text import dump_json
 
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{2,63}")
 _DICOM_NAME = re.compile(r"\b[^\W\d_][\w'-]{1,40}\^[^\W\d_][\w'-]{0,40}")

@@ -14,12 +14,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from sft.actions import Action, as_plain_text
+from sft.answers import Answer
 from sft.data.literals import is_missing, read_literal
 from sft.data.steps import Trajectory
-from sft.memory import Answer, dump_json, lagged
+from sft.json_text import dump_json
+from sft.memory import lagged
 
 if TYPE_CHECKING:
-    from sft.prompts import AgentConfig
+    from sft.agent import AgentConfig
 
 COLUMN = "Output, shown one step later"
 MEMORY_PARTS = ("short_term", "long_term")

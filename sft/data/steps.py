@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft.answers import Answer
 from sft.data.cells import Grounding
-from sft.memory import Answer
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sft.actions import ActionType
+from sft.agent import AgentConfig, agent_from_json, agent_to_json
 from sft.errors import UserError
-from sft.prompts import AgentConfig, agent_from_json, agent_to_json
 from sft.recipe.contradictions import find_contradictions
 from sft.recipe.optional_parts import find_missing_parts
 from sft.recipe.recipe_yaml import RecipeError, load_yaml, parse_overrides

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sft.agent import agent_to_json
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
 from sft.data.train_val import TaskSplit, describe_tasks
-from sft.prompts import agent_to_json
 from sft.recipe.config import Recipe, resolves_to_bf16
 from sft.versions import read_versions
 
