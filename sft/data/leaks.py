@@ -11,17 +11,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sft.actions import Action, as_plain_text
+from sft.agent import AgentConfig
 from sft.answers import Answer
 from sft.data.literals import is_missing, read_literal
 from sft.data.steps import Trajectory
 from sft.json_text import dump_json
 from sft.memory import lagged
-
-if TYPE_CHECKING:
-    from sft.agent import AgentConfig
 
 COLUMN = "Output, shown one step later"
 MEMORY_PARTS = ("short_term", "long_term")
@@ -115,7 +113,7 @@ def read_cell(cell: MemoryCell, reads_targets: bool = True) -> Evidence | Litera
     return own or next((s for s in signs if isinstance(s, Evidence)), None) or next(iter(signs), None)
 
 
-def list_shown_parts(agent: "AgentConfig") -> tuple[str, ...]:
+def list_shown_parts(agent: AgentConfig) -> tuple[str, ...]:
     """Return the parts of recorded memory that an agent's prompts show; none where the memory is written by rule."""
     if agent.memory_writer == "rule":
         return ()
