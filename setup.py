@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["sft", "sft.*", "eval", "eval.*", "demo", "benchmarks", "benchmarks.*"]),
-    package_data={"eval.reporting": ["*.j2", "*.css", "*.js"]},
+    package_data={"eval.reporting": ["*.j2", "*.css", "*.js"], "sft.training": ["*.j2"]},
     install_requires=[
         "torch>=2.11,<2.14",
         "transformers>=5.23,<6",

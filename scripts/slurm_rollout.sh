@@ -11,10 +11,9 @@
 # sbatch options may be needed for GPUs: --gpus=1. Environment: PYTHON [python].
 set -euo pipefail
 cd "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}" || exit 2
-source scripts/slurm_common.sh
 
 if [ "${1:-}" = "--help" ] || [ $# -lt 2 ]; then
-    show_help scripts/slurm_rollout.sh
+    sed -n '2,/^set /{/^set /d;/^#SBATCH/d;s/^# \{0,1\}//;p}' scripts/slurm_rollout.sh
     [ "${1:-}" = "--help" ]
     exit
 fi

@@ -12,10 +12,9 @@
 # Environment: CONFIG, the accelerate configuration [accelerate_configs/single_gpu.yaml]; LAUNCH_OPTIONS; PYTHON.
 set -uo pipefail
 cd "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}" || exit 2
-source scripts/slurm_common.sh
 
 if [ "${1:-}" = "--help" ] || [ $# -lt 2 ]; then
-    show_help scripts/slurm_sweep.sh
+    sed -n '2,/^set /{/^set /d;/^#SBATCH/d;s/^# \{0,1\}//;p}' scripts/slurm_sweep.sh
     [ "${1:-}" = "--help" ]
     exit
 fi
@@ -52,4 +51,6 @@ arguments=()
 for setting in "${settings[@]}"; do
     arguments+=("--${setting%%=*}" "${setting#*=}")
 done
-train "${CONFIG:-accelerate_configs/single_gpu.yaml}" "$recipe" --output_dir "$folder/$chosen" "${arguments[@]}"
+export REPOSITORY=$PWD
+exec bash scripts/slurm_train.sh "${CONFIG:-accelerate_configs/single_gpu.yaml}" "$recipe" \
+    --output_dir "$folder/$chosen" "${arguments[@]}"

@@ -1,12 +1,35 @@
-"""A new folder that appears under its name whole, or not at all. Knows nothing of what is written there."""
+"""Files and folders that appear whole or not at all, and hashes of files. Knows nothing of what is written there."""
 
+import hashlib
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sft.errors import UserError
+
+
+def write_whole(path: Path, content: str | bytes, is_forced: bool = True) -> None:
+    """Write a file under a name of its own beside it, then rename it: no reader, and no kill, finds half of it.
+
+    Half characters (lone surrogates), which JSON can name but UTF-8 cannot hold, become "?". The content is on the
+    disk before the file has its name, for the day the power fails; what is cheap to make anew need not be `is_forced`.
+    """
+    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            if is_forced:
+                file.flush()
+                os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def check_new(folder: Path) -> None:
@@ -37,3 +60,23 @@ def write_new(folder: Path) -> Iterator[Path]:
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Return one SHA-256 over the contents of files, in hex."""
+    return hashlib.sha256(b"".join(bytes.fromhex(hash_file(path)) for path in paths)).hexdigest()
+
+
+def force_to_disk(path: Path) -> None:
+    """Have a file or folder on the disk before anything else happens."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

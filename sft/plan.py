@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sft.batches.examples import build_step_rows, read_step_sizes
 from sft.batches.sampler import PackSampler, StepSize
+from sft.data.train_val import TaskSplit
 from sft.models.families import find_family_of
 from sft.models.shapes import read_text_shape, read_vision_shape
-from sft.recipe.config import Recipe, resolves_to_bf16
+from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.recipe.settings import ModelSettings
 
 # Bytes a weight takes in nf4 with double quantisation: 4 bits, 8 bits every 64 weights, 32 bits every 256 of those.
@@ -19,14 +21,20 @@ FP32_STATE = 8.0  # and else
 DEEPSPEED_COPY = 4.0  # DeepSpeed trains a copy in fp32 and keeps parameters and gradients in the model's format
 CONTEXT_GB = 0.7  # CUDA context and library workspaces
 GB = 1e9
+# ZeRO-3
+RANKS = (8, 16, 32)
+CARDS_GB = (40, 80)
+CODE_BYTES = 0.5  # of NF4_BYTES: the 4-bit codes. The scales are no parameters, so each rank keeps all of them
+MAX_LIVE_ELEMENTS = 1e9  # DeepSpeed's stage3_max_live_parameters; an element of 4-bit storage is one of bfloat16
+SHARDED = ("trained parameters", "gradients", "optimiser state")
 
 
 @dataclass(frozen=True)
 class TokenPlan:
     """Token counts of one epoch.
 
-    `longest` is its longest batch, `longest_alone` what that batch's steps have one by one, `longest_step` the longest
-    of all steps, `most_prefixes` the most tokens that screenshots (with what precedes them) have in one batch.
+    `longest` is its longest batch, `longest_step` the longest of all steps, `most_prefixes` the most tokens that
+    screenshots (with what precedes them) have in one batch.
     """
 
     n_steps: int
@@ -34,7 +42,6 @@ class TokenPlan:
     n_tokens_packed: int
     n_sequences: int
     longest: int
-    longest_alone: int
     longest_step: int
     most_prefixes: int
     n_optimizer_steps: int
@@ -42,6 +49,27 @@ class TokenPlan:
     @property
     def packing_factor(self) -> float:
         return self.n_tokens_alone / self.n_tokens_packed
+
+
+def build_plan(recipe: Recipe, split: TaskSplit, card_gb: float) -> str:
+    """Render the plan of a run: on one card, and where that is more than one card holds, under ZeRO-3 as well."""
+    from sft.batches.encoder import StepEncoder
+    from sft.models.model import build_empty_model
+    from sft.models.processors import load_processor
+
+    agent, settings = recipe.agent, recipe.model
+    budget = (agent.min_pixels, agent.max_pixels)
+    encoder = StepEncoder(load_processor(settings.model_name_or_path, *budget, settings.model_revision), agent)
+    rows = build_step_rows(split.train, recipe.data.train_csv, encoder).dataset
+    tokens = plan_tokens(recipe, read_step_sizes(rows), n_ranks=1)
+    model, patches_a_token = build_empty_model(settings), encoder.layout.patches_a_token
+    memory = estimate_memory(recipe, model, tokens, patches_a_token)
+    plan = format_plan(recipe, tokens, memory, card_gb)
+    if sum(memory.values()) <= min(CARDS_GB):
+        return plan
+    largest_gb = measure_largest_layer(model, settings, find_family_of(model.config.model_type))
+    memory = estimate_memory(recipe, model, tokens, patches_a_token, has_deepspeed=True)
+    return f"{plan}\n{format_zero3(memory, largest_gb)}"
 
 
 def plan_tokens(recipe: Recipe, sizes: list[StepSize], n_ranks: int) -> TokenPlan:
@@ -58,7 +86,6 @@ def plan_tokens(recipe: Recipe, sizes: list[StepSize], n_ranks: int) -> TokenPla
             n_tokens_packed=sum(alone),
             n_sequences=len(sizes),
             longest=longest,
-            longest_alone=longest,
             longest_step=max(alone),
             most_prefixes=max(s.n_prefix for s in sizes) * batch,
             n_optimizer_steps=-(-n_batches // accumulation),
@@ -72,7 +99,6 @@ def plan_tokens(recipe: Recipe, sizes: list[StepSize], n_ranks: int) -> TokenPla
         n_tokens_packed=sum(counts),
         n_sequences=len(packs),
         longest=max(counts),
-        longest_alone=max(sum(alone[i] for i in pack) for pack in packs),
         longest_step=max(alone),
         most_prefixes=max(sum({sizes[i].image: sizes[i].n_prefix for i in pack}.values()) for pack in packs),
         n_optimizer_steps=-(-len(packs) // (n_ranks * accumulation)),
@@ -143,6 +169,53 @@ def format_plan(recipe: Recipe, tokens: TokenPlan, memory: Mapping[str, float], 
     return "\n".join(lines)
 
 
+def estimate_rank(memory: Mapping[str, float], largest_gb: float, n_ranks: int) -> dict[str, float]:
+    """Estimate the memory of one rank of `n_ranks`, in GB by purpose.
+
+    `memory` is `estimate_memory`'s with DeepSpeed; `largest_gb` the layer that is gathered whole.
+    """
+    shards = scales = own = 0.0
+    for name, gb in memory.items():
+        if name.endswith("nf4"):
+            shards += gb * CODE_BYTES / NF4_BYTES / n_ranks
+            scales += gb * (1 - CODE_BYTES / NF4_BYTES)
+        elif name in SHARDED or name.endswith(tuple(BYTES_OF_DTYPE)):
+            shards += gb / n_ranks
+        else:
+            own += gb
+    gathered = largest_gb + MAX_LIVE_ELEMENTS * BYTES_OF_DTYPE["bfloat16"] / GB
+    return {"shards": shards, "4-bit scales": scales, "gathered": gathered, "activations": own}
+
+
+def measure_largest_layer(model: Any, settings: ModelSettings, family: Any) -> float:
+    """Return the GB of the largest module that ZeRO-3 gathers at once: all experts of a layer, or one matrix."""
+    import torch
+
+    from sft.models.experts import list_experts
+
+    def measure(name: str, module: Any) -> float:
+        is_nf4 = settings.load_in_4bit and isinstance(module, torch.nn.Linear) and family.quantises(name)
+        weight = CODE_BYTES if is_nf4 else BYTES_OF_DTYPE[settings.dtype]
+        return weight * sum(p.numel() for p in module.parameters(recurse=False)) / GB
+
+    sizes = {name: measure(name, module) for name, module in model.named_modules()}
+    layers = [name for name, _ in list_experts(model)]
+    whole = [sum(gb for name, gb in sizes.items() if name.startswith(f"{layer}.")) for layer in layers[:1]]
+    return max([*sizes.values(), *whole])
+
+
+def format_zero3(memory: Mapping[str, float], largest_gb: float) -> str:
+    """Render what each rank of 8, 16 and 32 holds, and which cards hold it."""
+    plans = {n: estimate_rank(memory, largest_gb, n) for n in RANKS}
+    lines = ["", "GPU memory per rank under ZeRO-3, estimated (GB)"]
+    lines.append("  cards " + "".join(f"{name:>14}" for name in (*plans[RANKS[0]], "total")))
+    for n, plan in plans.items():
+        total = sum(plan.values())
+        fits = ", ".join(f"{card} GB: {'fits' if total <= card else 'does not fit'}" for card in CARDS_GB)
+        lines.append(f"  {n:>5} " + "".join(f"{gb:>14.2f}" for gb in (*plan.values(), total)) + f"   {fits}")
+    return "\n".join(lines)
+
+
 def _weight_memory(model: Any, settings: ModelSettings, family: Any, dtype: str) -> dict[str, float]:
     import torch
 
@@ -196,8 +269,7 @@ def _count_trained(model: Any, settings: ModelSettings, family: Any) -> tuple[in
 def _count_activations(recipe: Recipe, config: Any, tokens: TokenPlan, n_patches: int) -> dict[str, float]:
     """Count the numbers that a training step keeps for its backward pass, by part.
 
-    Of a layer: the inputs of its linears, attention's q, k, v and output. A packed sequence's branches have the keys
-    and values of their whole path each, repeated for every head that shares them.
+    Of a layer: the inputs of its linears, attention's q, k, v and output.
     """
     settings, text = recipe.model, config.get_text_config()
     shape, vision = read_text_shape(text), read_vision_shape(config.vision_config)
@@ -207,14 +279,11 @@ def _count_activations(recipe: Recipe, config: Any, tokens: TokenPlan, n_patches
     # a layer with a state has instead: what it convolves, before and after, and in fp32 what it scans
     mixer = max(2 * q + 2 * kv, 4 * shape.linear_width)
     layer = tokens.longest * (6 * text.hidden_size + mixer + 4 * shape.mlp_width)
-    is_packed = recipe.batch.packing != "none"
-    paths = tokens.longest_alone * 2 * (q + kv) if is_packed and settings.attn_implementation == "sdpa" else 0
     hidden = n_layers * tokens.longest * text.hidden_size
     vision_layer = n_patches * (8 * vision.width + 2 * vision.mlp_width)
     trains_vision = not settings.use_peft or "vision" in settings.lora_parts
     counts = {
         "activations": hidden + 2 * layer if is_checkpointed else n_layers * layer,
-        "keys and values by branch": float(paths if is_checkpointed else shape.n_attention * paths),
         "vision activations": float(vision_layer),
     }
     if trains_vision and is_checkpointed:

@@ -1,10 +1,10 @@
-"""Versions of this package and of what it runs on, and hashes of files. Knows nothing of models or data."""
+"""Versions of this package and of what it runs on. Knows nothing of models or data."""
 
-import hashlib
 import platform
-from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from sft.files import hash_files
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "pillow")
 
@@ -30,12 +30,3 @@ def hash_code() -> str:
         if p.suffix in (".py", ".j2", ".css", ".js")
     )
     return hash_files(files)[:12]
-
-
-def hash_files(paths: Iterable[Path]) -> str:
-    """Return the SHA-256 over the contents of files, in hex."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

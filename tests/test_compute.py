@@ -17,13 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerState
 
 from sft.compute.__main__ import main
-from sft.compute.fields import Field
+from sft.compute.fields import SECTIONS, Field, Project, Row, build_fields
 from sft.compute.flops import FlopCounter
 from sft.compute.ledger import RunRecord, load_runs
-from sft.compute.output import SECTIONS, sort_fields
 from sft.compute.recorder import RunRecorder
 from sft.compute.step_meter import StepMeter
-from sft.compute.totals import build_compute_fields
 from sft.errors import UserError
 
 # Any socket but a local one ends the process; the settings are those that make codecarbon ask the network.
@@ -76,6 +74,7 @@ def report(project, tmp_path_factory):
     return folder, {s: {f: v["value"] for f, v in fields.items()} for s, fields in content["sections"].items()}
 
 
+@pytest.mark.slow
 def test_training_and_rollout_are_recorded_without_a_network(project):
     training, rollout = load_runs(project)
     assert [(r.start["kind"], r.start["purpose"], r.outcome) for r in (training, rollout)] == [
@@ -86,6 +85,7 @@ def test_training_and_rollout_are_recorded_without_a_network(project):
     assert not list(project.rglob("emissions.csv"))
 
 
+@pytest.mark.slow
 def test_tokens_and_samples_are_those_of_the_data(project):
     """Six tasks of three steps on a 60-token screenshot, twice: four packs of 9 steps, each with one screenshot."""
     figures = load_runs(project)[0].figures
@@ -98,6 +98,7 @@ def test_tokens_and_samples_are_those_of_the_data(project):
     assert figures["packing_factor"] > 1.5
 
 
+@pytest.mark.slow
 def test_measured_operations_agree_with_the_closed_formula(project):
     """The formula leaves out edges (the first layer's input gradient), which weigh most in a model of two layers."""
     figures = load_runs(project)[0].figures
@@ -138,8 +139,9 @@ def build_run(figures_of_rank, n_gpus=0, gpu="NVIDIA A100-SXM4-40GB"):
     return RunRecord("run", Path("out"), start, "finished", "", 10.0, figures_of_rank=dict(enumerate(figures_of_rank)))
 
 
-def read_values(fields, section):
-    return {field.name: field.value for field in fields if field.section == section}
+def read_values(run, section):
+    fields = build_fields(Project([run]), {section: SECTIONS[section]})
+    return {field.name: field.value for field in fields}
 
 
 def test_report_of_eight_processes_sums_their_work_and_rates_one_of_them():
@@ -148,8 +150,7 @@ def test_report_of_eight_processes_sums_their_work_and_rates_one_of_them():
     first |= {"flops_batch_measured": 5e13, "flops_forward_measured": 2e13, "gradient_accumulation_steps": 4}
     work = {"flops": 6.24e14, "samples": 10, "tokens_text": 600, "tokens_image": 400, "tokens_trained": 50}
     run = build_run([{**first, **work}, *[work] * 7], n_gpus=8)
-    fields = build_compute_fields([run])
-    assert read_values(fields, "efficiency") == {
+    assert read_values(run, "efficiency") == {
         "tokens a second": 2000.0,
         "samples a second": 20.0,
         "packing factor": 2.0,
@@ -157,7 +158,7 @@ def test_report_of_eight_processes_sums_their_work_and_rates_one_of_them():
         "TFLOP/s of one process": 156.0,
         "share of the bf16 peak": 0.5,
     }
-    assert read_values(fields, "FLOPs") == {
+    assert read_values(run, "FLOPs") == {
         "forward pass of one batch": 2e13,
         "forward and backward pass of one batch": 5e13,
         "the same by the closed formula": 6e13,
@@ -166,15 +167,15 @@ def test_report_of_eight_processes_sums_their_work_and_rates_one_of_them():
         "instance (one training sample)": 6.24e14 / 10,
         "method (all trainings)": 8 * 6.24e14,
     }
-    totals = read_values(fields, "compute totals")
+    totals = read_values(run, "compute totals")
     assert (totals["optimiser steps, all trainings"], totals["samples trained on, all trainings"]) == (3, 80)
     assert totals["tokens with a loss, all trainings"] == 400
 
 
 def test_training_whose_operations_were_not_counted_is_reported_by_the_formula():
     """As under DeepSpeed."""
-    fields = build_compute_fields([build_run([{"busy_s": 2.0, "flops": 3e12}, {"flops": 3e12}])])
-    assert read_values(fields, "FLOPs") == {
+    run = build_run([{"busy_s": 2.0, "flops": 3e12}, {"flops": 3e12}])
+    assert read_values(run, "FLOPs") == {
         "training": "missing: no training measured a step",
         "method (all trainings)": 6e12,
     }
@@ -196,6 +197,7 @@ def test_time_of_a_training_is_that_of_its_steps_and_not_of_evaluations_and_chec
     assert load_runs(tmp_path)[0].figures["busy_s"] == 18
 
 
+@pytest.mark.slow
 def test_report_holds_every_section_and_no_empty_value(report):
     folder, sections = report
     assert list(sections) == list(SECTIONS)
@@ -210,13 +212,14 @@ def test_report_holds_every_section_and_no_empty_value(report):
 
 
 def test_fields_of_one_name_are_numbered_and_an_empty_value_says_so():
-    fields = [Field("model", "name", "a", "measured"), Field("model", "name", None, "measured")]
-    assert sort_fields(fields) == [
+    rows = [Row("name", lambda _: "a"), lambda _: [("name", None, "measured")]]
+    assert build_fields(Project([]), {"model": rows}) == [
         Field("model", "name", "a", "measured"),
         Field("model", "name (2)", "missing: not known", "measured"),
     ]
 
 
+@pytest.mark.slow
 def test_report_reads_scores_from_the_rollout(report, project):
     metrics = json.loads((project / "results/metrics.json").read_text())
     swa = metrics["matchers"]["action"]["swa"]
@@ -227,6 +230,7 @@ def test_report_reads_scores_from_the_rollout(report, project):
     assert shown == f"{100 * swa['value']:.1f} [{100 * swa['low']:.1f}, {100 * swa['high']:.1f}]"
 
 
+@pytest.mark.slow
 def test_model_parameters_are_counted_by_kind(report):
     model = report[1]["model"]
     assert model["parameters, trainable"] == 8192  # 2 layers, 7 linears, rank 4
@@ -234,6 +238,7 @@ def test_model_parameters_are_counted_by_kind(report):
     assert model["parameters, total"] > 73_728 + 8192
 
 
+@pytest.mark.slow
 def test_what_only_an_author_knows_is_asked_for_until_it_is_given(report):
     folder, sections = report
     assert sections["dataset"]["licence"] == "missing: fill in dataset_licence in compute_author.yaml"
@@ -248,6 +253,7 @@ def test_what_only_an_author_knows_is_asked_for_until_it_is_given(report):
     form.unlink()
 
 
+@pytest.mark.slow
 def test_report_names_neither_user_nor_host_nor_folder(report, project, tmp_path, monkeypatch):
     folder = shutil.copytree(project, tmp_path / "outputs")
     (folder / "out/runs").mkdir()

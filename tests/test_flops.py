@@ -19,6 +19,7 @@ from sft.compute.flops import FlopCounter
 from sft.compute.ledger import load_runs
 
 SHORT = ["--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no"]
+WAYS = ("forward", "backward")
 WIDE_AS_FP32 = {"out_dtype": torch.float32}
 
 
@@ -59,6 +60,16 @@ def test_attention_whose_query_heads_share_keys_is_counted_by_its_query_heads():
     assert trained == 60 * 2 * (16 + 40)
 
 
+def test_attention_in_blocks_is_counted_block_by_block():
+    """What packed training calls on CUDA. Two blocks, of 2 by 3 and of 4 by 5 tokens: 26 pairs, 4 heads of 8."""
+    query, key = meta(6, 4, 8), meta(8, 2, 8)
+    borders = torch.tensor([0, 2, 6], dtype=torch.int32), torch.tensor([0, 3, 8], dtype=torch.int32)
+    more = (*borders, 4, 5, 0.0, False)
+    forward, backward = (flops._COUNTS[getattr(torch.ops.aten, f"_flash_attention_{way}")] for way in WAYS)
+    assert forward(query, key, key, *more, False, scale=0.3, out_val=()) == 26 * 4 * 2 * 16
+    assert backward(query, query, key, key, query, None, *more, None, None, scale=0.3, out_val=()) == 26 * 4 * 2 * 40
+
+
 @pytest.mark.parametrize("has_grad", [False, True])
 def test_4_bit_product_is_counted_forward_and_back(has_grad):
     layer = Linear4bit(128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to("cpu")
@@ -76,6 +87,7 @@ def qlora(tmp_path_factory):
     return _write_recipe(folder, build_tiny_checkpoint(folder / "base", ["Open the study"], size=size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_operations_of_4_bit_training_are_those_of_the_formula(qlora, tmp_path, checkpointing):
     arguments = ["--gradient_checkpointing", checkpointing, "--output_dir", str(tmp_path)]
@@ -120,6 +132,7 @@ def uncountable(monkeypatch):
     monkeypatch.setitem(flops._COUNTS, torch.ops.aten.linear, shape_wrapper(fail))
 
 
+@pytest.mark.slow
 def test_operation_that_cannot_be_counted_leaves_the_formula_and_ends_no_run(
     tiny_checkpoints, tmp_path, uncountable, caplog
 ):

@@ -28,7 +28,7 @@ from sft.data.load import load_trajectories
 from sft.models.model import find_family, load_model
 from sft.recipe.settings import ModelSettings
 
-PARTS = ("smoke", "training_8", "memory", "profile", "training_1", "rollout", "experts")
+PARTS = ("attention", "training_8", "profile", "memory", "rollout", "smoke", "training_1", "experts")
 
 
 def run(*arguments, python=sys.executable):
@@ -37,6 +37,7 @@ def run(*arguments, python=sys.executable):
     return subprocess.run(command, capture_output=True, text=True, timeout=1300, env=environment)
 
 
+@pytest.mark.slow
 def test_whole_run_leaves_a_result_of_every_part(tmp_path):
     finished = run(tmp_path, "--tiny", "--minutes", "20")
     assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-4000:]
@@ -47,6 +48,12 @@ def test_whole_run_leaves_a_result_of_every_part(tmp_path):
         assert machine["cpu"] and machine["date"] and machine["commit"] == read_commit()
         assert machine["versions"]["torch"] == torch.__version__
     rows = {part: result["rows"] for part, result in results.items()}
+
+    ways = {row["way"] for row in rows["attention"]}
+    assert ways == {"two calls", "node loop", "dense mask"}  # FlexAttention has no backward pass on a CPU
+    assert len(rows["attention"]) == 4 * len(ways)
+    errors = [value for row in rows["attention"] for name, value in row.items() if name.startswith("error_")]
+    assert len(errors) == 2 * 4 * len(ways) and max(errors) < 1e-5
 
     training, rollout = rows["smoke"]
     assert (training["command"], training["exit_code"], training["steps"]) == ("sft/run.py", 0, 3)
@@ -79,11 +86,12 @@ def check_sides(rows, shared):
     assert packed["steps_a_screenshot"] == stock["steps_a_screenshot"] == shared
     assert packed["ratio"] == pytest.approx(packed["steps_a_s"] / stock["steps_a_s"])
     assert packed["tflops"] > 0 and packed["measured_by_formula"] == pytest.approx(1, abs=0.2)
-    assert all(row["note"] == "" and math.isfinite(row["loss"]) and row["n_timed"] == 2 for row in rows)
+    assert all(row["note"] == "" and math.isfinite(row["loss"]) and row["n_timed"] == 3 for row in rows)
     tokens = [row["tokens_a_s"] / row["steps_a_s"] for row in rows]
     assert tokens[0] < (0.6 if shared == 8 else 0.8) * tokens[1]  # the system message is shared in any case
 
 
+@pytest.mark.slow
 def test_run_ends_on_time_and_says_what_it_left_out(tmp_path):
     started = time.monotonic()
     finished = run(tmp_path, "--tiny", "--minutes", "0.2")
@@ -92,6 +100,17 @@ def test_run_ends_on_time_and_says_what_it_left_out(tmp_path):
     assert "a Maverick layer of experts: not started, no time left" in (tmp_path / "run.log").read_text()
 
 
+@pytest.mark.slow
+def test_only_the_chosen_parts_run(tmp_path):
+    finished = run(tmp_path, "--tiny", "--only", "attention")
+    assert finished.returncode == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"gpu_attention.json", "run.log"}
+    refused = run(tmp_path, "--tiny", "--only", "attention,speed")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("--only: found speed; expected some of attention,training,profile,")
+
+
+@pytest.mark.slow
 def test_run_without_a_gpu_says_so(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
@@ -174,6 +193,7 @@ def test_random_weights_are_as_the_loader_left_them_but_for_their_values(base):
     assert all(0.01 < p.std() < 0.03 for p in plain)
 
 
+@pytest.mark.slow
 def test_recipe_over_the_cap_says_so(base, tmp_path, monkeypatch):
     def run_out(command):
         raise torch.OutOfMemoryError
@@ -183,6 +203,7 @@ def test_recipe_over_the_cap_says_so(base, tmp_path, monkeypatch):
     assert (row["note"], row["cap_gb"]) == ("over the cap", 1)
 
 
+@pytest.mark.slow
 def test_speed_is_saved_before_the_run_is_over(base, tmp_path, monkeypatch):
     """What remains of one that is stopped behind its last step."""
 
@@ -195,7 +216,7 @@ def test_speed_is_saved_before_the_run_is_over(base, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), random_weights():
         training.measure(base, csv_path, {"side": "packed"}, file, is_tiny=True)
     (row,) = json.loads(file.read_text())["rows"]
-    assert (row["side"], row["n_timed"]) == ("packed", 2)
+    assert (row["side"], row["n_timed"]) == ("packed", 3)
     assert row["steps_a_s"] > 0
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from sft.compute.fields import FAILED, build_breakdown, round_shares
+from sft.compute.fields import FAILED, Project, list_shares, round_shares
 from sft.compute.hardware import find_peak_tflops, name_storage, read_hardware
 from sft.compute.ledger import append_event, close_killed_runs, load_runs, name_ledger
 from sft.compute.recorder import RunRecorder, judge_end
@@ -82,6 +82,7 @@ def test_failed_run_leaves_the_kind_of_its_error_and_not_its_text(tmp_path):
     assert "alice" not in _read(tmp_path).decode()
 
 
+@pytest.mark.slow
 def test_killed_run_keeps_its_newest_figures_and_is_closed_by_the_next(killed):
     before = _read(killed)
     with _record(killed):
@@ -96,6 +97,7 @@ def test_killed_run_keeps_its_newest_figures_and_is_closed_by_the_next(killed):
     assert close_killed_runs(killed, by="third") == [], "a run is closed once"
 
 
+@pytest.mark.slow
 def test_killed_run_counts_up_to_its_last_sign(killed):
     run = load_runs(killed)[0]
     assert 0 <= run.wall_s < 60
@@ -166,9 +168,9 @@ def test_shares_of_the_breakdown_add_up_to_exactly_100(tmp_path):
                 pass
     with pytest.raises(ValueError), _record(tmp_path):
         raise ValueError
-    fields = build_breakdown(load_runs(tmp_path))
-    assert {field.name.partition(" (%")[0] for field in fields} == {"training", "ablation", FAILED}
-    assert round(sum(10 * field.value for field in fields)) == 1000
+    shares = {name.partition(" (%")[0]: share for name, share, _ in list_shares(Project(load_runs(tmp_path)))}
+    assert set(shares) == {"training", "ablation", FAILED}
+    assert round(sum(10 * share for share in shares.values())) == 1000
 
 
 @pytest.mark.parametrize(

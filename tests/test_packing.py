@@ -1,6 +1,7 @@
 """Packed steps train exactly as separate ones: same loss, same gradients, and no branch sees another."""
 
 import contextlib
+import random
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,11 @@ from sft.batches.encoder import StepEncoder
 from sft.batches.packing import TokenSequence, pack_sequences
 from sft.data.screenshots import hash_screenshot
 from sft.memory import Memory
+from sft.models import tree_attention
 from sft.models.layouts import mrope_positions
 from sft.models.model import build_lora_config, find_family, load_model
 from sft.models.processors import load_processor
-from sft.models.tree_attention import attend, count_pairs, find_nodes, use_tree_attention
+from sft.models.tree_attention import attend, count_pairs, find_blocks, find_nodes, use_tree_attention
 from sft.recipe.settings import ModelSettings
 from sft.trainer import weighted_log_probs
 
@@ -135,6 +137,7 @@ def test_packed_branches_on_one_screenshot_train_as_separate_steps(model, encode
     assert_same(compute_gradients(model, [packed]), compute_gradients(model, alone))
 
 
+@pytest.mark.slow
 def test_packed_steps_on_different_screenshots_train_as_separate_steps(model, encoder, screenshots):
     rows = build_rows(encoder, [screenshots[i] for i in (0, 1, 0, 2, 1, 0)])
     packed, alone = PackingCollator(encoder)(rows), [PaddingCollator(encoder)([row]) for row in rows]
@@ -150,6 +153,7 @@ def test_padded_batch_trains_as_separate_steps(model, encoder, screenshots):
     )
 
 
+@pytest.mark.slow
 def test_accumulation_1x4_2x2_and_4x1_give_the_same_gradients(model, encoder, screenshots):
     rows = build_rows(encoder, [screenshots[i] for i in (0, 0, 1, 0)])
     collate = PackingCollator(encoder)
@@ -200,6 +204,7 @@ def test_changing_one_branch_leaves_the_logits_of_the_others_bit_identical(model
     assert last < int(branch[first]), "a later branch saw the change"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collator", [PaddingCollator, PackingCollator])
 def test_loss_weights_multiply_each_field_s_share_of_the_gradient(model, encoder, screenshots, collator):
     rows = build_rows(encoder, [screenshots[0], screenshots[0]])
@@ -274,46 +279,206 @@ def test_mask_lets_a_token_see_its_ancestors_and_itself_only():
     ]
 
 
+TREE = ([1, 2, 3, 4, 5, 6, 9], [1, 2, 3, 4, 7, 9, 9, 9, 9], [1, 2, 6, 9], [7, 8, 9, 9, 9])
+
+
 def test_path_to_a_node_is_what_its_last_token_may_see():
-    ids = [[1, 2, 3, 4, 5, 6, 9], [1, 2, 3, 4, 7, 9, 9, 9, 9], [1, 2, 6, 9], [7, 8, 9, 9, 9]]
-    end = pack_sequences([sequence(i, len(i) - 1) for i in ids]).subtree_end.tolist()
+    end = pack_sequences([sequence(i, len(i) - 1) for i in TREE]).subtree_end.tolist()
     nodes = find_nodes(end)
     tokens = torch.arange(len(end)).split([node.size for node in nodes])
     for node in nodes:
         last = int(tokens[node.path[-1]][-1])
         assert torch.cat([tokens[i] for i in node.path]).tolist() == [k for k in range(last + 1) if last < end[k]]
-        assert node.n_before == sum(nodes[i].size for i in node.path[:-1])
-    assert [(node.size, node.n_before, node.is_causal) for node in nodes] == [
-        (2, 0, True),
-        (2, 2, False),
-        (3, 4, False),
-        (5, 4, True),
-        (2, 2, False),
-        (5, 0, True),
+    assert [node.size for node in nodes] == [2, 2, 3, 5, 2, 5]
+
+
+def test_chains_and_what_is_above_their_forks_are_all_that_a_token_may_see():
+    """By hand: two screenshots behind a system message, the first with two branches; another tree beside them."""
+    end = pack_sequences([sequence(i, len(i) - 1) for i in TREE]).subtree_end.tolist()
+    chains, above = find_blocks(end)
+    assert [block.queries for block in chains] == [((0, 7),), ((7, 12),), ((12, 14),), ((14, 19),)]
+    assert [block.keys for block in chains] == [block.queries for block in chains]
+    assert [(block.queries, block.keys) for block in above] == [
+        (((7, 12),), ((0, 2), (2, 4))),
+        (((12, 14),), ((0, 2),)),
     ]
 
 
-@pytest.mark.parametrize("n_own", [2, 4, 7])
-def test_attention_by_nodes_equals_attention_under_the_dense_mask(n_own):
-    """Own parts shorter than the prefix, as long, and longer, which is computed as one causal path; forked twice."""
-    ids = [[1, 2, 3, 4, *([i] * n_own), 5, *([6] * k)] for i, k in ((7, 1), (7, 9), (8, 2))]
-    end = torch.from_numpy(pack_sequences([sequence(i, len(i)) for i in ids]).subtree_end)[None]
+def test_chains_on_one_fork_are_one_block_wherever_they_stand():
+    end = pack_sequences([sequence(i, len(i)) for i in ([1, 2, 3], [1, 4, 5], [1, 4, 6], [1, 7])]).subtree_end
+    _, above = find_blocks(end.tolist())
+    assert [(block.queries, block.keys) for block in above] == [
+        (((3, 5), (6, 7)), ((0, 1),)),
+        (((5, 6),), ((0, 1), (3, 4))),
+    ]
+
+
+def grow_tree(rng: random.Random, depth: int) -> torch.Tensor:
+    """`subtree_end` (1, T) of one random tree or two side by side, up to `depth` forks deep; not as packing sorts."""
+    end: list[int] = []
+
+    def grow(left: int) -> None:
+        start, n_own = len(end), rng.randint(1, 9)
+        end.extend([0] * n_own)
+        for _ in range(rng.choice([2, 3] if left == depth else [0, 2, 3]) if left else 0):
+            grow(left - 1)
+        end[start : start + n_own] = [len(end)] * n_own
+
+    for _ in range(rng.choice([1, 1, 2])):
+        grow(depth)
+    return torch.tensor(end)[None]
+
+
+def attend_both_ways(end, inputs, ahead, scaling=None):
+    """Outputs and gradients of query, key and value: ours in their type, and under a dense mask in fp64."""
+    module = torch.nn.Module()
+    module.is_causal, module.num_key_value_groups = True, inputs[0].shape[1] // inputs[1].shape[1]
+    results = []
+    for function, dtype, mask in (
+        (attend, inputs[0].dtype, end[:, None, None]),
+        (sdpa_attention_forward, torch.float64, build_dense_mask(end, torch.float64)),
+    ):
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in inputs]
+        output = function(module, *leaves, mask, scaling=scaling)[0]
+        results.append([output, *torch.autograd.grad(output, leaves, ahead.to(dtype))])
+    return results
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_attention_in_two_calls_equals_attention_under_the_dense_mask(depth, dtype):
+    """Random trees and forests, heads that share keys and heads that do not, odd lengths."""
+    rng = random.Random(depth)
+    torch.manual_seed(depth)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+    for n_heads, n_keys, width in [(1, 1, 8), (4, 2, 16), (6, 1, 24), (3, 3, 8)] * 4:
+        end = grow_tree(rng, depth)
+        inputs = [torch.randn(1, n, end.numel(), width).to(dtype) for n in (n_heads, n_keys, n_keys)]
+        ahead = torch.randn(1, end.numel(), n_heads, width).to(dtype)
+        for found, expected in zip(*attend_both_ways(end, inputs, ahead, scaling=0.3)):
+            assert (found.double() - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.fixture
+def kernel_of_cuda(monkeypatch):
+    """CUDA's kernels for blocks, as far as a CPU can stand in: what they require, and each block by the CPU's.
+
+    From torch's flash_api.cpp: 32-bit borders, lengths up to those named, contiguous last dimensions, and logarithmic
+    sums that are read as if they were contiguous.
+    """
+    attend_block, attend_block_backward = (
+        getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{way}") for way in ("", "_backward")
+    )
+
+    def cut(rows, borders):
+        return [part.transpose(0, 1)[None] for part in rows.tensor_split(borders[1:-1].tolist())]
+
+    def check(queries, keys, query_borders, key_borders, most_queries, most_keys):
+        for rows, borders, most in ((queries, query_borders, most_queries), (keys, key_borders, most_keys)):
+            assert borders.dtype == torch.int32 and borders.is_contiguous()
+            assert borders[0] == 0 and borders[-1] == len(rows) and borders.diff().min() > 0
+            assert borders.diff().max() <= most
+            assert rows.stride(-1) == 1
+        assert most_queries > 1 and len(query_borders) == len(key_borders)
+
+    def forward(query, key, value, query_borders, key_borders, *rest, scale=None, **windows):
+        check(query, key, query_borders, key_borders, *rest[:2])
+        assert rest[2:] == (0.0, rest[3], False) and value.shape == key.shape
+        blocks = zip(cut(query, query_borders), cut(key, key_borders), cut(value, key_borders))
+        results = [attend_block(*block, 0.0, rest[3], scale=scale) for block in blocks]
+        output = torch.empty_like(query).copy_(torch.cat([found[0].transpose(0, 1) for found, _ in results]))
+        empty = torch.empty(0)
+        return output, torch.cat([sums[0] for _, sums in results], dim=1).contiguous(), empty, empty, empty
+
+    def backward(ahead, query, key, value, output, sums, query_borders, key_borders, *rest, scale=None, **windows):
+        check(query, key, query_borders, key_borders, *rest[:2])
+        assert rest[2] == 0 and sums.shape == (query.shape[1], query.shape[0])
+        sums = sums.as_strided(sums.shape, (sums.shape[1], 1), sums.storage_offset())
+        by_query = [cut(rows, query_borders) for rows in (ahead.contiguous(), query, output.contiguous())]
+        by_key = [cut(rows, key_borders) for rows in (key, value)]
+        parts = sums.tensor_split(query_borders[1:-1].tolist(), dim=1)
+        grads = [
+            attend_block_backward(g, q, k, v, o, s[None], 0.0, rest[3], scale=scale)
+            for g, q, o, k, v, s in zip(*by_query, *by_key, parts)
+        ]
+        return tuple(torch.cat([grad[0].transpose(0, 1) for grad in column]) for column in zip(*grads))
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_flash_attention_forward", forward, "CPU")
+    library.impl("_flash_attention_backward", backward, "CPU")
+    monkeypatch.setattr(tree_attention, "_takes_borders", lambda device: True)
+    yield
+    library._destroy()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_kernel_that_takes_all_blocks_at_once_gets_their_borders(kernel_of_cuda, depth, is_transposed):
+    rng = random.Random(depth)
+    for n_heads, n_keys in [(4, 2), (6, 1), (3, 3), (4, 2), (4, 1), (2, 2)]:
+        end = grow_tree(rng, depth)
+        inputs = [torch.randn(1, n, end.numel(), 8) for n in (n_heads, n_keys, n_keys)]
+        if is_transposed:  # as a model's rotary embedding leaves them
+            inputs = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in inputs]
+        ahead = torch.randn(1, n_heads, end.numel(), 8).transpose(1, 2)
+        for found, expected in zip(*attend_both_ways(end, inputs, ahead)):
+            assert (found.double() - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_single_tokens_are_no_step_of_decoding_for_the_kernel(kernel_of_cuda):
+    """A tree of chains of one token each but the first; a bound of 1 query would have torch reshape them."""
+    inputs = [torch.randn(1, 2, 4, 8) for _ in range(3)]
+    for found, expected in zip(*attend_both_ways(torch.tensor([[4, 2, 3, 4]]), inputs, torch.randn(1, 4, 2, 8))):
+        assert (found.double() - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_numerical_derivatives_agree():
+    end = torch.tensor([7, 7, 6, 4, 6, 6, 7, 9, 9])[None, None, None]
     module = torch.nn.Module()
     module.is_causal, module.num_key_value_groups = True, 2
+    inputs = [torch.randn(1, n, 9, 8, dtype=torch.float64, requires_grad=True) for n in (2, 1, 1)]
+    assert torch.autograd.gradcheck(lambda *qkv: attend(module, *qkv, end)[0], inputs)
+
+
+@pytest.mark.parametrize("reason", ["no kernel", "dropout"])
+def test_attention_without_its_kernel_is_computed_under_the_dense_mask(monkeypatch, reason):
+    if reason == "no kernel":
+        monkeypatch.setattr(tree_attention, "_has_kernel", lambda *_: False)
+    monkeypatch.setattr(tree_attention, "_TreeAttention", None)
+    end = torch.tensor([7, 7, 6, 4, 6, 6, 7, 9, 9])[None]
+    module = torch.nn.Module()
+    module.is_causal, module.num_key_value_groups = True, 2
+    inputs = [torch.randn(1, n, 9, 8, dtype=torch.float64) for n in (2, 1, 1)]
     torch.manual_seed(0)
-    inputs = [torch.randn(1, heads, end.numel(), 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
-    found = attend(module, *inputs, end[:, None, None])[0]
-    dense = build_dense_mask(end, torch.float64)
-    expected = sdpa_attention_forward(module, *inputs, dense)[0]
+    chance = 0.0 if reason == "no kernel" else 0.5
+    found = attend(module, *inputs, end[:, None, None], dropout=chance)[0]
+    torch.manual_seed(0)
+    expected = sdpa_attention_forward(module, *inputs, build_dense_mask(end, torch.float64), dropout=chance)[0]
     torch.testing.assert_close(found, expected)
-    ahead = torch.randn_like(found)
-    for a, b in zip(torch.autograd.grad(found, inputs, ahead), torch.autograd.grad(expected, inputs, ahead)):
-        torch.testing.assert_close(a, b)
+
+
+def test_autocast_brings_query_key_and_value_to_one_type():
+    """A norm whose weight is in fp32 leaves queries in fp32 and values in bf16; SDPA itself would cast them."""
+    end = torch.tensor([6, 6, 4, 4, 6, 6])[None]
+    inputs = [torch.randn(1, 1, 6, 8) for _ in range(3)]
+    module = torch.nn.Module()
+    module.is_causal, module.num_key_value_groups = True, 1
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = attend(module, *inputs[:2], inputs[2].bfloat16(), end[:, None, None])[0]
+    plain = attend(module, *(tensor.bfloat16() for tensor in inputs), end[:, None, None])[0]
+    assert mixed.dtype == torch.bfloat16 and torch.equal(mixed, plain)
+
+
+def test_a_sequence_without_forks_is_computed_by_stock_attention(monkeypatch):
+    calls = []
+    monkeypatch.setattr(tree_attention, "sdpa_attention_forward", lambda *args, **kwargs: calls.append(args) or (0, 0))
+    attend(torch.nn.Module(), *[torch.randn(1, 1, 5, 8)] * 3, torch.tensor([5] * 5)[None, None, None])
+    assert calls[0][-1] is None  # no mask
 
 
 def test_pairs_are_counted_as_attention_computes_them():
-    """By hand, as rows by keys: the root 2 x 2; a causal node its whole path, 5 x 5; one under a mask 1 x 3."""
-    assert count_pairs(torch.tensor([6, 6, 5, 5, 5, 6])) == 4 + 25 + 3
+    """By hand, as rows by keys: the chains of 5 and 1 tokens, and that one by the path of 2 tokens above it."""
+    assert count_pairs(torch.tensor([6, 6, 5, 5, 5, 6])) == 25 + 1 + 2
     assert count_pairs(torch.tensor([5, 5, 5, 5, 5])) == 25
-    assert count_pairs(torch.tensor([4, 4, 3, 4])) == 4 + 3 + 3
+    assert count_pairs(torch.tensor([4, 4, 3, 4])) == 9 + 1 + 2
     assert count_pairs(torch.tensor([2, 2, 4, 4])) == 4 + 4  # two sequences side by side

@@ -9,7 +9,7 @@ from demo.tiny_qwen3vl import build_tiny_checkpoint
 from sft.batches.sampler import StepSize
 from sft.models.model import build_empty_model, build_lora_config, find_family, load_model
 from sft.plan import GB, TokenPlan, estimate_memory, format_plan, plan_tokens
-from sft.recipe.config import parse_recipe
+from sft.recipe.recipe import parse_recipe
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def build_recipe(folder: Path, *overrides: str):
 
 
 def plan(recipe, longest=8192, has_deepspeed=False, **changes):
-    """Plan the memory of a batch of `longest` tokens on six screenshots, whose steps have twice as many alone."""
-    counts = {"longest_alone": 2 * longest, "longest_step": 1500, "most_prefixes": 5000, **changes}
+    """Plan the memory of a batch of `longest` tokens on six screenshots."""
+    counts = {"longest_step": 1500, "most_prefixes": 5000, **changes}
     tokens = TokenPlan(100, 200_000, 100_000, 50, longest, n_optimizer_steps=50, **counts)
     return estimate_memory(recipe, build_empty_model(recipe.model), tokens, 4, has_deepspeed)
 
@@ -122,7 +122,6 @@ def test_activations_are_planned_by_what_is_trained_and_kept(folder_8b):
     kept = plan(build_recipe(folder_8b))
     inside = 8192 * (6 * 4096 + 2 * 4096 + 2 * 1024 + 4 * 12_288)
     assert kept["activations"] == pytest.approx(2 * (36 * 8192 * 4096 + 2 * inside) / GB)
-    assert kept["keys and values by branch"] == pytest.approx(2 * 16_384 * 2 * (4096 + 1024) / GB)
     vision_layer = 20_000 * (8 * 1152 + 2 * 4304)
     assert kept["vision activations"] == pytest.approx(2 * vision_layer / GB)
     assert kept["final norm"] == pytest.approx(2 * 4 * 8192 * 4096 / GB)
@@ -131,14 +130,14 @@ def test_activations_are_planned_by_what_is_trained_and_kept(folder_8b):
     expected = 2 * (2 * vision_layer + 27 * 20_000 * 1152) / GB
     assert vision["vision activations"] == pytest.approx(expected)
     eager = plan(build_recipe(folder_8b, "--attn_implementation", "eager"))
-    assert eager["attention mask"] == pytest.approx(2 * 8192**2 / GB) and not eager["keys and values by branch"]
+    assert eager["attention mask"] == pytest.approx(2 * 8192**2 / GB)
 
 
 def test_validation_rollout_s_cache_counts_where_it_is_larger_than_a_training_step(folder_8b):
     validated = ["--val_split", "0.1", "--eval_strategy", "epoch"]
     assert plan(build_recipe(folder_8b, *validated))["validation rollout, beyond"] == 0
     short = plan(build_recipe(folder_8b, *validated, "--max_answer_tokens", "500"), longest=512)
-    names = ("activations", "keys and values by branch", "vision activations", "final norm")
+    names = ("activations", "vision activations", "final norm")
     training = sum(short[name] for name in names)
     cache = 16 * (1500 + 500) * 2 * 36 * 1024 * 2 / GB
     assert short["validation rollout, beyond"] == pytest.approx(cache - training)
@@ -149,7 +148,7 @@ def test_tokens_are_counted_with_and_without_packing(checkpoint):
     sizes = [StepSize(f"image{i // 4}", 1000, 100) for i in range(8)]
     packed = plan_tokens(build_recipe(checkpoint, "--tokens_per_batch", "1400"), sizes, n_ranks=1)
     assert (packed.n_tokens_alone, packed.n_tokens_packed, packed.n_sequences) == (8800, 2800, 2)
-    assert (packed.longest, packed.longest_alone, packed.longest_step) == (1400, 4400, 1100)
+    assert (packed.longest, packed.longest_step) == (1400, 1100)
     assert (packed.most_prefixes, packed.n_optimizer_steps) == (1000, 1)
     padded = plan_tokens(build_recipe(checkpoint, "--packing", "none"), sizes, n_ranks=1)
     assert (padded.n_tokens_packed, padded.n_sequences, padded.longest) == (8800, 8, 8 * 1100)

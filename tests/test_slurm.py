@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from attempt_samples import assert_same_bits, load_adapter, printed
 from conftest import ROOT
 from slurm_cluster import (
     find_missing,
@@ -24,23 +23,25 @@ from slurm_cluster import (
     wait_until,
     warn,
 )
+from training_runs import assert_same_bits, load_adapter, printed
 from trajectory_samples import build_tasks, write_trajectories
 
-JOBS = sorted((ROOT / "scripts").glob("slurm_[!c]*.sh"))
+JOBS = sorted((ROOT / "scripts").glob("slurm_*.sh"))
 SCRIPTS = [*JOBS, ROOT / "scripts/launch.sh"]
 needs_slurm = pytest.mark.skipif(find_missing() is not None, reason=str(find_missing()))
 needs_two_nodes = pytest.mark.skipif(
     find_missing_for_two_nodes() is not None, reason=str(find_missing_for_two_nodes())
 )
+TRAIN = "scripts/slurm_train.sh"
 SETTINGS = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "REPOSITORY": str(ROOT)}
 SETTINGS |= {"CONFIG": "accelerate_configs/cpu.yaml", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 # What one process and two, under ZeRO-3 too, do alike: see test_distributed.py.
 ALIKE = ["--lora_dropout", "0", "--load_in_4bit", "false", "--learning_rate", "1e-3", "--max_steps", "24"]
 ALIKE += ["--save_steps", "100"]
-FP32 = {"CONFIG": "", "LAUNCH_OPTIONS": "--mixed_precision no"}  # an empty CONFIG is that of the script
+FP32 = {"LAUNCH_OPTIONS": "--mixed_precision no"}
 NODES = " --num_machines 2 --deepspeed_multinode_launcher standard --main_process_ip node1"
 # Has srun too pass on these alone, unless it is told otherwise.
-EXPORT = f"--export=PYTHON=echo,CONFIG=any.yaml,LAUNCH_OPTIONS=--of user,REPOSITORY={ROOT}"
+EXPORT = f"--export=PYTHON=echo,LAUNCH_OPTIONS=--of user,REPOSITORY={ROOT}"
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,7 @@ def test_scripts_pass_shellcheck():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_job_that_is_warned_and_preempted_is_requeued_and_ends_with_the_same_adapter(
     cluster, recipe, attempt, tmp_path
@@ -105,8 +107,8 @@ def test_job_that_is_warned_and_preempted_is_requeued_and_ends_with_the_same_ada
     more = ["--max_steps", "96", "--save_steps", "100"]
     assert attempt(tmp_path / "quiet", {"arguments": more}) == [0], printed(tmp_path / "quiet")
     out, log = tmp_path / "out", tmp_path / "job.log"
-    options = ["--partition=low", "--gpus=0", f"--output={log}"]
-    job = submit(cluster, *options, "scripts/slurm_one_gpu.sh", recipe, "--output_dir", out, *more)
+    options = ["--partition=low", "--gpus-per-node=0", f"--output={log}"]
+    job = submit(cluster, *options, TRAIN, "accelerate_configs/cpu.yaml", recipe, "--output_dir", out, *more)
 
     wait_for_step(cluster, job, out, 1, log)
     warn(cluster, job, out)
@@ -122,6 +124,7 @@ def test_job_that_is_warned_and_preempted_is_requeued_and_ends_with_the_same_ada
     assert_same_bits(out, tmp_path / "quiet")
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_zero_jobs_of_one_node_are_requeued_and_end_as_one_process_does(cluster, recipe, one_process, tmp_path):
     """With the configurations for GPUs, in fp32. Each takes the node: ZeRO-3 runs once ZeRO-2, warned, is requeued."""
@@ -129,8 +132,8 @@ def test_zero_jobs_of_one_node_are_requeued_and_end_as_one_process_does(cluster,
     for stage in ("zero2", "zero3"):
         (tmp_path / stage).mkdir()
         options = ["--partition=low", "--gpus-per-node=2", "--cpus-per-task=2", f"--output={tmp_path}/{stage}/job.log"]
-        arguments = [f"scripts/slurm_{stage}.sh", recipe, "--output_dir", tmp_path / stage / "out", *ALIKE]
-        jobs[stage] = submit({**cluster, **FP32}, *options, *arguments)
+        arguments = [f"accelerate_configs/{stage}.yaml", recipe, "--output_dir", tmp_path / stage / "out", *ALIKE]
+        jobs[stage] = submit({**cluster, **FP32}, *options, TRAIN, *arguments)
     wait_for_step(cluster, jobs["zero2"], tmp_path / "zero2/out", 1, tmp_path / "zero2/job.log")
     warn(cluster, jobs["zero2"], tmp_path / "zero2/out")
     wait_for_restart(cluster, jobs["zero2"], 1)
@@ -142,12 +145,14 @@ def test_zero_jobs_of_one_node_are_requeued_and_end_as_one_process_does(cluster,
     assert f"resume: going on from {tmp_path}/zero2/out/checkpoint-{saved}" in read_log(tmp_path / "zero2/job.log")
 
 
+@pytest.mark.slow
 @needs_two_nodes
 def test_job_of_two_nodes_is_preempted_on_both_and_ends_as_one_process_does(two_nodes, recipe, one_process, tmp_path):
     """ZeRO-3 with the configuration for GPUs, in fp32, one process a node, over gloo between two network stacks."""
     out, log = tmp_path / "out", tmp_path / "job.log"
-    options = ["--partition=low", "--gpus-per-node=1", "--cpus-per-task=2", f"--output={log}"]
-    job = submit({**two_nodes, **FP32}, *options, "scripts/slurm_multi_node.sh", recipe, "--output_dir", out, *ALIKE)
+    options = ["--partition=low", "--nodes=2", "--gpus-per-node=1", "--cpus-per-task=2", f"--output={log}"]
+    arguments = ["accelerate_configs/multi_node_zero3.yaml", recipe, "--output_dir", out, *ALIKE]
+    job = submit({**two_nodes, **FP32}, *options, TRAIN, *arguments)
     wait_for_step(two_nodes, job, out, 1, log)
     preempt(two_nodes, job, out, "--nodes=2")
     wait_for_restart(two_nodes, job, 1)
@@ -160,36 +165,41 @@ def test_job_of_two_nodes_is_preempted_on_both_and_ends_as_one_process_does(two_
     assert_close(out, one_process)
 
 
+@pytest.mark.slow
 @needs_two_nodes
 @pytest.mark.parametrize(
-    "script, options, variables, n_processes",
+    "n_nodes, options, variables, n_processes",
     [
-        ("zero2", ["--gpus-per-node=1"], {}, 1),
-        ("multi_node", ["--gpus-per-node=2"], {}, 4),
-        ("multi_node", ["--gpus-per-node=1", EXPORT], {}, 2),
-        ("multi_node", ["--gpus-per-node=0"], {"PROCESSES_PER_NODE": "3"}, 6),
+        (1, [], {}, 1),
+        (1, ["--gpus-per-node=2"], {}, 2),
+        (2, ["--gpus-per-node=2"], {}, 4),
+        (2, ["--gpus-per-node=1", EXPORT], {}, 2),
+        (2, ["--gpus-per-node=0"], {"PROCESSES_PER_NODE": "3"}, 6),
     ],
 )
-def test_jobs_start_a_process_for_each_gpu_of_each_node(two_nodes, tmp_path, script, options, variables, n_processes):
+def test_jobs_start_a_process_for_each_gpu_of_each_node(two_nodes, tmp_path, n_nodes, options, variables, n_processes):
     """PYTHON is a program that prints its arguments; what the user gives comes last, so that it counts."""
-    environment = {**two_nodes, "PYTHON": "echo", "CONFIG": "any.yaml", "LAUNCH_OPTIONS": "--of user", **variables}
-    job = submit(environment, *options, f"--output={tmp_path}/log", f"scripts/slurm_{script}.sh", "recipe.yaml")
+    environment = {**two_nodes, "PYTHON": "echo", "LAUNCH_OPTIONS": "--of user", **variables}
+    options = [f"--nodes={n_nodes}", *options, f"--output={tmp_path}/log"]
+    job = submit(environment, *options, TRAIN, "any.yaml", "recipe.yaml")
     wait_for_end(two_nodes, job, tmp_path / "log")
     started = sorted(line for line in read_log(tmp_path / "log").splitlines() if " launch " in line)
     between = [line.split(" any.yaml ")[1].split(" --of user sft/run.py recipe.yaml ")[0] for line in started]
-    nodes, n_nodes = (NODES, 2) if script == "multi_node" else ("", 1)
+    nodes = NODES if n_nodes > 1 else ""
     shared = f"--main_process_port {20000 + int(job)}{nodes} --num_processes {n_processes}"
     assert between == [f"--machine_rank {rank} {shared}" for rank in range(n_nodes)]
 
 
+@pytest.mark.slow
 @needs_two_nodes
 def test_job_of_two_nodes_without_gpus_asks_for_the_number_of_processes(two_nodes, tmp_path):
-    options = ["--gpus-per-node=0", f"--output={tmp_path}/log"]
-    job = submit(two_nodes, *options, "scripts/slurm_multi_node.sh", "recipe.yaml")
+    options = ["--nodes=2", "--gpus-per-node=0", f"--output={tmp_path}/log"]
+    job = submit(two_nodes, *options, TRAIN, "any.yaml", "recipe.yaml")
     wait_until(lambda: has_ended(two_nodes, job), "the end")
     assert "found no GPUs in this job; set PROCESSES_PER_NODE" in read_log(tmp_path / "log")
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_rollout_array_shares_the_tasks_out_and_merges_them(cluster, tmp_path):
     csv = write_trajectories(tmp_path, build_tasks(5))
@@ -206,6 +216,7 @@ def test_rollout_array_shares_the_tasks_out_and_merges_them(cluster, tmp_path):
     assert json.loads((tmp_path / "run/merged/metrics.json").read_text())
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_sweep_trains_every_combination_in_a_folder_of_its_own(cluster, recipe, tmp_path):
     axes = ["learning_rate=1e-3,2e-3", "max_steps=1"]

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # The first minutes on a CUDA GPU, without network: does training run, how fast is it, how much memory does it take.
 # Every part writes OUT/gpu_*.json as soon as it has a figure and ends by its own time limit; OUT/run.log has all output.
-# bash benchmarks/gpu/run.sh OUT [--minutes 8] [--wheels wheels] [--tiny]
+# bash benchmarks/gpu/run.sh OUT [--minutes 14] [--only attention,training,profile] [--wheels wheels] [--tiny]
+#   --only    these parts, in this order: attention training profile recipe rollout stock smoke single experts [all]
 #   --wheels  folder that pack.sh filled; its packages are used beside this machine's [wheels, where it exists]
 #   --tiny    tiny models on the CPU, to test all but the GPU
 set -uo pipefail
-usage="expected OUT [--minutes 8] [--wheels wheels] [--tiny]"
+usage="expected OUT [--minutes 14] [--only PARTS] [--wheels wheels] [--tiny]"
+parts="attention training profile recipe rollout stock smoke single experts"
 
-out= minutes=8 wheels= tiny=
+out="" minutes=14 only=${parts// /,} wheels="" tiny=""
 while [ $# -gt 0 ]; do
     case $1 in
         --minutes) minutes=${2:?$usage} && shift 2 ;;
+        --only) only=${2:?$usage} && shift 2 ;;
         --wheels) wheels=$(realpath "${2:?$usage}") && shift 2 ;;
         --tiny) tiny=--tiny && shift ;;
         -*) echo "found $1; $usage" >&2 && exit 2 ;;
@@ -21,6 +24,13 @@ if [ -z "$out" ]; then
     echo "found no OUT; $usage" >&2
     exit 2
 fi
+for name in ${only//,/ }; do
+    if [[ " $parts " != *" $name "* ]]; then
+        echo "--only: found $name; expected some of ${parts// /,}" >&2
+        exit 2
+    fi
+done
+chosen() { [[ ",$only," == *",$1,"* ]]; }
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 total=$(awk -v m="$minutes" 'BEGIN { printf "%d", 60 * m }')
 python=${PYTHON:-python3} wheels=${wheels:-$PWD/wheels} log=$out/run.log
@@ -53,9 +63,9 @@ if not torch.cuda.is_available() and not sys.argv[1]:
 PYTHON
 
 summary=() failed=0
-# NAME SECONDS COMMAND...: runs a part for at most so many of 8 minutes, and never beyond the end
-part() {
-    local name=$1 left=$((total - SECONDS)) limit=$(($2 * total / 480)) started=$SECONDS code
+# NAME SECONDS COMMAND...: runs a part for at most so many seconds, and never beyond the end
+run_part() {
+    local name=$1 limit=$2 left=$((total - SECONDS)) started=$SECONDS code
     shift 2
     if [ "$left" -lt 10 ]; then
         summary+=("$name: not started, no time left") failed=1
@@ -72,22 +82,32 @@ part() {
     esac
 }
 
+# What a figure most often is wanted of comes first. On a fresh machine each process takes 25 to 35 s to start: imports,
+# 8 s for the 8B's weights, and a first step of 6 to 13 s, in which Triton compiles.
 base=$work/base
-part "model folder" 40 benchmarks.gpu.base_8b "$base"
-part "sft/run.py and eval/rollout.py" 90 benchmarks.gpu.smoke --json "$out/gpu_smoke.json"
-for side in packed stock; do
-    part "8 steps a screenshot, 1920x1080, $side" 75 benchmarks.gpu.training "$base" --side $side \
-        --json "$out/gpu_training_8.json"
-done
-part "memory of the recipe" 75 benchmarks.gpu.recipe_step "$base" --json "$out/gpu_memory.json"
-part "profile of one step" 60 benchmarks.gpu.training "$base" --profile --json "$out/gpu_profile.json"
-for side in packed stock; do
-    part "1 step a screenshot, 1280x800, $side" 75 benchmarks.gpu.training "$base" --side $side \
-        --screen 1280x800 --steps_a_screenshot 1 --json "$out/gpu_training_1.json"
-done
-part "rollout" 75 benchmarks.gpu.rollout "$base" --json "$out/gpu_rollout.json"
+chosen attention && run_part "attention" 120 benchmarks.gpu.attention --json "$out/gpu_attention.json"
+if chosen training || chosen profile || chosen recipe || chosen rollout || chosen stock || chosen single; then
+    run_part "model folder" 60 benchmarks.gpu.base_8b "$base"
+fi
+if chosen training || chosen profile; then
+    profile=()
+    chosen profile && profile=(--profile "$out/gpu_profile.json")
+    run_part "training, 8 steps a screenshot, packed" 130 benchmarks.gpu.training "$base" --side packed \
+        --json "$out/gpu_training_8.json" "${profile[@]}"
+fi
+chosen recipe && run_part "memory of the recipe" 130 benchmarks.gpu.recipe_step "$base" --json "$out/gpu_memory.json"
+chosen rollout && run_part "rollout" 150 benchmarks.gpu.rollout "$base" --json "$out/gpu_rollout.json"
+chosen stock && run_part "training, 8 steps a screenshot, stock" 110 benchmarks.gpu.training "$base" --side stock \
+    --json "$out/gpu_training_8.json"
+chosen smoke && run_part "sft/run.py and eval/rollout.py" 150 benchmarks.gpu.smoke --json "$out/gpu_smoke.json"
+if chosen single; then
+    for side in packed stock; do
+        run_part "training, 1 step a screenshot, $side" 110 benchmarks.gpu.training "$base" --side $side \
+            --screen 1280x800 --steps_a_screenshot 1 --json "$out/gpu_training_1.json"
+    done
+fi
 tiny=${tiny:+--small} # its name there
-part "a Maverick layer of experts" 60 benchmarks.llama4_experts --json "$out/gpu_experts.json"
+chosen experts && run_part "a Maverick layer of experts" 90 benchmarks.llama4_experts --json "$out/gpu_experts.json"
 
 printf '%s\n' "" "${summary[@]}" "Took $SECONDS s; results in $out" | tee -a "$log"
 exit "$failed"

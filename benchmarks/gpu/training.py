@@ -1,8 +1,8 @@
-"""Speed of the 8B recipe's training on a GPU, packed and by stock TRL on the same steps; or where a step's time goes.
+"""Speed of the 8B recipe's training on a GPU, packed and by stock TRL on the same steps; and where a step's time goes.
 
 python -m benchmarks.gpu.training BASE --side packed --json FILE      # BASE: a folder of benchmarks.gpu.base_8b
 python -m benchmarks.gpu.training BASE --side stock --json FILE       # adds its row, and the ratio
-python -m benchmarks.gpu.training BASE --profile --json FILE          # operations and kernels of one packed step
+    --profile FILE      operations and kernels of one more optimiser step, behind those that are timed
 
 Both sides load the model as the product does, with its LoRA, 4-bit layers, checkpointing and optimiser, and train
 about 16 steps of tasks an optimiser step: packed in sequences of up to 8,192 tokens, stock in micro-batches of 4. No
@@ -23,11 +23,12 @@ from benchmarks.gpu.recipe import TINY_SCREEN_WH, build_arguments, describe_gpu
 from benchmarks.gpu.tasks import write_tasks
 from benchmarks.machine import publish, save
 
-N_WARMUP, N_TIMED = 2, 4
+N_WARMUP, N_TIMED = 2, 3
 STEPS_A_BATCH = 16
 STOCK_MICRO_BATCH = 4  # about as many tokens as a packed sequence
-N_TASKS, STEPS_A_TASK = 8, (N_WARMUP + N_TIMED) * STEPS_A_BATCH // 8
-N_OPERATIONS, N_KERNELS = 25, 10
+N_TASKS, STEPS_A_TASK = 8, (N_WARMUP + N_TIMED + 1) * STEPS_A_BATCH // 8  # and one to profile
+N_OPERATIONS, N_KERNELS = 25, 25
+Times = dict[str, tuple[float, int]]  # milliseconds and calls by name
 
 
 def main() -> None:
@@ -36,43 +37,49 @@ def main() -> None:
     parser.add_argument("--side", choices=("packed", "stock"), default="packed")
     parser.add_argument("--screen", default="1920x1080", help="width and height of a screenshot [1920x1080]")
     parser.add_argument("--steps_a_screenshot", type=int, default=8, help="steps that show the same one [8]")
-    parser.add_argument("--profile", action="store_true", help="where one step's time goes, instead of speed")
+    parser.add_argument("--profile", type=Path, help="file for where the time of one more step goes")
     parser.add_argument("--json", type=Path, required=True, help="file for the rows; the other side's row is kept")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU, to test this program")
     arguments = parser.parse_args()
     width, height = TINY_SCREEN_WH if arguments.tiny else map(int, arguments.screen.split("x"))
     with tempfile.TemporaryDirectory() as folder, random_weights():
         csv_path = write_tasks(Path(folder), (width, height), N_TASKS, STEPS_A_TASK, arguments.steps_a_screenshot)
-        if arguments.profile:
-            profile_step(arguments.base, csv_path, arguments.json, arguments.tiny)
-            return
         about = {"side": arguments.side, "screen": f"{width}x{height}"}
         about["steps_a_screenshot"] = arguments.steps_a_screenshot
-        measure(arguments.base, csv_path, about, arguments.json, arguments.tiny)
+        measure(arguments.base, csv_path, about, arguments.json, arguments.tiny, arguments.profile)
 
 
-def measure(base: Path, csv_path: Path, about: dict[str, Any], json_path: Path, is_tiny: bool) -> None:
+def measure(
+    base: Path,
+    csv_path: Path,
+    about: dict[str, Any],
+    json_path: Path,
+    is_tiny: bool,
+    profile_path: Path | None = None,
+) -> None:
     """Train a few optimiser steps; the side's row is saved after each that is timed, so that a cut run keeps it."""
     import torch
     from transformers import TrainerCallback
 
     from benchmarks.clocks import Clock
 
-    trainer, figures = build_trainer(base, csv_path, about["side"], is_tiny)
+    last = N_WARMUP + N_TIMED
+    trainer, figures = build_trainer(base, csv_path, about["side"], is_tiny, last + (profile_path is not None))
     clock, machine = Clock(trainer), describe_gpu()
     title = f"QLoRA training, {'tiny model' if is_tiny else 'Qwen3-VL-8B shapes, random weights'}"
 
     class Saved(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            if len(clock.seconds) > N_WARMUP:
-                row = {**about, **describe_speed(clock.seconds[N_WARMUP:], clock.counts[N_WARMUP:], figures)}
+            if N_WARMUP < len(clock.seconds) <= last:
+                row.update(describe_speed(clock.seconds[N_WARMUP:], clock.counts[N_WARMUP:], figures))
                 save(title, add_row(json_path, row), machine, json_path)
 
-    trainer.add_callback(Saved())
     row: dict[str, Any] = {**about}
+    trainer.add_callback(Saved())
+    if profile_path is not None:
+        trainer.add_callback(build_profiler(last, clock, profile_path))  # behind the clock, which waits for the GPU
     try:
         trainer.train()
-        row |= describe_speed(clock.seconds[N_WARMUP:], clock.counts[N_WARMUP:], figures)
         logs = [log for log in trainer.state.log_history if "loss" in log]
         row |= {"loss": logs[-1]["loss"], "note": ""}
         if not all(math.isfinite(log["loss"]) and math.isfinite(log["grad_norm"]) for log in logs):
@@ -120,53 +127,72 @@ def add_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**r, "ratio": _divide(r.get("steps_a_s"), stock)} for r in rows]
 
 
-def profile_step(base: Path, csv_path: Path, json_path: Path, is_tiny: bool) -> None:
-    """Publish the operations, and the kernels they started, that took most time in one packed optimiser step."""
+def build_profiler(n_before: int, clock: Any, json_path: Path) -> Any:
+    """Return what profiles the optimiser step behind the first `n_before` and publishes where its time went."""
     import torch
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as start_profile
     from transformers import TrainerCallback
 
-    from benchmarks.clocks import Clock
-
     on_gpu = torch.cuda.is_available()
     profile = start_profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])])
 
     class ProfiledStep(TrainerCallback):
-        """Profiles the optimiser step after the warm-up; the trainer stops there."""
-
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == N_WARMUP:
+            if state.global_step == n_before:
                 profile.start()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == N_WARMUP + 1:
+            if state.global_step == n_before + 1:
                 profile.stop()
-                control.should_training_stop = True
+                publish_profile(profile, clock.seconds[n_before], json_path)
 
-    trainer, _ = build_trainer(base, csv_path, "packed", is_tiny)
-    clock = Clock(trainer)
-    trainer.add_callback(ProfiledStep())  # behind the clock, which has waited for the GPU at both ends
-    trainer.train()
-    operations, kernels = [], []
-    for event in profile.key_averages():
-        if event.is_user_annotation:  # a span over others
-            continue
-        is_kernel = event.device_type != torch.autograd.DeviceType.CPU
-        micro_s = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        (kernels if is_kernel else operations).append((micro_s / 1e3, event.count, event.key))
-    total = sum(ms for ms, _, _ in operations) or 1
+    return ProfiledStep()
+
+
+def publish_profile(profile: Any, seconds: float, json_path: Path) -> None:
+    """Publish the operations, and the kernels they started, that took most time in one optimiser step."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    operations, kernels = sum_gpu_times(profile) if on_gpu else (sum_cpu_times(profile), {})
+    total = sum(ms for ms, _ in operations.values()) or 1
     rows = [
         {"kind": kind, "name": name[:80], "calls": count, "ms": ms, "share": ms / total}
-        for kind, events, n in (("operation", operations, N_OPERATIONS), ("kernel", kernels, N_KERNELS))
-        for ms, count, name in sorted(events, reverse=True)[:n]
+        for kind, times, n in (("operation", operations, N_OPERATIONS), ("kernel", kernels, N_KERNELS))
+        for name, (ms, count) in sorted(times.items(), key=lambda item: -item[1][0])[:n]
     ]
-    step_ms, where = 1e3 * clock.seconds[N_WARMUP], "GPU" if on_gpu else "CPU"
-    title = f"One packed optimiser step: {step_ms:.0f} ms under the profiler, {where} busy for {total:.0f} ms"
+    where = "GPU" if on_gpu else "CPU"
+    title = f"One optimiser step: {1e3 * seconds:.0f} ms under the profiler, {where} busy for {total:.0f} ms"
     publish(title, rows, describe_gpu(), json_path)
 
 
-def build_trainer(base: Path, csv_path: Path, side: str, is_tiny: bool) -> tuple[Any, dict[str, Any]]:
+def sum_gpu_times(profile: Any) -> tuple[Times, Times]:
+    """Sum the kernels' times by the operation that started each, and by kernel, from the profiler's plain events.
+
+    Its own table builds a tree of a quarter of a million events in Python, which took longer than all else.
+    """
+    from torch.autograd import DeviceType
+
+    operations, kernels = dict[str, tuple[float, int]](), dict[str, tuple[float, int]]()
+    events = profile.profiler.kineto_results.events()
+    # an operation's events are linked to no other; those of its launches and kernels to it
+    names = {event.correlation_id(): event.name() for event in events if event.linked_correlation_id() == 0}
+    for event in events:
+        if event.device_type() == DeviceType.CPU or event.is_user_annotation():  # a span over others
+            continue
+        started_by = names.get(event.linked_correlation_id(), "unknown")
+        for times, name in ((operations, started_by), (kernels, event.name())):
+            ms, count = times.get(name, (0.0, 0))
+            times[name] = ms + event.duration_ns() / 1e6, count + 1
+    return operations, kernels
+
+
+def sum_cpu_times(profile: Any) -> Times:
+    return {event.key: (event.self_cpu_time_total / 1e3, event.count) for event in profile.key_averages()}
+
+
+def build_trainer(base: Path, csv_path: Path, side: str, is_tiny: bool, n_steps: int) -> tuple[Any, dict[str, Any]]:
     """Return the trainer of one side, and the figures that the product's step meter has noted (none on stock's)."""
     from benchmarks.sides import build_our_trainer, build_stock_trainer
     from sft.batches.encoder import StepEncoder
@@ -176,12 +202,13 @@ def build_trainer(base: Path, csv_path: Path, side: str, is_tiny: bool) -> tuple
     from sft.data.load import load_trajectories
     from sft.models.model import build_lora_config, find_family, load_model
     from sft.models.processors import load_processor
-    from sft.recipe.config import build_training_arguments, parse_recipe
+    from sft.recipe.launch import build_training_arguments
+    from sft.recipe.recipe import parse_recipe
 
     padded = {"packing": "none", "per_device_train_batch_size": STOCK_MICRO_BATCH}
-    overrides = {"max_steps": N_WARMUP + N_TIMED, **(padded if side == "stock" else {})}
+    overrides = {"max_steps": n_steps, **(padded if side == "stock" else {})}
     if is_tiny:
-        overrides |= {"max_steps": N_WARMUP + 2, "tokens_per_batch": 4096}
+        overrides |= {"tokens_per_batch": 4096}
     recipe = parse_recipe(build_arguments(base, csv_path, csv_path.parent / "out", is_tiny, **overrides))
     training = build_training_arguments(recipe)
     processor = load_processor(base, recipe.agent.min_pixels, recipe.agent.max_pixels)

@@ -12,7 +12,8 @@ from sft.agent import AgentConfig, agent_to_json
 from sft.answers import ANSWER_VERSION
 from sft.data.load import Trajectory
 from sft.errors import UserError
-from sft.versions import hash_files, read_versions
+from sft.files import hash_files, write_whole
+from sft.versions import read_versions
 
 _WHERE = ("model_path", "base_model", "test_csv", "image_root", "data")
 
@@ -151,9 +152,7 @@ def close_run(output_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
 
 def write_run(output_dir: Path, info: dict[str, Any]) -> None:
     """Write `run.json` whole or not at all."""
-    temporary = output_dir / "run.json.tmp"
-    temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(output_dir / "run.json")
+    write_whole(output_dir / "run.json", json.dumps(info, indent=2) + "\n")
 
 
 def _read_run(path: Path) -> dict[str, Any]:

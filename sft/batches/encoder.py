@@ -1,7 +1,7 @@
 """Messages and screenshots to prompt text and token ids: one path for training and rollout. Knows no datasets."""
 
+import io
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -13,6 +13,7 @@ import numpy as np
 from sft.agent import AgentConfig
 from sft.data.screenshots import RULES_VERSION, hash_screenshot, open_screenshot, read_upright_size, read_version
 from sft.errors import UserError
+from sft.files import write_whole
 from sft.memory import EMPTY_MEMORY, Memory, fit_memory, memory_chars
 from sft.models.layouts import Layout
 from sft.prompts import Message, build_prompt
@@ -174,9 +175,9 @@ class ScreenshotCache:
             raise UserError(f"{file}: found a damaged file ({error}); delete it, it is made anew") from error
 
     def _write(self, file: Path, pixels: np.ndarray) -> None:
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as temporary:
-            np.save(temporary, pixels)
-        Path(temporary.name).replace(file)
+        array = io.BytesIO()
+        np.save(array, pixels)
+        write_whole(file, array.getvalue(), is_forced=False)
 
 
 def find_field_spans(answer: str) -> list[tuple[int, int, Field]]:

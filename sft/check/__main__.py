@@ -39,7 +39,7 @@ from sft.data.table import looks_like_dataset
 from sft.errors import UserError, run_command
 from sft.json_text import dump_json
 from sft.models.light_processor import LightProcessor
-from sft.recipe.config import load_agent_settings
+from sft.recipe.recipe import load_agent_settings
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

@@ -9,30 +9,18 @@ compute_author.yaml there: fill it in and run the command again.
 """
 
 import argparse
+import csv
+import io
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from sft.compute.author import load_author_fields
-from sft.compute.fields import (
-    Field,
-    build_breakdown,
-    build_machine_fields,
-    build_model_fields,
-    build_timeline,
-)
-from sft.compute.ledger import LEDGER_NAME, load_runs
-from sft.compute.output import plot_runs, sort_fields, write_csv, write_json, write_markdown
-from sft.compute.results import list_log_files, load_performance
-from sft.compute.totals import build_compute_fields
+from sft.compute.fields import SECTIONS, Field, Project, build_fields, load_author
+from sft.compute.ledger import LEDGER_NAME, RunRecord, load_runs
+from sft.compute.plots import plot_runs
 from sft.errors import UserError, run_command
-
-NOTES = {
-    "GPU hours": "GPUs a run held, times its wall-clock time; a killed run counts up to its last sign of life",
-    "CPU hours": "processor time used by the run's processes and their children, not cores times time",
-    "FLOPs": "a multiply and an add are two; the first batch is counted with torch's table, other batches are "
-    "estimated by the closed formula scaled by measured / formula; rollouts by tokens",
-    "energy": "codecarbon, offline, of the run's own process (of the machine where a run has several processes on it)",
-    "seconds a step": "evaluations and checkpoints are left out of tokens a second",
-}
+from sft.files import write_whole
 
 
 def main(argv: list[str]) -> None:
@@ -44,25 +32,64 @@ def main(argv: list[str]) -> None:
         found = ", ".join(map(str, folders))
         raise UserError(f"found no {LEDGER_NAME} below {found}; expected the output folder of a training or rollout")
     runs = list({(run.folder, run.run): run for run in sorted(runs, key=lambda run: run.start["time"])}.values())
-    fields = [
-        *build_machine_fields(runs),
-        *load_author_fields(folders[0]),
-        *load_performance(folders),
-        *build_model_fields(runs),
-        *build_compute_fields(runs),
-        *build_breakdown(runs),
-        *build_timeline(runs),
-        *list_log_files(folders),
-        *(Field("notes", name, text, "author") for name, text in NOTES.items()),
-    ]
-    fields = sort_fields(fields)
+    fields = build_fields(Project(runs, folders, load_author(folders[0])), SECTIONS)
     plots = plot_runs(folders[0], runs)
     report = folders[0] / "compute_report.md"
-    write_json(report.with_suffix(".json"), fields, runs)
-    write_markdown(report, fields, plots)
-    write_csv(folders[0] / "compute_report_summary.csv", fields)
+    write_whole(report.with_suffix(".json"), format_json(fields, runs))
+    write_whole(report, format_markdown(fields, plots))
+    write_whole(folders[0] / "compute_report_summary.csv", format_csv(fields))
     missing = sum(str(field.value).startswith("missing") for field in fields)
     print(f"{len(runs)} runs, {len(fields)} fields, {missing} of them missing: {report}")
+
+
+def format_json(fields: Sequence[Field], runs: Sequence[RunRecord]) -> str:
+    """Render every field by section, and each run with its outcome and figures."""
+    sections: dict[str, dict[str, Any]] = {}
+    for field in fields:
+        sections.setdefault(field.section, {})[field.name] = {"value": field.value, "status": field.status}
+    content = {"sections": sections, "runs": [_describe_run(run) for run in runs]}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def format_csv(fields: Sequence[Field]) -> str:
+    """Render the columns Section, Field, Value, Status."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("Section", "Field", "Value", "Status"))
+    writer.writerows((f.section, f.name, format_value(f.value), f.status) for f in fields)
+    return file.getvalue()
+
+
+def format_markdown(fields: Sequence[Field], plots: Sequence[Path]) -> str:
+    """Render one table a section."""
+    lines = ["# Compute report", ""]
+    for section in SECTIONS:
+        rows = [f for f in fields if f.section == section]
+        lines += [f"## {section[0].upper()}{section[1:]}", "", "| field | value | status |", "| --- | --- | --- |"]
+        lines += [f"| {_cell(f.name)} | {_cell(format_value(f.value))} | {f.status} |" for f in rows]
+        lines.append("")
+    if plots:
+        lines += ["## Plots", "", *(f"![{plot.stem}]({plot.name})" for plot in plots), ""]
+    return "\n".join(lines)
+
+
+def format_value(value: Any) -> str:
+    """Render a value for people: thousands apart, small numbers with four digits."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if abs(value) < 1000 or abs(value) >= 1e9 else f"{value:,.1f}"
+
+
+def _describe_run(run: RunRecord) -> dict[str, Any]:
+    start = {k: v for k, v in run.start.items() if k not in ("event", "host", "pid", "process_started")}
+    ranks = {str(rank): figures for rank, figures in run.figures_of_rank.items()}
+    return {**start, "outcome": run.outcome, "error": run.error or "none", "wall_s": run.wall_s, "ranks": ranks}
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 if __name__ == "__main__":

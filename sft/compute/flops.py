@@ -38,6 +38,33 @@ def _count_attention_backward(grad: Any, query: Any, key: Any, value: Any, *args
     return 2 * prod(query[:-1]) * key[-2] * (3 * query[-1] + 2 * value[-1])
 
 
+def _count_blocks(
+    query: Any, key: Any, value: Any, query_borders: Any, key_borders: Any, *args: Any, **kwargs: Any
+) -> int:
+    """Count attention within blocks that lie side by side, given as tensors: (T, heads, D)."""
+    return 2 * _count_pairs(query_borders, key_borders) * query.shape[1] * (query.shape[2] + value.shape[2])
+
+
+def _count_blocks_backward(
+    grad: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    output: Any,
+    log_sum: Any,
+    query_borders: Any,
+    key_borders: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    pairs = _count_pairs(query_borders, key_borders)
+    return 2 * pairs * query.shape[1] * (3 * query.shape[2] + 2 * value.shape[2])
+
+
+def _count_pairs(query_borders: torch.Tensor, key_borders: torch.Tensor) -> int:
+    return int((query_borders.diff().long() * key_borders.diff().long()).sum())
+
+
 def _count_linear(inputs: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * prod(inputs) * weight[0]
 
@@ -59,9 +86,9 @@ def _build_counts() -> Mapping[Any, Any]:
     """Return torch's table with what it lacks or counts only in some of the versions that are supported.
 
     Products have entries of their own because some callers give `out_dtype` by position, as TRL's fused head does on
-    CUDA, which torch 2.13's formulas take for `out_shape` (pytorch#164713); attention, because that of torch 2.11 and
-    2.12 refuses fewer key heads than query heads. In-place products, composed operations outside autograd, attention
-    on a CPU and bitsandbytes' product are in no version's table.
+    CUDA, which torch 2.13's formulas take for `out_shape` (pytorch#164713); attention, in blocks too, because that of
+    torch 2.11 and 2.12 refuses fewer key heads than query heads. In-place products, composed operations outside
+    autograd, attention on a CPU and bitsandbytes' product are in no version's table.
     """
     aten, bitsandbytes = torch.ops.aten, torch.ops.bitsandbytes
     names = {
@@ -80,7 +107,11 @@ def _build_counts() -> Mapping[Any, Any]:
     own = {getattr(aten, name): count for count, listed in names.items() for name in listed.split()}
     # bitsandbytes before 0.50 has a kernel for one token alone, (1, K) by the packed (N, K)
     own |= {bitsandbytes.gemm_4bit: _count_gemm_4bit, bitsandbytes.gemv_4bit: _count_gemm_4bit}
-    return {**flop_registry, **{operation: shape_wrapper(count) for operation, count in own.items()}}
+    blocks = {
+        aten._flash_attention_forward: _count_blocks,
+        aten._flash_attention_backward: _count_blocks_backward,
+    }
+    return {**flop_registry, **{operation: shape_wrapper(count) for operation, count in own.items()}, **blocks}
 
 
 _COUNTS = _build_counts()

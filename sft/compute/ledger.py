@@ -46,6 +46,11 @@ class RunRecord:
         """Return a figure summed over the processes that reported it."""
         return sum(figures.get(name) or 0 for figures in self.figures_of_rank.values())
 
+    @property
+    def gpu_hours(self) -> float:
+        """GPU hours; a run that was killed before its first report held its GPUs until its last sign."""
+        return self.total("gpu_hours") or self.start.get("n_gpus", 0) * self.wall_s / 3600
+
 
 def name_ledger(folder: Path, rank: int = 0) -> Path:
     """Return the ledger of one process; each process has a file of its own, for network file systems."""

@@ -163,7 +163,7 @@ def read_table(source: str | Path, image_root: str | Path | None = None) -> Tabl
     path = Path(source)
     kind = None if looks_like_dataset(source) else find_table_kind(path)
     if looks_like_dataset(source) or is_arrow_file(path, kind):
-        from sft.data.embedded import read_embedded  # pyarrow and `datasets` take seconds to import
+        from sft.data.embedded import read_embedded
 
         return read_embedded(source, image_root)
     data = path.read_bytes()

@@ -8,9 +8,7 @@ an animation, an image beyond the limits below, a damaged file and a format that
 import contextlib
 import hashlib
 import io
-import os
 import struct
-import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from PIL import Image
 from sft.data.image_files import ImageFile, take_apart
 from sft.errors import UserError
 from sft.file_kinds import describe_no_picture, find_picture_format
+from sft.files import write_whole
 
 MAX_IMAGE_PIXELS = 40_000_000
 MAX_IMAGE_SIDE = 16_384
@@ -193,11 +192,7 @@ def store_screenshot(data: bytes, facts: ScreenshotFacts, folder: Path) -> str:
     path = folder / name
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        write_whole(path, data, is_forced=False)
     return name
 
 

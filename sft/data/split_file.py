@@ -1,6 +1,5 @@
 """`split.json`: what a split put where. Written by `sft.split`; training and rollout look their file up in it."""
 
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from sft.data.hints import as_visible
 from sft.data.load import TaskSet
+from sft.files import hash_file
 
 MANIFEST_NAME = "split.json"
 
@@ -20,7 +20,7 @@ def describe_part(part: TaskSet) -> dict[str, Any]:
     """Return one part of the manifest; the file must be written already: its hash is taken."""
     return {
         "csv": part.path.name,
-        "sha256": _hash(part.path),
+        "sha256": hash_file(part.path),
         "n_tasks": len(part.trajectories),
         "n_steps": sum(len(t.steps) for t in part.trajectories),
         "applications": dict(sorted(Counter(t.application for t in part.trajectories).items())),
@@ -38,7 +38,7 @@ def list_own_parts(folder: Path, source_sha256: str) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()  # no split.json, or another program's
     paths = {name: folder / name for name in listed if isinstance(name, str) and Path(name).name == name}
-    return {name for name, path in paths.items() if path.is_file() and _hash(path) == listed[name]}
+    return {name for name, path in paths.items() if path.is_file() and hash_file(path) == listed[name]}
 
 
 def find_split(csv_path: str | Path) -> dict[str, Any] | None:
@@ -59,7 +59,7 @@ def find_split(csv_path: str | Path) -> dict[str, Any] | None:
         "part": name,
         "seed": content.get("seed"),
         "source_sha256": content.get("source_sha256"),
-        "is_unchanged": part.get("sha256") == _hash(path),
+        "is_unchanged": part.get("sha256") == hash_file(path),
     }
 
 
@@ -75,7 +75,3 @@ def format_split_table(manifest: dict[str, Any]) -> Table:
         counts = [part["n_tasks"], part["n_steps"], *(part["applications"].get(a, 0) for a in applications)]
         table.add_row(name, *(f"{count:,}" for count in counts))
     return table
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,8 +1,10 @@
-"""Attention over a packed sequence, node by node of its tree of prefixes. Knows no models and no data.
+"""Attention over a packed sequence, a tree of prefixes, in two calls of a kernel. Knows no models and no data.
 
 A dense mask would let SDPA compute every pair of tokens and throw most of them away: two screenshots side by side, or
-sixteen branches, see nothing of one another. Here each node of the tree (a stretch of tokens without a fork) attends
-to its ancestors and itself, which are just the pairs that count.
+sixteen branches, see nothing of one another. Here the tree is cut into chains, each of which runs from a fork to a
+leaf and is plainly causal. What a chain sees above its fork is one dense block, the same for all chains that hang on
+the fork. So one call computes all chains and a second one all blocks; their softmaxes are joined by their logarithmic
+sums. Flash attention's backward pass, given the joined outputs and sums, returns each call's share of the gradients.
 """
 
 from collections.abc import Sequence
@@ -11,32 +13,47 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "sdpa_tree"
+Rows = slice | torch.Tensor  # of a tensor's first dimension
+Range = tuple[int, int]  # from the first token to behind the last
 
 
 @dataclass(frozen=True)
 class Node:
-    """A stretch of `size` tokens and its `path`: the nodes from the root to it, itself the last.
-
-    `n_before` counts the tokens of its ancestors.
-    """
+    """A stretch of `size` tokens without a fork and its `path`: the nodes from the root to it, itself the last."""
 
     size: int
     path: tuple[int, ...]
-    n_before: int
 
-    @property
-    def is_causal(self) -> bool:
-        """Whether the whole path is computed as one causal sequence and the ancestors' part thrown away.
 
-        That takes (n_before + size)^2 / 2 pairs and no mask; the node's own rows under a mask take all of their
-        size * (n_before + size). The cheaper of the two is never more than a third above the pairs that count.
-        """
-        return self.n_before < self.size
+@dataclass(frozen=True)
+class Block:
+    """Tokens that attend to the same keys: causally to themselves, or to all of others. Ranges of tokens."""
+
+    queries: tuple[Range, ...]
+    keys: tuple[Range, ...]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one call of a kernel computes: blocks whose queries and keys follow one another in these rows.
+
+    `n_queries`, `n_keys`: lengths of the blocks; `query_borders`, `key_borders`: (n blocks + 1,) int32, where they
+    begin and end. No row of `queries` comes twice; one of `keys` may.
+    """
+
+    queries: Rows
+    keys: Rows
+    n_queries: list[int]
+    n_keys: list[int]
+    query_borders: torch.Tensor
+    key_borders: torch.Tensor
+    is_causal: bool
 
 
 def use_tree_attention(config: PretrainedConfig) -> None:
@@ -52,25 +69,23 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as `attention_mask` says: integers are a packed sequence's `subtree_end`, all else is SDPA's own.
 
     `query`: (1, heads, T, D); `key`, `value`: (1, key heads, T, D). Returns (1, T, heads, D), as SDPA's function does.
     """
-    if attention_mask is None or attention_mask.dtype != torch.int64:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    nodes, masks = _find_nodes(attention_mask)
-    sizes = [node.size for node in nodes]
-    queries, keys, values = (tensor.split(sizes, dim=2) for tensor in (query, key, value))
-    outputs = []
-    for node, node_query, mask in zip(nodes, queries, masks):
-        if node.is_causal:
-            node_query = _join(queries, node.path)
-        node_key, node_value = _join(keys, node.path), _join(values, node.path)
-        output = sdpa_attention_forward(module, node_query, node_key, node_value, mask, **kwargs)[0]
-        outputs.append(output[:, -node.size :])
-    return torch.cat(outputs, dim=1), None
+    mask = attention_mask
+    if mask is not None and mask.dtype == torch.int64:
+        calls = _plan_calls(mask)
+        inputs = _cast_as_autocast_does(query, key, value)
+        if calls and not dropout and _has_kernel(*inputs):
+            rows = [tensor[0].transpose(0, 1) for tensor in inputs]
+            return _TreeAttention.apply(*rows, calls, scaling)[None], None
+        mask = _build_mask(mask) if calls else None
+    return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
 def find_nodes(subtree_end: Sequence[int]) -> list[Node]:
@@ -83,32 +98,244 @@ def find_nodes(subtree_end: Sequence[int]) -> list[Node]:
         while ends and ends[-1] <= start:
             ends.pop()
             open_nodes.pop()
-        n_before = sum(nodes[i].size for i in open_nodes)
         ends.append(subtree_end[start])
         open_nodes.append(len(nodes))
-        nodes.append(Node(stop - start, tuple(open_nodes), n_before))
+        nodes.append(Node(stop - start, tuple(open_nodes)))
     return nodes
+
+
+def find_blocks(subtree_end: Sequence[int]) -> tuple[list[Block], list[Block]]:
+    """Return the chains, which are causal, and for each fork what hangs on it with the path above, which is not.
+
+    A node and its first child follow one another and are one chain; every other child begins its own. So each token's
+    path is its chain up to it, and the path of the fork that the chain hangs on.
+    """
+    nodes = find_nodes(subtree_end)
+    ranges: list[Range] = []
+    chains: list[Range] = []
+    forks: list[int | None] = []  # the node that each chain hangs on
+    for i, node in enumerate(nodes):
+        start = ranges[-1][1] if ranges else 0
+        ranges.append((start, start + node.size))
+        parent = node.path[-2] if len(node.path) > 1 else None
+        if chains and parent == i - 1:
+            chains[-1] = (chains[-1][0], start + node.size)
+        else:
+            chains.append(ranges[-1])
+            forks.append(parent)
+    hanging: dict[int, list[Range]] = {}
+    for chain, fork in zip(chains, forks):
+        if fork is not None:
+            hanging.setdefault(fork, []).append(chain)
+    above = [Block(tuple(group), tuple(ranges[i] for i in nodes[fork].path)) for fork, group in hanging.items()]
+    return [Block((chain,), (chain,)) for chain in chains], above
 
 
 def count_pairs(subtree_end: torch.Tensor) -> int:
     """Return how many pairs of tokens attention computes for a packed sequence, as torch counts operations.
 
-    That is without regard to what a mask or causality leaves out.
+    That is without regard to what causality leaves out.
     """
-    nodes = find_nodes(subtree_end.flatten().tolist())
-    return sum((node.n_before + node.size) * (node.size + node.n_before * node.is_causal) for node in nodes)
+    chains, above = find_blocks(subtree_end.flatten().tolist())
+    return sum(_count(block.queries) * _count(block.keys) for block in (*chains, *above))
 
 
-def _join(parts: Sequence[torch.Tensor], path: Sequence[int]) -> torch.Tensor:
-    return parts[path[0]] if len(path) == 1 else torch.cat([parts[i] for i in path], dim=2)
+class _TreeAttention(torch.autograd.Function):
+    """Attention of (T, heads, D) queries to (T, key heads, D) keys and values, call by call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        calls: Sequence[_Call],
+        scale: float | None,
+    ) -> torch.Tensor:
+        def run(call: _Call) -> tuple[torch.Tensor, torch.Tensor]:
+            return _attend_forward(query[call.queries], key[call.keys], value[call.keys], call, scale)
+
+        own, *others = calls
+        output, log_sum = run(own)
+        for call in others:
+            rows = call.queries
+            above, above_sum = run(call)
+            # what part of the joined softmax is above
+            share = torch.sigmoid(above_sum - log_sum[:, rows]).t()[..., None]
+            output[rows] = output[rows].mul_(1 - share).add_(above * share)
+            log_sum[:, rows] = torch.logaddexp(log_sum[:, rows], above_sum)
+        ctx.save_for_backward(query, key, value, output, log_sum)
+        ctx.calls, ctx.scale = calls, scale
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, output, log_sum = ctx.saved_tensors
+
+        def run(call: _Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            q, k = call.queries, call.keys
+            parts = grad_output[q], query[q], key[k], value[k], output[q], log_sum[:, q]
+            return _attend_backward(*parts, call, ctx.scale)
+
+        own, *others = ctx.calls
+        grad_query, *grads = run(own)
+        if not others:
+            return grad_query, grads[0], grads[1], None, None
+        sums = [grad.to(log_sum.dtype) for grad in grads]  # what many branches add to their prefix: not in 16 bits
+        for call in others:
+            above_query, *above_grads = run(call)
+            grad_query[call.queries] += above_query
+            for total, grad in zip(sums, above_grads):
+                _add_rows(total, call.keys, grad.to(total.dtype))
+        return grad_query, sums[0].to(key.dtype), sums[1].to(value.dtype), None, None
+
+
+def _attend_forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: _Call, scale: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the outputs (T, heads, D) and the logarithms of the sums of exponentials (heads, T) of a call's rows."""
+    if _takes_borders(query.device):
+        output, log_sum, *_ = torch.ops.aten._flash_attention_forward(
+            query, key, value, *_describe_varlen(call), 0.0, call.is_causal, False, scale=scale
+        )
+        return output, log_sum
+    results = [
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*block, 0.0, call.is_causal, scale=scale)
+        for block in zip(_split(query, call.n_queries), _split(key, call.n_keys), _split(value, call.n_keys))
+    ]
+    outputs, log_sums = zip(*results)
+    return _join(outputs), torch.cat([log_sum[0] for log_sum in log_sums], dim=1)
+
+
+def _attend_backward(
+    grad_output: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    log_sum: torch.Tensor,
+    call: _Call,
+    scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of a call's queries, keys and values."""
+    if _takes_borders(query.device):
+        # no dropout, so that the state of its random numbers is never read; the kernel takes `log_sum` for contiguous
+        unused = query.new_empty(2, dtype=torch.uint64), query.new_empty(0)
+        rows = (grad_output.contiguous(), query, key, value, output.contiguous(), log_sum.contiguous())
+        grads = torch.ops.aten._flash_attention_backward(
+            *rows, *_describe_varlen(call), 0.0, call.is_causal, *unused, scale=scale
+        )
+        return grads[0], grads[1], grads[2]
+    by_queries = [_split(tensor, call.n_queries) for tensor in (grad_output, query, output)]
+    by_keys = [_split(tensor, call.n_keys) for tensor in (key, value)]
+    log_sums = [part[None] for part in log_sum.split(call.n_queries, dim=1)]
+    blocks = [
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            g, q, k, v, o, log_sums[i], 0.0, call.is_causal, scale=scale
+        )
+        for i, (g, q, o, k, v) in enumerate(zip(*by_queries, *by_keys))
+    ]
+    grad_query, grad_key, grad_value = map(_join, zip(*blocks))
+    return grad_query, grad_key, grad_value
+
+
+def _describe_varlen(call: _Call) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    """Return what the CUDA kernel knows of the blocks: borders, and bounds of their lengths.
+
+    At least 2 queries: with 1, torch takes the blocks of a sequence each for a step of decoding and reshapes them.
+    """
+    return call.query_borders, call.key_borders, max(2, *call.n_queries), max(call.n_keys)
+
+
+def _split(rows: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
+    """Cut (T, heads, D) into blocks (1, heads, size, D)."""
+    return [part.transpose(0, 1)[None] for part in rows.split(sizes)]
+
+
+def _join(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Undo `_split`."""
+    parts = [block[0].transpose(0, 1) for block in blocks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _takes_borders(device: torch.device) -> bool:
+    """Say whether one call of the kernel computes all blocks, given their borders; a CPU's computes one."""
+    return device.type == "cuda"
+
+
+def _has_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Say whether a flash kernel that returns its logarithmic sums takes these; all else is computed under a mask.
+
+    On a GPU it is NVIDIA's from Ampere on, for 16-bit numbers, and heads of up to 256; 192 where a block has less
+    shared memory than on the A100, H100 and B200, since backward passes of larger heads were refused there.
+    """
+    if not query.dtype == key.dtype == value.dtype or not query.shape[-1] == key.shape[-1] == value.shape[-1]:
+        return False
+    if query.device.type != "cuda":
+        return query.device.type == "cpu" and query.dtype.is_floating_point
+    if torch.version.hip or not torch.backends.cuda.is_flash_attention_available():
+        return False
+    capability = torch.cuda.get_device_capability(query.device)
+    largest = 256 if capability in ((8, 0), (9, 0), (10, 0)) else 192
+    return (
+        capability >= (8, 0)
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= largest
+        and query.shape[1] % key.shape[1] == 0
+        and all(tensor.stride(-1) == 1 for tensor in (query, key, value))
+    )
+
+
+def _cast_as_autocast_does(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Cast what autocast would cast before SDPA: a norm in fp32 leaves it queries of another type than values."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors]
+
+
+def _add_rows(total: torch.Tensor, rows: Rows, added: torch.Tensor) -> None:
+    if isinstance(rows, slice):
+        total[rows] += added
+    else:
+        total.index_add_(0, rows, added)
 
 
 @lru_cache(maxsize=1)  # every layer asks with the same tensor
-def _find_nodes(subtree_end: torch.Tensor) -> tuple[list[Node], list[torch.Tensor | None]]:
-    """Return the nodes and the mask of each: its tokens by the path's, or None where the path is plainly causal."""
-    nodes = find_nodes(subtree_end.flatten().tolist())
-    masks: list[torch.Tensor | None] = []
-    for node in nodes:
-        visible = torch.ones(node.size, node.n_before + node.size, dtype=torch.bool, device=subtree_end.device)
-        masks.append(None if node.is_causal else visible.tril(node.n_before)[None, None])
-    return nodes, masks
+def _plan_calls(subtree_end: torch.Tensor) -> tuple[_Call, ...]:
+    """Return the call of the chains and that of what is above them, each where there is any; none for one chain."""
+    chains, above = find_blocks(subtree_end.flatten().tolist())
+    if len(chains) == 1:
+        return ()
+    own = _plan_call(chains, True, subtree_end.device)
+    return (own, _plan_call(above, False, subtree_end.device)) if above else (own,)
+
+
+def _plan_call(blocks: Sequence[Block], is_causal: bool, device: torch.device) -> _Call:
+    queries, keys = [block.queries for block in blocks], [block.keys for block in blocks]
+    n_queries, n_keys = list(map(_count, queries)), list(map(_count, keys))
+    borders = [torch.tensor([0, *sizes]).cumsum(0).to(device, torch.int32) for sizes in (n_queries, n_keys)]
+    rows = _rows(queries, device), _rows(keys, device)
+    return _Call(*rows, n_queries, n_keys, borders[0], borders[1], is_causal)
+
+
+def _count(ranges: Sequence[Range]) -> int:
+    return sum(stop - start for start, stop in ranges)
+
+
+def _rows(blocks: Sequence[Sequence[Range]], device: torch.device) -> Rows:
+    """Return a slice where all ranges follow one another, which needs no copy, else an index."""
+    ranges = [r for ranges in blocks for r in ranges]
+    if all(before[1] == after[0] for before, after in zip(ranges, ranges[1:])):
+        return slice(ranges[0][0], ranges[-1][1])
+    return torch.cat([torch.arange(start, stop) for start, stop in ranges]).to(device)
+
+
+@lru_cache(maxsize=1)
+def _build_mask(subtree_end: torch.Tensor) -> torch.Tensor:
+    """Return the dense mask (1, 1, T, T): what each query may see."""
+    tokens = torch.arange(subtree_end.shape[-1], device=subtree_end.device)
+    return (tokens <= tokens[:, None]) & (tokens[:, None] < subtree_end)

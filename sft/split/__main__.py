@@ -21,6 +21,7 @@ from sft.data.overlap import find_overlap
 from sft.data.split_file import MANIFEST_NAME, describe_part, format_split_table, list_own_parts
 from sft.data.table import Table, format_csv, looks_like_dataset
 from sft.errors import UserError, run_command
+from sft.files import write_whole
 from sft.split.grouping import GROUPINGS, assign_groups, group_tasks
 
 
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> None:
     for name, path in parts.items():
         write_part(path, name, table, part_of)
     manifest = describe_split(arguments, tasks, part_of, parts, n_groups=len(groups))
-    write_atomically(output_dir / MANIFEST_NAME, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_whole(output_dir / MANIFEST_NAME, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     print_split(manifest, output_dir, arguments)
 
 
@@ -120,13 +121,7 @@ def refuse_to_overwrite(paths: Iterable[Path], table: Table) -> None:
 def write_part(path: Path, name: str, table: Table, part_of: dict[str, str]) -> None:
     """Write the rows of one part, their cells as they were."""
     rows = (cells for _, cells in table.rows if part_of[read_text(cells["Task_id"])] == name)
-    write_atomically(path, format_csv(list(table.rows[0][1]), rows))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="replace", newline="")
-    temporary.replace(path)
+    write_whole(path, format_csv(list(table.rows[0][1]), rows))
 
 
 def describe_split(

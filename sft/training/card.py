@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
-from sft.compute.fields import gpu_hours
 from sft.compute.ledger import load_runs
 from sft.compute.tracking import shorten_path
-from sft.evaluations import format_points, format_rate, load_evaluations
+from sft.evaluations import load_evaluations
+from sft.files import write_whole
+from sft.rates import Rate, read_rate
 
 BEGIN, END = "<!-- generated from the files of this folder: begin -->", "<!-- generated: end -->"
 TAGS = ["gui-agent", "clinical-software", "trl", "sft"]
@@ -34,7 +37,7 @@ def write_card(folder: Path) -> Path:
         metadata.pop("model-index", None)
     body = f"{before.strip()}\n\n{BEGIN}\n\n{render_body(folder, evaluations)}\n{END}\n{after.rstrip()}".strip()
     text = f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n{body}\n"
-    path.write_text(text, encoding="utf-8", errors="replace")
+    write_whole(path, text)
     return path
 
 
@@ -77,42 +80,35 @@ def build_metadata(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> di
 
 def render_body(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
     """Render every section; what a folder does not tell is said to be missing."""
-    recipe = _load_recipe(folder)
-    base = shorten_path(str(recipe.get("model_name_or_path", "unknown")))
-    sections = [
-        f"# {folder.resolve().name}",
-        f"{base}, fine-tuned to predict the next action of a user of clinical software from a screenshot, the goal "
-        "and the memory it wrote itself at the step before.",
-        *_render_results(evaluations),
-        *_render_data(folder),
-        *_render_recipe(folder, recipe),
-        *_render_export(folder),
-        *_render_compute(folder),
-        *_render_limits(),
-        *_render_loading(folder, base),
-    ]
-    return "\n\n".join(sections) + "\n"
-
-
-def _render_results(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not evaluations:
-        return ["## Results", "None yet: roll the model out with `eval/rollout.py`, which enters its results here."]
-    rows = ["| test data | memory | matcher | SWA (%) | TA (%) |", "| --- | --- | --- | --- | --- |"]
-    for e in evaluations:
-        for matcher, rates in e["matchers"].items():
-            data = describe_data(e)
-            rows.append(
-                f"| {data} | {e['mode']} | {matcher} | {format_rate(rates['swa'])} | {format_rate(rates['ta'])} |"
-            )
-        majority = e["majority_baseline"]
-        baseline = format_rate({**majority, "value": majority["swa"]})
-        rows.append(f"| {e['csv']} | none | action, always {majority['action']} | {baseline} |  |")
-        rows += [f"| **{note}** |  |  |  |  |" for note in e.get("notes", ())]
-    text = (
-        "Step-wise accuracy (SWA) and task accuracy (TA) with 95 % intervals over tasks; * is the exact binomial "
-        "interval of tasks of one verdict."
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, finalize=_escape
     )
-    return ["## Results", text, "\n".join(rows), *_render_gap(evaluations)]
+    environment.filters |= {"data": describe_data, "rate": read_rate, "interval": Rate.format, "short": shorten_path}
+    recipe, runs = _load_recipe(folder), [run for run in load_runs(folder) if run.start["kind"] == "training"]
+    shown = {k: v for k, v in recipe.items() if k not in ("actions", "output_dir", "run_purpose", "country_iso_code")}
+    shortened = {k: shorten_path(v) if isinstance(v, str) and "/" in v else v for k, v in shown.items()}
+    text = environment.get_template("card.md.j2").render(
+        name=folder.resolve().name,
+        base=shorten_path(str(recipe.get("model_name_or_path", "unknown"))),
+        is_adapter=(folder / "adapter_config.json").is_file(),
+        evaluations=evaluations,
+        gaps=list_gaps(evaluations),
+        data=_load_json(folder / "training_data.json"),
+        recipe=yaml.safe_dump(shortened, sort_keys=False, allow_unicode=True),
+        agent=_load_json(folder / "agent_config.json"),
+        versions=_load_json(folder / "versions.json"),
+        export=_load_json(folder / "export_report.json"),
+        runs=runs,
+        total=lambda name: sum(run.total(name) for run in runs),
+    )
+    return text.rstrip() + "\n"
+
+
+def _escape(value: Any) -> Any:
+    """Keep a name, which whoever made the data chose, from ending a cell or a line, or from being read as HTML."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return value.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
 
 
 def describe_data(evaluation: Mapping[str, Any]) -> str:
@@ -122,14 +118,14 @@ def describe_data(evaluation: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _render_gap(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+def list_gaps(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say what the recording's memory has above the model's own, of two runs of the same steps alone."""
     same = ("csv_sha256", "engine", "decoding", "n_tasks", "n_steps")
     lines = []
     for own in (e for e in evaluations if e["mode"] == "own"):
         what = f"Exposure gap on {describe_data(own)} (SWA with the recording's memory minus own)"
         if gap := own.get("exposure_gap"):
-            gaps = [f"{format_points(difference)} by {name}" for name, difference in gap.items()]
+            gaps = [f"{read_rate(rate).format(signed=True)} points by {name}" for name, rate in gap.items()]
             lines.append(f"{what}, paired by task: {', '.join(gaps)}.")
             continue
         for teacher in evaluations:
@@ -139,87 +135,7 @@ def _render_gap(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
                     for name, rates in teacher["matchers"].items()
                 ]
                 lines.append(f"{what}, of two runs, not paired: {', '.join(gaps)}.")
-    return lines or ["Exposure gap: not measured; `eval/rollout.py --mode all` measures it."]
-
-
-def _render_data(folder: Path) -> list[str]:
-    data = _load_json(folder / "training_data.json")
-    rows = ["| part | file | tasks | steps | screenshots | SHA-256 |", "| --- | --- | --- | --- | --- | --- |"]
-    for part, d in data.items():
-        name = shorten_path(d["csv"])
-        counts = f"{d['n_tasks']} | {d['n_steps']} | {d['n_screenshots']}"
-        rows.append(f"| {part} | {name} | {counts} | `{d['sha256']}` |")
-    return ["## Training data", "\n".join(rows) if data else "Missing: the folder holds no training_data.json."]
-
-
-def _render_recipe(folder: Path, recipe: Mapping[str, Any]) -> list[str]:
-    agent = _load_json(folder / "agent_config.json")
-    shown = {k: v for k, v in recipe.items() if k not in ("actions", "output_dir", "run_purpose", "country_iso_code")}
-    text = yaml.safe_dump({k: shorten_if_path(v) for k, v in shown.items()}, sort_keys=False, allow_unicode=True)
-    versions = ", ".join(f"{k} {v}" for k, v in _load_json(folder / "versions.json").items())
-    prompt = f"Prompt version {agent.get('prompt_version', 'unknown')}; actions: " + ", ".join(
-        action["name"] for action in agent.get("actions", [])
-    )
-    return ["## Recipe", prompt + ".", f"```yaml\n{text}```", f"Versions: {versions or 'unknown'}."]
-
-
-def shorten_if_path(value: Any) -> Any:
-    """Return a recipe's value without the folders of a path."""
-    return shorten_path(value) if isinstance(value, str) and "/" in value else value
-
-
-def _render_export(folder: Path) -> list[str]:
-    report = _load_json(folder / "export_report.json")
-    if not report:
-        return []
-    lines = [
-        f"- logits against the {row['form']}: largest gap {row['max_gap']:.3g}, mean {row['mean_gap']:.3g}, same best "
-        f"token {100 * row['same_choice']:.1f} %"
-        for row in report["logits"]
-    ]
-    if "rollout" in report:
-        rate = report["rollout"]["action"]["swa"]["difference"]
-        lines.append(f"- SWA by action, merged minus adapter: {format_points(rate)}")
-    return ["## Export", f"Merged into the unquantised base model, {report['dtype']}.", "\n".join(lines)]
-
-
-def _render_compute(folder: Path) -> list[str]:
-    runs = [run for run in load_runs(folder) if run.start["kind"] == "training"]
-    if not runs:
-        return ["## Compute", "See the model's training folder: the ledger is not part of an export."]
-    hardware = runs[-1].start["hardware"]
-    gpus = ", ".join(g["name"] for g in hardware["gpus"]) or "no GPU"
-    lines = [
-        f"- {gpus}; {hardware['cpu_model']}, {hardware['cpu_cores']} cores, {hardware['ram_gb']} GB",
-        f"- {len(runs)} training runs in this folder: {', '.join(run.outcome for run in runs)}",
-        f"- {sum(map(gpu_hours, runs)):.3f} GPU hours, {sum(r.total('cpu_hours') for r in runs):.3f} CPU hours",
-    ]
-    if energy := sum(run.total("energy_kwh") for run in runs):
-        co2e = sum(run.total("co2e_kg") for run in runs)
-        carbon = f", {co2e:.4g} kg CO2e" if co2e else "; CO2e needs country_iso_code in the recipe"
-        lines.append(f"- {energy:.4g} kWh (codecarbon, offline{carbon})")
-    if flops := sum(run.total("flops") for run in runs):
-        lines.append(f"- {flops:.4g} floating-point operations, estimated")
-    return ["## Compute", "\n".join(lines)]
-
-
-def _render_limits() -> list[str]:
-    text = (
-        "Evaluated offline, on recorded screens: a right action that the recording does not have counts as wrong. Not "
-        "a medical device, and not validated for clinical use."
-    )
-    return ["## Limits", text]
-
-
-def _render_loading(folder: Path, base: str) -> list[str]:
-    name = folder.resolve().name
-    given = f', base_model_name="{base}"' if (folder / "adapter_config.json").is_file() else ""
-    code = (
-        "from eval.predictor import load_model_for_inference\n\n"
-        f'predictor = load_model_for_inference(model_path="{name}"{given})\n'
-        'step = predictor.predict_step(image_path="screen.png", user_goal="Open the study")'
-    )
-    return ["## How to load", f"```python\n{code}\n```"]
+    return lines
 
 
 def _load_recipe(folder: Path) -> dict[str, Any]:

@@ -5,10 +5,8 @@ got it. Its `checkpoint.json` holds size and SHA-256 of every file, which tells 
 Order is by step, never by a clock.
 """
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import UserError
+from sft.files import force_to_disk, hash_file
 
 MANIFEST_NAME = "checkpoint.json"
 UNFINISHED_NAME = "unfinished"
@@ -43,15 +42,15 @@ def finish_checkpoint(written: Path, final: Path, run: Mapping[str, Any]) -> Non
     `run` says which recipe and data it belongs to (`sft.training.resume.describe_run`).
     """
     files = {str(p.relative_to(written)): p for p in sorted(written.rglob("*")) if p.is_file()}
-    entries = {name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for name, path in files.items()}
+    entries = {name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for name, path in files.items()}
     manifest = written / MANIFEST_NAME
     manifest.write_text(json.dumps({"format": _FORMAT, "files": entries, "run": run}, indent=1), encoding="utf-8")
     for path in (*files.values(), manifest, *(p for p in written.rglob("*") if p.is_dir()), written):
-        _force_to_disk(path)
+        force_to_disk(path)
     if final.exists():
         remove_checkpoint(final)
     written.rename(final)
-    _force_to_disk(final.parent)
+    force_to_disk(final.parent)
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -66,7 +65,7 @@ def find_damage(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if (n_bytes := path.stat().st_size) != expected["bytes"]:
             return f"{name} has {n_bytes} bytes; expected {expected['bytes']}"
-        if _hash(path) != expected["sha256"]:
+        if hash_file(path) != expected["sha256"]:
             return f"{name} has other content than was written"
     return None
 
@@ -96,9 +95,9 @@ def copy_checkpoint(checkpoint: Path, final: Path) -> None:
     written = prepare_unfinished(final.parent) / final.name
     shutil.copytree(checkpoint, written)
     for path in (*written.rglob("*"), written):
-        _force_to_disk(path)
+        force_to_disk(path)
     written.rename(final)
-    _force_to_disk(final.parent)
+    force_to_disk(final.parent)
     clear_unfinished(final.parent)
 
 
@@ -173,16 +172,3 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any]:
     if manifest.get("format") != _FORMAT:
         raise ValueError(f"found format {manifest.get('format')!r}; expected {_FORMAT}")
     return manifest
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
