@@ -50,7 +50,7 @@ def measure_speed(images: list[Path], model: Path, folder: Path) -> list[dict[st
     """Collate one step on each screenshot, three ways, and train a few."""
     from benchmarks.sides import build_encoder, build_rows
     from sft.batches.collator import PaddingCollator
-    from sft.batches.encoding import StepEncoder
+    from sft.batches.encoder import StepEncoder
 
     plain = build_encoder(model)
     cached = StepEncoder(plain.processor, plain.agent, folder / "cache")
@@ -131,9 +131,10 @@ def measure_memory(csv_path: str, model: str) -> dict[str, Any]:
 
 def prepare_and_read(csv_path: str, model: str) -> tuple[int, float]:
     """Do what a run does with its data, without a model; return the number of rows and the seconds to read them."""
-    from sft.batches.examples import build_step_rows, load_task_split, read_step_sizes
+    from sft.agent import AgentConfig
+    from sft.batches.examples import build_step_rows, read_step_sizes
     from sft.batches.sampler import PackSampler
-    from sft.prompts import AgentConfig
+    from sft.data.train_val import load_task_split
     from sft.recipe.settings import DataSettings
 
     split = load_task_split(DataSettings(csv_path, image_root=str(DATA)), AgentConfig(), 0, show_progress=False)

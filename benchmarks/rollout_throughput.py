@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.step_result import StepResult
+from sft.agent import AgentConfig
 from sft.data.load import Trajectory, load_trajectories
-from sft.prompts import AgentConfig
 from sft.versions import read_versions
 
 BATCH_SIZES = (1, 4, 16, 64)

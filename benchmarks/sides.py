@@ -24,19 +24,19 @@ def build_goal(i: int) -> str:
 
 def build_encoder(model_folder: Path) -> Any:
     """Return the encoder at the default pixel budget, that of the 8B recipe."""
-    from sft.batches.encoding import StepEncoder
+    from sft.agent import AgentConfig
+    from sft.batches.encoder import StepEncoder
     from sft.models.processors import load_processor
-    from sft.prompts import AgentConfig
 
     agent = AgentConfig()
     return StepEncoder(load_processor(model_folder, agent.min_pixels, agent.max_pixels), agent)
 
 
 def build_rows(encoder: Any, images: Sequence[Path]) -> list[dict[str, Any]]:
-    """Build one training row an image, in the columns of `sft.data.build_step_rows`."""
+    """Build one training row an image, in the columns of `build_step_rows`."""
     from sft.actions import Action
-    from sft.memory import Answer, Memory
-    from sft.prompts import format_answer
+    from sft.answers import Answer, format_answer
+    from sft.memory import Memory
 
     rows = []
     for i, image in enumerate(images):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.practice import JOINTS, OPENINGS, pick_label
+from sft.agent import AgentConfig
 from sft.memory import Memory
-from sft.prompts import AgentConfig, Message, build_prompt
+from sft.prompts import Message, build_prompt
 
 CLAUSES = Path(__file__).with_name("plan_clauses.txt")
 FIRST = ", first"

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from demo.practice_procedures import PROCEDURES
 from sft.actions import Action
-from sft.memory import EMPTY_MEMORY, Answer, Memory, update
-from sft.prompts import AgentConfig, Message, build_prompt, format_answer
+from sft.agent import AgentConfig
+from sft.answers import Answer, format_answer
+from sft.memory import EMPTY_MEMORY, Memory, update
+from sft.prompts import Message, build_prompt
 
 CLAUSES = {
     "CLICK": (

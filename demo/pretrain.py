@@ -32,10 +32,11 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from demo.pretraining_examples import Example, ExampleEncoder, ExampleMaker
 from demo.pretraining_pairs import Element, Screen
 from demo.tiny_qwen3vl import SPECIAL_TOKENS, TinySize, build_model, build_tokenizer, save_checkpoint
+from sft.agent import AgentConfig
 from sft.batches.packing import IGNORED_LABEL
 from sft.data.screenshots import hash_screenshot
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig, build_system_text
+from sft.prompts import build_system_text
 
 DATA = Path(__file__).with_name("data")
 SIZE = TinySize(

@@ -12,10 +12,11 @@ from demo.copying import build_copying
 from demo.planning import PlanMaker, build_planning
 from demo.practice import build_step, generate_task, generate_task_on, remember
 from demo.pretraining_pairs import Screen, build_chat, name_usable_elements
+from sft.agent import AgentConfig
 from sft.batches.collator import pad
 from sft.batches.packing import IGNORED_LABEL
 from sft.data.screenshots import open_screenshot
-from sft.prompts import AgentConfig, Message
+from sft.prompts import Message
 
 MAX_LABEL_CHARS = 24
 

@@ -10,14 +10,15 @@ from transformers import PreTrainedModel
 
 from eval.policies.policy import ModelPolicy, StepRequest
 from sft.actions import format_action
-from sft.batches.encoding import StepEncoder
+from sft.agent import AgentConfig
+from sft.answers import parse_answer
+from sft.batches.encoder import StepEncoder
 from sft.data.image_paths import find_file
 from sft.errors import UserError
 from sft.memory import Memory, update
 from sft.models.model import check_adapter, find_family, load_model, open_adapter
 from sft.models.model_folder import read_base_model_name, read_dtype
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig, parse_answer
 from sft.recipe.recipe import load_agent_config, load_mixed_precision, load_model_settings
 from sft.recipe.settings import ModelSettings
 

@@ -18,13 +18,13 @@ from eval.rollouts.options import MODES, find_model_folder, parse_arguments, rea
 from eval.rollouts.run_folder import claim_folders, run_tasks, write_in_order
 from eval.rollouts.run_info import build_run_info, for_mode, for_shard, open_run
 from eval.scoring.matching import cut_at_first_error
+from sft.agent import AgentConfig
 from sft.data.data_notes import describe_test_data
+from sft.data.leaks import list_shown_parts
 from sft.data.load import Trajectory, load_task_set
 from sft.data.overlap import find_trained_tasks, refuse_trained_tasks
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
-from sft.data.shown_memory import list_shown_parts
 from sft.errors import run_command
-from sft.prompts import AgentConfig
 
 if TYPE_CHECKING:
     from eval.policies.policy import Policy

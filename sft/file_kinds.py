@@ -8,6 +8,7 @@ from pathlib import Path
 from sft.lfs import LFS_BEGINNINGS
 
 _HEAD_BYTES = 4096
+_TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 
 
 @dataclass(frozen=True)
@@ -27,30 +28,47 @@ YAML = FileKind("a recipe (YAML)", "give a recipe before all flags, or with --re
 _EXPORT = "export the sheet as CSV (UTF-8)"
 _UNPACK = "unpack it first"
 _AS_CSV = "write its rows as CSV or Parquet"
-_MAGIC = (
-    (b"PAR1", PARQUET),
-    (b"ARROW1", ARROW),
-    (b"FEA1", ARROW),
-    (b"\xff\xff\xff\xff", ARROW),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", FileKind("an old Excel workbook (or another Office file)", _EXPORT)),
-    (b"\x1f\x8b", FileKind("a gzip archive", _UNPACK)),
-    (b"BZh", FileKind("a bzip2 archive", _UNPACK)),
-    (b"\xfd7zXZ\x00", FileKind("an xz archive", _UNPACK)),
-    (b"\x28\xb5\x2f\xfd", FileKind("a zstd archive", _UNPACK)),
-    (b"7z\xbc\xaf\x27\x1c", FileKind("a 7z archive", _UNPACK)),
-    (b"Rar!\x1a\x07", FileKind("a RAR archive", _UNPACK)),
-    (b"%PDF-", FileKind("a PDF", "export the table as CSV (UTF-8)")),
-    (b"SQLite format 3\x00", FileKind("an SQLite database", "export the table as CSV")),
-    (b"\x93NUMPY", FileKind("a numpy array", _AS_CSV)),
-    (b"\x89HDF\r\n\x1a\n", FileKind("an HDF5 file", _AS_CSV)),
-    *((start, FileKind("a Git LFS pointer", "fetch the file itself: git lfs pull")) for start in LFS_BEGINNINGS),
+_IN_COLUMN = "screenshots are PNG, JPEG or WebP, named in the column Image_id"
+LFS_POINTER = FileKind("a Git LFS pointer", "fetch the file itself: git lfs pull")
+
+# The formats of screenshots, by Pillow's names, and how such a file begins; a text may begin with BM, without a NUL.
+PICTURES = {
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "JPEG": rb"\xff\xd8\xff",
+    "WEBP": rb"RIFF.{4}WEBP",
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM(?=.{0,27}\0)",
+}
+_OTHER_PICTURES = (
+    (rb"II[*+]\0|MM\0[*+]", FileKind("a TIFF image", _IN_COLUMN)),
+    (rb".{4}ftyp(?:avi|hei|hev|mif)", FileKind("an AVIF or HEIC image", _IN_COLUMN)),
 )
-_PICTURES = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"GIF8", "GIF"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
+_KINDS = (
+    *(
+        (start, FileKind(f"a picture ({name.replace('WEBP', 'WebP')})", _IN_COLUMN))
+        for name, start in PICTURES.items()
+    ),
+    *_OTHER_PICTURES,
+    (rb"PAR1", PARQUET),
+    (rb"ARROW1|FEA1|\xff\xff\xff\xff", ARROW),
+    (rb"PK\x03\x04", FileKind("a ZIP archive", _UNPACK)),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", FileKind("an old Excel workbook (or another Office file)", _EXPORT)),
+    (rb"\x1f\x8b", FileKind("a gzip archive", _UNPACK)),
+    (rb"BZh", FileKind("a bzip2 archive", _UNPACK)),
+    (rb"\xfd7zXZ\x00", FileKind("an xz archive", _UNPACK)),
+    (rb"\x28\xb5\x2f\xfd", FileKind("a zstd archive", _UNPACK)),
+    (rb"7z\xbc\xaf\x27\x1c", FileKind("a 7z archive", _UNPACK)),
+    (rb"Rar!\x1a\x07", FileKind("a RAR archive", _UNPACK)),
+    (rb".{257}ustar", FileKind("a tar archive", _UNPACK)),
+    (rb"%PDF-", FileKind("a PDF", "export the table as CSV (UTF-8)")),
+    (rb"SQLite format 3\x00", FileKind("an SQLite database", "export the table as CSV")),
+    (rb"\x93NUMPY", FileKind("a numpy array", _AS_CSV)),
+    (rb"\x89HDF\r\n\x1a\n", FileKind("an HDF5 file", _AS_CSV)),
+    (rb"\x80[\x02-\x05]", FileKind("a Python pickle", _AS_CSV)),
+    (rb".{128}DICM", FileKind("a DICOM file", _IN_COLUMN)),
+    (rb".{4}ftyp", FileKind("a video", _IN_COLUMN)),
+    (b"|".join(map(re.escape, LFS_BEGINNINGS)), LFS_POINTER),
+    (rb"\s*(?:<\?xml.*?)?<svg", FileKind("an SVG drawing", _IN_COLUMN)),
 )
 _ZIP_MARKS = (
     ("xl/", FileKind("an Excel workbook", _EXPORT)),
@@ -68,32 +86,36 @@ def find_kind(path: Path) -> FileKind | None:
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    if head.startswith(b"PK\x03\x04"):
-        return _find_zip_kind(path)
-    if is_picture(head):
-        return FileKind(f"a picture ({_name_format(head)})", "screenshots are named in the column Image_id")
-    if head[257:262] == b"ustar":
-        return FileKind("a tar archive", _UNPACK)
-    if head[128:132] == b"DICM":
-        return FileKind("a DICOM file", "screenshots are PNG, JPEG or WebP, named in the column Image_id")
-    if head[4:8] == b"ftyp":
-        return FileKind("a video", "screenshots are PNG, JPEG or WebP, named in the column Image_id")
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return FileKind("a Python pickle", _AS_CSV)
-    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None) or _find_text_kind(head)
+    return _find_zip_kind(path) if head.startswith(b"PK\x03\x04") else _recognise(head)
+
+
+def find_picture_format(data: bytes) -> str | None:
+    """Return which of `PICTURES` a file is by its first bytes, or None."""
+    return next((name for name, start in PICTURES.items() if re.match(start, data, re.S)), None)
+
+
+def describe_no_picture(data: bytes) -> str:
+    """Say in words what a file is that is none of `PICTURES`."""
+    kind = _recognise(data[:_HEAD_BYTES])
+    if kind is None or kind in (CSV, YAML):
+        return "a file that is no image" if data else "an empty file"
+    return f"{kind.name} ({kind.way_out})" if kind is LFS_POINTER else kind.name
+
+
+def is_arrow_file(path: Path, kind: FileKind | None) -> bool:
+    """Return whether a file is read as a table of Arrow: by its content or, to be refused as one, by its name."""
+    return kind in (PARQUET, ARROW) or (kind is None and path.suffix.lower() in _TABLE_SUFFIXES)
 
 
 def is_picture(data: bytes) -> bool:
-    """Return whether bytes begin as a picture does."""
-    return _name_format(data) != ""
+    """Return whether bytes begin as a picture does, be it of a format that no screenshot may have."""
+    starts = (*PICTURES.values(), *(start for start, _ in _OTHER_PICTURES))
+    return any(re.match(start, data, re.S) for start in starts)
 
 
-def _name_format(head: bytes) -> str:
-    if head.startswith(b"RIFF"):
-        return "WebP" if head[8:12] == b"WEBP" else ""
-    if head.startswith(b"BM"):
-        return "BMP" if b"\0" in head[:30] else ""  # text may begin with these two letters
-    return next((name for magic, name in _PICTURES if head.startswith(magic)), "")
+def _recognise(head: bytes) -> FileKind | None:
+    kind = next((kind for start, kind in _KINDS if re.match(start, head, re.S)), None)
+    return kind or _find_text_kind(head)
 
 
 def _find_zip_kind(path: Path) -> FileKind:

@@ -1,9 +1,14 @@
-"""The JSON object that a text gives as its answer, whatever else it holds. Knows nothing of what the object means."""
+"""JSON as prompts and answers hold it, and the object a text gives as its answer. Knows nothing of what it means."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
+
+from sft.actions import as_plain_text
+
+MAX_JSON_DEPTH = 16
 
 # NaN and infinity are read, so that whoever uses the object can leave out that one value; so are line breaks in texts.
 _DECODER = json.JSONDecoder(strict=False)
@@ -31,13 +36,11 @@ _ENDS_STRING = re.compile(r"""\s*(?:[,:}\]{\["'\d-]|\Z)""")
 class FoundObject:
     """`fields` is None where the text gives no whole object: `problem` then says why, in words.
 
-    `is_open` says that a thought or an object begins which the text's end cuts: more text could still complete it.
     `end` is the position behind the object that was found.
     """
 
     fields: dict[str, Any] | None
     problem: str = ""
-    is_open: bool = False
     end: int = 0
 
 
@@ -86,7 +89,7 @@ def find_object(text: str, is_whole: bool = True) -> FoundObject:
             else:
                 is_open, at = end is None, end or at
     answer = found or (example if is_whole and not is_open else None)
-    return answer or FoundObject(None, problem or "no JSON object in the answer", is_open)
+    return answer or FoundObject(None, problem or "no JSON object in the answer")
 
 
 def find_open_thought(prompt: str) -> str | None:
@@ -94,6 +97,33 @@ def find_open_thought(prompt: str) -> str | None:
     said = prompt.rstrip()
     marks = list(_MARK.finditer(said))
     return marks[-1]["opens"] if marks and marks[-1].end() == len(said) else None
+
+
+def dump_json(value: Any) -> str:
+    """Write JSON on one line without spaces, the only form in which prompts and answers hold it.
+
+    Half characters (lone surrogates), which JSON can name but UTF-8 cannot hold, become "?".
+    """
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode("utf-8")
+
+
+def clean_json(value: Any, depth: int = 0) -> Any:
+    """Return a JSON value whose texts are plain (`as_plain_text`), so that prompt, result and gold hold the same.
+
+    Raises:
+        ValueError: a number that JSON lacks (NaN, 1e999), or more than `MAX_JSON_DEPTH` levels.
+    """
+    if isinstance(value, str):
+        return as_plain_text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"found the number {value}; expected a finite one, or null")
+    if not isinstance(value, (dict, list)):
+        return value
+    if depth == MAX_JSON_DEPTH:
+        raise ValueError(f"found more than {MAX_JSON_DEPTH} levels of JSON; expected fewer")
+    if isinstance(value, list):
+        return [clean_json(item, depth + 1) for item in value]
+    return {as_plain_text(key): clean_json(item, depth + 1) for key, item in value.items()}
 
 
 def _is_called_example(before: str) -> bool:

@@ -1,26 +1,17 @@
-"""Short- and long-term memory of an agent: pure functions from memory and answer to memory. Knows no files."""
+"""Which memory is a step shown? That of the answers before it, never its own: for training, rollout and data alike.
+
+Pure functions from memory and answer to memory; knows no files.
+"""
 
 import heapq
-import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from sft.actions import Action, as_plain_text
-
-MAX_JSON_DEPTH = 16
-
-MemoryWriter = Literal["model", "rule"]
-
-SHORT_TERM_KEYS = ("last_action", "last_target", "last_observation", "last_lesson")
-LONG_TERM_KEYS = (
-    "overall_progress",
-    "completed_subtasks",
-    "remaining_subtasks",
-    "known_pitfalls",
-    "recurring_issues",
-)
+from sft.actions import Action
+from sft.agent import MemoryWriter
+from sft.answers import Answer
+from sft.json_text import dump_json
 
 
 @dataclass(frozen=True)
@@ -34,31 +25,46 @@ class Memory:
 EMPTY_MEMORY = Memory()
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What one step answers: an action and, where the model writes its memory, the memory after the action.
+def lagged(
+    answers: Iterable[Answer | None],
+    writer: MemoryWriter,
+    budget_chars: int | None,
+    before: Memory = EMPTY_MEMORY,
+) -> Iterator[Memory]:
+    """Yield the memory that each step is shown, and last the one that the last answer leaves.
 
-    `short_term` or `long_term` is None where the answer does not carry it.
+    Lagged by one: entry t is made of `before` and the answers of steps < t alone, so entry 0 is `before`. An answer is
+    asked for only when the memory after it is: a rollout may add to `answers` what the model says to each memory.
     """
+    yield (memory := before)
+    for answer in answers:
+        yield (memory := update(memory, answer, writer, budget_chars))
 
-    action: Action
-    short_term: Mapping[str, Any] | None = None
-    long_term: Mapping[str, Any] | None = None
+
+def written(shown: Sequence[Memory]) -> list[Memory]:
+    """Return the memory after each step, where data tells what each step was shown: the inverse of `lagged`.
+
+    Nobody is shown what the last step leaves: it is taken to leave what it was shown, and nothing where it is alone.
+    """
+    return [*shown[1:], shown[-1] if len(shown) > 1 else EMPTY_MEMORY]
 
 
-def update(memory: Memory, answer: Answer | None, writer: MemoryWriter, budget_chars: int) -> Memory:
+def update(memory: Memory, answer: Answer | None, writer: MemoryWriter, budget_chars: int | None) -> Memory:
     """Return the memory for the next step.
 
     `writer` "model" takes what the answer carries; a part the answer lacks stays as it was. `writer` "rule" derives it
-    from the action alone. `answer` None (unparsable) keeps the memory. The result has at most `budget_chars` of JSON.
+    from the action alone. `answer` None (unparsable) keeps the memory. The result has at most `budget_chars` of JSON,
+    None for any number.
     """
     if answer is None:
         return memory
     if writer == "rule":
-        return fit_memory(_memory_by_rule(memory, answer.action), budget_chars)
-    short_term = memory.short_term if answer.short_term is None else answer.short_term
-    long_term = memory.long_term if answer.long_term is None else answer.long_term
-    return fit_memory(Memory(short_term, long_term), budget_chars)
+        memory = _memory_by_rule(memory, answer.action)
+    else:
+        short_term = memory.short_term if answer.short_term is None else answer.short_term
+        long_term = memory.long_term if answer.long_term is None else answer.long_term
+        memory = Memory(short_term, long_term)
+    return memory if budget_chars is None else fit_memory(memory, budget_chars)
 
 
 def fit_memory(memory: Memory, budget_chars: int) -> Memory:
@@ -85,33 +91,6 @@ def fit_memory(memory: Memory, budget_chars: int) -> Memory:
 def memory_chars(memory: Memory) -> int:
     """Return the length of the memory as JSON, in characters."""
     return len(dump_json(memory.short_term)) + len(dump_json(memory.long_term))
-
-
-def dump_json(value: Any) -> str:
-    """Write JSON on one line without spaces, the only form in which prompts and answers hold it.
-
-    Half characters (lone surrogates), which JSON can name but UTF-8 cannot hold, become "?".
-    """
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode("utf-8")
-
-
-def clean_json(value: Any, depth: int = 0) -> Any:
-    """Return a JSON value whose texts are plain (`as_plain_text`), so that prompt, result and gold hold the same.
-
-    Raises:
-        ValueError: a number that JSON lacks (NaN, 1e999), or more than `MAX_JSON_DEPTH` levels.
-    """
-    if isinstance(value, str):
-        return as_plain_text(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"found the number {value}; expected a finite one")
-    if not isinstance(value, (dict, list)):
-        return value
-    if depth == MAX_JSON_DEPTH:
-        raise ValueError(f"found more than {MAX_JSON_DEPTH} levels of JSON; expected fewer")
-    if isinstance(value, list):
-        return [clean_json(item, depth + 1) for item in value]
-    return {as_plain_text(key): clean_json(item, depth + 1) for key, item in value.items()}
 
 
 def _memory_by_rule(memory: Memory, action: Action) -> Memory:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sft.batches.examples import TaskSplit, build_step_rows, read_step_sizes
+from sft.batches.examples import build_step_rows, read_step_sizes
 from sft.batches.sampler import PackSampler, StepSize
+from sft.data.train_val import TaskSplit
 from sft.models.families import find_family_of
 from sft.models.shapes import read_text_shape, read_vision_shape
 from sft.recipe.recipe import Recipe, resolves_to_bf16
@@ -52,7 +53,7 @@ class TokenPlan:
 
 def build_plan(recipe: Recipe, split: TaskSplit, card_gb: float) -> str:
     """Render the plan of a run: on one card, and where that is more than one card holds, under ZeRO-3 as well."""
-    from sft.batches.encoding import StepEncoder
+    from sft.batches.encoder import StepEncoder
     from sft.models.model import build_empty_model
     from sft.models.processors import load_processor
 

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sft.batches.examples import StepRows, TaskSplit, build_step_rows, load_task_split
+from sft.batches.examples import StepRows, build_step_rows
 from sft.data.load import Trajectory
 from sft.data.problems import describe_quarantine
+from sft.data.train_val import TaskSplit, load_task_split
 from sft.errors import UserError, run_command
 from sft.models.hub import find_base_model
 from sft.recipe.launch import check_support, read_launch
@@ -36,7 +37,7 @@ from sft.training.resume import choose_checkpoint, describe_run
 if TYPE_CHECKING:
     from trl import SFTConfig
 
-    from sft.batches.encoding import StepEncoder
+    from sft.batches.encoder import StepEncoder
     from sft.compute.recorder import RunRecorder
 
 log = logging.getLogger("sft")
@@ -108,7 +109,7 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
 def log_data(split: TaskSplit, train: StepRows, encoder: "StepEncoder") -> None:
     """Say how much is trained on, the first text that is learned, and what of the data was left out or shortened."""
     from sft.batches.collator import check_answer_only_labels
-    from sft.batches.encoding import find_tight_answer_limit
+    from sft.batches.examples import find_tight_answer_limit
 
     rows = train.dataset
     supervised = check_answer_only_labels(encoder, [rows[i] for i in range(min(2, len(rows)))])

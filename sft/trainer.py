@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig
 
 from sft.batches.collator import PackingCollator, PaddingCollator, build_dense_mask
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.examples import read_step_sizes
 from sft.batches.sampler import PackSampler, PaddedSampler
 from sft.compute.recorder import RunRecorder

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 from trajectory_samples import TINY_AGENT
 
 from eval.policies.decoding import AnswerEnd
+from sft.agent import AgentConfig
+from sft.answers import parse_answer
 from sft.json_text import find_object
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig, parse_answer
 
 AGENT = AgentConfig()
 ZOOM = '{"action":"ZOOM","target":"viewport","short_term":{"last_action":"ZOOM"},"long_term":{}}'

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sft.batches.encoding import StepEncoder
+from sft.agent import AgentConfig
+from sft.batches.encoder import StepEncoder
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig
 
 AGENT = AgentConfig(min_pixels=16_384, max_pixels=65_536)
 

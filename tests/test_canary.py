@@ -14,10 +14,13 @@ from trajectory_samples import TINY_AGENT, build_tasks, format_csv, write_screen
 from eval.policies.policy import EmptyPolicy, RawAnswer
 from eval.rollouts.walk import walk_tasks
 from sft.actions import Action
+from sft.agent import AgentConfig
+from sft.answers import Answer, format_answer
 from sft.data.cells import Grounding, read_gold
-from sft.data.load import gold_memories, load_trajectories
-from sft.memory import EMPTY_MEMORY, Answer, dump_json
-from sft.prompts import AgentConfig, build_prompt, format_answer
+from sft.data.load import load_trajectories
+from sft.json_text import dump_json
+from sft.memory import EMPTY_MEMORY, lagged
+from sft.prompts import build_prompt
 
 AGENTS = {"model": AgentConfig(), "rule": AgentConfig(memory_writer="rule")}
 CANARY = "CANARY-7f3a"
@@ -26,7 +29,7 @@ OTHER_LABEL = Answer(Action("TEXT", CANARY, {"text": CANARY}), {CANARY: CANARY},
 
 def _prompts(trajectory, agent):
     """Return every prompt of a task as training makes it, under the memory of the right answers."""
-    memories = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
+    memories = list(lagged(trajectory.golds, agent.memory_writer, agent.memory_budget_chars))
     return [build_prompt(trajectory.instruction, m, agent, s.elements) for m, s in zip(memories, trajectory.steps)]
 
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from transformers import Qwen3VLProcessor as OfficialProcessor
 
 from demo.tiny_qwen3vl import CHAT_TEMPLATE
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.check import __main__ as check
 from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY

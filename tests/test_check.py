@@ -11,7 +11,8 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT, build_output, build_task, build_tasks, format_csv, write_trajectories
 
 from sft.check import __main__ as check
-from sft.data.load import gold_memories, load_trajectories
+from sft.data.load import load_trajectories
+from sft.memory import lagged
 from sft.prompts import build_prompt, build_system_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,6 +83,12 @@ def test_wrong_command_line_ends_with_code_2(tmp_path, monkeypatch, arguments):
     write_trajectories(tmp_path, build_tasks(1))
     monkeypatch.chdir(tmp_path)
     assert _check(*arguments) == 2
+
+
+def test_folder_named_like_a_file_is_told_to_be_a_folder(tmp_path, capsys):
+    (tmp_path / "dir.csv").mkdir()
+    assert _check(tmp_path / "dir.csv") == 2
+    assert "dir.csv: found a folder; expected a trajectory CSV" in capsys.readouterr().err
 
 
 def test_command_ends_with_code_2_on_a_tokenizer_folder_that_is_none(tmp_path):
@@ -188,6 +195,13 @@ def test_characters_nobody_sees_are_told_and_never_reach_the_terminal(tmp_path, 
     assert not set(out) & {"\u202e", "\u202c", "\x1b"}
 
 
+def test_fillers_and_selectors_are_told_as_other_characters_nobody_sees(tmp_path, capsys):
+    rows = build_task("a", "Open\u034f the\u3164 study\U000e0100", 2)
+    _, report = _report(tmp_path, write_trajectories(tmp_path, rows), "--show", "1")
+    assert {hit["character"] for hit in report["hidden_characters"]} == {"U+034F", "U+3164", "U+E0100"}
+    assert "Open\\u034f the\\u3164 study\\U000e0100" in capsys.readouterr().out
+
+
 def test_memory_columns_are_judged_with_evidence(tmp_path, capsys):
     rows = build_task("a", "Find the scan", 4)
     for row in rows:
@@ -247,7 +261,7 @@ def test_dump_holds_every_prompt_and_answer_as_training_builds_them(tmp_path, re
     lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     assert [(line["task_id"], line["step"]) for line in lines] == [(t, i) for t in ("t1", "t2") for i in range(3)]
     task = load_trajectories(csv_path, show_progress=False)[0]
-    memory = gold_memories(task, "model", TINY_AGENT.memory_budget_chars)[2]
+    memory = list(lagged(task.golds, "model", TINY_AGENT.memory_budget_chars))[2]
     system, user = lines[2]["messages"]
     assert system["content"][0]["text"] == build_system_text(TINY_AGENT)
     assert user["content"][0] == {"type": "image", "image": task.steps[2].image_id}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from trl import SFTConfig
 
+from sft.agent import AgentConfig, agent_to_json
 from sft.errors import UserError
-from sft.prompts import AgentConfig, agent_to_json
 from sft.recipe.launch import build_training_arguments
 from sft.recipe.recipe import (
     RecipeError,

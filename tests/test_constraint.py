@@ -12,10 +12,11 @@ from transformers import AutoModelForImageTextToText
 from eval.policies.policy import ModelPolicy, StepRequest
 from eval.policies.schema import build_answer_schema
 from sft.actions import ActionType
-from sft.batches.encoding import StepEncoder
+from sft.agent import AgentConfig
+from sft.answers import parse_answer
+from sft.batches.encoder import StepEncoder
 from sft.memory import EMPTY_MEMORY
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig, parse_answer
 
 xgrammar = pytest.importorskip("xgrammar")
 

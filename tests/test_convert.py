@@ -381,6 +381,15 @@ def test_records_keep_the_memory_of_output(tmp_path):
     assert not report["remarks"]
 
 
+def test_records_in_one_list_are_those_of_its_lines(tmp_path):
+    (tmp_path / "in").mkdir()
+    source = _write_records(tmp_path / "in/rows.jsonl", output_memory=True)
+    (by_line,), _ = _convert("records", source, tmp_path / "lines")
+    source.write_text(f"[{','.join(source.read_text().splitlines())}]")
+    (by_list,), _ = _convert("records", source, tmp_path / "list")
+    assert [(s.gold, s.image_id) for s in by_list.steps] == [(s.gold, s.image_id) for s in by_line.steps]
+
+
 def test_records_keep_the_screen_of_their_boxes_and_remark_on_a_box_that_is_none(tmp_path):
     (tmp_path / "in").mkdir()
     source = _write_records(tmp_path / "in/rows.jsonl", output_memory=True)
@@ -518,6 +527,7 @@ def test_conversion_that_fails_leaves_no_folder_behind(tmp_path):
         ("careflow", "rows.parquet", "no parquet", "found a file that is no Parquet"),
         ("records", "rows.jsonl", "{", "line 1: found broken JSON"),
         ("records", "rows.jsonl", "{}", "line 1: found no Task_id"),
+        ("records", "rows.json", "[1]", "found no list of objects; expected one object a step"),
         ("pipeline", "gone", None, "found no such folder"),
     ],
 )

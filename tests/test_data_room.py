@@ -12,8 +12,8 @@ from eval import rollout
 from sft import run
 from sft.check import __main__ as check
 from sft.convert import __main__ as convert
-from sft.data.goals import hash_goal
 from sft.data.load import TrajectoryError, load_task_set
+from sft.data.overlap import hash_goal
 from sft.errors import UserError
 from sft.split import __main__ as split
 

@@ -10,11 +10,11 @@ from transformers import AutoModelForImageTextToText
 
 from eval.policies.decoding import AnswerEnd, read_end_ids
 from eval.policies.policy import ModelPolicy, StepRequest
-from sft.batches.encoding import StepEncoder
+from sft.answers import parse_answer
+from sft.batches.encoder import StepEncoder
 from sft.memory import EMPTY_MEMORY, Memory
 from sft.models.model import find_family, load_model
 from sft.models.processors import load_processor
-from sft.prompts import parse_answer
 from sft.recipe.settings import ModelSettings
 
 N_TOKENS = 24

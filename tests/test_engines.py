@@ -17,11 +17,12 @@ import eval.policies.openai_server as openai_policy
 from eval.policies.policy import RawAnswer, StepRequest
 from eval.rollout import main
 from eval.rollouts.run_info import hide_user
-from sft.data.goals import hash_goal
+from sft.agent import AgentConfig
+from sft.answers import format_answer
 from sft.data.load import load_trajectories
+from sft.data.overlap import hash_goal
 from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY
-from sft.prompts import AgentConfig, format_answer
 
 AGENT = AgentConfig()
 

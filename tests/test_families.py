@@ -11,7 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from demo.tiny_qwen3vl import TEMPLATE_FILES
 from sft.batches.collator import PaddingCollator
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_step_rows
 from sft.batches.sampler import StepSize
 from sft.compute.flops import BatchSize, FlopCounter, build_formula

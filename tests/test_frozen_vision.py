@@ -6,7 +6,7 @@ from peft import get_peft_model
 from trajectory_samples import TINY_AGENT
 
 from sft.batches.collator import PackingCollator
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_step_rows
 from sft.models.families import part_of
 from sft.models.model import build_lora_config, find_family, load_model

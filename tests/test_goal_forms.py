@@ -7,11 +7,17 @@ import unicodedata
 import pytest
 from trajectory_samples import TINY_AGENT, build_task, write_trajectories
 
-from sft.batches.examples import load_task_split, split_by_task
 from sft.check import __main__ as check
-from sft.data.goals import hash_goal, list_goal_hashes, normalise_goal
 from sft.data.load import TrajectoryError, load_task_set
-from sft.data.overlap import find_overlap, find_trained_tasks, refuse_trained_tasks
+from sft.data.overlap import (
+    find_overlap,
+    find_trained_tasks,
+    hash_goal,
+    list_goal_hashes,
+    normalise_goal,
+    refuse_trained_tasks,
+)
+from sft.data.train_val import load_task_split, split_by_task
 from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY
 from sft.prompts import build_prompt
@@ -29,6 +35,9 @@ FORMS = {
     "byte order mark": "\ufeff" + GOAL,
     "soft hyphen": GOAL.replace("sicht", "\u00adsicht"),
     "direction mark": GOAL + "\u200e",
+    "joiner": GOAL.replace("C", "C\u034f"),
+    "filler": GOAL + "\u3164",
+    "variation selectors": GOAL.replace("M", "M\ufe0e\U000e0100"),
 }
 
 

@@ -17,7 +17,7 @@ from eval.policies.prefetch import ScreenshotLoader
 from eval.predictor import Predictor
 from eval.rollouts.walk import walk_tasks
 from sft import run
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_step_rows
 from sft.data.load import TrajectoryError, load_trajectories
 from sft.errors import UserError

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 from trajectory_samples import build_task, build_tasks, write_trajectories
 
-from sft.batches.encoding import StepEncoder
+from sft.agent import AgentConfig
+from sft.batches.encoder import StepEncoder
 from sft.check import __main__ as check
 from sft.data import rows
 from sft.data.rows import check_screenshots
 from sft.data.screenshots import inspect_bytes, open_screenshot, read_as_shown, read_facts, read_upright_size
 from sft.models.light_processor import LightProcessor
-from sft.prompts import AgentConfig
 
 RNG = np.random.default_rng(0)
 NOISE = Image.fromarray(RNG.integers(0, 256, (40, 56, 3), dtype=np.uint8))

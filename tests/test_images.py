@@ -301,6 +301,10 @@ def test_any_damage_ends_in_words_or_in_a_picture(image_format, tmp_path):
         (b"<!DOCTYPE html><html>", "found a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "found a Git LFS pointer"),
         (b"RIFF", "found a file that is no image"),
+        (b"%PDF-1.7\n", "found a PDF"),
+        (b'<?xml version="1.0"?>\n<svg xmlns=', "found an SVG drawing"),
+        (b"PK\x03\x04", "found a ZIP archive"),
+        (b"width,height,path", "found a file that is no image"),
         (b"\x89PNG\r\n\x1a\n", "found a damaged image"),
     ],
 )

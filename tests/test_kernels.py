@@ -13,7 +13,7 @@ from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeVisio
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeVisionModel
 
 from sft.batches.collator import PackingCollator, PaddingCollator
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_step_rows
 from sft.models.kernels import NAME, PatchEmbedding, attend_by_length, choose_kernels
 from sft.models.model import find_family, load_model

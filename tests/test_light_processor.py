@@ -5,12 +5,13 @@ import random
 import pytest
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from sft.batches.encoding import StepEncoder
-from sft.check.preview import preview_steps
-from sft.data.load import gold_memories, load_trajectories
+from sft.agent import AgentConfig
+from sft.batches.encoder import StepEncoder
+from sft.batches.examples import build_examples
+from sft.data.load import load_trajectories
+from sft.memory import lagged
 from sft.models.light_processor import LightProcessor, build_image_counter, count_image_tokens
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig
 
 
 @pytest.fixture
@@ -21,14 +22,14 @@ def encoders(checkpoint):
 
 def test_prompts_and_token_counts_equal_those_of_training(encoders, tmp_path):
     tasks = load_trajectories(write_trajectories(tmp_path, build_tasks(4, 5)), show_progress=False)
-    real, light = (list(preview_steps(tasks, TINY_AGENT, tmp_path, encoder)) for encoder in encoders)
+    real, light = (list(build_examples(tasks, TINY_AGENT, tmp_path, encoder)) for encoder in encoders)
     assert len(light) == 20
     assert light == real
 
 
 def test_rendered_text_equals_the_processors_own(encoders, tmp_path):
     tasks = load_trajectories(write_trajectories(tmp_path, build_tasks(1)), show_progress=False)
-    memory = gold_memories(tasks[0], "model", TINY_AGENT.memory_budget_chars)[-1]
+    memory = list(lagged(tasks[0].golds, "model", TINY_AGENT.memory_budget_chars))[-2]
     image_path = tasks[0].steps[0].image_path
     real, light = (encoder.build_prompt(tasks[0].instruction, memory, image_path) for encoder in encoders)
     assert light.text == real.text

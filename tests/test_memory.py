@@ -9,17 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.actions import Action
-from sft.memory import (
-    EMPTY_MEMORY,
-    MAX_JSON_DEPTH,
-    Answer,
-    Memory,
-    clean_json,
-    dump_json,
-    fit_memory,
-    memory_chars,
-    update,
-)
+from sft.answers import Answer
+from sft.json_text import MAX_JSON_DEPTH, clean_json, dump_json
+from sft.memory import EMPTY_MEMORY, Memory, fit_memory, lagged, memory_chars, update, written
 
 CLICK = Action("CLICK", "OK")
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -58,6 +50,43 @@ def test_rule_writes_from_the_action_alone():
     assert second == Memory(
         {"last_action": "COMPLETE", "last_target": ""}, {"completed_subtasks": ["CLICK OK", "COMPLETE"]}
     )
+
+
+def _number(count):
+    return [Answer(CLICK, {"step": i}, {"done": list(range(i + 1))}) for i in range(count)]
+
+
+@given(st.integers(0, 6), st.integers(0, 6), st.sampled_from(["model", "rule"]))
+def test_memory_shown_at_a_step_is_made_of_the_answers_before_it_alone(count, changed, writer):
+    answers = _number(count)
+    shown = list(lagged(answers, writer, 1200))
+    assert shown[0] == EMPTY_MEMORY and len(shown) == count + 1
+    later = [*answers[:changed], *(Answer(Action("ZOOM", "else"), {"step": -1}, {}) for _ in answers[changed:])]
+    assert list(lagged(later, writer, 1200))[: changed + 1] == shown[: changed + 1]
+    assert changed >= count or list(lagged(later, writer, 1200))[changed + 1] != shown[changed + 1]
+
+
+def test_answer_is_asked_for_after_its_own_memory_was_shown():
+    answers, shown = [], []
+    memories = lagged(answers, "model", 1200)
+    for i, answer in enumerate(_number(3)):
+        shown.append(next(memories))
+        assert shown[-1].short_term == ({"step": i - 1} if i else {})
+        answers.append(answer)  # as a rollout does: what is answered depends on what was shown
+    assert [*shown, next(memories)] == list(lagged(answers, "model", 1200))
+
+
+def test_memory_goes_on_from_where_it_was_left():
+    answers = _number(4)
+    whole = list(lagged(answers, "model", 40))
+    assert list(lagged(answers[2:], "model", 40, whole[2])) == whole[2:]
+
+
+@given(st.integers(1, 6))
+def test_memory_written_after_each_step_is_what_the_next_one_is_shown(count):
+    shown = [EMPTY_MEMORY, *(Memory({"step": i}, {}) for i in range(count))]
+    answers = [Answer(CLICK, memory.short_term, memory.long_term) for memory in written(shown)]
+    assert list(lagged(answers, "model", None))[:-1] == shown
 
 
 def test_unknown_keys_are_kept():

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
 from eval.predictor import load_model_for_inference
+from sft.agent import AgentConfig
 from sft.errors import UserError
 from sft.export import __main__ as export
 from sft.models.hub import find_base_model
 from sft.models.light_processor import LightProcessor
 from sft.models.model_folder import read_dtype
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig
 from sft.recipe.recipe import parse_recipe
 from sft.run import check_inputs
 

@@ -14,8 +14,8 @@ from eval.rollouts.walk import walk_tasks
 from eval.score import main as score
 from eval.scoring.matching import cut_at_first_error
 from eval.step_result import load_results
+from sft.agent import AgentConfig
 from sft.data.load import load_trajectories
-from sft.prompts import AgentConfig
 
 AGENT = AgentConfig()
 WRONG = '{"action":"ZOOM","target":"Ruler","short_term":{"last_action":"ZOOM"}}'

@@ -6,12 +6,14 @@ import random
 import pytest
 from trajectory_samples import build_task, format_csv, write_screenshots
 
-from sft.data.csv_text import parse_csv
-from sft.data.load import gold_memories, read_task_set
+from sft.agent import AgentConfig
+from sft.answers import format_answer, parse_answer
+from sft.data.load import read_task_set
 from sft.data.problems import TrajectoryError
-from sft.data.sources import Table
-from sft.memory import dump_json
-from sft.prompts import AgentConfig, build_prompt, format_answer, parse_answer
+from sft.data.table import Table, parse_csv
+from sft.json_text import dump_json
+from sft.memory import lagged
+from sft.prompts import build_prompt
 
 N_CHUNKS, N_MUTATIONS, N_TASKS = 20, 1_000, 100
 AGENT = AgentConfig()
@@ -134,7 +136,7 @@ def _load(folder, data):
 
 def _check_usable(trajectory):
     """Make sure a task that was taken can be trained on and replayed: prompts render, answers read back as gold."""
-    for step, memory in zip(trajectory.steps, gold_memories(trajectory, "model", AGENT.memory_budget_chars)):
+    for step, memory in zip(trajectory.steps, lagged(trajectory.golds, "model", AGENT.memory_budget_chars)):
         json.dumps(build_prompt(trajectory.instruction, memory, AGENT)).encode("utf-8")
         text = format_answer(step.gold, AGENT)
         text.encode("utf-8")

@@ -11,11 +11,12 @@ from eval import rollout, score
 from eval.policies.schema import build_answer_schema
 from eval.scoring.matching import MATCHERS
 from sft.actions import DEFAULT_ACTIONS, Action, ActionType, format_action, parse_action
+from sft.agent import AgentConfig, agent_from_json, agent_to_json
+from sft.answers import Answer, format_answer, parse_answer
 from sft.check import __main__ as check
 from sft.convert import __main__ as convert
 from sft.data.load import TrajectoryError, load_trajectories
-from sft.memory import Answer
-from sft.prompts import AgentConfig, agent_from_json, agent_to_json, build_system_text, format_answer, parse_answer
+from sft.prompts import build_system_text
 from sft.recipe.recipe import RecipeError, load_agent_settings
 from sft.split import __main__ as split
 

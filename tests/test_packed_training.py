@@ -6,7 +6,7 @@ from trajectory_samples import TINY_AGENT
 from trl import SFTConfig
 
 from sft.batches.collator import PackingCollator, PaddingCollator
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_step_rows, read_step_sizes
 from sft.batches.sampler import PackSampler
 from sft.models.model import build_lora_config, find_family, load_model

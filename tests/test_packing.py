@@ -14,6 +14,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
 
 from sft.actions import Action
+from sft.agent import AgentConfig
+from sft.answers import Answer, format_answer
 from sft.batches.collator import (
     IGNORED_LABEL,
     PackingCollator,
@@ -21,16 +23,15 @@ from sft.batches.collator import (
     build_dense_mask,
     check_answer_only_labels,
 )
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.packing import TokenSequence, pack_sequences
 from sft.data.screenshots import hash_screenshot
-from sft.memory import Answer, Memory
+from sft.memory import Memory
 from sft.models import tree_attention
 from sft.models.layouts import mrope_positions
 from sft.models.model import build_lora_config, find_family, load_model
 from sft.models.processors import load_processor
 from sft.models.tree_attention import attend, count_pairs, find_blocks, find_nodes, use_tree_attention
-from sft.prompts import AgentConfig, format_answer
 from sft.recipe.settings import ModelSettings
 from sft.trainer import weighted_log_probs
 

@@ -17,11 +17,12 @@ from demo.pretrain import build_optimizers, relate_word_starts
 from demo.pretraining_examples import Example, ExampleEncoder, ExampleMaker
 from demo.pretraining_pairs import Element, Screen, build_chat, name_usable_elements
 from demo.tiny_qwen3vl import TinySize, build_model, build_tiny_checkpoint, build_tokenizer
+from sft.agent import AgentConfig
+from sft.answers import parse_answer
 from sft.batches.collator import PaddingCollator
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.packing import IGNORED_LABEL
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig, parse_answer
 
 DEMO = Path(__file__).parents[1] / "demo"
 LABELS = ("Layout", "Patient Name", "Study list")

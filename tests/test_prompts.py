@@ -8,16 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.actions import Action, ActionType
-from sft.memory import EMPTY_MEMORY, Answer, Memory, update
-from sft.prompts import (
-    AgentConfig,
-    agent_from_json,
-    agent_to_json,
-    build_prompt,
-    build_system_text,
-    format_answer,
-    parse_answer,
-)
+from sft.agent import AgentConfig, agent_from_json, agent_to_json
+from sft.answers import Answer, format_answer, parse_answer
+from sft.memory import EMPTY_MEMORY, Memory, update
+from sft.prompts import build_prompt, build_system_text
 
 AGENT = AgentConfig()
 RULE = AgentConfig(memory_writer="rule")

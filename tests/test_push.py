@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT
 from safetensors.numpy import load, save_file
 
+from sft.agent import AgentConfig
 from sft.errors import UserError
-from sft.prompts import AgentConfig
 from sft.recipe.launch import build_training_arguments
 from sft.recipe.recipe import parse_recipe
 from sft.training.push import plan_upload

@@ -6,10 +6,10 @@ import pytest
 from trajectory_samples import build_output, build_tasks, format_csv, write_trajectories
 
 from eval import rollout
-from sft.batches.examples import load_task_split
+from sft.agent import AgentConfig
 from sft.data.load import TrajectoryError, load_task_set, load_trajectories
+from sft.data.train_val import load_task_split
 from sft.errors import UserError
-from sft.prompts import AgentConfig
 from sft.recipe.recipe import parse_recipe
 
 

@@ -8,24 +8,23 @@ from importlib.util import find_spec
 import pytest
 import torch
 from conftest import DEMO_FILES, ROOT, load_demo
-from test_encoding import _Rollout
+from test_encoder import _Rollout
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
 from eval.policies.decoding import read_end_ids
 from eval.predictor import load_model_for_inference
 from eval.rollouts.walk import walk_tasks
+from sft.answers import format_answer
 from sft.batches.collator import PaddingCollator
-from sft.batches.encoding import StepEncoder
-from sft.batches.examples import build_step_rows
+from sft.batches.encoder import StepEncoder
+from sft.batches.examples import build_examples, build_step_rows
 from sft.batches.packing import IGNORED_LABEL
-from sft.check.preview import preview_steps
 from sft.data.screenshots import open_screenshot
 from sft.memory import EMPTY_MEMORY
 from sft.models.chat_template import read_chat_template
 from sft.models.light_processor import LightProcessor, build_image_counter
 from sft.models.model_folder import read_dtype
 from sft.models.processors import load_processor, save_processor
-from sft.prompts import format_answer
 from sft.recipe.recipe import load_agent_settings
 from sft.run import print_plan
 
@@ -116,26 +115,26 @@ def test_training_rollout_check_and_official_template_read_the_same_ids(
     rollout = _Rollout(demo_tasks, encoder, monkeypatch)
     list(walk_tasks(demo_tasks, rollout, encoder.agent, "teacher", batch_size=4))
     rows = list(build_step_rows(demo_tasks, "val.csv", encoder, show_progress=False).dataset)
-    checked = list(preview_steps(demo_tasks, encoder.agent, ROOT, light))
+    checked = list(build_examples(demo_tasks, encoder.agent, ROOT, light))
     assert len(rows) == len(checked) == sum(len(task.steps) for task in demo_tasks)
     template = read_template(TEMPLATES[family][0])
-    for row, preview in zip(rows, checked):
-        assert (row["task_id"], row["step"]) == (preview.task_id, preview.step.index)
+    for row, example in zip(rows, checked):
+        assert (row["task_id"], row["step"]) == (example.task_id, example.step.index)
         text = official.apply_chat_template(
-            preview.messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            example.messages, chat_template=template, tokenize=False, add_generation_prompt=True
         )
-        image = open_screenshot(preview.step.image_path)
+        image = open_screenshot(example.step.image_path)
         expected = list(encoder.processor(text=[text], images=[image])["input_ids"][0])
         batch = PaddingCollator(encoder)([row])
         n_prompt = int((batch["labels"][0] != IGNORED_LABEL).nonzero()[0])
         assert batch["input_ids"][0, :n_prompt].tolist() == expected
         assert list(rollout.steps[row["task_id"], row["step"]].ids) == expected
-        assert light.processor.apply_chat_template(preview.messages) == text
+        assert light.processor.apply_chat_template(example.messages) == text
         n_image_tokens = expected.count(151655)
         ids = light.tokenizer(text)["input_ids"]
         at = ids.index(151655)
         assert [*ids[:at], *[151655] * n_image_tokens, *ids[at + 1 :]] == expected
-        assert preview.n_prompt_tokens == len(expected)
+        assert example.n_prompt_tokens == len(expected)
 
 
 def test_answers_end_as_the_official_template_ends_them(family, encoder, demo_tasks):
@@ -162,9 +161,9 @@ def test_steps_of_the_demo_are_within_the_recipes_limits(light):
     assert len(tasks) > 100
     answers = {format_answer(step.gold, agent) for task in tasks for step in task.steps}
     assert max(len(light.encode_completion(answer)) for answer in answers) <= agent.max_answer_tokens // 2
-    previews = list(preview_steps(tasks[:: len(tasks) // 20], agent, ROOT, light))
-    assert [p.problem for p in previews if p.problem] == []
-    assert max(p.n_prompt_tokens for p in previews) <= agent.max_prompt_tokens
+    examples = list(build_examples(tasks[:: len(tasks) // 20], agent, ROOT, light))
+    assert [p.problems for p in examples if p.problems] == []
+    assert max(p.n_prompt_tokens for p in examples) <= agent.max_prompt_tokens
 
 
 def test_plan_of_the_recipe_is_made_from_the_folder_without_weights(folder, family, tmp_path, capsys):

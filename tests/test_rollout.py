@@ -18,8 +18,8 @@ from eval.rollout import main
 from eval.rollouts.run_folder import claim_folders
 from eval.score import main as score
 from eval.step_result import load_results
+from sft.agent import agent_to_json
 from sft.errors import UserError
-from sft.prompts import agent_to_json
 
 FILES = {"steps.jsonl", "run.json", "predictions.csv", "metrics.json", "details.json", "report.html"}
 TIMES = ("latency_s", "started", "finished")

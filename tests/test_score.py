@@ -14,7 +14,7 @@ from eval.reporting.publish import judge_run, publish_run
 from eval.score import main
 from eval.step_result import StepResult, format_result, load_results, parse_result
 from sft.actions import ActionType
-from sft.prompts import AgentConfig, agent_to_json
+from sft.agent import AgentConfig, agent_to_json
 
 ROOT = Path(__file__).parent.parent
 STEPS = [

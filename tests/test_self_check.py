@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from itertools import islice
 
 import pytest
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
@@ -9,8 +10,9 @@ from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 import eval.rollouts.self_check as self_check
 from eval.rollout import main
 from eval.rollouts.self_check import check_batches, check_canary, check_replay, check_shuffled, run_self_checks
+from sft.agent import AgentConfig
 from sft.data.load import load_trajectories
-from sft.prompts import AgentConfig
+from sft.memory import lagged
 
 AGENT = AgentConfig()
 
@@ -66,18 +68,9 @@ def test_shuffled_fails_where_answers_are_not_dealt_out(tasks, monkeypatch):
 
 def test_canary_fails_where_memory_does_not_lag(tasks, monkeypatch):
     import eval.rollouts.walk as walk
-    from sft.data.load import gold_memories
-
-    def unlagged(trajectory, writer, budget):
-        later = gold_memories(replace(trajectory, steps=(*trajectory.steps, trajectory.steps[-1])), writer, budget)
-        return later[1:]
-
-    def start(trajectory, agent, mode, done):
-        gold = unlagged(trajectory, agent.memory_writer, agent.memory_budget_chars)
-        return walk._Walk(trajectory, gold, gold[0])
 
     assert check_canary(tasks[:2], AGENT).is_passed
-    monkeypatch.setattr(walk, "_start", start)
+    monkeypatch.setattr(walk, "lagged", lambda *arguments: islice(lagged(*arguments), 1, None))
     found = check_canary(tasks[:2], AGENT)
     assert not found.is_passed and "step 1" in found.detail
 

@@ -17,8 +17,8 @@ import eval.policies.openai_server as openai_policy
 import eval.policies.posting as posting
 from eval.policies.openai_server import OpenAIPolicy, read_message
 from eval.rollout import main
+from sft.agent import AgentConfig
 from sft.errors import UserError
-from sft.prompts import AgentConfig
 
 ANSWER = '{"action":"CLICK","target":"Layout","short_term":{"last_action":"CLICK"},"long_term":{}}'
 OK = {"choices": [{"message": {"role": "assistant", "content": ANSWER}, "finish_reason": "stop"}], "usage": None}

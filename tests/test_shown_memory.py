@@ -7,11 +7,11 @@ from trajectory_samples import build_output, build_task, build_tasks, write_traj
 
 from eval import rollout
 from sft.actions import Action
-from sft.batches.examples import load_task_split
+from sft.agent import AgentConfig
+from sft.answers import Answer
+from sft.data.leaks import has_leak, list_shown_parts
 from sft.data.load import TrajectoryError
-from sft.data.shown_memory import has_leak, list_shown_parts
-from sft.memory import Answer
-from sft.prompts import AgentConfig
+from sft.data.train_val import load_task_split
 from sft.recipe.settings import DataSettings
 
 ACTIONS = (

@@ -18,9 +18,10 @@ from trajectory_samples import (
 )
 
 from sft.actions import Action, ActionType
-from sft.data.load import gold_memories, load_trajectories, natural_key
+from sft.answers import Answer
+from sft.data.load import load_trajectories, natural_key
 from sft.data.screenshots import open_screenshot
-from sft.memory import EMPTY_MEMORY, Answer, Memory
+from sft.memory import EMPTY_MEMORY, Memory, lagged
 
 SHORT, LONG = {"last_action": "TEXT"}, {"overall_progress": "half"}
 TYPE = {"action": "TEXT", "target": "Name", "text": "DOE"}
@@ -191,11 +192,11 @@ def test_another_vocabulary_reads_its_own_actions(tmp_path):
 
 def test_gold_memory_lags_by_one_step(tmp_path):
     trajectory = load(write_trajectories(tmp_path, build_task("t1", "a", 4)))[0]
-    memories = gold_memories(trajectory, "model", 1200)
+    memories = list(lagged(trajectory.golds, "model", 1200))
     assert memories[0] == EMPTY_MEMORY
     for memory, step in zip(memories[1:], trajectory.steps):
         assert memory == Memory(step.gold.short_term, step.gold.long_term)
-    by_rule = gold_memories(trajectory, "rule", 1200)
+    by_rule = list(lagged(trajectory.golds, "rule", 1200))[:-1]
     assert [m.long_term.get("completed_subtasks", []) for m in by_rule] == [
         [],
         ["CLICK Search"],

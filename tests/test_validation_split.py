@@ -5,11 +5,11 @@ import logging
 import pytest
 from trajectory_samples import build_task, build_tasks, write_trajectories
 
-from sft.batches.examples import load_task_split, split_by_task
-from sft.data.goals import hash_goal
+from sft.agent import AgentConfig
 from sft.data.load import load_trajectories
+from sft.data.overlap import hash_goal
+from sft.data.train_val import load_task_split, split_by_task
 from sft.errors import UserError
-from sft.prompts import AgentConfig
 from sft.recipe.settings import DataSettings
 
 

@@ -19,11 +19,11 @@ from eval import rollout
 from eval.policies.openai_server import OpenAIPolicy
 from eval.policies.policy import StepRequest
 from sft import run
-from sft.batches.encoding import StepEncoder
-from sft.data.load import gold_memories
+from sft.batches.encoder import StepEncoder
 from sft.errors import UserError
 from sft.export.__main__ import merge
 from sft.export.merge import merge_weights
+from sft.memory import lagged
 from sft.models.processors import load_processor
 from sft.recipe.recipe import load_agent_config
 
@@ -185,7 +185,7 @@ def test_served_model_gives_the_greedy_answers_of_hf(models, hf_steps, name, mon
 
 def _first_requests(models):
     task, agent = load_demo(DATA)[0], load_agent_config(models / "out")
-    memories = gold_memories(task, agent.memory_writer, agent.memory_budget_chars)
+    memories = list(lagged(task.golds, agent.memory_writer, agent.memory_budget_chars))
     return [
         StepRequest(task.task_id, step.index, task.instruction, memories[step.index], step.image_path)
         for step in task.steps[:6]

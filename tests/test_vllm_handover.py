@@ -17,8 +17,8 @@ from eval.policies.adapter_parts import find_left_out
 from eval.policies.vllm_engine import VllmPolicy
 from eval.rollout import main
 from eval.rollouts.metering import _read_gpu_memory, record_rollout
+from sft.agent import AgentConfig
 from sft.errors import UserError
-from sft.prompts import AgentConfig
 
 MODEL = "base_model.model.model"
 LANGUAGE = f"{MODEL}.language_model.layers.0.self_attn.q_proj.lora_A.weight"

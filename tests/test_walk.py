@@ -12,11 +12,11 @@ from transformers import AutoModelForImageTextToText
 from eval.policies.policy import ModelPolicy, RawAnswer, ReplayPolicy
 from eval.rollouts.walk import walk_tasks
 from eval.scoring.metrics import compute_metrics
-from sft.batches.encoding import StepEncoder
-from sft.data.load import gold_memories
-from sft.memory import EMPTY_MEMORY, dump_json
+from sft.agent import AgentConfig
+from sft.batches.encoder import StepEncoder
+from sft.json_text import dump_json
+from sft.memory import EMPTY_MEMORY, lagged
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig
 
 
 class _Writes:
@@ -58,7 +58,7 @@ def test_teacher_memory_is_gold_and_lags_by_one_step_whatever_the_model_wrote(ta
     policy = _Writes(broken=(0,))
     list(walk_tasks(tasks, policy, TINY_AGENT, "teacher", batch_size=3))
     for trajectory in tasks:
-        gold = gold_memories(trajectory, "model", TINY_AGENT.memory_budget_chars)
+        gold = list(lagged(trajectory.golds, "model", TINY_AGENT.memory_budget_chars))[:-1]
         assert gold[0] == EMPTY_MEMORY
         assert [policy.shown[trajectory.task_id, i] for i in range(len(trajectory.steps))] == gold
         assert gold[1].short_term == trajectory.steps[0].gold.short_term
@@ -79,7 +79,7 @@ def test_replay_is_right_about_every_demo_step():
 def test_memory_of_a_result_is_what_its_prompt_showed(tasks, tiny_checkpoints):
     folder = tiny_checkpoints["qwen3_vl"]
     processor = load_processor(folder, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels)
-    step, gold = tasks[0].steps[1], gold_memories(tasks[0], "model", TINY_AGENT.memory_budget_chars)[1]
+    step, gold = tasks[0].steps[1], list(lagged(tasks[0].golds, "model", TINY_AGENT.memory_budget_chars))[1]
     prompt = StepEncoder(processor, TINY_AGENT).build_prompt(tasks[0].instruction, gold, step.image_path)
     agent = replace(TINY_AGENT, max_prompt_tokens=prompt.n_tokens, max_answer_tokens=2)  # the third step needs more
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()

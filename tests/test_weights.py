@@ -1,6 +1,6 @@
 """Loss weights map to the answer's JSON fields, token by token."""
 
-from sft.batches.weights import find_field_spans, weigh_tokens
+from sft.batches.encoder import find_field_spans, weigh_tokens
 
 ANSWER = '{"action":"TEXT","target":"Name, \\"x\\"","text":"A","short_term":{"last":"a,b"},"long_term":{}}'
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sft.prompts import AgentConfig
+from sft.agent import AgentConfig
 
 COLUMNS = ("Task_id", "Slide_number", "Image_id", "Instruction", "Output", "Grounding", "Application", "Group")
 # Small screens and budgets: a prompt is some 300 tokens, 60 of them the screenshot.

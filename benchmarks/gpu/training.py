@@ -195,7 +195,7 @@ def sum_cpu_times(profile: Any) -> Times:
 def build_trainer(base: Path, csv_path: Path, side: str, is_tiny: bool, n_steps: int) -> tuple[Any, dict[str, Any]]:
     """Return the trainer of one side, and the figures that the product's step meter has noted (none on stock's)."""
     from benchmarks.sides import build_our_trainer, build_stock_trainer
-    from sft.batches.encoding import StepEncoder
+    from sft.batches.encoder import StepEncoder
     from sft.batches.examples import build_step_rows, read_step_sizes
     from sft.batches.sampler import PackSampler
     from sft.compute.step_meter import StepMeter

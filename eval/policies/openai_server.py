@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 from eval.policies.policy import RawAnswer, StepRequest
 from eval.policies.posting import FailedTry, RefusedRequest, hide_key, post_json
 from eval.policies.schema import build_answer_schema
+from sft.agent import AgentConfig
 from sft.data.screenshots import ScreenshotError, read_as_shown
 from sft.errors import UserError
-from sft.memory import dump_json
-from sft.prompts import AgentConfig, build_prompt
+from sft.json_text import dump_json
+from sft.prompts import build_prompt
 
 # Waits double from the first, or are what the server asks for, up to the longest; `MAX_TIME_S` bounds all tries of one
 # request.

@@ -11,12 +11,13 @@ import numpy as np
 from eval.policies.decoding import AnswerEnd, EncodedPrompt, Screenshot, generate_greedy, read_end_ids
 from eval.policies.prefetch import ScreenshotLoader
 from eval.policies.schema import build_answer_schema
-from sft.batches.encoding import Prompt, StepEncoder
+from sft.agent import AgentConfig
+from sft.answers import format_answer
+from sft.batches.encoder import Prompt, StepEncoder
 from sft.data.load import Trajectory
 from sft.data.screenshots import ScreenshotError
 from sft.errors import UserError
 from sft.memory import Memory
-from sft.prompts import AgentConfig, format_answer
 
 if TYPE_CHECKING:
     from eval.policies.constraint import SchemaConstraint

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sft.actions import POINT, ActionType
-from sft.prompts import AgentConfig
+from sft.agent import AgentConfig
 
 # Spelled out, because xgrammar writes the values of a bare {"type": "object"} with spaces after commas.
 _ANY_REF = {"$ref": "#/$defs/any"}

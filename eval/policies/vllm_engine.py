@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from eval.policies.adapter_parts import refuse_left_out
 from eval.policies.policy import RawAnswer, StepRequest
 from eval.policies.schema import build_answer_schema
-from sft.batches.encoding import Prompt, StepEncoder
+from sft.agent import AgentConfig
+from sft.batches.encoder import Prompt, StepEncoder
 from sft.compute.hardware import has_gpu
 from sft.data.screenshots import open_screenshot
 from sft.errors import UserError
 from sft.json_text import find_object
 from sft.models.model_folder import read_base_model_name, read_dtype, read_json
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig
 from sft.recipe.recipe import load_model_settings
 
 if TYPE_CHECKING:

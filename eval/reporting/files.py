@@ -12,7 +12,7 @@ from typing import Any
 from eval.scoring.matching import MATCHERS, Verdict, Verdicts, is_same_target
 from sft.actions import format_action
 from sft.files import write_whole
-from sft.memory import dump_json
+from sft.json_text import dump_json
 from sft.rates import Rate
 
 PREDICTION_COLUMNS = (

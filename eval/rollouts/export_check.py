@@ -15,7 +15,7 @@ from eval.rollouts.walk import walk_tasks
 from eval.scoring.comparison import compare_runs
 from eval.scoring.matching import judge
 from sft.batches.collator import PaddingCollator
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_step_rows
 from sft.data.load import Trajectory, load_task_set
 from sft.errors import UserError

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from sft.prompts import AgentConfig
+from sft.agent import AgentConfig
 from sft.recipe.recipe import load_agent_config
 from sft.recipe.settings import Purpose, list_countries
 

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from eval.rollouts.run_info import close_run, open_run, read_earlier
 from eval.scoring.matching import cut_at_first_error, judge
 from eval.step_result import StepResult, append_result, format_result, load_results
+from sft.agent import AgentConfig
 from sft.data.load import Trajectory
 from sft.errors import UserError
 from sft.files import write_whole
-from sft.prompts import AgentConfig
 
 if TYPE_CHECKING:
     from eval.policies.policy import Policy

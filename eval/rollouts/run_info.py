@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from sft.agent import AgentConfig, agent_to_json
+from sft.answers import ANSWER_VERSION
 from sft.data.load import Trajectory
 from sft.errors import UserError
 from sft.files import hash_files, write_whole
-from sft.prompts import ANSWER_VERSION, AgentConfig, agent_to_json
 from sft.versions import read_versions
 
 _WHERE = ("model_path", "base_model", "test_csv", "image_root", "data")

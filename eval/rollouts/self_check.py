@@ -11,10 +11,11 @@ from eval.policies.policy import EmptyPolicy, Policy, RawAnswer, ReplayPolicy, S
 from eval.rollouts.walk import Mode, walk_tasks
 from eval.scoring.matching import HEADLINE, MATCHERS, Verdicts, judge
 from sft.actions import Action
-from sft.data.load import gold_memories
+from sft.agent import AgentConfig
+from sft.answers import Answer, format_answer
 from sft.data.steps import Step, Trajectory
-from sft.memory import Answer, Memory
-from sft.prompts import AgentConfig, build_prompt, format_answer
+from sft.memory import Memory, lagged
+from sft.prompts import build_prompt
 
 if TYPE_CHECKING:
     from eval.policies.policy import ModelPolicy
@@ -108,8 +109,8 @@ def check_shortcuts(trajectories: Sequence[Trajectory], agent: AgentConfig) -> C
     """
     name, n_prompts = "no task id and no step count reaches a prompt", 0
     for trajectory in trajectories:
-        steps = list(trajectory.steps)
-        memories = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
+        steps = trajectory.steps
+        memories = lagged(trajectory.golds, agent.memory_writer, agent.memory_budget_chars)
         expected = [
             _render(trajectory.instruction, memory, agent, step.elements, step.image_path)
             for step, memory in zip(steps, memories)

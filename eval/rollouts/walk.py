@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from eval.policies.policy import Policy, RawAnswer, StepRequest
 from eval.step_result import StepResult
-from sft.data.load import Step, Trajectory, gold_memories
-from sft.memory import EMPTY_MEMORY, Memory, memory_chars, update
-from sft.prompts import AgentConfig, parse_answer
+from sft.agent import AgentConfig
+from sft.answers import Answer, parse_answer
+from sft.data.steps import Step, Trajectory
+from sft.memory import EMPTY_MEMORY, Memory, lagged, memory_chars
 
 Mode = Literal["teacher", "own"]
 
@@ -18,10 +19,15 @@ POOL = 4  # tasks under way for each place in a batch: enough to find some that 
 
 @dataclass
 class _Walk:
-    """One task under way: the next step to answer and the memory it will be shown."""
+    """One task under way: the next step to answer and the memory it will be shown.
+
+    `later` gives the memory of each step after it, from `answers`: those of the model so far, or the gold ones.
+    """
 
     trajectory: Trajectory
     gold: list[Memory] = field(repr=False)
+    answers: list[Answer | None] = field(repr=False)
+    later: Iterator[Memory] = field(repr=False)
     memory: Memory = EMPTY_MEMORY
     next_index: int = 0
 
@@ -81,12 +87,12 @@ def _choose_batch(active: Sequence[_Walk], batch_size: int) -> list[_Walk]:
 
 
 def _start(trajectory: Trajectory, agent: AgentConfig, mode: Mode, done: Sequence[StepResult]) -> _Walk:
-    gold = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
-    memory = EMPTY_MEMORY
-    if done:
-        memory = Memory(**max(done, key=lambda r: r.index).memory_after)
-    trajectory = replace(trajectory, steps=tuple(trajectory.steps))  # inflated while the task is under way
-    return _Walk(trajectory, gold, memory, next_index=len(done))
+    rules = agent.memory_writer, agent.memory_budget_chars
+    gold = list(lagged(trajectory.golds, *rules))
+    answers: list[Answer | None] = [*trajectory.golds[len(done) : -1]] if mode == "teacher" else []
+    memory = Memory(**max(done, key=lambda r: r.index).memory_after) if done else EMPTY_MEMORY
+    later = lagged(answers, *rules, memory)
+    return _Walk(trajectory, gold, answers, later, next(later), next_index=len(done))
 
 
 def _request(walk: _Walk) -> StepRequest:
@@ -105,16 +111,15 @@ def _request(walk: _Walk) -> StepRequest:
 
 def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> StepResult:
     """Read the answer, move the walk to its next step and return what happened."""
-    before, blank, row = walk.memory, _blank_result(walk), walk.step.row
+    blank, row = _blank_result(walk), walk.step.row
     parsed = parse_answer(raw.text, agent, is_truncated=raw.finish_reason == "length")
     problem = parsed.problem
     if raw.said_elsewhere and not raw.text.strip():
         problem = f"no text in the answer; what the server said stands in {', '.join(raw.said_elsewhere)}"
     walk.next_index += 1
     if mode != "teacher":
-        walk.memory = update(before, parsed.answer, agent.memory_writer, agent.memory_budget_chars)
-    elif walk.n_left:
-        walk.memory = walk.gold[walk.next_index]
+        walk.answers.append(parsed.answer)
+    walk.memory = next(walk.later, walk.memory)  # in mode "teacher" the last step changes nothing
     return replace(
         blank,
         memory_before=blank.memory_before if raw.memory_shown is None else _as_json(raw.memory_shown),

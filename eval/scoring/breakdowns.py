@@ -11,7 +11,7 @@ from rapidfuzz import fuzz
 from eval.scoring.bootstrap import Bootstrap, Rates
 from eval.scoring.matching import HEADLINE, MATCHERS, Verdict, Verdicts
 from eval.step_result import NOT_RUN, StepResult
-from sft.memory import dump_json
+from sft.json_text import dump_json
 
 # Columns of the confusion table; no action type can have these names.
 UNREADABLE, SKIPPED = "(unreadable)", "(not run)"

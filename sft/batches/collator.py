@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.packing import IGNORED_LABEL, TokenSequence, pack_sequences
 from sft.data.screenshots import ScreenshotError
 from sft.errors import UserError
@@ -29,7 +29,7 @@ class _Collator:
 
 
 class PaddingCollator(_Collator):
-    """Collates rows of `sft.data.build_step_rows` into one right-padded batch, each row with its own screenshot."""
+    """Collates rows of `build_step_rows` into one right-padded batch, each row with its own screenshot."""
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Build a batch of B rows, T tokens the longest.

@@ -1,107 +1,114 @@
-"""Trajectories to training rows, and which tasks train and which validate. Knows nothing of models or collation."""
+"""What is one step to train on: prompt, answer and counts? Used by training and `sft.check`. Knows no models."""
 
 import os
-import random
 import shutil
 import sys
 import tempfile
 import weakref
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from sft.batches.encoding import StepEncoder
+from sft.agent import AgentConfig
+from sft.answers import Answer, format_answer
+from sft.batches.encoder import StepEncoder
 from sft.batches.sampler import StepSize
-from sft.data.goals import hash_goal
-from sft.data.load import (
-    Problem,
-    QuarantinedTask,
-    TaskSet,
-    Trajectory,
-    TrajectoryError,
-    gold_memories,
-    load_task_set,
-)
-from sft.data.overlap import find_overlap, refuse_shared_goals
+from sft.data.problems import Problem, TrajectoryError
 from sft.data.screenshots import ScreenshotError
-from sft.data.shown_memory import list_shown_parts
-from sft.data.split_file import find_split
-from sft.prompts import AgentConfig, format_answer
-from sft.recipe.settings import DataSettings
+from sft.data.steps import Step, Trajectory
+from sft.memory import Memory, lagged
+from sft.prompts import Message, build_prompt
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
+_TEXTS = ("prompt", "completion")
+_COUNTS = ("n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
+
 
 @dataclass(frozen=True)
-class TaskSplit:
-    """The tasks of one run. No goal is in both parts (but by `allow_overlap`); `quarantined` tasks are in neither.
+class Example:
+    """One step as it is trained on: what the model is given, what it is to answer, and what both cost in tokens.
 
-    `sha256_of` has the hash of the data behind each name that a recipe gives.
+    `prompt` is the text of `messages` and `n_prompt_tokens` counts image tokens in; `n_prefix_tokens` is what steps on
+    one screenshot share. Without a tokenizer there is no such text and no count; nor is there one of a prompt that
+    cannot be made. `problems` says what keeps the step from being trained on.
     """
 
-    train: list[Trajectory]
-    val: list[Trajectory]
-    quarantined: tuple[QuarantinedTask, ...] = ()
-    sha256_of: Mapping[str, str] = field(default_factory=dict)
+    task_id: str
+    step: Step
+    n_steps: int
+    messages: Sequence[Message]
+    completion: str
+    prompt: str = ""
+    n_prefix_tokens: int | None = None
+    n_prompt_tokens: int | None = None
+    n_answer_tokens: int | None = None
+    is_shortened: bool = False
+    problems: tuple[Problem, ...] = ()
+
+    def build_row(self, csv_path: str) -> dict[str, Any]:
+        """Return the example as a row of the data set that training reads."""
+        return {
+            "task_id": self.task_id,
+            "step": self.step.index,
+            "place": f"{csv_path}: row {self.step.row}",
+            "image": str(self.step.image_path),
+            "image_sha256": self.step.image_sha256,
+            **{name: getattr(self, name) for name in (*_TEXTS, *_COUNTS)},
+        }
 
 
-def load_task_split(settings: DataSettings, agent: AgentConfig, seed: int, show_progress: bool = True) -> TaskSplit:
-    """Read the training tasks and, by `val_csv` or `val_split`, the validation tasks.
+def build_examples(
+    trajectories: Iterable[Trajectory], agent: AgentConfig, path: Path, encoder: StepEncoder | None = None
+) -> Iterator[Example]:
+    """Yield every step under gold memory; the only place where one is made, for training and `sft.check` alike.
 
-    Raises:
-        TrajectoryError: every problem of the files.
-        UserError: tasks of `val_csv` have a goal that is trained on, and `allow_overlap` is not set.
+    Decodes no image. `path` is the data's, for problems; `encoder` renders and counts.
     """
-
-    def load(path: str, **task_range: Any) -> TaskSet:
-        return load_task_set(
-            path,
-            settings.image_root,
-            actions=agent.actions,
-            needs_elements=agent.use_grounding,
-            memory_parts=list_shown_parts(agent),
-            on_bad_rows=settings.on_bad_rows,
-            show_progress=show_progress,
-            **task_range,
-        )
-
-    train = load(settings.train_csv, task_start=settings.task_start, task_end=settings.task_end)
-    if settings.val_csv is None:
-        parts = split_by_task(train.trajectories, settings.val_split, seed)
-        return TaskSplit(*parts, train.quarantined, {settings.train_csv: train.sha256})
-    val = load(settings.val_csv)
-    refuse_shared_goals(find_overlap(val, train), settings.val_csv, settings.allow_overlap)
-    hashes = {settings.train_csv: train.sha256, settings.val_csv: val.sha256}
-    return TaskSplit(train.trajectories, val.trajectories, train.quarantined + val.quarantined, hashes)
-
-
-def split_by_task(
-    trajectories: Sequence[Trajectory], val_share: float, seed: int
-) -> tuple[list[Trajectory], list[Trajectory]]:
-    """Hold out a share of the tasks, the same share of every application, at least one task of each where it can.
-
-    Tasks with one goal are one task, as everywhere: they stay together.
-    """
-    by_goal: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
-        by_goal[hash_goal(trajectory.instruction)].append(trajectory)
-    by_application: dict[str, list[str]] = defaultdict(list)
-    for goal, tasks in by_goal.items():
-        by_application[tasks[0].application].append(goal)
-    held_out: set[str] = set()
-    for application, goals in sorted(by_application.items()):
-        count = round(len(goals) * val_share)
-        if val_share:
-            count = min(max(count, 1), len(goals) - 1)
-        held_out.update(random.Random(f"{seed}/{application}").sample(goals, count))
-    val_ids = {t.task_id for goal in held_out for t in by_goal[goal]}
-    train = [t for t in trajectories if t.task_id not in val_ids]
-    return train, [t for t in trajectories if t.task_id in val_ids]
+        memories = lagged(trajectory.golds, agent.memory_writer, agent.memory_budget_chars)
+        for step, memory in zip(trajectory.steps, memories):
+            yield _build_example(trajectory, step, memory, agent, path, encoder)
+
+
+def _build_example(
+    trajectory: Trajectory, step: Step, memory: Memory, agent: AgentConfig, path: Path, encoder: StepEncoder | None
+) -> Example:
+    plain = Example(
+        trajectory.task_id,
+        step,
+        len(trajectory.steps),
+        build_prompt(trajectory.instruction, memory, agent, step.elements),
+        format_answer(step.gold, agent),
+    )
+    if encoder is None:
+        return plain
+    problems: list[Problem] = []
+
+    def report(column: str, message: str) -> None:
+        problems.append(Problem(path, step.row, column, message, trajectory.task_id))
+
+    given: dict[str, Any] = {}
+    try:
+        prompt = encoder.build_prompt(trajectory.instruction, memory, step.image_path, step.elements)
+        given = {
+            "messages": prompt.messages,
+            "prompt": prompt.text,
+            "n_prefix_tokens": encoder.count_prefix_tokens(step.image_path),
+            "n_prompt_tokens": prompt.n_tokens,
+            "is_shortened": prompt.is_shortened,
+        }
+    except ValueError as error:
+        report("Image_id" if isinstance(error, ScreenshotError) else "Instruction", str(error))
+    n_answer = len(encoder.encode_completion(plain.completion))
+    if n_answer > agent.max_answer_tokens:
+        message = f"found an answer of {n_answer} tokens; expected at most {agent.max_answer_tokens}"
+        report("Output", f"{message}: raise max_answer_tokens")
+    return replace(plain, **given, n_answer_tokens=n_answer, problems=tuple(problems))
 
 
 @dataclass(frozen=True)
@@ -135,14 +142,17 @@ def build_step_rows(
     from datasets.arrow_writer import ArrowWriter
 
     problems: list[Problem] = []
+    n_shortened = 0
     folder = Path(tempfile.mkdtemp(prefix="step_rows_"))
     try:
         bar = tqdm(trajectories, desc="Building training rows", unit="task", disable=not show_progress)
-        n_shortened = 0
         with ArrowWriter(features=_build_features(), path=str(folder / "rows.arrow")) as writer:
-            for row, is_shortened in _generate_rows(bar, Path(csv_path), encoder, problems):
-                writer.write(row)
-                n_shortened += is_shortened
+            for example in build_examples(bar, encoder.agent, Path(csv_path), encoder):
+                if missing := _find_missing_memory(example.step.gold, encoder.agent):
+                    problems.append(Problem(Path(csv_path), example.step.row, "Output", missing, example.task_id))
+                problems += example.problems
+                writer.write(example.build_row(csv_path))
+                n_shortened += example.is_shortened
             writer.finalize()
         if problems:
             raise TrajectoryError(problems)
@@ -157,48 +167,8 @@ def build_step_rows(
 def _build_features() -> "Features":
     from datasets import Features, Value
 
-    texts = ("task_id", "place", "image", "image_sha256", "prompt", "completion")
-    numbers = ("step", "n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
-    return Features({name: Value("string") for name in texts} | {name: Value("int64") for name in numbers})
-
-
-def _generate_rows(
-    trajectories: Iterable[Trajectory], csv_path: Path, encoder: StepEncoder, problems: list[Problem]
-) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Yield each step's row and whether its memory was shortened; what is wrong with a step goes to `problems`."""
-    agent = encoder.agent
-    for trajectory in trajectories:
-        memories = gold_memories(trajectory, agent.memory_writer, agent.memory_budget_chars)
-        for step, memory in zip(trajectory.steps, memories):
-            if message := _find_missing_memory(step.gold, agent):
-                problems.append(Problem(csv_path, step.row, "Output", message))
-            try:
-                prompt = encoder.build_prompt(trajectory.instruction, memory, step.image_path, step.elements)
-            except ScreenshotError as error:
-                problems.append(Problem(csv_path, step.row, "Image_id", str(error)))
-                continue
-            except ValueError as error:
-                problems.append(Problem(csv_path, step.row, "Instruction", str(error)))
-                continue
-            answer = format_answer(step.gold, agent)
-            n_answer = len(encoder.encode_completion(answer))
-            if n_answer > agent.max_answer_tokens:
-                limit = f"max_answer_tokens={agent.max_answer_tokens}"
-                message = f"found an answer of {n_answer} tokens; expected at most {limit}"
-                problems.append(Problem(csv_path, step.row, "Output", message))
-            row = {
-                "task_id": trajectory.task_id,
-                "step": step.index,
-                "place": f"{csv_path}: row {step.row}",
-                "image": str(step.image_path),
-                "image_sha256": step.image_sha256,
-                "prompt": prompt.text,
-                "completion": answer,
-                "n_prefix_tokens": encoder.count_prefix_tokens(step.image_path),
-                "n_prompt_tokens": prompt.n_tokens,
-                "n_answer_tokens": n_answer,
-            }
-            yield row, prompt.is_shortened
+    texts = ("task_id", "place", "image", "image_sha256", *_TEXTS)
+    return Features({name: Value("string") for name in texts} | {name: Value("int64") for name in ("step", *_COUNTS)})
 
 
 def _remove_folder(folder: Path, owner: int) -> None:
@@ -216,20 +186,27 @@ def read_step_sizes(rows: "Dataset") -> list[StepSize]:
     ]
 
 
-def describe_tasks(trajectories: Sequence[Trajectory], csv_path: str, sha256: str) -> dict[str, Any]:
-    """Say which data a run saw: file, hash, the split it is a part of, counts, and every task with its goal's hash."""
-    return {
-        "csv": csv_path,
-        "sha256": sha256,
-        "split": find_split(csv_path),
-        "n_tasks": len(trajectories),
-        "n_steps": sum(len(t.steps) for t in trajectories),
-        "n_screenshots": len({s.image_path for t in trajectories for s in t.steps}),
-        "tasks": {t.task_id: hash_goal(t.instruction) for t in trajectories},
-    }
+def find_tight_answer_limit(answers: Iterable[tuple[str, int]], agent: AgentConfig) -> str | None:
+    """Say that `max_answer_tokens` would cut the memory that `memory_budget_chars` allows, or return None.
+
+    `answers` are those of the data with their tokens: in Chinese, or in digits and ids, a character takes three times
+    the tokens of English. Where no answer has a third of the budget's length, memory is not expected to reach it.
+    """
+    if agent.memory_writer != "model" or not (agent.use_short_term or agent.use_long_term):
+        return None
+    sizes = [(len(text), n_tokens) for text, n_tokens in answers]
+    longest = max((n_chars for n_chars, _ in sizes), default=0)
+    needed = round(agent.memory_budget_chars * max((n_tokens / n_chars for n_chars, n_tokens in sizes), default=0.0))
+    if needed <= agent.max_answer_tokens or 3 * longest < agent.memory_budget_chars:
+        return None
+    return (
+        f"memory_budget_chars={agent.memory_budget_chars} is up to {needed} tokens in texts like these, and "
+        f"max_answer_tokens={agent.max_answer_tokens} would cut an answer with such a memory: raise max_answer_tokens "
+        "or lower memory_budget_chars"
+    )
 
 
-def _find_missing_memory(answer: Any, agent: AgentConfig) -> str | None:
+def _find_missing_memory(answer: Answer, agent: AgentConfig) -> str | None:
     if agent.memory_writer == "rule":
         return None
     wanted = [("short_term", agent.use_short_term), ("long_term", agent.use_long_term)]

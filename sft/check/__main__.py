@@ -18,10 +18,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sft.batches.encoding import StepEncoder, find_tight_answer_limit
+from sft.agent import AgentConfig
+from sft.batches.encoder import StepEncoder
+from sft.batches.examples import Example, build_examples, find_tight_answer_limit
 from sft.check.describe import describe, summarise
 from sft.check.notices import list_warnings
-from sft.check.preview import StepPreview, build_dump_line, choose_evenly, preview_steps
 from sft.check.view import (
     build_console,
     build_step_panel,
@@ -29,16 +30,15 @@ from sft.check.view import (
     print_report,
     print_verdict,
 )
-from sft.data.load import TaskSet, find_leak_problems, read_task_set
+from sft.data.leaks import list_shown_parts
+from sft.data.load import TaskSet, find_leak_problems, read_table, read_task_set
 from sft.data.overlap import Overlap, describe_overlap, find_overlap
 from sft.data.problems import Problem, TrajectoryError
-from sft.data.shown_memory import list_shown_parts
-from sft.data.sources import looks_like_dataset
-from sft.data.tables import read_table
+from sft.data.steps import Step
+from sft.data.table import looks_like_dataset
 from sft.errors import UserError, run_command
-from sft.memory import dump_json
+from sft.json_text import dump_json
 from sft.models.light_processor import LightProcessor
-from sft.prompts import AgentConfig
 from sft.recipe.recipe import load_agent_settings
 
 
@@ -58,7 +58,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     if arguments.show < 0:
         parser.error("--show: expected 0 or more")
     if not looks_like_dataset(arguments.data) and not Path(arguments.data).is_file():
-        parser.error(f"{arguments.data}: found no such file; expected a trajectory CSV")
+        found = "a folder" if Path(arguments.data).is_dir() else "no such file"
+        parser.error(f"{arguments.data}: found {found}; expected a trajectory CSV")
     if arguments.image_root and not arguments.image_root.is_dir():
         parser.error(f"--image_root: found no folder {arguments.image_root}")
     return arguments
@@ -80,20 +81,20 @@ def main(argv: list[str]) -> None:
     report = describe(table, tasks, agent, arguments.tokenizer)
     problems = [problem for task in tasks.quarantined for problem in task.problems]
     problems += find_leak_problems(tasks, list_shown_parts(agent))
-    panels, previews = [], list[StepPreview]()
+    panels, examples = [], list[Example]()
     if encoder or arguments.dump_prompts or arguments.show:
-        previews = list(walk_previews(tasks, agent, encoder))
-        problems += [p.problem for p in previews if p.problem]
-        add_token_counts(report, previews)
-        write_dump(arguments.dump_prompts, previews)
-        shown = [previews[i] for i in sorted(choose_evenly(len(previews), arguments.show))]
-        panels = [build_step_panel(preview, shows_system=preview is shown[0]) for preview in shown]
+        examples = list(walk_examples(tasks, agent, encoder))
+        problems += [problem for example in examples for problem in example.problems]
+        add_token_counts(report, examples)
+        write_dump(arguments.dump_prompts, examples)
+        shown = [examples[i] for i in sorted(choose_evenly(len(examples), arguments.show))]
+        panels = [build_step_panel(example, shows_system=example is shown[0]) for example in shown]
     if arguments.against:
         overlap = compare(arguments.against, arguments, tasks, agent)
         problems += list_shared_goals(tasks, overlap, arguments.against)
         report["overlap"] = describe_overlap(overlap, arguments.against)
     report["warnings"] = list_warnings(report, shows_memory=bool(list_shown_parts(agent)))
-    counted = [(p.completion, p.n_answer_tokens) for p in previews if p.n_answer_tokens is not None]
+    counted = [(e.completion, e.n_answer_tokens) for e in examples if e.n_answer_tokens is not None]
     if tight := find_tight_answer_limit(counted, agent):
         report["warnings"].append(f"{tight}.")
     print_report(console, report)
@@ -104,25 +105,45 @@ def main(argv: list[str]) -> None:
     finish(arguments, console, report, problems, n_bad=len(unusable), n_tasks=n_tasks)
 
 
-def walk_previews(tasks: TaskSet, agent: AgentConfig, encoder: StepEncoder | None) -> Iterable[StepPreview]:
+def walk_examples(tasks: TaskSet, agent: AgentConfig, encoder: StepEncoder | None) -> Iterable[Example]:
     n_steps = sum(len(t.steps) for t in tasks.trajectories)
-    previews = preview_steps(tasks.trajectories, agent, tasks.path, encoder)
-    return tqdm(previews, total=n_steps, desc="Building prompts", unit="step", disable=None)
+    examples = build_examples(tasks.trajectories, agent, tasks.path, encoder)
+    return tqdm(examples, total=n_steps, desc="Building prompts", unit="step", disable=None)
 
 
-def add_token_counts(report: dict[str, Any], previews: list[StepPreview]) -> None:
+def add_token_counts(report: dict[str, Any], examples: list[Example]) -> None:
     """Add the histograms of prompt and answer tokens, where a tokenizer counted them."""
     for key, counts in (
-        ("prompt_tokens", [p.n_prompt_tokens for p in previews if p.n_prompt_tokens is not None]),
-        ("answer_tokens", [p.n_answer_tokens for p in previews if p.n_answer_tokens is not None]),
+        ("prompt_tokens", [e.n_prompt_tokens for e in examples if e.n_prompt_tokens is not None]),
+        ("answer_tokens", [e.n_answer_tokens for e in examples if e.n_answer_tokens is not None]),
     ):
         if counts:
             report[key] = summarise(counts)
 
 
-def write_dump(path: Path | None, previews: list[StepPreview]) -> None:
+def write_dump(path: Path | None, examples: list[Example]) -> None:
     if path is not None:
-        write_file(path, "".join(dump_json(build_dump_line(preview)) + "\n" for preview in previews))
+        write_file(path, "".join(dump_json(build_dump_line(example)) + "\n" for example in examples))
+
+
+def build_dump_line(example: Example) -> dict[str, Any]:
+    """Return one line of `--dump_prompts`; the image stands as its path, `step` counts from 0."""
+    messages = [{**m, "content": [_with_path(part, example.step) for part in m["content"]]} for m in example.messages]
+    return {
+        "task_id": example.task_id,
+        "step": example.step.index,
+        "messages": messages,
+        "completion": example.completion,
+    }
+
+
+def choose_evenly(n_steps: int, n_shown: int) -> set[int]:
+    """Return `n_shown` positions spread over all steps, so that beginnings, middles and ends of tasks are seen."""
+    return {round(i * (n_steps - 1) / max(n_shown - 1, 1)) for i in range(min(n_shown, n_steps))}
+
+
+def _with_path(part: dict[str, Any], step: Step) -> dict[str, Any]:
+    return {**part, "image": step.image_id} if part["type"] == "image" else part
 
 
 def compare(other: str, arguments: argparse.Namespace, tasks: TaskSet, agent: AgentConfig) -> Overlap:

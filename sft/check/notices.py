@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sft.data.sources import MEMORY_COLUMNS
+from sft.data.table import MEMORY_COLUMNS
 
 _MAX_EXAMPLES = 5
 _BOX_DOUBTS = {

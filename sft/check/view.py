@@ -1,4 +1,4 @@
-"""What `sft.check` shows in a terminal: tables, bars and coloured steps. Knows only the report and previews."""
+"""What `sft.check` shows in a terminal: tables, bars and coloured steps. Knows only the report and examples."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from sft.check.preview import StepPreview
+from sft.batches.examples import Example
 from sft.data.hints import as_visible
 from sft.data.problems import Problem
 
@@ -82,22 +82,22 @@ def print_verdict(console: Console, n_problems: int, n_bad_tasks: int, n_tasks: 
     console.print(line.append(way_out, "not bold default"))
 
 
-def build_step_panel(preview: StepPreview, shows_system: bool = True) -> Panel:
+def build_step_panel(example: Example, shows_system: bool = True) -> Panel:
     """Draw one step: what the model is given in grey, what it is trained to answer in green."""
-    step, lines = preview.step, Table.grid(padding=(0, 2), expand=True)
+    step, lines = example.step, Table.grid(padding=(0, 2), expand=True)
     lines.add_column(no_wrap=True)
     lines.add_column(overflow="fold", ratio=1)
-    for message in preview.messages:
+    for message in example.messages:
         for part in message["content"]:
             text = f"[screenshot {step.image_id}]" if part["type"] == "image" else part["text"]
             if message["role"] == "system" and not shows_system:
                 text = "(as above)"
             lines.add_row(Text(message["role"], "bold"), Text(as_visible(text), "bright_black"))
-    lines.add_row(Text("trained", "bold green"), Text(as_visible(preview.completion), "bold green"))
+    lines.add_row(Text("trained", "bold green"), Text(as_visible(example.completion), "bold green"))
     counts = None
-    if preview.n_prompt_tokens is not None:
-        counts = Text(f"{preview.n_prompt_tokens:,} tokens given, {preview.n_answer_tokens:,} trained on", "dim")
-    title = Text(as_visible(f"task {preview.task_id}, step {step.index + 1} of {preview.n_steps}, row {step.row}"))
+    if example.n_prompt_tokens is not None:
+        counts = Text(f"{example.n_prompt_tokens:,} tokens given, {example.n_answer_tokens:,} trained on", "dim")
+    title = Text(as_visible(f"task {example.task_id}, step {step.index + 1} of {example.n_steps}, row {step.row}"))
     return Panel(lines, title=title, title_align="left", subtitle=counts, subtitle_align="right", box=box.ROUNDED)
 
 

@@ -15,8 +15,8 @@ from sft.recipe.settings import ComputeSettings
 if TYPE_CHECKING:
     from trl import SFTConfig
 
-    from sft.batches.examples import TaskSplit
     from sft.data.load import Trajectory
+    from sft.data.train_val import TaskSplit
 
 
 # What TRL's configuration says of a run, its defaults included.

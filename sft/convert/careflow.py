@@ -9,16 +9,15 @@ from typing import Any
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, pick_box
-from sft.data.arrow_rows import is_arrow_file, iterate_rows, open_table
+from sft.data.arrow_rows import iterate_rows, open_table
 from sft.data.cells import read_text
-from sft.data.csv_text import decode_text
 from sft.data.embedded import read_image_bytes
 from sft.data.image_paths import find_screenshot, suggest_names
 from sft.data.literals import read_literal
-from sft.data.sources import as_cell, looks_like_dataset
-from sft.data.tables import find_table_kind
+from sft.data.load import find_table_kind
+from sft.data.table import as_cell, decode_text, looks_like_dataset
 from sft.errors import UserError
-from sft.file_kinds import JSON
+from sft.file_kinds import JSON, is_arrow_file
 
 ID_COLUMNS = ("task_id", "task_number", "serial_number")
 GOAL_COLUMNS = ("instruction", "task")

@@ -9,16 +9,14 @@ from typing import Any
 from sft.actions import DEFAULT_ACTIONS, ActionType, format_action
 from sft.convert.converted import ConvertedTask, DroppedTask, rebuild_memories
 from sft.data.cells import read_text
-from sft.data.csv_text import format_csv
-from sft.data.load import read_task_set
+from sft.data.leaks import MEMORY_PARTS
+from sft.data.load import read_table, read_task_set
 from sft.data.problems import TrajectoryError
 from sft.data.screenshots import ScreenshotFacts, inspect_bytes, read_screenshot, store_screenshot
-from sft.data.shown_memory import MEMORY_PARTS
-from sft.data.sources import Table
-from sft.data.tables import read_table
+from sft.data.table import Table, format_csv
 from sft.errors import UserError
 from sft.files import write_new
-from sft.memory import dump_json
+from sft.json_text import dump_json
 
 COLUMNS = (
     "Task_id",

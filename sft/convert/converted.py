@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sft.actions import Action, ActionType, parse_action
-from sft.data.boxes import Box, Size, read_box
-from sft.memory import EMPTY_MEMORY, Answer, Memory, update
-from sft.prompts import AgentConfig
+from sft.agent import AgentConfig
+from sft.answers import Answer
+from sft.data.cells import Box, Size, read_box
+from sft.memory import EMPTY_MEMORY, Memory, update
 
 _PLACEHOLDER = re.compile(r"(?:step\s*\d*|none|n/?a|null)?\W*", re.I)
 _MAX_NOTE_CHARS = 200

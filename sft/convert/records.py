@@ -6,25 +6,23 @@ case it is rebuilt from the actions.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
+from sft.answers import Answer
 from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask
 from sft.data.cells import Grounding, read_application, read_gold, read_grounding, read_object, read_text
-from sft.data.csv_text import decode_text
 from sft.data.image_paths import find_screenshot, suggest_names
-from sft.data.json_rows import read_line, split_lines
+from sft.data.leaks import MemoryAudit, MemoryCell, audit_memory, has_leak
 from sft.data.literals import is_missing
-from sft.data.load import natural_key
-from sft.data.memory_audit import MemoryAudit, MemoryCell, audit_memory
-from sft.data.shown_memory import has_leak
-from sft.data.sources import MEMORY_COLUMNS, build_cells
-from sft.data.tables import find_table_kind
+from sft.data.load import find_table_kind, natural_key
+from sft.data.table import MEMORY_COLUMNS, build_cells, decode_text, read_line, read_list, split_lines
 from sft.errors import UserError
 from sft.file_kinds import JSON
-from sft.memory import EMPTY_MEMORY, Answer, Memory
+from sft.memory import Memory, written
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class RecordFile:
 
 
 def load_records(path: Path, actions: Sequence[ActionType] = DEFAULT_ACTIONS) -> RecordFile:
-    """Read a JSONL file whole; a line that cannot be read spoils the task it names.
+    """Read a JSONL file, or a list of the same objects, whole; one that cannot be read spoils the task it names.
 
     Raises:
         UserError: no such file, or a line of which not even the task can be told.
@@ -54,8 +52,11 @@ def load_records(path: Path, actions: Sequence[ActionType] = DEFAULT_ACTIONS) ->
     if (kind := find_table_kind(path, expected)) not in (None, JSON):
         raise UserError(f"{path}: found {kind.name}; expected {expected}")
     by_task: dict[str, list[tuple[int, dict[str, str]]]] = {}
-    for number, line in enumerate(split_lines(decode_text(path.read_bytes(), path)), start=1):
-        if line.strip():
+    text = decode_text(path.read_bytes(), path)
+    is_list = text.lstrip().startswith("[")
+    lines: Iterable[tuple[int, Any]] = read_list(text, path) if is_list else enumerate(split_lines(text), start=1)
+    for number, line in lines:
+        if is_list or line.strip():
             cells = _read_cells(path, number, line)
             by_task.setdefault(read_text(cells["Task_id"]), []).append((number, cells))
     if not by_task:
@@ -130,7 +131,7 @@ def _choose_memories(
     if not records.uses_columns:
         return [None] * len(golds), "memory was rebuilt from the actions"
     shown = [_read_columns(number, cells) for number, cells in lines]
-    return [*shown[1:], shown[-1] if len(shown) > 1 else EMPTY_MEMORY], "memory was moved from the next step's columns"
+    return written(shown), "memory was moved from the next step's columns"
 
 
 def _read_columns(number: int, cells: Mapping[str, str]) -> Memory:
@@ -174,9 +175,9 @@ def _read_evidence(cell: str, number: int, remarks: list[str]) -> Grounding:
         return Grounding()
 
 
-def _read_cells(path: Path, number: int, line: str) -> dict[str, str]:
+def _read_cells(path: Path, number: int, line: str | dict[str, Any]) -> dict[str, str]:
     try:
-        cells = build_cells(read_line(line), ())
+        cells = build_cells(read_line(line) if isinstance(line, str) else line, ())
     except ValueError as error:
         raise UserError(f"{path}: line {number}: {error}") from error
     if is_missing(cells["Task_id"]):

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft.data.problems import Problem, TrajectoryError
-from sft.data.sources import EXACT, looks_like_dataset, split_source
-from sft.file_kinds import ARROW, PARQUET, FileKind, find_kind
+from sft.data.table import EXACT, looks_like_dataset, split_source
+from sft.file_kinds import PARQUET, find_kind
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
 _SAVED_FILES = ("state.json", "dataset_info.json", "dataset_dict.json")
-_TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 _BATCH = 8  # rows read at once: a task's pictures can be 30 MB
 
 
@@ -48,11 +47,6 @@ def open_table(source: str | Path) -> ArrowTable:
         TrajectoryError: it cannot be opened, or has several splits and none was named.
     """
     return _open_dataset(str(source)) if looks_like_dataset(source) else _open_file(Path(source))
-
-
-def is_arrow_file(path: Path, kind: FileKind | None) -> bool:
-    """Return whether `open_table` is to open a file: by its content, or to say what is wrong with it, by its name."""
-    return kind in (PARQUET, ARROW) or (kind is None and path.suffix.lower() in _TABLE_SUFFIXES)
 
 
 def iterate_rows(table: ArrowTable) -> Iterator[dict[str, Any]]:

@@ -1,15 +1,19 @@
 """One table cell to one value: text, gold answer, grounding, detected elements. Knows nothing of files or tasks."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sft.actions import ActionType, as_plain_text
-from sft.data.boxes import Box, Size, is_empty, read_box, read_screen
+from sft.answers import Answer, read_answer
 from sft.data.literals import is_missing, read_literal
-from sft.memory import Answer, clean_json
-from sft.prompts import read_answer
+from sft.json_text import clean_json
 
+Box = tuple[float, float, float, float]
+Size = tuple[int, int]
+
+_MAX_PIXELS = 1e6
 MAX_CELL_CHARS = 50_000
 
 
@@ -96,6 +100,43 @@ def read_object(cell: str, what: str) -> Mapping[str, Any]:
     return _as_object(_read_json(cell), cell, what)
 
 
+def read_box(value: Any) -> Box | None:
+    """Return [x1, y1, x2, y2] in pixels, or None for a box that is empty: null, [], "", or a list of nulls.
+
+    Raises:
+        ValueError: what was found and what was expected.
+    """
+    if is_empty(value):
+        return None
+    if not _is_numbers(value, 4) or value[0] > value[2] or value[1] > value[3]:
+        raise ValueError(
+            f"found bbox {str(value)[:60]}; expected [x1, y1, x2, y2] in pixels with x1 <= x2 and y1 <= y2"
+        )
+    return value[0], value[1], value[2], value[3]
+
+
+def read_screen(value: Any) -> Size | None:
+    """Return [width, height] in pixels, or None where the value is empty.
+
+    Raises:
+        ValueError: what was found and what was expected.
+    """
+    if is_empty(value):
+        return None
+    if not _is_numbers(value, 2) or min(value) < 1:
+        raise ValueError(f"found screen {str(value)[:60]}; expected [width, height] in pixels")
+    return int(value[0]), int(value[1])
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether a value stands for nothing: null, NaN, a missing value's name, or a list of such values."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return True
+    if isinstance(value, str):
+        return is_missing(value)
+    return isinstance(value, (list, tuple, Mapping)) and all(map(is_empty, value))
+
+
 def _find_action(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     predicted = fields.get("Predicted")
     candidates = [
@@ -147,7 +188,10 @@ def _as_object(value: Any, cell: str, what: str) -> Mapping[str, Any]:
 def _read_json(cell: str) -> Any:
     if not cell.strip():
         raise ValueError("found an empty cell; expected JSON")
-    return _clean(_read_bounded(cell), cell)
+    value = _read_bounded(cell)
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"found {cell.strip()!r}, a missing value; expected JSON: fill the cell")
+    return _clean(value, cell)
 
 
 def _read_bounded(cell: str) -> Any:
@@ -161,3 +205,11 @@ def _clean(value: Any, cell: str) -> Any:
         return clean_json(value)
     except ValueError as error:
         raise ValueError(f"found broken JSON ({error}) in {cell.strip()[:60]!r}; expected a JSON object") from error
+
+
+def _is_numbers(value: Any, count: int) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == count
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < _MAX_PIXELS for v in value)
+    )

@@ -13,7 +13,7 @@ from sft.data.cells import read_text
 from sft.data.image_paths import resolve_image
 from sft.data.problems import Problem, TrajectoryError
 from sft.data.screenshots import inspect_bytes, store_screenshot
-from sft.data.sources import CellError, Row, Table, build_cells, check_columns, refuse_doubled, split_source
+from sft.data.table import CellError, Row, Table, build_cells, check_columns, refuse_doubled, split_source
 from sft.file_kinds import is_picture
 
 if TYPE_CHECKING:

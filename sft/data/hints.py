@@ -5,13 +5,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sft.data.sources import MEMORY_COLUMNS, Cells
 from sft.data.steps import Step
-from sft.memory import dump_json
+from sft.data.table import MEMORY_COLUMNS, Cells
+from sft.json_text import dump_json
 
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{2,63}")
 _DICOM_NAME = re.compile(r"\b[^\W\d_][\w'-]{1,40}\^[^\W\d_][\w'-]{0,40}")
-_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+# Neither control nor formatting characters, and still drawn as nothing: joiners, fillers, variation selectors
+BLANKS = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\U000e0000-\U000e0fff"
+_CONTROLS = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
+_HIDDEN = re.compile(f"[{_CONTROLS}{BLANKS}]")
 _MAX_EXAMPLES = 5
 
 
@@ -58,7 +61,11 @@ def find_hidden_characters(steps: Sequence[Step], cells_of: Mapping[int, Cells])
 
 def as_visible(text: str) -> str:
     """Write characters that nobody sees as \\u escapes, so that a file cannot steer the terminal that shows it."""
-    return _HIDDEN.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+    return _HIDDEN.sub(lambda match: _escape(ord(match.group())), text)
+
+
+def _escape(code: int) -> str:
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _first_distinct(hits: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:

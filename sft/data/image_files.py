@@ -9,24 +9,8 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from sft.lfs import LFS_BEGINNINGS
+from sft.file_kinds import find_picture_format
 
-KINDS = {
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "JPEG": rb"\xff\xd8\xff",
-    "WEBP": rb"RIFF.{4}WEBP",
-    "GIF": rb"GIF8[79]a",
-    "BMP": rb"BM",
-}
-_OTHER_KINDS = {
-    "a Git LFS pointer in place of a picture (run git lfs pull)": b"|".join(map(re.escape, LFS_BEGINNINGS)),
-    "a TIFF image": rb"II[*+]\0|MM\0[*+]",
-    "an AVIF or HEIC image": rb".{4}ftyp(avi|hei|hev|mif)",
-    "a DICOM file": rb".{128}DICM",
-    "a PDF file": rb"%PDF",
-    "an SVG drawing": rb"\s*(<\?xml.*?)?<svg",
-    "a web page": rb"\s*<(!doctype )?html",
-}
 _MAX_METADATA_BYTES = 1 << 20  # of one compressed text, once inflated
 _ORIENTATION_TAG, _WHOLE_NUMBERS = 0x0112, {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # EXIF's type -> struct's
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>\s*)([1-8])\b""")
@@ -53,27 +37,13 @@ class DamagedImageError(ValueError):
     """A file that is cut short or contradicts itself; the text says how."""
 
 
-def find_kind(data: bytes) -> str | None:
-    """Return which of `KINDS` a file is by its first bytes, or None."""
-    return next((kind for kind, start in KINDS.items() if re.match(start, data, re.S)), None)
-
-
-def describe_kind(data: bytes) -> str:
-    """Say in words what a file is that is none of `KINDS`."""
-    if not data:
-        return "an empty file"
-    start = data[:1000]
-    found = (words for words, pattern in _OTHER_KINDS.items() if re.match(pattern, start, re.S | re.I))
-    return next(found, "a file that is no image")
-
-
 def take_apart(data: bytes) -> ImageFile:
-    """Find the parts of a file that make its pixels; `find_kind` has told that it is one of `KINDS`.
+    """Find the parts of a file that make its pixels; of a format that `find_picture_format` told.
 
     Raises:
         DamagedImageError: it is cut short, or a checksum is wrong.
     """
-    kind = find_kind(data)
+    kind = find_picture_format(data)
     if kind == "PNG":
         return _take_png_apart(data)
     if kind == "JPEG":

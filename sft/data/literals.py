@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sft.memory import MAX_JSON_DEPTH
+from sft.json_text import MAX_JSON_DEPTH
 
 _MISSING = ("", "null", "none", "nan", "<na>", "nat")
 _NAMES = {

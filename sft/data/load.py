@@ -1,5 +1,6 @@
 """Recorded trajectories: data files to validated tasks and steps. Knows nothing of prompts, models or training."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,15 +9,14 @@ from typing import Literal, TypedDict, Unpack
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.data.cells import read_text
+from sft.data.leaks import find_leaks
 from sft.data.literals import is_missing
 from sft.data.problems import Problem, QuarantinedTask, TrajectoryError
 from sft.data.rows import RowReader, check_screenshots
 from sft.data.screenshots import ScreenshotFacts
-from sft.data.shown_memory import find_leaks
-from sft.data.sources import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Table
 from sft.data.steps import Step, Trajectory
-from sft.data.tables import read_table
-from sft.memory import EMPTY_MEMORY, Memory, MemoryWriter, update
+from sft.data.table import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Table, looks_like_dataset, parse_csv, parse_json_rows
+from sft.file_kinds import CSV, JSON, FileKind, find_kind, is_arrow_file
 
 __all__ = [
     "OPTIONAL_COLUMNS",
@@ -29,7 +29,6 @@ __all__ = [
     "Trajectory",
     "TrajectoryError",
     "find_leak_problems",
-    "gold_memories",
     "load_task_set",
     "load_trajectories",
     "natural_key",
@@ -153,15 +152,47 @@ def _list_leaks(path: Path, trajectories: Sequence[Trajectory], memory_parts: Se
     ]
 
 
-def gold_memories(trajectory: Trajectory, writer: MemoryWriter, budget_chars: int) -> list[Memory]:
-    """Return the memory shown at each step when every answer before it was right.
+def read_table(source: str | Path, image_root: str | Path | None = None) -> Table:
+    """Read a CSV file, one of JSON Lines, Parquet or Arrow, a folder saved by `datasets`, or a Hub data set.
 
-    Lagged by one: entry t is made from the gold answers of steps < t only, so entry 0 is empty.
+    A Hub data set is `owner/name` or `owner/name:split`. What a file is, is told by its content.
+
+    Raises:
+        TrajectoryError: no such data, a file of another kind, or one whose rows cannot be told apart.
     """
-    memories = [EMPTY_MEMORY]
-    for step in trajectory.steps[:-1]:
-        memories.append(update(memories[-1], step.gold, writer, budget_chars))
-    return memories
+    path = Path(source)
+    kind = None if looks_like_dataset(source) else find_table_kind(path)
+    if looks_like_dataset(source) or is_arrow_file(path, kind):
+        from sft.data.embedded import read_embedded
+
+        return read_embedded(source, image_root)
+    data = path.read_bytes()
+    rows, bad_rows = parse_json_rows(data, path) if kind is JSON else parse_csv(data, path)
+    root = Path(image_root) if image_root is not None else path.parent
+    return Table(path, rows, hashlib.sha256(data).hexdigest(), root, bad_rows)
+
+
+def find_table_kind(path: Path, expected: str = "a trajectory CSV") -> FileKind | None:
+    """Return the kind of a file that can hold a table, None for any other text.
+
+    Raises:
+        TrajectoryError: no such file, or one of a kind that holds none, named for what it is.
+    """
+    message = ""
+    if path.is_dir():
+        message = f"found a folder; expected {expected}"
+    elif not path.is_file():
+        message = f"found no such file; expected {expected}"
+    else:
+        try:
+            kind = find_kind(path)
+        except OSError as error:
+            message = f"found a file that cannot be read ({error.strerror}); expected {expected}"
+        else:
+            if kind is None or kind in (CSV, JSON) or is_arrow_file(path, kind):
+                return kind
+            message = f"found {kind.name}; expected {expected}: {kind.way_out}"
+    raise TrajectoryError([Problem(path, None, None, message)])
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:

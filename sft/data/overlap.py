@@ -1,13 +1,18 @@
-"""Whether two data sets hold the same task, goal or screenshot. Knows nothing of models or of how data is split."""
+"""When are two tasks the same, and which tasks, goals and screenshots do two data sets share? Knows no models."""
 
+import hashlib
 import json
 import logging
+import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.data.goals import hash_goal, list_goal_hashes
+from sft.actions import as_plain_text
+from sft.data.hints import BLANKS
 from sft.data.load import TaskSet
 from sft.data.steps import Trajectory
 from sft.errors import UserError
@@ -15,6 +20,7 @@ from sft.errors import UserError
 log = logging.getLogger("sft")
 
 _MAX_LISTED = 20
+_BLANK = re.compile(f"[{BLANKS}\\ufe00-\\ufe0f]")  # an emoji's variation selectors too, which nobody need be told of
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,38 @@ class Overlap:
     same_goals: tuple[str, ...]
     n_screenshots: int = 0
     n_same_screenshots: int = 0
+
+
+def normalise_goal(text: str) -> str:
+    """Return a goal as prompts show it, without the differences that make no other goal of it.
+
+    These are letter case, white space of any kind, and characters that nobody sees: zero-width and formatting ones.
+    """
+    shown = "".join(c for c in as_plain_text(text) if not _is_unseen(c))
+    return " ".join(unicodedata.normalize("NFC", shown.casefold()).split())
+
+
+def hash_goal(text: str) -> str:
+    """Return a short hash of a goal; two goals with one hash are the same task in other spelling."""
+    return _hash(normalise_goal(text))
+
+
+def list_goal_hashes(text: str) -> set[str]:
+    """Return every hash under which a goal may stand in a file: today's, and those that earlier versions wrote.
+
+    They hashed the text as its table had it, in whatever Unicode form, with control tokens whole.
+    """
+    forms = {unicodedata.normalize(form, text) for form in ("NFC", "NFD")}
+    forms |= {form.replace("< |", "<|") for form in forms}
+    return {hash_goal(text), *(_hash(" ".join(form.casefold().split())) for form in forms)}
+
+
+def find_duplicate_goals(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
+    """Return goals that several tasks share, by `normalise_goal`."""
+    tasks_of: dict[str, list[str]] = defaultdict(list)
+    for t in trajectories:
+        tasks_of[normalise_goal(t.instruction)].append(t.task_id)
+    return [{"goal": goal[:200], "tasks": ids} for goal, ids in tasks_of.items() if len(ids) > 1]
 
 
 def find_overlap(tasks: TaskSet, others: TaskSet) -> Overlap:
@@ -115,6 +153,15 @@ def refuse_shared_goals(overlap: Overlap, val_csv: str, allow_overlap: bool) -> 
         f"{found} ({_list_tasks(overlap.same_goals)}); expected unseen tasks: a score on them says nothing. Choose "
         "other tasks, hold some of train_csv out with val_split, or go on with allow_overlap: true"
     )
+
+
+def _is_unseen(character: str) -> bool:
+    is_format = unicodedata.category(character) in ("Cf", "Cc") and not character.isspace()
+    return is_format or _BLANK.match(character) is not None
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _list_tasks(task_ids: Sequence[str]) -> str:

@@ -12,13 +12,12 @@ from tqdm import tqdm
 
 from sft.actions import ActionType, find_action_type
 from sft.data.cells import MAX_CELL_CHARS, read_application, read_elements, read_gold, read_grounding, read_text
-from sft.data.compact import CompactList
 from sft.data.image_paths import MAX_NAME_CHARS, resolve_image, suggest_names
 from sft.data.literals import is_missing
 from sft.data.problems import MAX_PROBLEMS_SHOWN, Problem
 from sft.data.screenshots import Decode, ScreenshotFacts, read_facts
-from sft.data.sources import Cells, Row, Table
 from sft.data.steps import Step, Trajectory
+from sft.data.table import Cells, Row, Table
 
 MAX_DECODED = 64  # screenshots that are decoded whatever their checksums say: all would take ten times as long
 
@@ -76,7 +75,7 @@ class RowReader:
             return None
         first = rows[0][1]
         application = _read_label(first, "Application") or read_application(first["Grounding"])
-        steps_of_task = CompactList((s for s in steps if s), block_size=len(steps))
+        steps_of_task = tuple(s for s in steps if s)
         instruction = read_text(first["Instruction"])
         return Trajectory(task_id, instruction, application, _read_label(first, "Group"), steps_of_task)
 

@@ -18,8 +18,9 @@ from typing import Literal
 
 from PIL import Image
 
-from sft.data.image_files import ImageFile, describe_kind, find_kind, take_apart
+from sft.data.image_files import ImageFile, take_apart
 from sft.errors import UserError
+from sft.file_kinds import describe_no_picture, find_picture_format
 from sft.files import write_whole
 
 MAX_IMAGE_PIXELS = 40_000_000
@@ -198,8 +199,8 @@ def store_screenshot(data: bytes, facts: ScreenshotFacts, folder: Path) -> str:
 @contextlib.contextmanager
 def _open(data: bytes, name: str, path: Path | None = None) -> Iterator[tuple[Image.Image, ImageFile]]:
     """Open a picture by this file's rules; what is wrong with it, now or while it is used, is a ScreenshotError."""
-    if find_kind(data) is None:
-        message = f"found {describe_kind(data)}: {name}; expected a PNG, JPEG, WebP, BMP or GIF image"
+    if find_picture_format(data) is None:
+        message = f"found {describe_no_picture(data)}: {name}; expected a PNG, JPEG, WebP, BMP or GIF image"
         raise ScreenshotError(message, path)
     try:
         file = take_apart(data)

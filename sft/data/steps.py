@@ -1,12 +1,12 @@
 """Tasks and steps as the rest of the package sees them. Knows nothing of files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft.answers import Answer
 from sft.data.cells import Grounding
-from sft.memory import Answer
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One task: a goal and its steps in order. `group` is a free label by which results are also scored apart.
-
-    What was read from a file holds its steps compressed (`sft.data.compact`).
-    """
+    """One task: a goal and its steps in order. `group` is a free label by which results are also scored apart."""
 
     task_id: str
     instruction: str
     application: str
     group: str
-    steps: Sequence[Step] = field(repr=False)
+    steps: tuple[Step, ...] = field(repr=False)
+
+    @property
+    def golds(self) -> list[Answer]:
+        """The right answers, in order."""
+        return [step.gold for step in self.steps]

@@ -7,11 +7,12 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from sft.agent import AgentConfig
 from sft.errors import UserError
 from sft.lfs import LFS_WAY_OUT, is_lfs_pointer
 from sft.memory import EMPTY_MEMORY
 from sft.models.model_folder import read_json
-from sft.prompts import AgentConfig, build_prompt
+from sft.prompts import build_prompt
 
 _WAY_OUT = "copy chat_template.json or chat_template.jinja of the published vision model into the folder"
 _GOAL = 'Find the study of O\'Neil & "Sons" <MRN 204>'  # what a template that changes text would change

@@ -6,12 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from sft.agent import AgentConfig
 from sft.errors import UserError
 from sft.models.chat_template import check_chat_template, read_chat_template
 from sft.models.llama4_tiles import IMAGE_TOKEN, choose_canvas, count_tiles_in_budget, write_image_tokens
 from sft.models.model_folder import check_small_files, read_json
 from sft.models.thoughts import close_thought
-from sft.prompts import AgentConfig
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT_PIXELS_PER_TOKEN = 32  # a side, of Qwen3-VL: patches of 16 px, merged two by two; Qwen2.5-VL has 28

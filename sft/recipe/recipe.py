@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import yaml
 
+from sft.agent import AgentConfig, agent_from_json, agent_to_json
 from sft.errors import UserError
 from sft.file_kinds import JSON, YAML, find_kind
-from sft.prompts import AgentConfig, agent_from_json, agent_to_json
 from sft.recipe.contradictions import find_contradictions
 from sft.recipe.settings import (
     OWN_KEYS,

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from sft.prompts import AgentConfig
+from sft.agent import AgentConfig
 
 Purpose = Literal["training", "hyperparameter_search", "ablation", "inference", "other"]  # of a run, in the ledger
 

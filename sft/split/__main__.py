@@ -16,12 +16,10 @@ from pathlib import Path
 from rich.console import Console
 
 from sft.data.cells import read_text
-from sft.data.csv_text import format_csv
-from sft.data.load import TaskSet, read_task_set
+from sft.data.load import TaskSet, read_table, read_task_set
 from sft.data.overlap import find_overlap
-from sft.data.sources import Table, looks_like_dataset
 from sft.data.split_file import MANIFEST_NAME, describe_part, format_split_table, list_own_parts
-from sft.data.tables import read_table
+from sft.data.table import Table, format_csv, looks_like_dataset
 from sft.errors import UserError, run_command
 from sft.files import write_whole
 from sft.split.grouping import GROUPINGS, assign_groups, group_tasks

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sft.data.goals import normalise_goal
 from sft.data.load import TaskSet
+from sft.data.overlap import normalise_goal
 from sft.data.steps import Trajectory
 
 GROUPINGS = ("none", "screenshot", "goal")

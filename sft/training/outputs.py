@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.batches.examples import TaskSplit, describe_tasks
+from sft.agent import agent_to_json
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
-from sft.prompts import agent_to_json
+from sft.data.train_val import TaskSplit, describe_tasks
 from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.versions import read_versions
 

@@ -2,6 +2,7 @@
 
 import unicodedata
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,14 +16,15 @@ from eval.policies.policy import ModelPolicy, ReplayPolicy
 from eval.rollouts.walk import walk_tasks
 from sft import run
 from sft.actions import Action
+from sft.agent import AgentConfig
+from sft.answers import Answer, format_answer
 from sft.batches.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, check_answer_only_labels
-from sft.batches.encoding import StepEncoder, find_tight_answer_limit
-from sft.batches.examples import build_step_rows
+from sft.batches.encoder import StepEncoder
+from sft.batches.examples import build_examples, build_step_rows, find_tight_answer_limit
 from sft.data.load import TrajectoryError, load_trajectories
 from sft.data.screenshots import open_screenshot
-from sft.memory import EMPTY_MEMORY, Answer, Memory, memory_chars
+from sft.memory import EMPTY_MEMORY, Memory, memory_chars
 from sft.models.processors import load_processor
-from sft.prompts import AgentConfig, format_answer
 
 COLLATORS = {"padded": PaddingCollator, "packed": PackingCollator}
 
@@ -191,9 +193,16 @@ def test_prompt_too_long_without_memory_is_refused_and_says_the_way_out(checkpoi
 def test_answer_longer_than_its_limit_is_refused_with_its_row(checkpoint, tasks):
     encoder = _encoder(checkpoint, replace(TINY_AGENT, max_answer_tokens=5))
     with pytest.raises(
-        TrajectoryError, match=r"tasks.csv: row 2: Output: found an answer of \d+ tokens; expected at most max"
+        TrajectoryError, match=r"tasks.csv: row 2: Output: found an answer of \d+ tokens; expected at most 5: raise"
     ):
         build_step_rows(tasks, "tasks.csv", encoder, show_progress=False)
+
+
+def test_step_that_is_too_long_in_prompt_and_answer_is_told_of_both(checkpoint, tasks):
+    encoder = _encoder(checkpoint, replace(TINY_AGENT, max_prompt_tokens=100, max_answer_tokens=5))
+    example = next(build_examples(tasks, encoder.agent, Path("tasks.csv"), encoder))
+    assert [(p.row, p.column, p.task_id) for p in example.problems] == [(2, "Instruction", "t1"), (2, "Output", "t1")]
+    assert (example.prompt, example.n_prompt_tokens) == ("", None) and example.n_answer_tokens > 5
 
 
 def _answers(text, n_steps=9, tokens_a_char=1.0):

@@ -1,17 +1,27 @@
 """Messages and screenshots to prompt text and token ids: one path for training and rollout. Knows no datasets."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import io
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sft.batches.cache import ScreenshotCache
-from sft.batches.weights import weigh_tokens
-from sft.data.screenshots import open_screenshot, read_upright_size, read_version
+import numpy as np
+
+from sft.agent import AgentConfig
+from sft.data.screenshots import RULES_VERSION, hash_screenshot, open_screenshot, read_upright_size, read_version
+from sft.errors import UserError
+from sft.files import write_whole
 from sft.memory import EMPTY_MEMORY, Memory, fit_memory, memory_chars
 from sft.models.layouts import Layout
-from sft.prompts import AgentConfig, Message, build_prompt
+from sft.prompts import Message, build_prompt
+
+Field = Literal["action", "target", "memory"]
+
+_FIELD_OF_KEY: Mapping[str, Field] = {"action": "action", "short_term": "memory", "long_term": "memory"}
+_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
@@ -137,24 +147,66 @@ class StepEncoder:
         return Prompt(text, n_text_tokens - 1 + self.count_image_tokens(image_path), is_shortened, messages, memory)
 
 
-def find_tight_answer_limit(answers: Iterable[tuple[str, int]], agent: AgentConfig) -> str | None:
-    """Say that `max_answer_tokens` would cut the memory that `memory_budget_chars` allows, or return None.
+class ScreenshotCache:
+    """Keeps one uint8 array a screenshot, keyed by the file's content, how it is opened and the pixel budget.
 
-    `answers` are those of the data with their tokens: in Chinese, or in digits and ids, a character takes three times
-    the tokens of English. Where no answer has a third of the budget's length, memory is not expected to reach it.
+    Safe for several processes at once: a file appears whole or not at all. Arrays are uncompressed: 3 bytes a pixel
+    after resizing, at most 3 * `max_pixels` bytes a screenshot.
     """
-    if agent.memory_writer != "model" or not (agent.use_short_term or agent.use_long_term):
-        return None
-    sizes = [(len(text), n_tokens) for text, n_tokens in answers]
-    longest = max((n_chars for n_chars, _ in sizes), default=0)
-    needed = round(agent.memory_budget_chars * max((n_tokens / n_chars for n_chars, n_tokens in sizes), default=0.0))
-    if needed <= agent.max_answer_tokens or 3 * longest < agent.memory_budget_chars:
-        return None
-    return (
-        f"memory_budget_chars={agent.memory_budget_chars} is up to {needed} tokens in texts like these, and "
-        f"max_answer_tokens={agent.max_answer_tokens} would cut an answer with such a memory: raise max_answer_tokens "
-        "or lower memory_budget_chars"
-    )
+
+    def __init__(self, folder: Path, layout: Layout):
+        self.folder, self.layout = folder, layout
+        self._hash = lru_cache(maxsize=None)(hash_screenshot)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, path: Path) -> np.ndarray:
+        """Return the screenshot as the family resizes it: (3, height, width) uint8.
+
+        Raises:
+            ScreenshotError: the screenshot is missing or damaged.
+            UserError: what was kept of it is damaged.
+        """
+        file = self.folder / f"{self._hash(path)}_{self.layout.name_budget()}_r{RULES_VERSION}.npy"
+        if not file.is_file():
+            self._write(file, self.layout.prepare(open_screenshot(path)))
+        try:
+            return np.load(file)
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{file}: found a damaged file ({error}); delete it, it is made anew") from error
+
+    def _write(self, file: Path, pixels: np.ndarray) -> None:
+        array = io.BytesIO()
+        np.save(array, pixels)
+        write_whole(file, array.getvalue(), is_forced=False)
+
+
+def find_field_spans(answer: str) -> list[tuple[int, int, Field]]:
+    """Return (start, end, field) in characters for each key and value of an answer as `format_answer` writes it.
+
+    `target` and the action's arguments count as "target". Braces and commas between fields belong to none.
+    """
+    spans: list[tuple[int, int, Field]] = []
+    at = 1  # behind the opening brace
+    while at < len(answer) - 1:
+        start = at
+        key, at = _DECODER.raw_decode(answer, at)
+        _, at = _DECODER.raw_decode(answer, at + 1)  # behind the colon
+        spans.append((start, at, _FIELD_OF_KEY.get(key, "target")))
+        at += 1  # behind the comma
+    return spans
+
+
+def weigh_tokens(answer: str, offsets: Sequence[tuple[int, int]], weights: Mapping[str, float]) -> list[float]:
+    """Return one weight a token: that of the field its first character is in, 1.0 outside every field.
+
+    `offsets` are the tokens' (start, end) characters in `answer`. A field without a weight has 1.0.
+    """
+    result = []
+    spans = find_field_spans(answer)
+    for start, _ in offsets:
+        field = next((f for s, e, f in spans if s <= start < e), None)
+        result.append(1.0 if field is None else float(weights.get(field, 1.0)))
+    return result
 
 
 @lru_cache(maxsize=65_536)

@@ -1,4 +1,4 @@
-"""Whether memory that a data file brings along is older than the step it stands at. Knows nothing of prompts.
+"""Whether memory that a data file brings along is older than the step it stands at, and refused where it is not.
 
 Published memory columns often hold what the step's own action did ("Expected action: SEGMENT"). A column is *lagged*
 where its cells tell of the step before, *same-row* where they tell of their own step, *mixed* where they do both, and
@@ -14,9 +14,16 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from sft.actions import Action, as_plain_text
+from sft.agent import AgentConfig
+from sft.answers import Answer
 from sft.data.literals import is_missing, read_literal
-from sft.memory import dump_json
+from sft.data.steps import Trajectory
+from sft.json_text import dump_json
+from sft.memory import lagged
 
+COLUMN = "Output, shown one step later"
+MEMORY_PARTS = ("short_term", "long_term")
+PLAN_KEY = "remaining_subtasks"  # a plan rightly names what comes next
 Verdict = Literal["lagged", "same-row", "mixed", "unproven", "empty"]
 
 _HINT = re.compile(
@@ -104,6 +111,52 @@ def read_cell(cell: MemoryCell, reads_targets: bool = True) -> Evidence | Litera
     signs = list(_find_signs(cell, reads_targets))
     own = next((s for s in signs if isinstance(s, Evidence) and s.tells == "own step"), None)
     return own or next((s for s in signs if isinstance(s, Evidence)), None) or next(iter(signs), None)
+
+
+def list_shown_parts(agent: AgentConfig) -> tuple[str, ...]:
+    """Return the parts of recorded memory that an agent's prompts show; none where the memory is written by rule."""
+    if agent.memory_writer == "rule":
+        return ()
+    used = (agent.use_short_term, agent.use_long_term)
+    return tuple(part for part, is_used in zip(MEMORY_PARTS, used) if is_used)
+
+
+def audit_shown_memory(trajectories: Iterable[Trajectory]) -> MemoryAudit:
+    """Audit the recorded memory of all tasks; its verdict is `empty` where they have none."""
+    cells = (cell for t in trajectories for _, cell in _read_task(t, MEMORY_PARTS))
+    return audit_memory(COLUMN, cells, reads_targets=False)
+
+
+def find_leaks(trajectory: Trajectory, parts: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield the row of every step whose memory tells the next step's action, and what is wrong with it."""
+    for row, cell in _read_task(trajectory, parts):
+        if told := _find_own_step(cell):
+            yield (
+                row,
+                f"found memory that tells the answer of the next step (row {cell.row}), whose prompt would show it: "
+                f"{told.reason}; expected what was known before that step: mend it, or set memory_writer: rule",
+            )
+
+
+def has_leak(golds: Sequence[Answer], goal: str) -> bool:
+    """Return whether the memory of any right answer of a task tells the action of the answer after it."""
+    cells = read_shown_memory(golds, range(len(golds)), goal, MEMORY_PARTS)
+    return any(_find_own_step(cell) for _, cell in cells)
+
+
+def read_shown_memory(
+    golds: Sequence[Answer], rows: Sequence[int], goal: str, parts: Sequence[str]
+) -> Iterator[tuple[int, MemoryCell]]:
+    """Yield the row of each step but the last, and its memory as the step after it is shown it, without the plan."""
+    actions = [gold.action for gold in golds]
+    shown = lagged(golds, "model", budget_chars=None)
+    previous = ""
+    for i, memory in zip(range(len(golds)), shown):
+        told = {part: {k: v for k, v in getattr(memory, part).items() if k != PLAN_KEY} for part in parts}
+        text = dump_json(told) if any(told.values()) else ""
+        if i:
+            yield rows[i - 1], MemoryCell(rows[i], text, actions[i], actions[:i], goal, previous)
+        previous = text
 
 
 def _find_signs(cell: MemoryCell, reads_targets: bool) -> Iterator[Evidence | Literal["either"]]:
@@ -212,3 +265,13 @@ def _is_empty(text: str) -> bool:
 
 def _normalise(text: str) -> str:
     return " ".join(as_plain_text(text).casefold().split())
+
+
+def _read_task(trajectory: Trajectory, parts: Sequence[str]) -> Iterator[tuple[int, MemoryCell]]:
+    rows = [step.row for step in trajectory.steps]
+    return read_shown_memory(trajectory.golds, rows, trajectory.instruction, parts)
+
+
+def _find_own_step(cell: MemoryCell) -> Evidence | None:
+    told = read_cell(cell, reads_targets=False)
+    return told if isinstance(told, Evidence) and told.tells == "own step" else None

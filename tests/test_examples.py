@@ -1,4 +1,4 @@
-"""Data held small: compressed sequences, training rows on disk, hashes taken from the check."""
+"""Training rows: on disk, gone with their data set, their hashes those of the check, in bounded memory."""
 
 import gc
 import hashlib
@@ -12,9 +12,8 @@ from conftest import ROOT
 from PIL import Image
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from sft.batches.encoding import StepEncoder
+from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_step_rows
-from sft.data.compact import CompactList
 from sft.data.load import TrajectoryError, load_trajectories
 from sft.models.processors import load_processor
 
@@ -23,25 +22,6 @@ from sft.models.processors import load_processor
 def encoder(tiny_checkpoints):
     folder = tiny_checkpoints["qwen3_vl"]
     return StepEncoder(load_processor(folder, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels), TINY_AGENT)
-
-
-@pytest.mark.parametrize("n", [0, 1, 4, 5, 8, 9])
-def test_compact_list_reads_as_the_list_it_was_made_of(n):
-    items = [{"step": i, "text": "the same text"} for i in range(n)]
-    compact = CompactList(iter(items), block_size=4)
-    assert len(compact) == n
-    assert list(compact) == items
-    assert [compact[i] for i in range(-n, n)] == items + items
-    assert (compact[1:], compact[:-1], compact[::-2]) == (items[1:], items[:-1], items[::-2])
-    assert compact == items and compact != [*items, {}]
-    with pytest.raises(IndexError, match="expected one of"):
-        compact[n]
-
-
-def test_compact_list_takes_a_tenth_of_the_pickled_items():
-    cells = [{"Instruction": "Open the study of DOE^JOHN", "Output": f"CLICK {i}"} for i in range(1000)]
-    compact = CompactList(cells)
-    assert sum(map(len, compact._blocks)) < sum(len(json.dumps(c)) for c in cells) / 10
 
 
 def test_rows_are_read_from_a_file_that_goes_with_them(tasks, encoder):

@@ -1,0 +1,94 @@
+"""What is an agent: which actions it has, what it is shown, and which limits hold? Knows no text, files or models."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from sft.actions import DEFAULT_ACTIONS, ActionType, describe_action_type
+
+PROMPT_VERSION = "1"
+
+MemoryWriter = Literal["model", "rule"]
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Everything that shapes prompt and answer; saved beside the adapter as `agent_config.json`.
+
+    `min_pixels` and `max_pixels` bound a screenshot's area in pixels before it becomes image tokens. A prompt longer
+    than `max_prompt_tokens` (image tokens counted in) has its memory shortened; nothing else is ever cut.
+    """
+
+    actions: tuple[ActionType, ...] = field(
+        default=DEFAULT_ACTIONS, metadata={"help": "The actions an agent can take; docs/data.md has an example."}
+    )
+    memory_writer: MemoryWriter = field(
+        default="model",
+        metadata={"help": "Who writes the memory: the model, in its answer, or a rule, from the predicted action."},
+    )
+    use_short_term: bool = field(default=True, metadata={"help": "Show the short-term memory (and have it written)."})
+    use_long_term: bool = field(default=True, metadata={"help": "Show the long-term memory (and have it written)."})
+    use_grounding: bool = field(
+        default=False, metadata={"help": "Show the screen elements of the column Detected_Elements."}
+    )
+    memory_budget_chars: int = field(
+        default=1200,
+        metadata={
+            "help": "Longest memory a prompt shows; the oldest entries are dropped.",
+            "least": 4,
+            "unit": "characters",
+        },
+    )  # 4: two empty objects
+    min_pixels: int = field(
+        default=65_536, metadata={"help": "A smaller screenshot is enlarged.", "least": 1, "unit": "pixels"}
+    )
+    max_pixels: int = field(
+        default=1_310_720,
+        metadata={"help": "A larger screenshot is made smaller; at least min_pixels.", "least": 1, "unit": "pixels"},
+    )
+    max_prompt_tokens: int = field(
+        default=8192,
+        metadata={
+            "help": "A longer prompt, image tokens included, has its memory shortened; nothing else is ever cut.",
+            "least": 1,
+            "unit": "tokens",
+        },
+    )
+    max_answer_tokens: int = field(
+        default=512,
+        metadata={"help": "Longest answer; a recorded one that is longer is refused.", "least": 1, "unit": "tokens"},
+    )
+    prompt_version: str = PROMPT_VERSION
+
+    @property
+    def writes_memory(self) -> bool:
+        """Whether the answers carry memory."""
+        return self.memory_writer == "model"
+
+
+def agent_to_json(agent: AgentConfig) -> dict[str, Any]:
+    """Return the content of `agent_config.json`."""
+    return {**asdict(agent), "actions": [describe_action_type(a) for a in agent.actions]}
+
+
+def agent_from_json(fields: Mapping[str, Any]) -> AgentConfig:
+    """Rebuild the agent that `agent_to_json` wrote.
+
+    Raises:
+        ValueError: the file was written for another prompt version, or holds keys this version does not know.
+    """
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"found {type(fields).__name__}; expected a JSON object")
+    if fields.get("prompt_version") != PROMPT_VERSION:
+        raise ValueError(
+            f"found prompt_version {fields.get('prompt_version')!r}; expected {PROMPT_VERSION!r}: "
+            "roll out with the version of this package that trained the adapter"
+        )
+    try:
+        actions = tuple(
+            ActionType(**{**a, "arguments": {k: tuple(v) for k, v in a["arguments"].items()}})
+            for a in fields["actions"]
+        )
+        return AgentConfig(**{**fields, "actions": actions})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"found something unreadable ({error}); train again or restore the file") from error
