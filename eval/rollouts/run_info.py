@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from sft.data.load import Trajectory
 from sft.errors import UserError
+from sft.models.model_folder import find_base_name
 from sft.prompts import ANSWER_VERSION, AgentConfig, agent_to_json
 from sft.versions import hash_files, read_versions
 
@@ -33,6 +34,7 @@ def build_run_info(
     data: dict[str, Any],
 ) -> dict[str, Any]:
     """Describe a rollout. `fingerprint` covers all that can change an answer: model, data, agent, mode, versions."""
+    base = base_model or (find_base_name(model_path) if model_path else None)
     info: dict[str, Any] = {
         "mode": mode,
         "policy": policy,
@@ -41,8 +43,8 @@ def build_run_info(
         "decoding": decoding,
         "model_path": model_path,
         "model_sha256": hash_model(model_path),
-        "base_model": base_model or _read_base_model(model_path),
-        "base_model_sha256": hash_model(base_model or _read_base_model(model_path)),
+        "base_model": base,
+        "base_model_sha256": hash_model(base),
         "test_csv": test_csv,
         "test_csv_sha256": test_csv_sha256,
         "image_root": image_root,
@@ -188,15 +190,6 @@ def hash_model(model_path: str | None) -> str | None:
     suffixes = (".safetensors", ".json", ".jinja", ".txt", ".yaml")
     files = [p for p in Path(model_path).iterdir() if p.is_file() and p.suffix in suffixes]
     return hash_files(sorted(p for p in files if p.name not in unrelated))
-
-
-def _read_base_model(model_path: str | None) -> str | None:
-    """Return the base model that an adapter's folder names, or None where the folder holds no adapter."""
-    path = Path(model_path or ".") / "adapter_config.json"
-    if model_path is None or not path.is_file():
-        return None
-    name = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    return str(name) if name else None
 
 
 def _now() -> str:
