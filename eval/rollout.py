@@ -18,7 +18,7 @@ from eval.reporting.publish import publish_comparison, publish_run, refuse_all_e
 from eval.rollouts.metering import meter, record_rollout
 from eval.rollouts.options import MODES, find_model_folder, parse_arguments, read_agent
 from eval.rollouts.run_folder import claim_folders, run_tasks, write_in_order
-from eval.rollouts.run_info import build_run_info, for_mode, for_shard, open_run
+from eval.rollouts.run_info import RunInfo, build_run_info, for_mode, for_shard, open_run
 from eval.step_result import StepResult
 from sft.data.data_notes import describe_test_data
 from sft.data.load import Trajectory, load_task_set
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
 
 def roll_out(
     arguments: argparse.Namespace,
-    info: dict[str, Any],
+    info: RunInfo,
     agent: AgentConfig,
     trajectories: list[Trajectory],
     build: Any,
@@ -117,7 +117,7 @@ def run_self_check(
 
 def run_all_modes(
     arguments: argparse.Namespace,
-    info: dict[str, Any],
+    info: RunInfo,
     agent: AgentConfig,
     trajectories: list[Trajectory],
     build: Any,

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from eval.reporting.card_results import enter_results
 from eval.reporting.files import write_text
-from eval.reporting.publish import load_run, publish_comparison, publish_run
+from eval.reporting.publish import publish_comparison, publish_run
+from eval.rollouts.run_folder import load_run
 from eval.rollouts.run_info import hash_model, merge_run_infos, write_run
 from eval.scoring.match_rules import build_variants, load_synonyms
 from eval.step_result import format_result
@@ -89,10 +90,10 @@ def merge(argv: list[str]) -> None:
         n_resamples=arguments.n_resamples,
         images=arguments.report_images,
     )
-    if hash_model(run_info["model_path"]) == run_info["model_sha256"]:
+    if hash_model(run_info.model_path) == run_info.model_sha256:
         enter_results(run_info, metrics)
     else:
-        print(f"{run_info['model_path']}: not the model that was rolled out, or not here: its card is left as it is")
+        print(f"{run_info.model_path}: not the model that was rolled out, or not here: its card is left as it is")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from eval.rollouts.run_info import RunInfo
 from eval.step_result import StepResult
 
 
@@ -56,6 +57,7 @@ RUN_INFO = {
     "started": "2026-01-01T00:00:00+00:00",
     "finished": "2026-01-01T00:01:00+00:00",
 }
+RUN = RunInfo(**RUN_INFO, n_tasks=3, n_steps=5)
 
 
 def _as_action(action: str | dict[str, Any]) -> dict[str, Any]:

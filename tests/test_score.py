@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from PIL import Image
 from rollout_samples import RUN_INFO, make_task
 
 from eval.reporting.publish import publish_run
+from eval.rollouts.run_folder import load_run
 from eval.score import main
 from eval.step_result import StepResult, load_results
 
@@ -44,7 +45,7 @@ def score(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_scoring_again_gives_the_same_files(run_dir):
-    publish_run(run_dir, STEPS, json.loads((run_dir / "run.json").read_text()))
+    publish_run(run_dir, STEPS, load_run(run_dir)[1])
     names = ("predictions.csv", "metrics.json", "details.json", "report.html")
     first = {name: (run_dir / name).read_bytes() for name in names}
     for name in names:
@@ -64,7 +65,7 @@ def test_seed_and_resamples_reach_the_metrics(run_dir):
 def test_ten_thousand_steps_are_scored_in_five_seconds(run_dir):
     pairs = [("CLICK", "CLICK"), ({"action": "TEXT", "target": "Name", "text": "DOE"}, "CLICK"), ("ZOOM", None)]
     results = [step for i in range(770) for step in make_task(f"t{i}", [*pairs * 4, ("COMPLETE", "COMPLETE")])]
-    info = {**json.loads((run_dir / "run.json").read_text()), "n_steps": len(results)}
+    info = replace(load_run(run_dir)[1], n_steps=len(results))
     started = time.process_time()
     publish_run(run_dir, results, info)
     assert len(results) == 10_010

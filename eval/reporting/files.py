@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from eval.rollouts.run_info import RunInfo
 from eval.scoring.matching import MATCHERS, is_same_target, judge_step
 from eval.scoring.metrics import group_by_task
 from eval.step_result import StepResult
@@ -36,7 +37,7 @@ PREDICTION_COLUMNS = (
 
 
 def write_outputs(
-    output_dir: Path, results: Sequence[StepResult], metrics: Mapping[str, Any], run_info: Mapping[str, Any]
+    output_dir: Path, results: Sequence[StepResult], metrics: Mapping[str, Any], run_info: RunInfo
 ) -> None:
     """Write predictions.csv, metrics.json and details.json; each appears whole or not at all.
 
@@ -44,9 +45,9 @@ def write_outputs(
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     write_text(output_dir / "predictions.csv", format_predictions(results))
-    write_text(output_dir / "metrics.json", format_json({**metrics, "run": run_info}, indent=2))
+    write_text(output_dir / "metrics.json", format_json({**metrics, "run": run_info.to_json()}, indent=2))
     tasks = ",\n".join(format_json(task) for task in build_details(results))  # one a line: indenting is slow
-    write_text(output_dir / "details.json", f'{{"run":{format_json(run_info)},"tasks":[\n{tasks}\n]}}\n')
+    write_text(output_dir / "details.json", f'{{"run":{format_json(run_info.to_json())},"tasks":[\n{tasks}\n]}}\n')
 
 
 def format_predictions(results: Sequence[StepResult]) -> str:

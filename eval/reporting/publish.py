@@ -1,6 +1,5 @@
 """From step results to everything a run publishes. Needs no model: rollout and re-scoring both end here."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,20 +8,21 @@ from typing import Any
 from eval.reporting.files import format_json, write_outputs, write_text
 from eval.reporting.report import Images, write_report
 from eval.reporting.tables import print_comparison, print_summary
+from eval.rollouts.run_info import RunInfo
 from eval.scoring.comparison import compare_results
 from eval.scoring.metrics import compute_metrics
-from eval.step_result import NOT_RUN, StepResult, load_results
+from eval.step_result import NOT_RUN, StepResult
 from sft.actions import POINT
 from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
 
-Run = tuple[Sequence[StepResult], Mapping[str, Any]]  # the results and the content of run.json
+Run = tuple[Sequence[StepResult], RunInfo]  # the results and the content of run.json
 
 
 def publish_run(
     run_dir: Path,
     results: Sequence[StepResult],
-    run_info: Mapping[str, Any],
+    run_info: RunInfo,
     *,
     seed: int = 0,
     n_resamples: int = 10_000,
@@ -32,8 +32,8 @@ def publish_run(
 ) -> dict[str, Any]:
     """Score a finished run, write its four files, print the final table; returns the metrics.
 
-    Writes predictions.csv, metrics.json, details.json and report.html. `run_info` is the content of run.json; `shown`
-    names the rules the printed table is limited to.
+    Writes predictions.csv, metrics.json, details.json and report.html. `shown` names the rules the printed table is
+    limited to.
 
     Raises:
         UserError: the run has not answered every step of its data.
@@ -45,7 +45,7 @@ def publish_run(
         run_dir, results, metrics, run_info, find_image_root(run_info), figures=figures, images=images
     )
     print_summary(metrics, shown)
-    for note in [*list_data_notes(run_info), *describe_errors(results, run_info), *describe_silence(results)]:
+    for note in [*list_data_notes(run_info.data), *describe_errors(results, run_info), *describe_silence(results)]:
         print(note)
     print(f"Report: {report}")
     return metrics
@@ -90,7 +90,7 @@ def publish_comparison(
 def score_run(
     run_dir: Path,
     results: Sequence[StepResult],
-    run_info: Mapping[str, Any],
+    run_info: RunInfo,
     *,
     seed: int,
     n_resamples: int,
@@ -101,20 +101,20 @@ def score_run(
     Raises:
         UserError: the run has not answered every step of its data.
     """
-    if len(results) > run_info["n_steps"]:
+    if len(results) > run_info.n_steps:
         raise UserError(
-            f"{run_dir}: found {len(results)} step results; expected {run_info['n_steps']}: steps.jsonl holds steps "
+            f"{run_dir}: found {len(results)} step results; expected {run_info.n_steps}: steps.jsonl holds steps "
             "of other data. Delete it and roll out again, or choose another --output_dir"
         )
-    if len(results) < run_info["n_steps"]:
+    if len(results) < run_info.n_steps:
         raise UserError(
-            f"{run_dir}: found {len(results)} step results; expected {run_info['n_steps']}: a part of a run is not "
+            f"{run_dir}: found {len(results)} step results; expected {run_info.n_steps}: a part of a run is not "
             "scored; finish it with the command that started it"
         )
-    actions = run_info.get("agent", {}).get("actions", ())
+    actions = run_info.agent.get("actions", ())
     return compute_metrics(
         results,
-        mode=run_info["mode"],
+        mode=run_info.mode,
         seed=seed,
         n_resamples=n_resamples,
         pointing_actions=frozenset(action["name"] for action in actions if POINT in action["arguments"]),
@@ -122,12 +122,12 @@ def score_run(
     )
 
 
-def describe_errors(results: Sequence[StepResult], run_info: Mapping[str, Any]) -> list[str]:
+def describe_errors(results: Sequence[StepResult], run_info: RunInfo) -> list[str]:
     """Return a sentence on the steps that could not be answered at all, or nothing where there is none."""
     errors = [step for step in results if step.error is not None]
     if not errors:
         return []
-    first = f"{run_info['test_csv']}: {errors[0].error}"
+    first = f"{run_info.test_csv}: {errors[0].error}"
     return [f"{len(errors)} of {len(results)} steps are errors; the first: {first}"]
 
 
@@ -162,33 +162,13 @@ def refuse_all_errors(run_dir: Path, results: Sequence[StepResult]) -> None:
         )
 
 
-def load_run(run_dir: Path) -> tuple[list[StepResult], dict[str, Any]]:
-    """Read the results and the run.json of a rollout's folder.
-
-    Raises:
-        UserError: a file is missing or is not what the rollout wrote.
-    """
-    info, steps = run_dir / "run.json", run_dir / "steps.jsonl"
-    for path in (info, steps):
-        if not path.is_file():
-            raise UserError(f"{path}: found no such file; expected the --output_dir of a rollout")
-    try:
-        run_info = json.loads(info.read_text(encoding="utf-8"))
-        missing = {"mode", "n_steps", "image_root", "test_csv", "model_path"} - set(run_info)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{info}: found no JSON object ({error}); expected what the rollout wrote") from error
-    if missing:
-        raise UserError(f"{info}: found no {', '.join(sorted(missing))}; expected what the rollout wrote")
-    return list(load_results(steps)), run_info
-
-
-def find_image_root(run_info: Mapping[str, Any]) -> Path:
+def find_image_root(run_info: RunInfo) -> Path:
     """Return the folder that the screenshots of a run are in."""
-    return Path(run_info["image_root"] or Path(run_info["test_csv"]).parent)
+    return Path(run_info.image_root or Path(run_info.test_csv).parent)
 
 
-def find_figures(run_info: Mapping[str, Any]) -> list[Path]:
+def find_figures(run_info: RunInfo) -> list[Path]:
     """Return the training curves that lie beside the model, where there are any."""
-    if not run_info["model_path"]:
+    if not run_info.model_path:
         return []
-    return [path for path in [Path(run_info["model_path"]) / "training_curves.png"] if path.is_file()]
+    return [path for path in [Path(run_info.model_path) / "training_curves.png"] if path.is_file()]

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from eval.reporting.files import write_text
-from eval.rollouts.run_info import close_run, open_run, read_earlier
+from eval.rollouts.run_info import RunInfo, close_run, open_run, read_earlier, read_run
 from eval.step_result import StepResult, append_result, format_result, load_results
 from sft.data.load import Trajectory
 from sft.errors import UserError
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def claim_folders(infos: Mapping[Path, dict[str, Any]]) -> Iterator[None]:
+def claim_folders(infos: Mapping[Path, RunInfo]) -> Iterator[None]:
     """Keep the folders of a rollout for this process; all are looked at before anything is written into one.
 
     Raises:
@@ -59,17 +59,17 @@ def _lock(path: Path) -> Iterator[None]:
 
 def run_tasks(
     folder: Path,
-    info: dict[str, Any],
+    info: RunInfo,
     trajectories: Sequence[Trajectory],
     agent: AgentConfig,
     mode: "Mode",
     batch_size: int,
     build_policy: Callable[[], "Policy"],
-) -> tuple[list[StepResult], dict[str, Any]]:
+) -> tuple[list[StepResult], RunInfo]:
     """Answer every step that has no result yet, appending each to `steps.jsonl`; the policy is built only then.
 
     Returns:
-        All results, tasks and steps in the order of the data, and the finished run's `run.json`.
+        All results, tasks and steps in the order of the data, and what the finished run's `run.json` holds.
 
     Raises:
         UserError: the folder holds a rollout of something else.
@@ -92,6 +92,18 @@ def run_tasks(
                 results.append(result)
     ordered = write_in_order(path, results, trajectories)
     return ordered, close_run(folder, info)
+
+
+def load_run(folder: Path) -> tuple[list[StepResult], RunInfo]:
+    """Read the results and the `run.json` of a rollout's folder.
+
+    Raises:
+        UserError: a file is missing or is not what the rollout wrote.
+    """
+    info, steps = read_run(folder), folder / "steps.jsonl"
+    if not steps.is_file():
+        raise UserError(f"{steps}: found no such file; expected the --output_dir of a rollout")
+    return list(load_results(steps)), info
 
 
 def write_in_order(path: Path, results: Sequence[StepResult], trajectories: Sequence[Trajectory]) -> list[StepResult]:

@@ -26,7 +26,9 @@ def load_performance(folders: Sequence[Path]) -> list[Field]:
             run = metrics.get("run", {})
             if run.get("policy", "model") != "model" or run.get("shard") is not None:
                 continue
-            notes = "".join(f"; {note.rstrip('.')}" for note in list_data_notes(run, names_tasks=False))
+            notes = "".join(
+                f"; {note.rstrip('.')}" for note in list_data_notes(run.get("data") or {}, names_tasks=False)
+            )
             name = f"{path.parent.relative_to(folder.parent)}, {metrics['mode']}{notes}"
             baseline, over = metrics["majority_baseline"], metrics["over_majority"]
             for matcher, rates in metrics["matchers"].items():
