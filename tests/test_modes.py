@@ -8,9 +8,11 @@ from trajectory_samples import build_tasks, write_trajectories
 
 from eval.policies.policy import RawAnswer, ReplayPolicy
 from eval.rollout import main
+from eval.rollouts.run_folder import run_tasks
+from eval.rollouts.run_info import RunInfo
 from eval.rollouts.walk import cut_at_first_error, walk_tasks
 from eval.score import main as score
-from eval.step_result import load_results
+from eval.step_result import format_result, load_results
 from sft.data.load import load_trajectories
 from sft.prompts import AgentConfig
 
@@ -49,35 +51,46 @@ def walk(tasks, policy, mode, batch_size=4, done=None):
     return sorted(results, key=lambda r: (order[r.task_id], r.index))
 
 
-def test_own_stop_asks_nothing_after_the_first_wrong_step(tasks):
-    first = tasks[0].task_id
-    policy = WrongAt(tasks, {(first, 1)})
-    results = walk(tasks, policy, "own_stop")
-    assert [r.parse_status for r in results if r.task_id == first] == ["ok", "ok", "not_run"]
-    assert (first, 2) not in policy.asked
-    assert len(results) == sum(len(t.steps) for t in tasks)
-    assert all(r.parse_status == "ok" for r in results if r.task_id != first)
+def roll_out(csv, folder, policy, mode):
+    """Roll out by the command's own parts; returns the results in `steps.jsonl`."""
+    tasks = load_trajectories(csv, show_progress=False)
+    info = RunInfo(mode=mode, model_path=None, test_csv=str(csv), image_root=None, n_steps=18).seal()
+    run_tasks(folder, info, tasks, AGENT, 4, lambda: policy)
+    return list(load_results(folder / "steps.jsonl"))
 
 
-def test_own_stop_is_own_cut_at_the_first_error(tasks):
-    faults = {(tasks[0].task_id, 0), (tasks[1].task_id, 1), (tasks[1].task_id, 2), (tasks[2].task_id, 2)}
+def test_own_stop_is_own_cut_at_the_first_error_of_each_task(csv, tasks, tmp_path):
+    faults = {(tasks[0].task_id, 0), (tasks[3].task_id, 1), (tasks[3].task_id, 2), (tasks[2].task_id, 2)}
+    stopped = roll_out(csv, tmp_path, WrongAt(tasks, faults), "own_stop")
     own = walk(tasks, WrongAt(tasks, faults), "own")
-    by_task = [[r for r in own if r.task_id == t.task_id] for t in tasks]
-    assert walk(tasks, WrongAt(tasks, faults), "own_stop") == [s for task in by_task for s in cut_at_first_error(task)]
+    n_run = {tasks[0].task_id: 1, tasks[3].task_id: 2}
+    assert [r.parse_status for r in stopped] == ["ok" if r.index < n_run.get(r.task_id, 3) else "not_run" for r in own]
+    for cut, whole in zip(stopped, own, strict=True):
+        if cut.parse_status == "ok":
+            assert cut == whole
+        else:
+            ended = own[own.index(whole) - whole.index + n_run[whole.task_id] - 1]
+            assert cut.memory_before == cut.memory_after == ended.memory_after
+            assert (cut.raw_text, cut.predicted, cut.gold, cut.index) == ("", None, whole.gold, whole.index)
+    assert cut_at_first_error(stopped) == stopped
 
 
-@pytest.mark.parametrize("n_done", range(4))
-def test_own_stop_goes_on_after_a_kill_between_the_error_and_its_rest(tasks, n_done):
-    faults = {(tasks[0].task_id, 1)}
-    whole = walk(tasks, WrongAt(tasks, faults), "own_stop")
-    done = {tasks[0].task_id: whole[:n_done]}
+@pytest.mark.parametrize("n_done", [1, 5, 18])
+def test_own_stop_resumes_after_a_kill(csv, tasks, tmp_path, n_done):
+    """With the file as mode own leaves it in the middle, at its end, and before the cut."""
+    faults = {(tasks[0].task_id, 1), (tasks[3].task_id, 0)}
+    whole = roll_out(csv, tmp_path / "whole", WrongAt(tasks, faults), "own_stop")
+    (tmp_path / "killed").mkdir()
+    answered = list(walk_tasks(tasks, WrongAt(tasks, faults), AGENT, "own", 4))[:n_done]
+    (tmp_path / "killed/run.json").write_bytes((tmp_path / "whole/run.json").read_bytes())
+    (tmp_path / "killed/steps.jsonl").write_text("".join(map(format_result, answered)))
     policy = WrongAt(tasks, faults)
-    rest = walk(tasks, policy, "own_stop", done=done)
-    assert whole[:n_done] + rest == whole
-    assert sorted(i for task_id, i in policy.asked if task_id == tasks[0].task_id) == list(range(min(n_done, 2), 2))
+    assert roll_out(csv, tmp_path / "killed", policy, "own_stop") == whole
+    assert len(policy.asked) == 18 - n_done
+    assert roll_out(csv, tmp_path / "whole", policy, "own_stop") == whole  # cut already
 
 
-@pytest.mark.parametrize("mode", ["teacher", "own", "own_stop"])
+@pytest.mark.parametrize("mode", ["teacher", "own"])
 def test_replay_is_all_right_in_every_mode(tasks, mode):
     results = walk(tasks, ReplayPolicy(tasks, AGENT), mode)
     assert all(r.predicted == r.gold and r.memory_before == r.gold_memory for r in results)
@@ -149,6 +162,6 @@ def test_own_stop_ends_a_task_at_a_step_that_could_not_be_answered(tasks):
         def answer(self, requests):
             return [RawAnswer("", error="out of memory") for _ in requests]
 
-    results = walk(tasks[:1], Failing(tasks, AGENT), "own_stop")
+    results = cut_at_first_error(walk(tasks[:1], Failing(tasks, AGENT), "own"))
     assert [r.error for r in results] == ["row 2: out of memory", None, None]
     assert [r.parse_status for r in results][1:] == ["not_run", "not_run"]

@@ -62,11 +62,12 @@ def run_tasks(
     info: RunInfo,
     trajectories: Sequence[Trajectory],
     agent: AgentConfig,
-    mode: "Mode",
     batch_size: int,
     build_policy: Callable[[], "Policy"],
 ) -> tuple[list[StepResult], RunInfo]:
     """Answer every step that has no result yet, appending each to `steps.jsonl`; the policy is built only then.
+
+    Mode "own_stop" answers what mode "own" does; each task is cut at its first error when all are answered.
 
     Returns:
         All results, tasks and steps in the order of the data, and what the finished run's `run.json` holds.
@@ -82,16 +83,18 @@ def run_tasks(
     if len(results) < n_steps:
         from eval.rollouts.walk import walk_tasks
 
+        mode: Mode = "teacher" if info.mode == "teacher" else "own"
         done: dict[str, list[StepResult]] = defaultdict(list)
         for result in results:
             done[result.task_id].append(result)
         walk = walk_tasks(trajectories, build_policy(), agent, mode, batch_size, done)
         with path.open("a", encoding="utf-8") as file:
-            for result in tqdm(walk, desc=f"Rolling out ({mode})", unit="step", total=n_steps, initial=len(results)):
+            for result in tqdm(
+                walk, desc=f"Rolling out ({info.mode})", unit="step", total=n_steps, initial=len(results)
+            ):
                 append_result(file, result)
                 results.append(result)
-    ordered = write_in_order(path, results, trajectories)
-    return ordered, close_run(folder, info)
+    return write_in_order(path, results, info.mode, trajectories), close_run(folder, info)
 
 
 def load_run(folder: Path) -> tuple[list[StepResult], RunInfo]:
@@ -106,10 +109,19 @@ def load_run(folder: Path) -> tuple[list[StepResult], RunInfo]:
     return list(load_results(steps)), info
 
 
-def write_in_order(path: Path, results: Sequence[StepResult], trajectories: Sequence[Trajectory]) -> list[StepResult]:
-    """Bring a finished `steps.jsonl` into the order of the data, which no interruption changes; return the results."""
+def write_in_order(
+    path: Path, results: Sequence[StepResult], mode: str, trajectories: Sequence[Trajectory]
+) -> list[StepResult]:
+    """Bring a finished `steps.jsonl` into the order of the data, which no interruption changes; return the results.
+
+    For mode "own_stop" they are those of mode "own", or already cut.
+    """
+    from eval.rollouts.walk import cut_at_first_error
+
     order = {t.task_id: i for i, t in enumerate(trajectories)}
     ordered = sorted(results, key=lambda r: (order[r.task_id], r.index))
+    if mode == "own_stop":
+        ordered = cut_at_first_error(ordered)
     write_text(path, "".join(map(format_result, ordered)))
     return ordered
 

@@ -5,10 +5,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from eval.policies.policy import EmptyPolicy, Policy, RawAnswer, ReplayPolicy, StepRequest
-from eval.rollouts.walk import Mode, walk_tasks
+from eval.rollouts.options import MODES
+from eval.rollouts.walk import cut_at_first_error, walk_tasks
 from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
 from eval.step_result import StepResult
 from sft.actions import Action
@@ -37,9 +38,9 @@ def run_self_checks(
     trajectories: Sequence[Trajectory], agent: AgentConfig, batch_size: int, policy: "ModelPolicy | None" = None
 ) -> Iterator[Check]:
     """Yield the outcome of each check as it ends; those of the model only where a `policy` is given."""
-    for mode in get_args(Mode):
+    for mode in MODES:
         yield check_replay(trajectories, agent, mode, batch_size)
-    for mode in get_args(Mode):
+    for mode in MODES:
         yield check_empty(trajectories, agent, mode, batch_size)
     yield check_shuffled(trajectories, agent, batch_size)
     yield check_canary(trajectories[:N_CANARY_TASKS], agent)
@@ -48,17 +49,17 @@ def run_self_checks(
         yield check_batches(trajectories[:N_BATCH_TASKS], agent, policy, batch_size)
 
 
-def check_replay(trajectories: Sequence[Trajectory], agent: AgentConfig, mode: Mode, batch_size: int) -> Check:
+def check_replay(trajectories: Sequence[Trajectory], agent: AgentConfig, mode: str, batch_size: int) -> Check:
     """The recording's own answers are right at every step, under every matcher."""
-    results = list(walk_tasks(trajectories, ReplayPolicy(trajectories, agent), agent, mode, batch_size))
+    results = _roll_out(trajectories, ReplayPolicy(trajectories, agent), agent, mode, batch_size)
     counts = {name: _count_right(results, name) for name in MATCHERS}
     detail = ", ".join(f"{name} {n} of {len(results)} steps" for name, n in counts.items())
     return Check(f"replay scores 100 % in mode {mode}", set(counts.values()) == {_count_steps(trajectories)}, detail)
 
 
-def check_empty(trajectories: Sequence[Trajectory], agent: AgentConfig, mode: Mode, batch_size: int) -> Check:
+def check_empty(trajectories: Sequence[Trajectory], agent: AgentConfig, mode: str, batch_size: int) -> Check:
     """No answer is never right."""
-    results = list(walk_tasks(trajectories, EmptyPolicy(), agent, mode, batch_size))
+    results = _roll_out(trajectories, EmptyPolicy(), agent, mode, batch_size)
     n_right = max(_count_right(results, name) for name in MATCHERS)
     is_passed = n_right == 0 and len(results) == _count_steps(trajectories)
     return Check(f"no answer scores 0 in mode {mode}", is_passed, f"{n_right} of {len(results)} steps")
@@ -148,6 +149,13 @@ class _Fixed:
     def answer(self, requests: Sequence[StepRequest]) -> list[RawAnswer]:
         self.asked += requests
         return [RawAnswer(self.texts.get((r.task_id, r.index), "")) for r in requests]
+
+
+def _roll_out(
+    trajectories: Sequence[Trajectory], policy: Policy, agent: AgentConfig, mode: str, batch_size: int
+) -> list[StepResult]:
+    walked = list(walk_tasks(trajectories, policy, agent, "teacher" if mode == "teacher" else "own", batch_size))
+    return cut_at_first_error(walked) if mode == "own_stop" else walked
 
 
 def _render_prompts(trajectory: Trajectory, agent: AgentConfig) -> list[str]:
