@@ -17,6 +17,7 @@ from eval.policies.adapter_parts import find_left_out
 from eval.policies.vllm_engine import VllmPolicy
 from eval.rollout import main
 from eval.rollouts.metering import _read_gpu_memory, record_rollout
+from eval.rollouts.run_info import RunInfo
 from sft.errors import UserError
 from sft.prompts import AgentConfig
 
@@ -106,14 +107,7 @@ def test_metering_asks_cuda_nothing_before_a_model_is_loaded(tmp_path, monkeypat
         output_dir=tmp_path,
         mode="own",
     )
-    info = {
-        "model_path": "m",
-        "engine": engine,
-        "test_csv": "t.csv",
-        "test_csv_sha256": "0",
-        "n_tasks": 1,
-        "n_steps": 1,
-    }
+    info = RunInfo(mode="own", engine=engine, model_path="m", test_csv="t.csv", image_root=None, n_tasks=1, n_steps=1)
     recorder = record_rollout(arguments, info)
     assert recorder.n_gpus in (0, 1)
     assert _read_gpu_memory() == {}

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from sft.errors import UserError
 from sft.models.families import part_of
-
-ADAPTER_FILE = "adapter_model.safetensors"
+from sft.models.model_folder import ADAPTER_FILE, read_header
 
 log = logging.getLogger("sft")
 
@@ -17,16 +16,8 @@ def find_left_out(folder: Path) -> list[str]:
     vLLM (0.32) puts LoRA on the language model alone: it warns of LoRA elsewhere and goes on without, and of weights
     saved in full it takes none.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = folder / ADAPTER_FILE
-    if not path.is_file():
-        return []
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-    except SafetensorError as error:
-        raise UserError(f"{path}: found a damaged file ({error}); expected safetensors: copy it again") from error
+    names = list(read_header(path)) if path.is_file() else []
     is_lora = {name: ".lora_A." in name or ".lora_B." in name for name in names}
     parts = sorted({part_of(name) for name in names if is_lora[name]} - {"language"})
     in_full = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in names if not is_lora[name]})

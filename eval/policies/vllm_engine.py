@@ -14,7 +14,7 @@ from sft.compute.hardware import has_gpu
 from sft.data.screenshots import open_screenshot
 from sft.errors import UserError
 from sft.json_text import find_object
-from sft.models.model_folder import read_base_model_name, read_dtype, read_json
+from sft.models.model_folder import ADAPTER_CONFIG, find_base_name, read_dtype, read_json
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig
 from sft.recipe.config import load_model_settings
@@ -35,7 +35,8 @@ class VllmPolicy:
         Raises:
             UserError: no vLLM here, or an adapter that vLLM takes in part only.
         """
-        refuse_left_out(Path(model_path))
+        folder = Path(model_path)
+        refuse_left_out(folder)
         # vLLM forks its engine, and a fork cannot use CUDA once this process has so much as looked for it
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         try:
@@ -45,23 +46,17 @@ class VllmPolicy:
             from vllm.sampling_params import StructuredOutputsParams
         except ImportError as error:
             raise UserError(f"--engine vllm: found no vllm ({error}); expected pip install -e '.[vllm]'") from error
-        folder = Path(model_path)
-        is_adapter = (folder / "adapter_config.json").is_file()
+        base = find_base_name(folder, base_model)
         options: dict[str, Any] = {}
-        base = base_model or model_path
-        if (folder / "config.json").is_file():  # vLLM's own choice would round an fp32 model to half precision
+        if base:
+            rank = read_json(folder / ADAPTER_CONFIG)["r"]
+            dtype = load_model_settings(folder).dtype
+            options = {"enable_lora": True, "max_lora_rank": round_rank(rank), "dtype": dtype}
+        elif (folder / "config.json").is_file():  # vLLM's own choice would round an fp32 model to half precision
             options["dtype"] = read_dtype(folder)
-        if is_adapter:
-            adapter = read_json(folder / "adapter_config.json")
-            base = base_model or read_base_model_name(folder)
-            options = {
-                "enable_lora": True,
-                "max_lora_rank": round_rank(adapter["r"]),
-                "dtype": load_model_settings(folder).dtype,
-            }
         self.encoder = StepEncoder(load_processor(model_path, agent.min_pixels, agent.max_pixels), agent)
         self._llm = LLM(
-            model=base,
+            model=base or model_path,
             limit_mm_per_prompt={"image": 1, "video": 0},
             mm_processor_kwargs={"min_pixels": agent.min_pixels, "max_pixels": agent.max_pixels},
             max_model_len=agent.max_prompt_tokens + agent.max_answer_tokens,
@@ -69,7 +64,7 @@ class VllmPolicy:
             enforce_eager=torch.version.cuda is None or not has_gpu(),  # compiling for a CPU takes minutes
             **options,
         )
-        self._adapter = LoRARequest("adapter", 1, str(folder)) if is_adapter else None
+        self._adapter = LoRARequest("adapter", 1, str(folder)) if base else None
         structured = StructuredOutputsParams(json=build_answer_schema(agent)) if is_constrained else None
         self._sampling = SamplingParams(
             temperature=0.0, max_tokens=agent.max_answer_tokens, structured_outputs=structured

@@ -14,7 +14,7 @@ from sft.errors import UserError
 from sft.export.merge_experts import find_expert_changes, merge_experts
 from sft.models.families import list_file_names
 from sft.models.model import open_adapter
-from sft.models.model_folder import list_weight_files, read_json
+from sft.models.model_folder import ADAPTER_CONFIG, list_weight_files, read_json
 
 PREFIX = "base_model.model."
 HEAD = "lm_head.weight"
@@ -57,7 +57,7 @@ def load_adapter(folder: Path) -> Adapter:
     Raises:
         UserError: a damaged file, or a kind of adapter whose merge is another sum (DoRA, ranks by pattern).
     """
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     config = read_json(path)
     if (kind := config.get("peft_type")) != "LORA":
         raise UserError(f"{path}: found peft_type {kind!r}; expected LORA: merge it with peft")
