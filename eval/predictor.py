@@ -18,7 +18,7 @@ from sft.models.model import check_adapter, find_family, load_model, open_adapte
 from sft.models.model_folder import read_base_model_name, read_dtype
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig, parse_answer
-from sft.recipe.config import load_agent_config, load_mixed_precision, load_model_settings
+from sft.recipe.recipe import load_agent_config, load_mixed_precision, load_model_settings
 from sft.recipe.settings import ModelSettings
 
 
