@@ -139,7 +139,7 @@ def load(work: Path, tiny: bool) -> dict[str, Any]:
     """Load the model in nf4, as training does."""
     from benchmarks.machine import read_own_mb
     from sft.models.model import count_parameters, count_quantised, find_family, load_model
-    from sft.recipe.config import parse_recipe
+    from sft.recipe.recipe import parse_recipe
 
     settings = parse_recipe(build_arguments(work)).model
     model = load_model(settings, find_family(settings.model_name_or_path))

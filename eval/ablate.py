@@ -33,7 +33,7 @@ from eval.scoring.comparison import compare_runs
 from eval.scoring.matching import HEADLINE
 from sft.errors import UserError, run_command
 from sft.files import write_whole
-from sft.recipe.config import load_agent_config
+from sft.recipe.recipe import load_agent_config
 
 WIDTH = 150  # the table has nine columns
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,7 +17,7 @@ from sft.models.model import load_for_inference, open_adapter
 from sft.models.model_folder import find_base_name, is_adapter, read_dtype
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig, parse_answer
-from sft.recipe.config import load_agent_config, load_mixed_precision, load_model_settings
+from sft.recipe.recipe import load_agent_config, load_mixed_precision, load_model_settings
 from sft.recipe.settings import ModelSettings
 
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sft.batches.examples import TaskSplit, build_step_rows, read_step_sizes
 from sft.batches.sampler import PackSampler, StepSize
 from sft.models.families import find_family_of
 from sft.models.shapes import read_text_shape, read_vision_shape
-from sft.recipe.config import Recipe, resolves_to_bf16
+from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.recipe.settings import ModelSettings
 
 # Bytes a weight takes in nf4 with double quantisation: 4 bits, 8 bits every 64 weights, 32 bits every 256 of those.
@@ -19,6 +20,12 @@ FP32_STATE = 8.0  # and else
 DEEPSPEED_COPY = 4.0  # DeepSpeed trains a copy in fp32 and keeps parameters and gradients in the model's format
 CONTEXT_GB = 0.7  # CUDA context and library workspaces
 GB = 1e9
+# ZeRO-3
+RANKS = (8, 16, 32)
+CARDS_GB = (40, 80)
+CODE_BYTES = 0.5  # of NF4_BYTES: the 4-bit codes. The scales are no parameters, so each rank keeps all of them
+MAX_LIVE_ELEMENTS = 1e9  # DeepSpeed's stage3_max_live_parameters; an element of 4-bit storage is one of bfloat16
+SHARDED = ("trained parameters", "gradients", "optimiser state")
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,27 @@ class TokenPlan:
     @property
     def packing_factor(self) -> float:
         return self.n_tokens_alone / self.n_tokens_packed
+
+
+def build_plan(recipe: Recipe, split: TaskSplit, card_gb: float) -> str:
+    """Render the plan of a run: on one card, and where that is more than one card holds, under ZeRO-3 as well."""
+    from sft.batches.encoding import StepEncoder
+    from sft.models.model import build_empty_model
+    from sft.models.processors import load_processor
+
+    agent, settings = recipe.agent, recipe.model
+    budget = (agent.min_pixels, agent.max_pixels)
+    encoder = StepEncoder(load_processor(settings.model_name_or_path, *budget, settings.model_revision), agent)
+    rows = build_step_rows(split.train, recipe.data.train_csv, encoder).dataset
+    tokens = plan_tokens(recipe, read_step_sizes(rows), n_ranks=1)
+    model, patches_a_token = build_empty_model(settings), encoder.layout.patches_a_token
+    memory = estimate_memory(recipe, model, tokens, patches_a_token)
+    plan = format_plan(recipe, tokens, memory, card_gb)
+    if sum(memory.values()) <= min(CARDS_GB):
+        return plan
+    largest_gb = measure_largest_layer(model, settings, find_family_of(model.config.model_type))
+    memory = estimate_memory(recipe, model, tokens, patches_a_token, has_deepspeed=True)
+    return f"{plan}\n{format_zero3(memory, largest_gb)}"
 
 
 def plan_tokens(recipe: Recipe, sizes: list[StepSize], n_ranks: int) -> TokenPlan:
@@ -137,6 +165,53 @@ def format_plan(recipe: Recipe, tokens: TokenPlan, memory: Mapping[str, float], 
         lines.append("  lower tokens_per_batch or max_pixels, or keep gradient_checkpointing on")
         if not recipe.model.use_peft:
             lines.append("  train an adapter (use_peft: true), or share the model out with ZeRO-3")
+    return "\n".join(lines)
+
+
+def estimate_rank(memory: Mapping[str, float], largest_gb: float, n_ranks: int) -> dict[str, float]:
+    """Estimate the memory of one rank of `n_ranks`, in GB by purpose.
+
+    `memory` is `estimate_memory`'s with DeepSpeed; `largest_gb` the layer that is gathered whole.
+    """
+    shards = scales = own = 0.0
+    for name, gb in memory.items():
+        if name.endswith("nf4"):
+            shards += gb * CODE_BYTES / NF4_BYTES / n_ranks
+            scales += gb * (1 - CODE_BYTES / NF4_BYTES)
+        elif name in SHARDED or name.endswith(tuple(BYTES_OF_DTYPE)):
+            shards += gb / n_ranks
+        else:
+            own += gb
+    gathered = largest_gb + MAX_LIVE_ELEMENTS * BYTES_OF_DTYPE["bfloat16"] / GB
+    return {"shards": shards, "4-bit scales": scales, "gathered": gathered, "activations": own}
+
+
+def measure_largest_layer(model: Any, settings: ModelSettings, family: Any) -> float:
+    """Return the GB of the largest module that ZeRO-3 gathers at once: all experts of a layer, or one matrix."""
+    import torch
+
+    from sft.models.experts import list_experts
+
+    def measure(name: str, module: Any) -> float:
+        is_nf4 = settings.load_in_4bit and isinstance(module, torch.nn.Linear) and family.quantises(name)
+        weight = CODE_BYTES if is_nf4 else BYTES_OF_DTYPE[settings.dtype]
+        return weight * sum(p.numel() for p in module.parameters(recurse=False)) / GB
+
+    sizes = {name: measure(name, module) for name, module in model.named_modules()}
+    layers = [name for name, _ in list_experts(model)]
+    whole = [sum(gb for name, gb in sizes.items() if name.startswith(f"{layer}.")) for layer in layers[:1]]
+    return max([*sizes.values(), *whole])
+
+
+def format_zero3(memory: Mapping[str, float], largest_gb: float) -> str:
+    """Render what each rank of 8, 16 and 32 holds, and which cards hold it."""
+    plans = {n: estimate_rank(memory, largest_gb, n) for n in RANKS}
+    lines = ["", "GPU memory per rank under ZeRO-3, estimated (GB)"]
+    lines.append("  cards " + "".join(f"{name:>14}" for name in (*plans[RANKS[0]], "total")))
+    for n, plan in plans.items():
+        total = sum(plan.values())
+        fits = ", ".join(f"{card} GB: {'fits' if total <= card else 'does not fit'}" for card in CARDS_GB)
+        lines.append(f"  {n:>5} " + "".join(f"{gb:>14.2f}" for gb in (*plan.values(), total)) + f"   {fits}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Prompt and answer text: the one place either is made, for training and rollout alike. Knows no files or models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from sft.actions import (
@@ -34,16 +34,45 @@ class AgentConfig:
     than `max_prompt_tokens` (image tokens counted in) has its memory shortened; nothing else is ever cut.
     """
 
-    actions: tuple[ActionType, ...] = DEFAULT_ACTIONS
-    memory_writer: MemoryWriter = "model"
-    use_short_term: bool = True
-    use_long_term: bool = True
-    use_grounding: bool = False
-    memory_budget_chars: int = 1200
-    min_pixels: int = 65_536
-    max_pixels: int = 1_310_720
-    max_prompt_tokens: int = 8192
-    max_answer_tokens: int = 512
+    actions: tuple[ActionType, ...] = field(
+        default=DEFAULT_ACTIONS, metadata={"help": "The actions an agent can take; docs/data.md has an example."}
+    )
+    memory_writer: MemoryWriter = field(
+        default="model",
+        metadata={"help": "Who writes the memory: the model, in its answer, or a rule, from the predicted action."},
+    )
+    use_short_term: bool = field(default=True, metadata={"help": "Show the short-term memory (and have it written)."})
+    use_long_term: bool = field(default=True, metadata={"help": "Show the long-term memory (and have it written)."})
+    use_grounding: bool = field(
+        default=False, metadata={"help": "Show the screen elements of the column Detected_Elements."}
+    )
+    memory_budget_chars: int = field(
+        default=1200,
+        metadata={
+            "help": "Longest memory a prompt shows; the oldest entries are dropped.",
+            "least": 4,
+            "unit": "characters",
+        },
+    )  # 4: two empty objects
+    min_pixels: int = field(
+        default=65_536, metadata={"help": "A smaller screenshot is enlarged.", "least": 1, "unit": "pixels"}
+    )
+    max_pixels: int = field(
+        default=1_310_720,
+        metadata={"help": "A larger screenshot is made smaller; at least min_pixels.", "least": 1, "unit": "pixels"},
+    )
+    max_prompt_tokens: int = field(
+        default=8192,
+        metadata={
+            "help": "A longer prompt, image tokens included, has its memory shortened; nothing else is ever cut.",
+            "least": 1,
+            "unit": "tokens",
+        },
+    )
+    max_answer_tokens: int = field(
+        default=512,
+        metadata={"help": "Longest answer; a recorded one that is longer is refused.", "least": 1, "unit": "tokens"},
+    )
     prompt_version: str = PROMPT_VERSION
 
 

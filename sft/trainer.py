@@ -1,23 +1,43 @@
 """TRL's SFTTrainer with what it lacks: packed batches, fp32 adapters, checked gradients, a validation rollout."""
 
 import contextlib
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from datasets import Dataset as HubDataset
 from torch.utils.data import DataLoader, Dataset
+from transformers import EarlyStoppingCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTConfig
 
-from sft.batches.collator import build_dense_mask
+from sft.batches.collator import PackingCollator, PaddingCollator, build_dense_mask
+from sft.batches.encoding import StepEncoder
+from sft.batches.examples import read_step_sizes
 from sft.batches.sampler import PackSampler, PaddedSampler
+from sft.compute.recorder import RunRecorder
 from sft.compute.step_meter import StepMeter
-from sft.models.model import trained_parts
+from sft.models.model import (
+    build_lora_config,
+    check_saved_modules,
+    check_sequence_lengths,
+    count_parameters,
+    find_family,
+    load_model,
+    trained_parts,
+)
+from sft.models.processors import load_processor
 from sft.models.tree_attention import use_tree_attention
+from sft.recipe.recipe import Recipe
 from sft.training.checkpoint_trainer import CheckpointTrainer
 from sft.training.processes import leave_signals_to_parent
 from sft.training.watch import GradientCheck, StopWhenPreempted, check_batch, check_loss, refuse_gradient
+
+log = logging.getLogger("sft")
 
 ValidationRollout = Callable[[torch.nn.Module], dict[str, float]]
 
@@ -59,6 +79,18 @@ class TrajectoryTrainer(CheckpointTrainer):
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; an error that ends it is told below the progress bars, not on the line of one."""
+        try:
+            return super().train(*args, **kwargs)
+        except BaseException:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, ProgressCallback):
+                    for bar in (callback.prediction_bar, callback.training_bar):
+                        if bar is not None:
+                            bar.close()
+            raise
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader whose batches the sampler chose, or the stock one without a sampler."""
@@ -216,6 +248,80 @@ class TrajectoryTrainer(CheckpointTrainer):
             self.model.train(was_training)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in rollout.items()})
         return output
+
+
+def load_encoder(recipe: Recipe) -> StepEncoder:
+    """Load what turns steps into tokens and pixels; a model that cannot take the recipe's sequences is refused.
+
+    Raises:
+        UserError: what was found, expected and the way out.
+    """
+    settings, agent = recipe.model, recipe.agent
+    find_family(settings.model_name_or_path, settings.model_revision)  # refuses one that is not supported
+    check_sequence_lengths(settings, recipe.longest_sequences())
+    check_saved_modules(settings)
+    budget = (agent.min_pixels, agent.max_pixels)
+    processor = load_processor(settings.model_name_or_path, *budget, settings.model_revision)
+    return StepEncoder(processor, agent, Path(recipe.data.screenshot_cache) if recipe.data.screenshot_cache else None)
+
+
+def build_trainer(
+    recipe: Recipe,
+    encoder: StepEncoder,
+    train: HubDataset,
+    val: HubDataset | None,
+    training: SFTConfig,
+    run: Mapping[str, Any],
+    validation_rollout: ValidationRollout | None,
+    recorder: RunRecorder,
+) -> TrajectoryTrainer:
+    """Load the model and set up its training on the rows of `build_step_rows`; `run` is `describe_run`'s."""
+    family = find_family(recipe.model.model_name_or_path, recipe.model.model_revision)
+    collator_class = PaddingCollator if recipe.batch.packing == "none" else PackingCollator
+    pixel_dtype = torch.bfloat16 if recipe.computes_in_bf16 else torch.float32
+    accumulation = training.gradient_accumulation_steps
+    sampler = build_sampler(recipe, train, training, training.per_device_train_batch_size, accumulation)
+    log.info("%d steps in %d batches an epoch", len(train), len(sampler))
+    packing_factor = 1.0
+    if isinstance(sampler, PackSampler):
+        packing_factor = sampler.packing_factor
+        log.info("packing: %.2f times fewer tokens", packing_factor)
+    recorder.note(packing_factor=packing_factor)
+    trainer = TrajectoryTrainer(
+        model=load_model(recipe.model, family),
+        args=training,
+        train_dataset=train,
+        eval_dataset=val,
+        processing_class=encoder.processor,
+        data_collator=collator_class(encoder, recipe.batch.loss_weights, pixel_dtype),
+        pack_sampler=sampler,
+        eval_sampler=build_sampler(recipe, val, training, training.per_device_eval_batch_size) if val else None,
+        run=run,
+        peft_config=build_lora_config(recipe.model, family),
+        validation_rollout=validation_rollout,
+        step_meter=StepMeter(recorder),
+    )
+    if recipe.validation.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.validation.early_stopping_patience))
+    log_parameters(count_parameters(trainer.model))
+    return trainer
+
+
+def build_sampler(
+    recipe: Recipe, rows: HubDataset, training: SFTConfig, batch_size: int, accumulation: int = 1
+) -> PackSampler | PaddedSampler:
+    """Return what decides which steps are one batch, the same for any number of processes with one global batch."""
+    processes = (training.world_size, accumulation)
+    if recipe.batch.packing == "none":
+        return PaddedSampler(len(rows), batch_size, recipe.data_seed, *processes)
+    return PackSampler(read_step_sizes(rows), recipe.batch.tokens_per_batch, recipe.data_seed, *processes)
+
+
+def log_parameters(counts: dict[str, dict[str, int]]) -> None:
+    """Log trainable and total parameters by part."""
+    for part, count in counts.items():
+        share = 100 * count["trainable"] / max(count["total"], 1)
+        log.info("%-8s %13d parameters, %12d trainable (%.2f %%)", part, count["total"], count["trainable"], share)
 
 
 @contextlib.contextmanager

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch.utils import cpp_extension
 
-from sft.training.build_lock import BuildLock, use_build_lock
+from sft.training.processes import BuildLock, use_build_lock
 
 HOLD = """\
 import sys, time
-from sft.training.build_lock import BuildLock
+from sft.training.processes import BuildLock
 print(BuildLock(sys.argv[1]).try_acquire(), flush=True)
 time.sleep(600)
 """

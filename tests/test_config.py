@@ -11,14 +11,14 @@ from trl import SFTConfig
 
 from sft.errors import UserError
 from sft.prompts import AgentConfig, agent_to_json
-from sft.recipe.config import (
-    build_training_arguments,
+from sft.recipe.launch import build_training_arguments
+from sft.recipe.recipe import (
+    RecipeError,
     load_agent_config,
     load_model_settings,
     parse_recipe,
     resolves_to_bf16,
 )
-from sft.recipe.recipe_yaml import RecipeError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -134,6 +134,8 @@ def test_lists_and_null_can_be_given_on_the_command_line(parse):
         ("memory_writer: both", "memory_writer: found 'both'; expected"),
         ("lora_parts: [head]", "lora_parts: found ['head']; expected"),
         ("actions: [CLICK]", "actions: found ['CLICK']; expected a list of {name, description"),
+        ("output_dir: ''", "output_dir: found ''; expected text that is not empty, or null"),
+        ("val_csv: '  '", "val_csv: found '  '; expected text that is not empty, or null"),
         ("max_pixels: 9", "max_pixels: found 9; expected at least min_pixels=65536"),
         ("learning_rate: .nan", "learning_rate: found nan; expected a finite number"),
         ("logging_steps: .inf", "logging_steps: found inf; expected a finite number"),
@@ -146,7 +148,7 @@ def test_lists_and_null_can_be_given_on_the_command_line(parse):
         ("log_level: foo", "log_level: found foo; expected one of detail, debug, info"),
         ("log_level_replica: 7", "log_level_replica: found 7; expected str"),
         ("loss_type: foo", "loss_type: found foo; expected one of nll, dft"),
-        ("loss_weights: {memory: -1}", "loss_weights: found -1.0 for memory; expected a number from 0"),
+        ("loss_weights: {memory: -1}", "loss_weights: found -1.0 for memory; expected at least 0"),
         ("dataloader_persistent_workers: true", "dataloader_persistent_workers: found without workers"),
         ("val_split: 1.5", "val_split: found 1.5; expected a share from 0 to below 1"),
         ("val_split: 0.1\nval_csv: v.csv", "val_split: found together with val_csv"),
@@ -230,6 +232,15 @@ def test_missing_recipe_is_named(tmp_path):
         parse_recipe(["--lora_r", "3"])
 
 
+def test_recipe_in_another_encoding_is_told(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{MINIMAL}output_dir: modèle\n", encoding="latin-1")
+    with pytest.raises(
+        RecipeError, match="found text that is not UTF-8 .*; expected a recipe in YAML.*saved as UTF-8"
+    ):
+        parse_recipe([str(path)])
+
+
 def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())
@@ -296,21 +307,21 @@ def test_agent_config_of_a_model_folder_is_checked(tmp_path, content, message):
 
 def test_agent_config_is_read_from_the_folder_or_from_the_file_named(tmp_path):
     for name, agent in (("agent_config.json", AgentConfig()), ("mine.json", AgentConfig(use_long_term=False))):
-        (tmp_path / name).write_text(json.dumps(agent_to_json(agent)))
+        (tmp_path / name).write_text(json.dumps(agent_to_json(agent)), encoding="utf-8-sig")  # as Notepad saves it
     assert load_agent_config(tmp_path) == AgentConfig()
     assert load_agent_config(tmp_path, tmp_path / "mine.json") == AgentConfig(use_long_term=False)
     with pytest.raises(UserError, match="found no such folder"):
         load_agent_config(tmp_path / "missing")
 
 
-def test_recipe_with_keys_of_ours_alone_is_checked_without_torch(tmp_path):
-    (tmp_path / "recipe.yaml").write_text(MINIMAL + "lora_r: 2.7\n")
+def test_recipe_is_checked_without_torch(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(MINIMAL + "lora_r: 2.7\nlearning_rate: 1e-4\nmax_steps: 1.5\n")
     code = (
-        "import sys\nfrom sft.recipe.config import RecipeError, parse_recipe\n"
+        "import sys\nfrom sft.recipe.recipe import RecipeError, parse_recipe\n"
         f"try: parse_recipe([{str(tmp_path / 'recipe.yaml')!r}])\n"
         "except RecipeError as error: print(error)\n"
         "print('torch' in sys.modules)"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "lora_r: found 2.7; expected int" in output
+    assert "lora_r: found 2.7; expected int" in output and "max_steps: found 1.5; expected int" in output
     assert output.endswith("False\n")

@@ -21,7 +21,7 @@ from sft.models.model import build_empty_model, count_parameters, find_family, l
 from sft.models.processors import PROCESSORS, load_processor
 from sft.plan import estimate_memory, plan_tokens
 from sft.prompts import build_prompt
-from sft.recipe.config import parse_recipe
+from sft.recipe.recipe import parse_recipe
 from sft.recipe.settings import ModelSettings
 
 
@@ -73,6 +73,7 @@ def test_plan_counts_the_weights_that_are_loaded(tiny_checkpoints, tmp_path, fam
     assert memory["activations"] > 0 and memory["vision activations"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "billions"),
     [  # transformers' defaults are the sizes of these models; the published names round them

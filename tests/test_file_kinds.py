@@ -16,7 +16,7 @@ from trajectory_samples import build_task, build_tasks, format_csv, write_trajec
 from sft.convert import __main__ as convert
 from sft.data.load import TrajectoryError, load_task_set, load_trajectories
 from sft.errors import UserError
-from sft.recipe.recipe_yaml import RecipeError, load_yaml
+from sft.recipe.recipe import RecipeError, load_yaml
 
 
 def _zip(*names):

@@ -18,7 +18,7 @@ from sft.batches.examples import build_step_rows
 from sft.models.kernels import NAME, PatchEmbedding, attend_by_length, choose_kernels
 from sft.models.model import find_family, load_model
 from sft.models.processors import load_processor
-from sft.recipe.config import parse_recipe
+from sft.recipe.recipe import parse_recipe
 from sft.recipe.settings import ModelSettings
 
 QWEN = ("qwen3_vl", "qwen2_5_vl")

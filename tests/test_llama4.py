@@ -15,7 +15,7 @@ from sft.errors import UserError
 from sft.models.families import FAMILIES
 from sft.models.llama4 import Llama4SparseMoe, longest_sequence
 from sft.models.model import build_lora_config, check_sequence_lengths, count_parameters, load_model
-from sft.recipe.config import parse_recipe
+from sft.recipe.recipe import parse_recipe
 from sft.recipe.settings import ModelSettings
 
 FAMILY = FAMILIES["llama4"]

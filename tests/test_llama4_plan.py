@@ -6,9 +6,10 @@ import pytest
 from conftest import ROOT
 
 from sft.models.model import build_empty_model, count_parameters, find_family_of
-from sft.plan import TokenPlan, estimate_memory
-from sft.plan_zero3 import estimate_rank, format_zero3, measure_largest_layer
-from sft.recipe.config import parse_recipe
+from sft.plan import TokenPlan, estimate_memory, estimate_rank, format_zero3, measure_largest_layer
+from sft.recipe.recipe import parse_recipe
+
+pytestmark = pytest.mark.slow
 
 # Dimensions of the published configs.
 TEXT = {
@@ -53,7 +54,7 @@ def planned(request, tiny_checkpoints, tmp_path_factory):
     config["vision_config"].update(VISION)
     (folder / "config.json").write_text(json.dumps(config))
     recipe = parse_recipe([f"{ROOT}/recipes/llama4_{request.param}.yaml", "--model_name_or_path", str(folder)])
-    tokens = TokenPlan(100, 10**6, 10**6, 100, 4096, 8192, 1500, 3000, n_optimizer_steps=50)
+    tokens = TokenPlan(100, 10**6, 10**6, 100, 4096, 1500, 3000, n_optimizer_steps=50)
     model = build_empty_model(recipe.model)
     return request.param, recipe, estimate_memory(recipe, model, tokens, patches_a_token=4, has_deepspeed=True)
 

@@ -20,7 +20,7 @@ from sft.models.light_processor import LightProcessor
 from sft.models.model_folder import read_dtype
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig
-from sft.recipe.config import parse_recipe
+from sft.recipe.recipe import parse_recipe
 from sft.run import check_inputs
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 4966659944\n"
@@ -128,6 +128,12 @@ def test_git_lfs_pointer_is_told_by_all_who_open_a_tokenizer(folder, name):
             opens()
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_byte_order_mark_that_an_editor_has_put_before_json_is_told(folder, name):
+    (folder / name).write_text((folder / name).read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert f"{folder / name}: found a byte order mark, with which transformers cannot read it" in _refused(folder)
+
+
 def test_every_file_that_is_not_whole_is_named_at_once(sharded):
     first, second = (sharded / name for name in NAMES)
     first.write_bytes(POINTER)
@@ -177,6 +183,7 @@ def test_adapter_given_as_a_base_is_told_from_a_broken_folder(tmp_path):
     assert "found an adapter and no config.json; expected a base model" in _refused(tmp_path)
 
 
+@pytest.mark.slow
 def test_refusal_comes_before_torch_together_with_the_data_s_problems(folder, tmp_path):
     _edit(folder / "config.json", lambda config: {**config, "quantization_config": {"quant_method": "awq"}})
     csv = write_trajectories(tmp_path, build_tasks(1))

@@ -16,7 +16,7 @@ from sft.convert import __main__ as convert
 from sft.data.load import TrajectoryError, load_trajectories
 from sft.memory import Answer
 from sft.prompts import AgentConfig, agent_from_json, agent_to_json, build_system_text, format_answer, parse_answer
-from sft.recipe.config import RecipeError, load_agent_settings
+from sft.recipe.recipe import RecipeError, load_agent_settings
 from sft.split import __main__ as split
 
 BACK = ActionType("BACK", "go back", takes_target=False)

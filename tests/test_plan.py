@@ -9,7 +9,7 @@ from demo.tiny_qwen3vl import build_tiny_checkpoint
 from sft.batches.sampler import StepSize
 from sft.models.model import build_empty_model, build_lora_config, find_family, load_model
 from sft.plan import GB, TokenPlan, estimate_memory, format_plan, plan_tokens
-from sft.recipe.config import parse_recipe
+from sft.recipe.recipe import parse_recipe
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from safetensors.numpy import load, save_file
 
 from sft.errors import UserError
 from sft.prompts import AgentConfig
-from sft.recipe.config import build_training_arguments, parse_recipe
+from sft.recipe.launch import build_training_arguments
+from sft.recipe.recipe import parse_recipe
 from sft.training.push import plan_upload
 
 TOKEN = "hf_" + "x" * 30
@@ -125,6 +126,7 @@ def _push(hub, model, *arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_upload_creates_a_private_repository_and_leaves_everything_secret_behind(hub, model):
     finished = _push(hub, model)
     assert finished.returncode == 0, finished.stderr
@@ -146,6 +148,7 @@ def test_upload_creates_a_private_repository_and_leaves_everything_secret_behind
     assert "commit" in finished.stdout
 
 
+@pytest.mark.slow
 def test_refusal_by_the_hub_ends_with_a_message_and_a_way_out(hub, model):
     hub.refuses = True
     finished = _push(hub, model, "--public")

@@ -10,7 +10,7 @@ from sft.batches.examples import load_task_split
 from sft.data.load import TrajectoryError, load_task_set, load_trajectories
 from sft.errors import UserError
 from sft.prompts import AgentConfig
-from sft.recipe.config import parse_recipe
+from sft.recipe.recipe import parse_recipe
 
 
 def _write_with_bad_rows(folder, n_tasks=5):

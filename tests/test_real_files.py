@@ -26,13 +26,15 @@ from sft.models.light_processor import LightProcessor, build_image_counter
 from sft.models.model_folder import read_dtype
 from sft.models.processors import load_processor, save_processor
 from sft.prompts import format_answer
-from sft.recipe.config import load_agent_settings
+from sft.recipe.recipe import load_agent_settings
 from sft.run import print_plan
 
 if find_spec("dashscope") is None:
     pytest.skip("found no package dashscope, which ships Qwen's BPE: pip install dashscope", allow_module_level=True)
 
 from benchmarks.real_models import TEMPLATES, read_template, write_real_folders
+
+pytestmark = pytest.mark.slow
 
 RECIPES = {"qwen3_vl": ROOT / "recipes/qwen3vl.yaml", "qwen2_5_vl": ROOT / "recipes/qwen2_5vl.yaml"}
 # Image tokens at the recipe's budget, by hand: Qwen3-VL has 32 pixels a side and token, Qwen2.5-VL 28.

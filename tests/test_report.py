@@ -168,6 +168,7 @@ def test_report_works_with_315_tasks_of_13_steps(tmp_path, image_root):
     assert write_page(steps, tmp_path, image_root).stat().st_size < 5e6
 
 
+@pytest.mark.slow
 def test_two_runs_stand_side_by_side_in_a_real_browser(browser, tmp_path, image_root):
     stopped = [*STEPS[2:4], *STEPS[:2], *STEPS[4:]]
     stopped[1] = stopped[1].as_not_run(stopped[0].memory_after)
@@ -221,15 +222,17 @@ def test_summary_says_where_an_interval_is_blind(capsys):
 
 @pytest.fixture(scope="module")
 def browser():
-    if not Path(CHROMIUM).is_file():
-        pytest.skip(f"found no {CHROMIUM}: apt-get install chromium")
     sync_api = pytest.importorskip("playwright.sync_api", reason="found no playwright: pip install playwright")
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        program = next((p for p in (CHROMIUM, playwright.chromium.executable_path) if Path(p).is_file()), None)
+        if program is None:
+            pytest.skip(f"found no {CHROMIUM}: apt-get install chromium, or playwright install --with-deps chromium")
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         yield opened
         opened.close()
 
 
+@pytest.mark.slow
 def test_report_in_a_real_browser(browser, tmp_path, image_root):
     path = write_page(STEPS, tmp_path, image_root, figures=[image_root / "screen.png"])
     page = browser.new_page(viewport={"width": 1280, "height": 900})

@@ -65,6 +65,7 @@ def test_seed_and_resamples_reach_the_metrics(run_dir):
     assert metrics["bootstrap"] == {"seed": 7, "n_resamples": 100, "confidence": 0.95}
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_are_scored_in_five_seconds(run_dir):
     pairs = [("CLICK", "CLICK"), ({"action": "TEXT", "target": "Name", "text": "DOE"}, "CLICK"), ("ZOOM", None)]
     results = [step for i in range(770) for step in make_task(f"t{i}", [*pairs * 4, ("COMPLETE", "COMPLETE")])]

@@ -2,23 +2,26 @@
 
 import dataclasses
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
-from attempt_samples import load_adapter, read_losses, write_recipe
 from test_config import MINIMAL, ROOT
+from training_runs import load_adapter, read_losses, write_recipe
 from trajectory_samples import build_tasks, write_trajectories
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import SFTConfig
 
 from sft import run
-from sft.recipe.config import build_training_arguments, parse_recipe
-from sft.recipe.recipe_yaml import RecipeError
+from sft.recipe.launch import build_training_arguments
+from sft.recipe.recipe import RecipeError, parse_recipe
+from sft.recipe.settings import find_default
 from sft.recipe.spellings import KNOWN_SPELLINGS
-from sft.recipe.training_keys import ACTING_KEYS, REFUSED_KEYS
+from sft.recipe.training_keys import ACTING_KEYS, REFUSED_KEYS, TRAINING_KEYS
 from sft.trainer import TrajectoryTrainer
 
 FIELDS = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
-ACTING = {key for keys in ACTING_KEYS.values() for key in keys}
+ACTING = set(TRAINING_KEYS)
 
 
 @pytest.fixture
@@ -43,6 +46,17 @@ def test_no_field_of_the_installed_config_is_unclassified():
     assert FIELDS - ACTING - set(REFUSED_KEYS) == {"packing"}, "a key of ours has this name"
     assert (ACTING | set(REFUSED_KEYS)) - FIELDS == set()
     assert sum(len(keys) for keys in ACTING_KEYS.values()) == len(ACTING)
+
+
+def test_types_and_defaults_of_the_keys_are_those_of_the_installed_config():
+    """Enumerations of transformers stand in the table as text, which is what a recipe can hold."""
+    types = get_type_hints(SFTConfig)
+    enumerated = {"lr_scheduler_type", "optim", "debug", "logging_strategy", "eval_strategy", "save_strategy"}
+    assert {name for name, key in TRAINING_KEYS.items() if key.type != types[name]} == enumerated
+    fields = [field for field in dataclasses.fields(SFTConfig) if field.name in ACTING]
+    assert {field.name: find_default(field) for field in fields} == {n: k.default for n, k in TRAINING_KEYS.items()}
+    assert set(TRAINING_KEYS["eval_strategy"].among) == {member.value for member in IntervalStrategy}
+    assert set(TRAINING_KEYS["save_strategy"].among) == {member.value for member in SaveStrategy}
 
 
 @pytest.mark.parametrize("key", sorted(REFUSED_KEYS))
@@ -73,8 +87,8 @@ def test_refused_key_that_asks_for_what_is_done_anyway_is_taken(problems, line):
 
 
 def test_key_of_a_newer_trl_is_refused(problems, monkeypatch):
-    fewer = {**ACTING_KEYS, "loss": tuple(key for key in ACTING_KEYS["loss"] if key != "loss_type")}
-    monkeypatch.setattr("sft.recipe.training_keys.ACTING_KEYS", fewer)
+    fewer = {name: key for name, key in TRAINING_KEYS.items() if name != "loss_type"}
+    monkeypatch.setattr("sft.recipe.recipe.TRAINING_KEYS", fewer)
     assert problems("loss_type: dft")[0].startswith("loss_type: found a key of TRL's that was not tried")
 
 
@@ -107,6 +121,34 @@ def test_key_of_a_newer_trl_is_refused(problems, monkeypatch):
             "lr_scheduler_type: cosine_with_min_lr",
             "lr_scheduler_kwargs: found None with lr_scheduler_type cosine_with",
         ),
+        (
+            "lr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cycles: many}",
+            "lr_scheduler_kwargs: found {'num_cycles': 'many'} with lr_scheduler_type cosine, which cannot be built",
+        ),
+        (
+            "lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {power: [2]}",
+            "lr_scheduler_kwargs: found {'power': [2]} with lr_scheduler_type polynomial, which cannot be built",
+        ),
+        (
+            "lr_scheduler_type: polynomial\nlearning_rate: 1e-5\nlr_scheduler_kwargs: {lr_end: 0.1}",
+            "lr_scheduler_kwargs: found {'lr_end': 0.1} with lr_scheduler_type polynomial, which cannot be built of "
+            "it (lr_end (0.1) must be smaller than initial lr (1e-05))",
+        ),
+        (
+            "lr_scheduler_type: inverse_sqrt\nlr_scheduler_kwargs: {timescale: .nan}",
+            "lr_scheduler_kwargs: found nan for timescale; expected a finite number",
+        ),
+        (
+            "val_csv: v\neval_strategy: epoch\nlr_scheduler_type: reduce_lr_on_plateau\nlr_scheduler_kwargs: "
+            "{patience: long}",
+            "lr_scheduler_kwargs: found {'patience': 'long'} with lr_scheduler_type reduce_lr_on_plateau",
+        ),
+        ("lr_scheduler_kwargs: steep", "lr_scheduler_kwargs: found steep with lr_scheduler_type linear"),
+        ("neftune_noise_alpha: -1", "neftune_noise_alpha: found -1.0; expected more than 0"),
+        ("ddp_timeout: 0", "ddp_timeout: found 0; expected at least 1"),
+        ("ddp_timeout: 10000000000", "ddp_timeout: found 10000000000; expected at most 1000000000"),
+        ("torch_empty_cache_steps: 0", "torch_empty_cache_steps: found 0; expected at least 1"),
+        ("debug: [overflow]", "debug: found ['overflow']; expected str or a list of underflow_overflow"),
         ("lr_scheduler_kwargs: {a: 1}", "lr_scheduler_kwargs: found {'a': 1} with lr_scheduler_type linear"),
         ("lr_scheduler_type: constant\nwarmup_steps: 3", "warmup_steps: found with lr_scheduler_type constant"),
         ("fp16: true", "fp16: found with use_cpu, where it does nothing"),
@@ -161,7 +203,7 @@ def test_what_cannot_be_used_here_is_refused_before_a_model_is_loaded(problems, 
         ("model_name: a", "model_name: found an unknown key; did you mean model_name_or_path?"),
         ("warmup_ratio: 0.1", "warmup_ratio: found an unknown key; did you mean warmup_steps? (a number of steps, or"),
         ("LR: 0.1", "LR: found an unknown key; did you mean learning_rate?"),
-        ("group_by_length: true", "group_by_length: found an unknown key; which steps are one batch is decided by pa"),
+        ("group_by_length: true", "group_by_length: found an unknown key; packing decides which steps are in one"),
         ("use_kernels: true", "use_kernels: found an unknown key; kernels from the Hub were not tried"),
         ("learning_rat: 1", "learning_rat: found an unknown key; did you mean learning_rate?"),
     ],
@@ -170,6 +212,7 @@ def test_name_of_another_tool_or_version_leads_to_ours(problems, line, problem):
     assert problems(line)[0].startswith(problem)
 
 
+@pytest.mark.slow
 def test_known_spellings_lead_to_keys_that_can_be_set(problems):
     for name, (ours, sentence) in KNOWN_SPELLINGS.items():
         assert name == name.lower() and name not in FIELDS
@@ -317,6 +360,7 @@ def _is_same(adapter, other):
     return all(torch.equal(adapter[name], other[name]) for name in adapter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -348,6 +392,7 @@ def test_key_of_the_course_the_optimiser_or_the_loss_changes_the_weights(train, 
     assert not _is_same(load_adapter(_folder(train(*arguments))), usual)
 
 
+@pytest.mark.slow
 def test_lr_scheduler_kwargs_and_optim_args_are_read(train):
     for key, arguments in {
         "lr_scheduler_kwargs": ["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", "{power: 3}"],
@@ -357,6 +402,7 @@ def test_lr_scheduler_kwargs_and_optim_args_are_read(train):
         assert not _is_same(*(load_adapter(_folder(trainer)) for trainer in (with_key, without)))
 
 
+@pytest.mark.slow
 def test_keys_that_change_no_weight_reach_what_reads_them(train, usual, monkeypatch):
     """One run with a key of each other family; what comes of it is looked at where it is used."""
     cleared = []
@@ -385,6 +431,7 @@ def test_keys_that_change_no_weight_reach_what_reads_them(train, usual, monkeypa
     assert list(_folder(trainer).rglob("events.out.tfevents*"))
 
 
+@pytest.mark.slow
 def test_average_tokens_across_devices_is_read(attempt, tmp_path):
     """Two processes with different numbers of answer tokens."""
     arguments = ["--max_steps", "1", "--save_strategy", "no", "--lora_dropout", "0", "--load_in_4bit", "false"]
@@ -396,6 +443,7 @@ def test_average_tokens_across_devices_is_read(attempt, tmp_path):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_metrics_that_a_recipe_may_choose_by_are_those_an_evaluation_gives(train):
     arguments = ["--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "true"]
     rollout = ["--val_rollout_tasks", "1", "--memory_writer", "rule", "--max_answer_tokens", "40"]

@@ -64,6 +64,7 @@ def test_teacher_memory_is_gold_and_lags_by_one_step_whatever_the_model_wrote(ta
         assert gold[1].short_term == trajectory.steps[0].gold.short_term
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DEMO_FILES, reason="demo/data has no trajectories yet")
 def test_replay_is_right_about_every_demo_step():
     agent = AgentConfig()

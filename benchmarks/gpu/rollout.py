@@ -86,7 +86,7 @@ def write_adapter(base: Path, folder: Path, csv_path: Path, is_tiny: bool) -> No
     from safetensors.torch import save_file
 
     from sft.models.model import ADAPTER_FILE, build_empty_model, build_lora_config, find_family
-    from sft.recipe.config import parse_recipe
+    from sft.recipe.recipe import parse_recipe
 
     limit = 8 if is_tiny else ANSWER_TOKENS
     recipe = parse_recipe(build_arguments(base, csv_path, folder, is_tiny, max_answer_tokens=limit))

@@ -202,7 +202,8 @@ def build_trainer(base: Path, csv_path: Path, side: str, is_tiny: bool, n_steps:
     from sft.data.load import load_trajectories
     from sft.models.model import build_lora_config, find_family, load_model
     from sft.models.processors import load_processor
-    from sft.recipe.config import build_training_arguments, parse_recipe
+    from sft.recipe.launch import build_training_arguments
+    from sft.recipe.recipe import parse_recipe
 
     padded = {"packing": "none", "per_device_train_batch_size": STOCK_MICRO_BATCH}
     overrides = {"max_steps": n_steps, **(padded if side == "stock" else {})}

@@ -17,7 +17,7 @@ from sft.json_text import find_object
 from sft.models.model_folder import ADAPTER_CONFIG, find_base_name, read_dtype, read_json
 from sft.models.processors import load_processor
 from sft.prompts import AgentConfig
-from sft.recipe.config import load_model_settings
+from sft.recipe.recipe import load_model_settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image

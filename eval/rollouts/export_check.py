@@ -22,7 +22,7 @@ from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY
 from sft.models.model import load_for_inference
 from sft.models.processors import load_processor
-from sft.recipe.config import load_agent_config, load_model_settings
+from sft.recipe.recipe import load_agent_config, load_model_settings
 from sft.recipe.settings import ModelSettings
 
 N_STEPS = 4

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import get_args
 
 from sft.prompts import AgentConfig
-from sft.recipe.config import load_agent_config
-from sft.recipe.countries import list_countries
-from sft.recipe.settings import Purpose
+from sft.recipe.recipe import load_agent_config
+from sft.recipe.settings import Purpose, list_countries
 
 MODES = ("teacher", "own", "own_stop")
 

@@ -39,7 +39,7 @@ from sft.errors import UserError, run_command
 from sft.memory import dump_json
 from sft.models.light_processor import LightProcessor
 from sft.prompts import AgentConfig
-from sft.recipe.config import load_agent_settings
+from sft.recipe.recipe import load_agent_settings
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

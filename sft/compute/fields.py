@@ -17,7 +17,7 @@ from sft.compute.ledger import RunRecord
 from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
 from sft.rates import read_rate
-from sft.recipe.recipe_yaml import load_yaml
+from sft.recipe.recipe import load_yaml
 
 Status = Literal["measured", "estimated", "author"]
 AUTHOR_NAME = "compute_author.yaml"

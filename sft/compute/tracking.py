@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 
 from sft.compute.recorder import RunRecorder
-from sft.recipe.config import Recipe
+from sft.recipe.recipe import Recipe
 from sft.recipe.settings import ComputeSettings
 
 if TYPE_CHECKING:

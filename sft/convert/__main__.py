@@ -26,7 +26,7 @@ from sft.convert.pipeline import audit_records, read_pipeline
 from sft.convert.records import load_records, read_records
 from sft.data.hints import as_visible
 from sft.errors import run_command
-from sft.recipe.config import load_agent_settings
+from sft.recipe.recipe import load_agent_settings
 
 MAX_DROPPED_SHOWN = 20
 

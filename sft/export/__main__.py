@@ -19,7 +19,7 @@ from sft.errors import UserError, run_command
 from sft.files import check_new, write_new
 from sft.models.model_folder import check_model_folder, find_base_name
 from sft.rates import Rate
-from sft.recipe.config import load_agent_config, load_model_settings
+from sft.recipe.recipe import load_agent_config, load_model_settings
 from sft.training.outputs import RUN_FILES
 
 

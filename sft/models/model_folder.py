@@ -1,5 +1,6 @@
 """Is a model's folder whole, and of a kind that can be loaded? Reads configs and headers, never weights or torch."""
 
+import codecs
 import json
 from collections import Counter
 from pathlib import Path
@@ -268,6 +269,8 @@ def _find_damage(path: Path) -> str | None:
         return f"found a Git LFS pointer; {LFS_WAY_OUT}"
     if not head.strip():
         return "found an empty file; expected its content: download it again"
+    if path.suffix == ".json" and head.startswith(codecs.BOM_UTF8):
+        return "found a byte order mark, with which transformers cannot read it; save it as UTF-8 without one"
     if path.suffix == ".json" and not tail.rstrip().endswith((b"}", b"]")):
         return "found broken JSON, which ends in the middle; restore the file: download it again"
     return None

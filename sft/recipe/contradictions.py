@@ -1,83 +1,26 @@
-"""Which values of a recipe do not go together. Reads settings alone: no data, no model."""
+"""Which values of a recipe do not go together. Reads settings alone, each within its bounds: no data, no model."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from math import isfinite
 from typing import Any
 
-from sft.recipe.countries import list_countries
-from sft.recipe.validation import find_validation_contradictions
+from sft.recipe.settings import ValidationSettings, list_countries
+from sft.recipe.training_keys import TRAINING_KEYS
 
-_LEAST = {
-    "lora_r": 1,
-    "lora_alpha": 1,
-    "memory_budget_chars": 4,  # two empty objects
-    "min_pixels": 1,
-    "max_prompt_tokens": 1,
-    "max_answer_tokens": 1,
-    "tokens_per_batch": 1,
-    "val_rollout_tasks": 0,
-    "val_rollout_batch_size": 1,
-    "early_stopping_patience": 1,
-    "gradient_accumulation_steps": 1,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "save_total_limit": 1,
-    "learning_rate": 0,
-    "max_grad_norm": 0,
-    "dataloader_num_workers": 0,
-    "seed": 0,
-    "data_seed": 0,
-    "weight_decay": 0,
-    "adam_epsilon": 0,
-    "label_smoothing_factor": 0,
-}
-_BELOW_1 = ("lora_dropout", "adam_beta1", "adam_beta2")
-_MOST_SEED = 2**32 - 1  # NumPy's
-_LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")  # of transformers
-_LOSSES = ("nll", "dft")
-_NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
-_ABOVE_0 = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")
+FOLLOW_A_METRIC = ("reduce_lr_on_plateau", "greedy")  # schedules that do
+_NO_WARMUP = ("constant", *FOLLOW_A_METRIC)
+# What an evaluation gives to choose by, and whether more of it is better; None where neither can be said.
+_OF_THE_LOSS: Mapping[str, bool | None] = {"loss": False, "mean_token_accuracy": True, "entropy": None}
+_OF_THE_ROLLOUT: Mapping[str, bool | None] = {"swa": True, "swa_target": True}
 
 
 def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
     data, model, agent, validation = (settings[name] for name in ("data", "model", "agent", "validation"))
-    values = {name: value for part in settings.values() for name, value in vars(part).items()} | dict(training)
-    if endless := [name for name, value in values.items() if isinstance(value, float) and not isfinite(value)]:
-        return [f"{name}: found {values[name]}; expected a finite number" for name in endless]
-    problems = [
-        f"{name}: found {values[name]}; expected at least {least}"
-        for name, least in _LEAST.items()
-        if values.get(name) is not None and values[name] < least
-    ]
-    problems += [
-        f"{name}: found {training[name]}; expected more than 0"
-        for name in _ABOVE_0
-        if training.get(name) is not None and training[name] <= 0
-    ]
-    problems += [
-        f"{name}: found {values[name]}; expected at most {_MOST_SEED}"
-        for name in ("seed", "data_seed")
-        if values.get(name) is not None and values[name] > _MOST_SEED
-    ]
-    problems += [
-        f"{name}: found {values[name]}; expected a share from 0 to below 1"
-        for name in _BELOW_1
-        if values.get(name) is not None and not 0 <= values[name] < 1
-    ]
-    if training.get("label_smoothing_factor", 0) > 1:
-        problems.append(f"label_smoothing_factor: found {training['label_smoothing_factor']}; expected at most 1")
+    problems = []
     if training.get("dataloader_persistent_workers") and not training.get("dataloader_num_workers"):
         problems.append(
             "dataloader_persistent_workers: found without workers; expected dataloader_num_workers above 0"
         )
-    problems += [
-        f"{key}: found {training[key]}; expected one of {', '.join(_LOG_LEVELS)}"
-        for key in ("log_level", "log_level_replica")
-        if training.get(key, "passive") not in _LOG_LEVELS
-    ]
-    if training.get("loss_type", "nll") not in _LOSSES:
-        problems.append(f"loss_type: found {training['loss_type']}; expected one of {', '.join(_LOSSES)}")
     if training.get("warmup_steps") and training.get("lr_scheduler_type") in _NO_WARMUP:
         problems.append(
             f"warmup_steps: found with lr_scheduler_type {training['lr_scheduler_type']}, which has no warm-up; "
@@ -85,8 +28,6 @@ def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]
         )
     if training.get("fp16") and training.get("use_cpu"):
         problems.append("fp16: found with use_cpu, where it does nothing; expected bf16 or neither")
-    if (max_steps := training.get("max_steps", -1)) < 1 and max_steps != -1:
-        problems.append(f"max_steps: found {max_steps}; expected at least 1, or -1 for num_train_epochs")
     names = [action.name.upper() for action in agent.actions]
     if not names or len(set(names)) < len(names):
         problems.append(f"actions: found {', '.join(names) or 'none'}; expected at least one, each name once")
@@ -108,14 +49,12 @@ def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]
             "attn_implementation: found flash_attention_2, whose package is missing; expected sdpa, or `pip install "
             "flash-attn`"
         )
-    if not 0 <= data.val_split < 1:
-        problems.append(f"val_split: found {data.val_split}; expected a share from 0 to below 1")
     country = settings["compute"].country_iso_code
     if country is not None and country not in list_countries():
         problems.append(f"country_iso_code: found {country!r}; expected an ISO 3166 code of three letters, e.g. DEU")
     if data.val_csv and data.val_split:
         problems.append("val_split: found together with val_csv; expected one of the two")
-    problems += find_validation_contradictions(bool(data.val_csv or data.val_split), validation, training)
+    problems += _find_validation_contradictions(bool(data.val_csv or data.val_split), validation, training)
     problems += _find_loss_contradictions(settings["batch"].loss_weights, training)
     if model.load_in_4bit and not model.use_peft:
         problems.append("use_peft: found false with load_in_4bit; 4-bit weights train through LoRA only")
@@ -127,11 +66,7 @@ def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]
 def _find_loss_contradictions(loss_weights: Mapping[Any, float], training: Mapping[str, Any]) -> list[str]:
     """Both other losses are computed of something else than the weighted log-probabilities."""
     is_smoothed, is_dft = bool(training.get("label_smoothing_factor")), training.get("loss_type") == "dft"
-    problems = [
-        f"loss_weights: found {weight} for {name}; expected a number from 0"
-        for name, weight in loss_weights.items()
-        if not (isfinite(weight) and weight >= 0)
-    ]
+    problems = []
     if is_smoothed and loss_weights:
         problems.append("label_smoothing_factor: found together with loss_weights; expected one of the two")
     if is_dft and loss_weights:
@@ -139,3 +74,91 @@ def _find_loss_contradictions(loss_weights: Mapping[Any, float], training: Mappi
     if is_smoothed and is_dft:
         problems.append("label_smoothing_factor: found with loss_type dft, which has none; expected one of the two")
     return problems
+
+
+def _find_validation_contradictions(
+    has_validation: bool, validation: ValidationSettings, training: Mapping[str, Any]
+) -> list[str]:
+    """Return every problem of the keys that say when to evaluate and what to do with the result."""
+    problems = []
+    strategy, has_best = training.get("eval_strategy", "no"), bool(training.get("load_best_model_at_end"))
+    if not has_validation:
+        problems += _find_missing_data(strategy, has_best, training)
+    problems += _find_metric_problems(validation, training)
+    if validation.early_stopping_patience is not None and not has_best:
+        problems.append("early_stopping_patience: found without load_best_model_at_end; expected it to be true")
+    if training.get("save_strategy") == "best" and "metric_for_best_model" not in training and not has_best:
+        problems.append("save_strategy: found best without metric_for_best_model; expected the metric to save by")
+    for key, value in {
+        "load_best_model_at_end": has_best and "true",
+        "save_strategy": training.get("save_strategy") == "best" and "best",
+        "lr_scheduler_type": training.get("lr_scheduler_type") in FOLLOW_A_METRIC and training["lr_scheduler_type"],
+    }.items():
+        if value and strategy == "no":
+            way_out = ", or load_best_model_at_end: false" if key == "load_best_model_at_end" else ""
+            problems.append(
+                f"{key}: found {value} without evaluations; expected eval_strategy steps or epoch{way_out}"
+            )
+    if has_best and strategy != "no":
+        problems += _find_missed_saves(strategy, training)
+    return problems
+
+
+def _find_missing_data(strategy: str, has_best: bool, training: Mapping[str, Any]) -> list[str]:
+    """Name every key that needs validation data, and the values with which a run does without."""
+    needs = {
+        "eval_strategy": strategy != "no" and "no",
+        "eval_on_start": bool(training.get("eval_on_start")) and "false",
+        "load_best_model_at_end": has_best and "false",
+    }
+    without = " ".join(f"--{key} {value}" for key, value in needs.items() if value)
+    return [
+        f"{key}: found no validation data; give val_csv or val_split, or train without: {without}"
+        for key in ("eval_strategy", "eval_on_start")
+        if needs[key]
+    ]
+
+
+def _find_metric_problems(validation: ValidationSettings, training: Mapping[str, Any]) -> list[str]:
+    name = training.get("metric_for_best_model")
+    metric = str("loss" if name is None else name).removeprefix("eval_")
+    yielded = {**_OF_THE_LOSS, **(_OF_THE_ROLLOUT if validation.val_rollout_tasks else {})}
+    among = ", ".join(yielded)
+    if metric not in yielded:
+        if metric in _OF_THE_ROLLOUT:
+            return [
+                f"metric_for_best_model: found {metric} without a rollout; expected val_rollout_tasks above 0, or one "
+                f"of {among}"
+            ]
+        return [f"metric_for_best_model: found {name}, which no evaluation gives; expected one of {among}"]
+    is_greater, wanted = training.get("greater_is_better"), yielded[metric]
+    if wanted is None and is_greater is None:  # else transformers would take the highest without a word
+        return [f"metric_for_best_model: found {name}; expected greater_is_better beside it: true or false"]
+    if is_greater is not None and wanted is not None and is_greater != wanted:
+        what = "more" if wanted else "less"
+        return [f"greater_is_better: found {str(is_greater).lower()} with {metric}, of which {what} is better"]
+    return []
+
+
+def _find_missed_saves(strategy: str, training: Mapping[str, Any]) -> list[str]:
+    """The best evaluation's weights are kept where a checkpoint can be saved at each evaluation."""
+    save_strategy = training.get("save_strategy", TRAINING_KEYS["save_strategy"].default)
+    if save_strategy == "best":
+        return []
+    if save_strategy != strategy:
+        return [
+            f"load_best_model_at_end: found save_strategy {save_strategy} and eval_strategy {strategy}; expected the "
+            "same, or save_strategy: best"
+        ]
+    if strategy != "steps":
+        return []
+    eval_steps = training.get("eval_steps") or training.get("logging_steps", TRAINING_KEYS["logging_steps"].default)
+    save_steps = training.get("save_steps", TRAINING_KEYS["save_steps"].default)
+    # in millionths, as shares of all steps are no round numbers
+    is_multiple = round(save_steps * 1e6) % round(eval_steps * 1e6) == 0 and (save_steps < 1) == (eval_steps < 1)
+    if not is_multiple:
+        return [
+            f"load_best_model_at_end: found save_steps {save_steps:g} and eval_steps {eval_steps:g}; expected "
+            "save_steps to be a multiple of eval_steps, both numbers of steps or both shares below 1"
+        ]
+    return []

@@ -28,8 +28,8 @@ from sft.training.checkpoints import (
     prune_checkpoints,
     read_size,
 )
-from sft.training.first_process import do_in_first_process
 from sft.training.outputs import RUN_FILES
+from sft.training.processes import do_in_first_process
 
 
 class CheckpointTrainer(SFTTrainer):

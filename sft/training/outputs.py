@@ -1,18 +1,23 @@
-"""What a training saves beside the weights: agent, recipe, versions, data, processor."""
+"""What a training leaves behind: weights, checked, and all that a rollout and a reader need beside them."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.batches.examples import TaskSplit, describe_tasks
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
 from sft.prompts import agent_to_json
-from sft.recipe.config import Recipe, resolves_to_bf16
+from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.versions import read_versions
+
+if TYPE_CHECKING:
+    from sft.training.checkpoint_trainer import CheckpointTrainer
 
 # What a rollout or an export of the weights needs to know: how prompts are made, which base, which tasks were seen.
 RUN_FILES = ("agent_config.json", "training_data.json", "versions.json", "recipe.yaml")
+log = logging.getLogger("sft")
 
 
 def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: Any) -> None:
@@ -40,3 +45,35 @@ def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: An
             json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"
         )
     save_processor(processor, folder)
+
+
+def save_model(trainer: "CheckpointTrainer", folder: Path) -> None:
+    """Save the weights, reopen and check them, and draw the curves."""
+    from sft.compute.plots import plot_curves
+    from sft.models.model import check_adapter
+
+    if trainer.args.load_best_model_at_end and trainer.state.best_global_step is None:
+        log.warning("load_best_model_at_end: no evaluation gave a metric to choose by; the last weights are saved")
+    trainer.save_model()
+    trainer.save_state()
+    if not trainer.is_world_process_zero():
+        return
+    if (folder / "adapter_config.json").is_file():
+        model, needs_update = trainer.accelerator.unwrap_model(trainer.model), trainer.has_rate_by(trainer.final_step)
+        n_tensors = check_adapter(folder, model, needs_update)
+        if not needs_update:
+            log.warning("nothing was learned: every step up to %d had a learning rate of 0", trainer.final_step)
+        log.info("adapter reopened: %d tensors, as trained", n_tensors)
+    plot_curves(trainer.state.log_history, folder / "training_curves.png")
+    log.info("saved to %s", folder)
+
+
+def publish(recipe: Recipe, folder: Path) -> None:
+    """Write the model card, once the ledger has the run's last figures, and upload where the recipe says so."""
+    from sft.training.card import write_card
+
+    write_card(folder)
+    if recipe.training.get("push_to_hub"):
+        from sft.training.push import push_trained
+
+        log.info("uploaded to %s", push_trained(folder, recipe.training))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sft.errors import UserError
-from sft.recipe.config import Recipe
-from sft.recipe.support import Launch
+from sft.recipe.launch import Launch
+from sft.recipe.recipe import Recipe
 from sft.training.checkpoints import (
     copy_checkpoint,
     find_damage,

@@ -1,15 +1,11 @@
 """Training's watch over itself: stops a run that learns nothing, was preempted or lost a process, and says why."""
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch.distributed import distributed_c10d
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.batches.packing import IGNORED_LABEL
@@ -141,70 +137,3 @@ def refuse_gradient(parts: Sequence[str], step: int) -> NoReturn:
         "an operation overflows: try attn_implementation: eager, or dtype: float32 with bf16: false. Where grad_norm "
         "in the log grew before it, training diverges: lower learning_rate"
     )
-
-
-def limit_waiting(ddp_timeout_s: int) -> None:
-    """Have every group of processes that is built from now on wait for its slowest so long, and then fail.
-
-    `ddp_timeout` alone reaches one group on GPUs: transformers (5.23) passes it on where `use_cpu` is false, and
-    DeepSpeed builds groups of its own with torch's default, which is half an hour with gloo and 10 minutes with NCCL.
-    """
-    timeout = timedelta(seconds=ddp_timeout_s)
-    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
-
-
-@contextlib.contextmanager
-def explain_lost_process(training: TrainingArguments, logs: Path) -> Iterator[None]:
-    """End with one clear line instead of a library's where another process died or no longer answers."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if training.world_size == 1 or not any(word in text for word in ("gloo", "NCCL", "Connection", "Timed out")):
-            raise
-        log.debug("lost another process", exc_info=True)
-        raise SystemExit(
-            f"rank {training.process_index}: another process has died, or did not answer for ddp_timeout="
-            f"{training.ddp_timeout} s ({text.splitlines()[0][:200]}). What each process did last is in "
-            f"{logs}; go on with --resume auto"
-        ) from error
-
-
-@contextlib.contextmanager
-def unwrap_worker_errors() -> Iterator[None]:
-    """Pass on what a data worker says is wrong with the data without the traceback that torch puts around it."""
-    try:
-        yield
-    except UserError as error:
-        _, marker, text = str(error).rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")
-        if not marker:
-            raise
-        raise UserError(text.strip()) from None
-
-
-@contextlib.contextmanager
-def log_process(folder: Path, rank: int) -> Iterator[None]:
-    """Show what the first process logs, and of the others what is wrong; append all of it to `rank-N.log` in `folder`.
-
-    The error that ends the process is in the file too.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    console, file = (
-        logging.StreamHandler(),
-        logging.FileHandler(folder / f"rank-{rank}.log", encoding="utf-8", errors="replace"),
-    )
-    console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    console.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.setLevel(logging.DEBUG)
-    log.addHandler(console)
-    log.addHandler(file)
-    try:
-        yield
-    except BaseException as error:
-        file.handle(log.makeRecord("sft", logging.ERROR, "", 0, "ended by %r", (error,), None))
-        raise
-    finally:
-        log.removeHandler(console)
-        log.removeHandler(file)
-        file.close()

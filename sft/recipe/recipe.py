@@ -1,34 +1,41 @@
-"""Recipes: their values checked and put together, all problems told at once. Loads no model and reads no data."""
+"""How a recipe file and the command line become a `Recipe`: strictly, every problem told at once, no data read."""
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
-from sft.actions import ActionType
 from sft.errors import UserError
+from sft.file_kinds import JSON, YAML, find_kind
 from sft.prompts import AgentConfig, agent_from_json, agent_to_json
 from sft.recipe.contradictions import find_contradictions
-from sft.recipe.optional_parts import find_missing_parts
-from sft.recipe.recipe_yaml import RecipeError, load_yaml, parse_overrides
 from sft.recipe.settings import (
+    OWN_KEYS,
+    SECTIONS,
     BatchSettings,
     ComputeSettings,
     DataSettings,
     ModelSettings,
     ResumeSettings,
     ValidationSettings,
+    find_default,
+    list_keys,
 )
 from sft.recipe.spellings import describe_unknown_key
-from sft.recipe.training_keys import FIXED_KEYS, REFUSED_KEYS, find_key_problem
+from sft.recipe.training_keys import TRAINING_KEYS, find_refusal
 
-if TYPE_CHECKING:
-    from trl import SFTConfig
+
+class RecipeError(UserError):
+    """A recipe that cannot be run; its text lists every problem found."""
+
+    def __init__(self, path: Path, problems: Sequence[str]):
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
 
 
 @dataclass(frozen=True)
@@ -94,30 +101,16 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
             f"val_csv: found {in_file['val_csv']} of the recipe beside --train_csv {overrides['train_csv']}; expected "
             "--val_csv too, so that the best checkpoint is chosen on your tasks: a file, or null with --val_split 0.1"
         )
-    sections = {
-        "data": DataSettings,
-        "model": ModelSettings,
-        "agent": AgentConfig,
-        "batch": BatchSettings,
-        "validation": ValidationSettings,
-        "compute": ComputeSettings,
-        "resume": ResumeSettings,
-    }
-    own_keys = {name for cls in sections.values() for name in _field_types(cls)} - {"prompt_version"}
-    training = {k: v for k, v in values.items() if k not in own_keys}
-    built = {
-        name: _build(cls, {k: v for k, v in values.items() if k in _field_types(cls) and k in own_keys}, problems)
-        for name, cls in sections.items()
-    }
-    checked_training = _check_training_keys(training, own_keys, problems)
-    names_none = checked_training.get("bf16") is None and not checked_training.get("fp16")
+    built = {name: _build(cls, values, problems) for name, cls in SECTIONS.items()}
+    training = _check_training_keys({k: v for k, v in values.items() if k not in OWN_KEYS}, problems)
+    names_none = training.get("bf16") is None and not training.get("fp16")
     if not problems and names_none and built["model"].dtype == "float32":
-        checked_training["bf16"] = False  # float32 means float32: TRL would compute in bf16
+        training["bf16"] = False  # float32 means float32: TRL would compute in bf16
     if not problems:
-        problems += find_contradictions(built, checked_training)
+        problems += find_contradictions(built, training)
     if problems:
         raise RecipeError(path, problems)
-    return Recipe(path=path, training=checked_training, **built)
+    return Recipe(path=path, training=training, **built)
 
 
 def load_agent_config(folder: Path, override: str | Path | None = None) -> AgentConfig:
@@ -137,7 +130,7 @@ def load_agent_config(folder: Path, override: str | Path | None = None) -> Agent
     if path.suffix.lower() in (".yaml", ".yml"):
         return load_agent_settings(path)
     try:
-        return agent_from_json(json.loads(path.read_text(encoding="utf-8")))
+        return agent_from_json(json.loads(path.read_text(encoding="utf-8-sig")))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: found broken JSON ({error}); restore the file") from error
     except ValueError as error:
@@ -151,8 +144,7 @@ def load_agent_settings(recipe_path: Path) -> AgentConfig:
         RecipeError: the file cannot be read, or one of these keys has a wrong value.
     """
     problems: list[str] = []
-    keys = set(_field_types(AgentConfig)) - {"prompt_version"}
-    agent = _build(AgentConfig, {k: v for k, v in load_yaml(recipe_path).items() if k in keys}, problems)
+    agent = _build(AgentConfig, load_yaml(recipe_path), problems)
     if problems:
         raise RecipeError(recipe_path, problems)
     return agent
@@ -166,8 +158,7 @@ def load_model_settings(folder: Path) -> ModelSettings:
     """
     path = folder / "recipe.yaml"
     problems: list[str] = []
-    values = {k: v for k, v in load_yaml(path).items() if k in _field_types(ModelSettings)}
-    settings = _build(ModelSettings, values, problems)
+    settings = _build(ModelSettings, load_yaml(path), problems)
     if problems:
         raise RecipeError(path, problems)
     return settings
@@ -184,77 +175,96 @@ def load_mixed_precision(folder: Path) -> Literal["bfloat16", "float16"] | None:
     return "float16" if values.get("fp16") else "bfloat16" if values.get("bf16") else None
 
 
-def build_training_arguments(recipe: Recipe) -> "SFTConfig":
-    """Build TRL's configuration from the recipe; what TRL itself refuses becomes a `RecipeError`."""
-    from trl import SFTConfig  # torch takes seconds to import: only where a run is about to start
-
-    fixed: dict[str, Any] = {**FIXED_KEYS, "push_to_hub": False}  # sft.training.push knows what may leave, not TRL
-    if recipe.batch.packing != "none":
-        fixed["per_device_train_batch_size"] = fixed["per_device_eval_batch_size"] = 1
-    batch_size = recipe.training.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
-    try:
-        training = SFTConfig(**{"per_device_eval_batch_size": batch_size, **recipe.training, **fixed})
-    except (ValueError, TypeError) as error:
-        keys = [key for key, value in recipe.training.items() if str(error).startswith(f"{value} is not a valid ")]
-        raise RecipeError(recipe.path, [": ".join([*keys[:1], str(error)])]) from error
-    if missing := find_missing_parts(training):
-        raise RecipeError(recipe.path, missing)
-    training._n_gpu = min(training.n_gpu, 1)  # else one process that sees more GPUs cuts each batch up for all of them
-    return training
-
-
-def _build(cls: type, values: dict[str, Any], problems: list[str]) -> Any:
-    required = [f.name for f in dataclasses.fields(cls) if _is_required(f)]
+def _build(settings: type, values: Mapping[str, Any], problems: list[str]) -> Any:
+    """Build one section of a recipe from those of `values` that belong to it."""
+    keys = list_keys(settings)
+    required = [name for name, key in keys.items() if key.default is MISSING]
     problems += [f"{name}: found no such key; the recipe needs it" for name in required if name not in values]
-    types = _field_types(cls)
-    checked = {key: _check_value(key, types[key], value, problems) for key, value in values.items()}
-    return None if any(name not in values for name in required) else cls(**checked)
+    checked = {name: key.check(values[name], problems) for name, key in keys.items() if name in values}
+    return settings(**checked) if all(name in values for name in required) else None
 
 
-def _check_training_keys(values: Mapping[str, Any], own_keys: set[str], problems: list[str]) -> dict[str, Any]:
-    if not values:
-        return {}
-    from trl import SFTConfig
-
-    fields = {f.name: f for f in dataclasses.fields(SFTConfig) if f.init}
+def _check_training_keys(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Return the keys that go to TRL's configuration; torch is imported only to say what is wrong with another key."""
     checked = {}
-    for key, value in values.items():
-        if key not in fields:
-            problems.append(describe_unknown_key(key, [*own_keys, *fields]))
-        elif problem := find_key_problem(key, value, None if _is_required(fields[key]) else _default(fields[key])):
+    for name, value in values.items():
+        if name in TRAINING_KEYS:
+            checked[name] = TRAINING_KEYS[name].check(value, problems)
+            continue
+        from trl import SFTConfig
+
+        fields = {f.name: f for f in dataclasses.fields(SFTConfig) if f.init}
+        if name not in fields:
+            problems.append(describe_unknown_key(name, [*OWN_KEYS, *fields]))
+        elif problem := find_refusal(name, value, find_default(fields[name])):
             problems.append(problem)
-        elif key not in REFUSED_KEYS:
-            checked[key] = _check_value(key, fields[key].type, value, problems)
     return checked
 
 
-def _check_value(key: str, expected: Any, value: Any, problems: list[str]) -> Any:
-    """Return `value` as `expected`, or note what was found and expected. Neither True nor 2.7 passes for an int."""
-    name = str(expected).replace("typing.", "").replace("<class '", "").replace("'>", "")
-    if expected == tuple[ActionType, ...]:
-        name = "a list of {name, description, arguments, is_final, takes_target}"
+_YAML_BOOL = "tag:yaml.org,2002:bool"
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice and reads `no` as text, as YAML 1.2 does (`eval_strategy: no`)."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _YAML_BOOL]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                raise ValueError(f"line {line}: found {key!r} as a key; expected text: quote braces and brackets")
+            if key in seen:
+                raise ValueError(f"line {line}: found key {key!r} again (first in line {seen[key]}); expected it once")
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+_RecipeLoader.add_implicit_resolver(_YAML_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    expected = "expected a recipe in YAML, e.g. recipes/demo.yaml"
+    if not path.is_file():
+        raise RecipeError(path, [f"found {'a folder' if path.is_dir() else 'no such file'}; {expected}"])
     try:
-        checked = TypeAdapter(expected).validate_python(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        detail = ", ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-        problems.append(f"{key}: found {value!r}; expected {name} ({detail})")
-        return None
-    if isinstance(value, bool) and not isinstance(checked, (bool, str)):
-        problems.append(f"{key}: found {value!r}; expected {name}")
-    return checked
+        if (kind := find_kind(path)) not in (None, YAML, JSON):  # JSON is YAML too
+            raise RecipeError(path, [f"found {kind.name}; {expected}: {kind.way_out}"])
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_RecipeLoader)  # a SafeLoader
+    except RecipeError:
+        raise
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            path, [f"found text that is not UTF-8 ({error.reason}); {expected}, saved as UTF-8"]
+        ) from error
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        raise RecipeError(path, [" ".join(str(error).split())]) from error
+    if not isinstance(values, dict):
+        raise RecipeError(path, [f"found {type(values).__name__}; expected lines of the form key: value"])
+    return values
 
 
-def _field_types(cls: type) -> dict[str, Any]:
-    return {f.name: get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
-
-
-def _default(f: "dataclasses.Field[Any]") -> Any:
-    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-
-
-def _is_required(f: "dataclasses.Field[Any]") -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+def parse_overrides(path: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    overrides: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise RecipeError(path, [f"found {flag!r} on the command line; expected --key value"])
+        key, has_value, text = flag[2:].partition("=")
+        if not has_value:
+            if not rest:
+                raise RecipeError(path, [f"found --{key} without a value; expected --{key} VALUE"])
+            text = rest.pop(0)
+        try:
+            overrides[key.replace("-", "_")] = yaml.load(text, Loader=_RecipeLoader)  # a SafeLoader
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise RecipeError(path, [f"--{key}: found {text!r}; expected a YAML value"]) from error
+    return overrides
 
 
 def _plain(value: Any) -> Any:
