@@ -13,13 +13,11 @@ tokenizer and processor files, but no weights and no GPU.
 
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from sft.batches.examples import TaskSplit, build_step_rows, load_task_split, read_step_sizes
 from sft.batches.sampler import PackSampler, PaddedSampler
-from sft.data.load import Trajectory
 from sft.data.problems import describe_quarantine
 from sft.errors import UserError, run_command
 from sft.models.hub import find_base_model
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from trl import SFTConfig
 
-    from sft.batches.encoding import StepEncoder
     from sft.compute.recorder import RunRecorder
     from sft.trainer import TrajectoryTrainer
 
@@ -79,6 +76,7 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     """Load the model, train it from step 0 or a checkpoint, save what a rollout needs; `recorder` notes the cost."""
     import torch
 
+    from eval.rollouts.validation import build_validation_rollout
     from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
     from sft.batches.encoding import StepEncoder, find_tight_answer_limit
     from sft.compute.step_meter import StepMeter
@@ -220,48 +218,6 @@ def build_sampler(
     if recipe.batch.packing == "none":
         return PaddedSampler(len(rows), batch_size, recipe.data_seed, *processes)
     return PackSampler(read_step_sizes(rows), recipe.batch.tokens_per_batch, recipe.data_seed, *processes)
-
-
-def build_validation_rollout(
-    recipe: Recipe, tasks: list[Trajectory], encoder: "StepEncoder"
-) -> Callable[[Any], dict[str, float]] | None:
-    """Return what rolls the model out on validation tasks with its own memory and scores it, or None.
-
-    Processes share the tasks out and all return the same scores. Under ZeRO-3, where each token takes all of them,
-    every process walks every task.
-    """
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import reduce
-
-    from eval.policies.policy import ModelPolicy
-    from eval.rollouts.walk import walk_tasks
-    from eval.scoring.matching import MATCHERS, judge_step
-
-    n_chosen = min(recipe.validation.val_rollout_tasks, len(tasks))
-    chosen = [tasks[i * len(tasks) // n_chosen] for i in range(n_chosen)]  # spread over the order, hence applications
-    if not chosen:
-        return None
-    process = PartialState()
-    share = (
-        chosen if read_launch(os.environ).engine == "zero3" else chosen[process.process_index :: process.num_processes]
-    )
-
-    def roll_out(model: Any) -> dict[str, float]:
-        policy = ModelPolicy(model, encoder)
-        results = list(walk_tasks(share, policy, recipe.agent, "own", recipe.validation.val_rollout_batch_size))
-        if errors := [result.error for result in results if result.error is not None]:
-            log.warning(
-                "validation rollout: %d of %d steps are errors; first: %s", len(errors), len(results), errors[0]
-            )
-        n_right = [
-            sum(judge_step(r, MATCHERS[name]) == "right" for r in results) for name in ("action", "action_target")
-        ]
-        counts = reduce(torch.tensor([*n_right, len(results)], device=process.device), "sum")
-        right, right_target, n_steps = counts.tolist()
-        return {"swa": right / n_steps, "swa_target": right_target / n_steps}
-
-    return roll_out
 
 
 def add_early_stopping(trainer: "TrajectoryTrainer", recipe: Recipe) -> None:

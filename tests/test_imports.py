@@ -26,11 +26,11 @@ MAY_IMPORT_TORCH = {
     "sft.trainer",
     "sft.training.checkpoint_trainer",
     "sft.run",
-    "eval.policies.policy",
+    "eval.policies.hf",
     "eval.predictor",
 }
 MAY_IMPORT_TORCH |= {"sft.training.watch"}  # the trainer's callbacks
-MAY_IMPORT_TORCH |= {"eval.policies.decoding", "eval.policies.constraint"}  # parts of the policy
+MAY_IMPORT_TORCH |= {"eval.policies.decoding", "eval.rollouts.validation"}  # parts of the policy
 MAY_IMPORT_TORCH |= {
     "sft.compute.flops",
     "sft.compute.step_meter",

@@ -10,7 +10,8 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from eval.policies.policy import ModelPolicy, StepRequest
+from eval.policies.hf import ModelPolicy
+from eval.policies.policy import StepRequest
 from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
 from sft.batches.encoding import StepEncoder
 from sft.batches.examples import build_step_rows

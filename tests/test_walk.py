@@ -8,7 +8,8 @@ from conftest import DEMO_FILES, load_demo
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
 
-from eval.policies.policy import ModelPolicy, RawAnswer, ReplayPolicy
+from eval.policies.hf import ModelPolicy
+from eval.policies.policy import RawAnswer, ReplayPolicy
 from eval.rollouts.walk import walk_tasks
 from eval.scoring.matching import MATCHERS, judge_step
 from eval.scoring.metrics import compute_metrics
