@@ -35,10 +35,9 @@ MAY_IMPORT_TORCH |= {
     "sft.compute.flops",
     "sft.compute.step_meter",
     "sft.export.merge",
-    "sft.export.merge_experts",
     "eval.rollouts.export_check",
 }  # loaded by the trainer and by the export
-MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.qwen_moe", "sft.models.experts"}  # parts of the model
+MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.experts"}  # parts of the model
 MAY_IMPORT_TORCH |= {"sft.models.linear_attention", "sft.models.tree_attention", "sft.models.kernels"}  # likewise
 MAY_IMPORT_TORCH |= {"sft.training.build_lock"}  # changes how torch builds
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
@@ -47,12 +46,11 @@ FLOORS = ["recipe", "data", "models", "batches", "compute", "training", "convert
 # What the lowest layers may know of this project; everything above may know all of `sft`.
 MAY_KNOW = {
     "sft.errors": set(),
-    "sft.lfs": set(),
     "sft.actions": set(),
     "sft.memory": {"sft.actions"},
     "sft.json_text": set(),
     "sft.prompts": {"sft.actions", "sft.json_text", "sft.memory"},
-    "sft.file_kinds": {"sft.lfs"},
+    "sft.file_kinds": set(),
     "sft.data.literals": {"sft.actions", "sft.memory"},
     "sft.data.boxes": {"sft.data.literals"},
     "sft.data.cells": {"sft.actions", "sft.memory", "sft.prompts", "sft.data.boxes", "sft.data.literals"},
