@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import torch
 
-from eval.policies.policy import ModelPolicy, StepRequest
+from eval.policies.hf import ModelPolicy
+from eval.policies.policy import StepRequest
 from sft.actions import format_action
 from sft.batches.encoding import StepEncoder
 from sft.data.image_paths import find_file

@@ -148,8 +148,8 @@ def build_policy(arguments: argparse.Namespace, agent: AgentConfig, trajectories
         return EmptyPolicy()
     is_constrained = arguments.decoding == "constrained"
     if arguments.engine == "openai":
-        from eval.policies.adapter_parts import warn_of_left_out
         from eval.policies.openai_server import OpenAIPolicy
+        from eval.policies.vllm_engine import warn_of_left_out
 
         if folder := find_model_folder(arguments):
             warn_of_left_out(Path(folder))

@@ -5,8 +5,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft.lfs import LFS_BEGINNINGS
-
+LFS_BEGINNINGS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+LFS_WAY_OUT = "expected the file itself: run `git lfs pull` in its repository, or download it again"
 _HEAD_BYTES = 4096
 
 
@@ -81,6 +81,11 @@ def find_kind(path: Path) -> FileKind | None:
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return FileKind("a Python pickle", _AS_CSV)
     return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None) or _find_text_kind(head)
+
+
+def is_lfs_pointer(data: bytes) -> bool:
+    """Say whether a file's first bytes are those of a Git LFS pointer, which stands where a file was not fetched."""
+    return data.startswith(LFS_BEGINNINGS)
 
 
 def is_picture(data: bytes) -> bool:

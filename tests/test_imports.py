@@ -22,19 +22,15 @@ COMMANDS = {
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"}
 # A room is a folder, or a module beside the folders. Each may import the rooms named here, and no others.
-AGENT = (
-    "sft.actions sft.memory sft.prompts sft.json_text sft.rates sft.errors sft.files sft.file_kinds sft.lfs "
-    "sft.versions "
-)
+AGENT = "sft.actions sft.memory sft.prompts sft.json_text sft.rates sft.errors sft.files sft.file_kinds sft.versions "
 MAY_IMPORT = {
     "sft.json_text": "",
     "sft.errors": "",
     "sft.rates": "",
-    "sft.lfs": "",
     "sft.versions": "sft.files",
     "sft.actions": "",
     "sft.files": "sft.errors",
-    "sft.file_kinds": "sft.lfs",
+    "sft.file_kinds": "",
     "sft.memory": "sft.actions",
     "sft.prompts": "sft.actions sft.json_text sft.memory",
     "sft.recipe": AGENT,
@@ -52,18 +48,18 @@ MAY_IMPORT = {
     "sft.split": AGENT + "sft.data",
     "sft.export": AGENT + "sft.recipe sft.data sft.models sft.training eval.rollouts",  # checks by rolling out
     "sft.run": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute sft.training sft.trainer"
-    " sft.plan eval.policies eval.rollouts eval.scoring",  # the validation rollout
+    " sft.plan eval.rollouts",  # the validation rollout
     # Scoring knows no policy and no report; policies know no scoring.
     "eval.step_result": AGENT,
     "eval.scoring": AGENT + "sft.data eval.step_result",
-    "eval.reporting": AGENT + "sft.data sft.evaluations sft.training eval.step_result eval.scoring",
+    "eval.reporting": AGENT + "sft.data sft.evaluations sft.training eval.step_result eval.scoring eval.rollouts",
     "eval.policies": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute",
     "eval.predictor": AGENT + "sft.recipe sft.data sft.models sft.batches eval.policies",
     "eval.rollouts": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute"
     " eval.step_result eval.scoring eval.policies eval.predictor",
     "eval.rollout": AGENT + "sft.data eval.scoring eval.reporting eval.policies eval.predictor eval.rollouts",
     "eval.score": AGENT + "sft.data eval.step_result eval.scoring eval.reporting eval.rollouts",
-    "eval.ablate": AGENT + "sft.recipe eval.scoring eval.reporting",
+    "eval.ablate": AGENT + "sft.recipe eval.scoring eval.reporting eval.rollouts",
 }
 # What is not as it should be yet.
 STILL: set[tuple[str, str]] = set()

@@ -10,14 +10,15 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from eval.policies.policy import ModelPolicy, StepRequest
+from eval.policies.hf import ModelPolicy
+from eval.policies.policy import StepRequest
 from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
 from sft.batches.encoding import StepEncoder
 from sft.batches.examples import build_step_rows
 from sft.memory import EMPTY_MEMORY
+from sft.models.chat_template import close_thought
 from sft.models.light_processor import LightProcessor
 from sft.models.processors import load_processor, save_processor
-from sft.models.thoughts import close_thought
 from sft.prompts import parse_answer
 
 BUDGET = (TINY_AGENT.min_pixels, TINY_AGENT.max_pixels)

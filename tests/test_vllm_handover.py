@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import save_file
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from eval.policies.adapter_parts import find_left_out
-from eval.policies.vllm_engine import VllmPolicy
+from eval.policies.vllm_engine import VllmPolicy, find_left_out
 from eval.rollout import main
 from eval.rollouts.metering import _read_gpu_memory, record_rollout
 from eval.rollouts.run_info import RunInfo

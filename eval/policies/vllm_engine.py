@@ -1,26 +1,35 @@
-"""Answers from vLLM, for large rollouts on GPUs (extra `vllm`). Knows nothing of scoring."""
+"""Answers from vLLM, for large rollouts on GPUs (extra `vllm`), and what of an adapter it would leave out."""
 
+import logging
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.policies.adapter_parts import refuse_left_out
+from eval.policies.constrained import build_answer_schema
 from eval.policies.policy import RawAnswer, StepRequest
-from eval.policies.schema import build_answer_schema
 from sft.batches.encoding import Prompt, StepEncoder
 from sft.compute.hardware import has_gpu
 from sft.data.screenshots import open_screenshot
 from sft.errors import UserError
 from sft.json_text import find_object
-from sft.models.model_folder import ADAPTER_CONFIG, find_base_name, read_dtype, read_json
-from sft.models.processors import load_processor
+from sft.models.families import part_of
+from sft.models.model_folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
+    find_base_name,
+    read_dtype,
+    read_header,
+    read_json,
+)
 from sft.prompts import AgentConfig
 from sft.recipe.recipe import load_model_settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+log = logging.getLogger("sft")
 
 
 class VllmPolicy:
@@ -46,6 +55,8 @@ class VllmPolicy:
             from vllm.sampling_params import StructuredOutputsParams
         except ImportError as error:
             raise UserError(f"--engine vllm: found no vllm ({error}); expected pip install -e '.[vllm]'") from error
+        from sft.models.processors import load_processor
+
         base = find_base_name(folder, base_model)
         options: dict[str, Any] = {}
         if base:
@@ -110,3 +121,42 @@ class VllmPolicy:
 def round_rank(rank: int) -> int:
     """Return the least rank that vLLM prepares for and that an adapter of this rank fits into."""
     return next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)
+
+
+def find_left_out(folder: Path) -> list[str]:
+    """Return in words what vLLM would leave out of an adapter's weights, nothing where it takes them all.
+
+    vLLM (0.32) puts LoRA on the language model alone: it warns of LoRA elsewhere and goes on without, and of weights
+    saved in full it takes none.
+    """
+    path = folder / ADAPTER_FILE
+    names = list(read_header(path)) if path.is_file() else []
+    is_lora = {name: ".lora_A." in name or ".lora_B." in name for name in names}
+    parts = sorted({part_of(name) for name in names if is_lora[name]} - {"language"})
+    in_full = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in names if not is_lora[name]})
+    left_out = [f"LoRA on {' and '.join(parts)}"] if parts else []
+    return [*left_out, *([f"weights saved in full ({', '.join(in_full)})"] if in_full else [])]
+
+
+def refuse_left_out(folder: Path) -> None:
+    """Make sure that vLLM takes the whole of an adapter.
+
+    Raises:
+        UserError: it would answer with another model than the one that was trained.
+    """
+    if left_out := find_left_out(folder):
+        raise UserError(
+            f"{folder}: found {' and '.join(left_out)}, which vLLM leaves out of an adapter; expected LoRA on the "
+            f"language model alone: merge it with python -m sft.export --model_path {folder} --to DIR, and give DIR"
+        )
+
+
+def warn_of_left_out(folder: Path) -> None:
+    """Log what a server may leave out, where the adapter lies here: it is not known what it serves."""
+    if left_out := find_left_out(folder):
+        log.warning(
+            "%s: found %s, which vLLM leaves out if it serves this adapter on its base; serve the model that "
+            "python -m sft.export merges",
+            folder,
+            " and ".join(left_out),
+        )

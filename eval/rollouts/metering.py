@@ -26,7 +26,7 @@ class MeteredPolicy:
         self._busy_s = 0.0
 
     def answer(self, requests: "Sequence[StepRequest]") -> "list[RawAnswer]":
-        from eval.policies.policy import ModelPolicy
+        from eval.policies.hf import ModelPolicy
 
         is_first = self._n_steps == 0 and isinstance(self.policy, ModelPolicy)
         started = time.perf_counter()

@@ -18,7 +18,7 @@ from sft.memory import Answer, Memory
 from sft.prompts import AgentConfig, build_prompt, format_answer
 
 if TYPE_CHECKING:
-    from eval.policies.policy import ModelPolicy
+    from eval.policies.hf import ModelPolicy
 
 N_CANARY_TASKS, N_BATCH_TASKS = 20, 4
 CANARY = "XCANARYX"

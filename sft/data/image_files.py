@@ -9,7 +9,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from sft.lfs import LFS_BEGINNINGS
+from sft.file_kinds import LFS_BEGINNINGS
 
 KINDS = {
     "PNG": rb"\x89PNG\r\n\x1a\n",

@@ -7,10 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from sft.errors import UserError
-from sft.models.chat_template import check_chat_template, read_chat_template
+from sft.models.chat_template import check_chat_template, close_thought, read_chat_template
 from sft.models.llama4_tiles import IMAGE_TOKEN, choose_canvas, count_tiles_in_budget, write_image_tokens
 from sft.models.model_folder import check_small_files, read_json
-from sft.models.thoughts import close_thought
 from sft.prompts import AgentConfig
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

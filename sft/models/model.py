@@ -14,14 +14,19 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sft.errors import UserError
-from sft.models.experts import MakeLinear, add_empty_experts, read_experts
+from sft.models.experts import (
+    MakeLinear,
+    Qwen3_5MoeForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
+    add_empty_experts,
+    read_experts,
+)
 from sft.models.families import FAMILIES, PARTS, Family, find_family_of, part_of
 from sft.models.hub import BESIDE_WEIGHTS, find_base_model, find_folder
 from sft.models.kernels import choose_kernels
 from sft.models.linear_attention import carry_states
 from sft.models.llama4 import Llama4ForConditionalGeneration, longest_sequence
 from sft.models.model_folder import ADAPTER_FILE, read_header
-from sft.models.qwen_moe import Qwen3_5MoeForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 from sft.recipe.settings import ModelSettings
 
 # Models whose experts are linear layers here; the stock class of any other family, and of these in full fine-tuning.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from sft.errors import UserError
-from sft.lfs import LFS_WAY_OUT, is_lfs_pointer
+from sft.file_kinds import LFS_WAY_OUT, is_lfs_pointer
 from sft.models.families import find_family_of
 from sft.recipe.settings import ModelSettings
 

@@ -9,12 +9,11 @@ from transformers import AutoTokenizer, ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from sft.errors import UserError
-from sft.models.chat_template import check_chat_template, read_chat_template
+from sft.models.chat_template import check_chat_template, close_thought, read_chat_template
 from sft.models.hub import find_folder
 from sft.models.layouts import Layout, QwenLayout
 from sft.models.llama4_processor import Llama4Processor
 from sft.models.model_folder import check_small_files, read_json
-from sft.models.thoughts import close_thought
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
