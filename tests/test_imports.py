@@ -22,15 +22,14 @@ COMMANDS = {
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"}
 # A room is a folder, or a module beside the folders. Each may import the rooms named here, and no others.
-AGENT = (
-    "sft.actions sft.memory sft.prompts sft.json_text sft.rates sft.errors sft.files sft.file_kinds sft.lfs "
-    "sft.versions "
-)
+AGENT = "sft.actions sft.memory sft.prompts sft.json_text sft.errors sft.files sft.file_kinds sft.lfs sft.versions "
+AGENT += "sft.rates "
 MAY_IMPORT = {
     "sft.json_text": "",
     "sft.errors": "",
     "sft.rates": "",
     "sft.lfs": "",
+    "sft.rates": "",
     "sft.versions": "sft.files",
     "sft.actions": "",
     "sft.files": "sft.errors",
@@ -61,7 +60,8 @@ MAY_IMPORT = {
     "eval.predictor": AGENT + "sft.recipe sft.data sft.models sft.batches eval.policies",
     "eval.rollouts": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute"
     " eval.step_result eval.scoring eval.policies eval.predictor",
-    "eval.rollout": AGENT + "sft.data eval.scoring eval.reporting eval.policies eval.predictor eval.rollouts",
+    "eval.rollout": AGENT + "sft.data eval.step_result eval.scoring eval.reporting eval.policies eval.predictor"
+    " eval.rollouts",
     "eval.score": AGENT + "sft.data eval.step_result eval.scoring eval.reporting eval.rollouts",
     "eval.ablate": AGENT + "sft.recipe eval.scoring eval.reporting",
 }
