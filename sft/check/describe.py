@@ -15,7 +15,7 @@ from sft.data.memory_audit import MemoryAudit, MemoryCell, audit_memory
 from sft.data.shown_memory import audit_shown_memory
 from sft.data.sources import MEMORY_COLUMNS, Cells, Table
 from sft.data.steps import Step, Trajectory
-from sft.models.light_processor import DEFAULT_PIXELS_PER_TOKEN, build_image_counter, read_pixels_per_token
+from sft.models.token_counts import DEFAULT_PIXELS_PER_TOKEN, build_image_counter, read_pixels_per_token
 from sft.prompts import AgentConfig
 
 _MAX_ROWS = 20

@@ -1,4 +1,4 @@
-"""Which chat template does a model folder have, does it write all of a prompt, and does it open a thought?"""
+"""The chat template of a model folder: where it is found, and that it writes all of a prompt and opens no thought."""
 
 import re
 from collections.abc import Mapping
