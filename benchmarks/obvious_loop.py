@@ -2,7 +2,8 @@
 
 import torch
 
-from eval.policies.policy import ModelPolicy, RawAnswer, StepRequest
+from eval.policies.hf import ModelPolicy
+from eval.policies.policy import RawAnswer, StepRequest
 
 
 class ObviousLoop:

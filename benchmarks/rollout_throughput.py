@@ -36,7 +36,7 @@ def main() -> None:
     import torch
 
     from benchmarks.obvious_loop import ObviousLoop
-    from eval.policies.policy import ModelPolicy
+    from eval.policies.hf import ModelPolicy
     from eval.predictor import load_model_for_inference
 
     predictor = load_model_for_inference(arguments.model_path, agent_config=arguments.agent_config)

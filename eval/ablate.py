@@ -26,8 +26,9 @@ from typing import Any
 from rich.console import Console
 
 from eval.reporting.files import format_json
-from eval.reporting.publish import judge_run, load_run
+from eval.reporting.publish import judge_run
 from eval.reporting.tables import build_ablation_table, describe_intervals
+from eval.rollouts.run_folder import load_run
 from eval.scoring.comparison import compare_runs
 from eval.scoring.matching import HEADLINE
 from sft.errors import UserError, run_command

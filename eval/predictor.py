@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
 
-from eval.policies.policy import ModelPolicy, StepRequest
+from eval.policies.hf import ModelPolicy
+from eval.policies.policy import StepRequest
 from sft.actions import format_action
 from sft.agent import AgentConfig
 from sft.answers import parse_answer
@@ -16,8 +16,8 @@ from sft.batches.encoder import StepEncoder
 from sft.data.image_paths import find_file
 from sft.errors import UserError
 from sft.memory import Memory, update
-from sft.models.model import check_adapter, find_family, load_model, open_adapter
-from sft.models.model_folder import read_base_model_name, read_dtype
+from sft.models.model import load_for_inference, open_adapter
+from sft.models.model_folder import find_base_name, is_adapter, read_dtype
 from sft.models.processors import load_processor
 from sft.recipe.recipe import load_agent_config, load_mixed_precision, load_model_settings
 from sft.recipe.settings import ModelSettings
@@ -89,14 +89,9 @@ def load_model_for_inference(
     """
     folder = Path(model_path)
     agent = load_agent_config(folder, agent_config)
-    is_adapter = (folder / "adapter_config.json").is_file()
-    settings = _find_model_settings(folder, is_adapter, base_model_name)
-    model: torch.nn.Module = load_model(settings, find_family(settings.model_name_or_path, settings.model_revision))
-    if is_adapter:
-        model = _load_adapter(folder, cast(PreTrainedModel, model))
-    model.eval()
-    if torch.cuda.is_available() and not settings.load_in_4bit:
-        model.to("cuda")
+    base = find_base_name(folder, base_model_name)
+    settings = replace(load_model_settings(folder), model_name_or_path=base) if base else _describe_full_model(folder)
+    model = load_for_inference(settings, folder if base else None)
     _compute_as_validated(model, folder)
     budget = (agent.min_pixels, agent.max_pixels)
     if _has_processor(folder):
@@ -106,34 +101,20 @@ def load_model_for_inference(
     return Predictor(ModelPolicy(model, StepEncoder(processor, agent), is_constrained), agent)
 
 
-def _load_adapter(folder: Path, model: PreTrainedModel) -> torch.nn.Module:
-    """Put an adapter on its base; one that does not fit is refused (peft only warns of tensors it does not find)."""
-    from peft import PeftModel
-
-    with open_adapter(folder):
-        pass
-    try:
-        loaded = PeftModel.from_pretrained(model, str(folder))
-    except RuntimeError as error:
-        raise UserError(f"{folder}: found an adapter that does not fit its base model: {error}") from error
-    check_adapter(folder, loaded, needs_update=False)  # training has seen to that; a run of one step has none
-    precision = load_mixed_precision(folder)
-    with open_adapter(folder) as file:
-        for name, parameter in loaded.named_parameters():
-            if ".lora_" in name and precision:  # autocast would round them at each use, to the same numbers
-                parameter.data = parameter.data.to(getattr(torch, precision))
-            elif ".modules_to_save.default." in name:  # which peft has rounded to the base's number format
-                saved = file.get_tensor(name.replace(".modules_to_save.default.", "."))
-                parameter.data = saved.to(parameter.device)
-    return loaded
-
-
 def _compute_as_validated(model: torch.nn.Module, folder: Path) -> None:
     """Give a model the arithmetic of training's own rollouts, so that a checkpoint is scored as it was chosen.
 
     Those run under autocast. Without it peft computes LoRA in fp32, on inputs lifted to that.
     """
     precision = load_mixed_precision(folder) if (folder / "recipe.yaml").is_file() else None
+    if is_adapter(folder):
+        with open_adapter(folder) as file:
+            for name, parameter in model.named_parameters():
+                if ".lora_" in name and precision:  # autocast would round them at each use, to the same numbers
+                    parameter.data = parameter.data.to(getattr(torch, precision))
+                elif ".modules_to_save.default." in name:  # which peft has rounded to the base's number format
+                    saved = file.get_tensor(name.replace(".modules_to_save.default.", "."))
+                    parameter.data = saved.to(parameter.device)
     if precision is None:
         return
     dtype, forward = getattr(torch, precision), model.forward
@@ -145,17 +126,13 @@ def _compute_as_validated(model: torch.nn.Module, folder: Path) -> None:
     cast(Any, model).forward = forward_in_autocast
 
 
-def _find_model_settings(folder: Path, is_adapter: bool, base_model_name: str | None) -> ModelSettings:
-    if not is_adapter:
-        path = folder / "config.json"
-        if not path.is_file():
-            raise UserError(
-                f"{folder}: found neither adapter_config.json nor config.json; expected a trained model: "
-                "did the training end?"
-            )
-        return ModelSettings(str(folder), dtype=cast(Any, read_dtype(folder)), load_in_4bit=False)
-    settings = load_model_settings(folder)
-    return replace(settings, model_name_or_path=base_model_name or read_base_model_name(folder))
+def _describe_full_model(folder: Path) -> ModelSettings:
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: found neither adapter_config.json nor config.json; expected a trained model: "
+            "did the training end?"
+        )
+    return ModelSettings(str(folder), dtype=cast(Any, read_dtype(folder)), load_in_4bit=False)
 
 
 def _has_processor(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from eval.reporting.publish import enter_results, judge_run, publish_comparison,
 from eval.rollouts.metering import meter, record_rollout
 from eval.rollouts.options import MODES, find_model_folder, parse_arguments, read_agent
 from eval.rollouts.run_folder import claim_folders, run_tasks, write_in_order
-from eval.rollouts.run_info import build_run_info, for_mode, for_shard, open_run
+from eval.rollouts.run_info import RunInfo, build_run_info, for_mode, for_shard, open_run
 from eval.scoring.matching import cut_at_first_error
 from sft.agent import AgentConfig
 from sft.data.data_notes import describe_test_data
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
 
 def roll_out(
     arguments: argparse.Namespace,
-    info: dict[str, Any],
+    info: RunInfo,
     agent: AgentConfig,
     trajectories: list[Trajectory],
     build: Any,
@@ -88,9 +88,7 @@ def roll_out(
     if arguments.mode == "all":
         run_all_modes(arguments, info, agent, trajectories, build)
         return
-    results, info = run_tasks(
-        arguments.output_dir, info, trajectories, agent, arguments.mode, arguments.batch_size, build
-    )
+    results, info = run_tasks(arguments.output_dir, info, trajectories, agent, arguments.batch_size, build)
     run = judge_run(arguments.output_dir, results, info)
     metrics = publish_run(arguments.output_dir, run, images=arguments.report_images)
     refuse_all_errors(arguments.output_dir, run)
@@ -116,7 +114,7 @@ def run_self_check(
 
 def run_all_modes(
     arguments: argparse.Namespace,
-    info: dict[str, Any],
+    info: RunInfo,
     agent: AgentConfig,
     trajectories: list[Trajectory],
     build: Any,
@@ -125,7 +123,7 @@ def run_all_modes(
     runs, metrics = {}, {}
     for mode in ("teacher", "own"):
         folder: Path = arguments.output_dir / mode
-        done = run_tasks(folder, for_mode(info, mode), trajectories, agent, mode, arguments.batch_size, build)
+        done = run_tasks(folder, for_mode(info, mode), trajectories, agent, arguments.batch_size, build)
         runs[mode] = judge_run(folder, *done)
         metrics[mode] = publish_run(folder, runs[mode], images=arguments.report_images)
         refuse_all_errors(folder, runs[mode])
@@ -150,8 +148,8 @@ def build_policy(arguments: argparse.Namespace, agent: AgentConfig, trajectories
         return EmptyPolicy()
     is_constrained = arguments.decoding == "constrained"
     if arguments.engine == "openai":
-        from eval.policies.adapter_parts import warn_of_left_out
         from eval.policies.openai_server import OpenAIPolicy
+        from eval.policies.vllm_engine import warn_of_left_out
 
         if folder := find_model_folder(arguments):
             warn_of_left_out(Path(folder))

@@ -15,7 +15,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from eval.reporting.publish import enter_results, judge_run, load_run, publish_comparison, publish_run
+from eval.reporting.publish import enter_results, judge_run, publish_comparison, publish_run
+from eval.rollouts.run_folder import load_run
 from eval.rollouts.run_info import hash_model, merge_run_infos, write_run
 from eval.scoring.match_rules import build_variants, load_synonyms
 from eval.step_result import format_result
@@ -77,10 +78,10 @@ def merge(argv: list[str]) -> None:
     write_whole(arguments.run_dir / "steps.jsonl", "".join(map(format_result, results)))
     run = judge_run(arguments.run_dir, results, run_info)
     metrics = publish_run(arguments.run_dir, run, **read_settings(arguments))
-    if hash_model(run_info["model_path"]) == run_info["model_sha256"]:
+    if hash_model(run_info.model_path) == run_info.model_sha256:
         enter_results(run_info, metrics)
     else:
-        print(f"{run_info['model_path']}: not the model that was rolled out, or not here: its card is left as it is")
+        print(f"{run_info.model_path}: not the model that was rolled out, or not here: its card is left as it is")
 
 
 def build_parser() -> argparse.ArgumentParser:

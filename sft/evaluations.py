@@ -15,7 +15,10 @@ EVALUATIONS_NAME = "evaluations.jsonl"
 def add_evaluation(
     folder: Path, run_info: Mapping[str, Any], metrics: Mapping[str, Any], gap: Mapping[str, Any] | None = None
 ) -> None:
-    """Append the scores of a finished rollout; `gap` is what mode teacher has above it, paired, by matcher."""
+    """Append the scores of a finished rollout; `run_info` holds what it ran on.
+
+    `gap` is what mode teacher has above it, paired, by matcher.
+    """
     line = {
         "weights_sha256": hash_weights(folder),
         "csv": Path(run_info["test_csv"]).name,
@@ -29,8 +32,8 @@ def add_evaluation(
             name: {measure: rates[measure] for measure in ("swa", "ta")} for name, rates in metrics["matchers"].items()
         },
         "majority_baseline": metrics["majority_baseline"],
-        "notes": list_data_notes(run_info, names_tasks=False),
-        "is_unseen": is_unseen(run_info),
+        "notes": list_data_notes(run_info["data"], names_tasks=False),
+        "is_unseen": is_unseen(run_info["data"]),
         "exposure_gap": gap and {name: measures["swa"]["difference"] for name, measures in gap.items()},
     }
     with (folder / EVALUATIONS_NAME).open("a", encoding="utf-8") as file:

@@ -5,8 +5,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft.lfs import LFS_BEGINNINGS
-
+LFS_BEGINNINGS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+LFS_WAY_OUT = "expected the file itself: run `git lfs pull` in its repository, or download it again"
 _HEAD_BYTES = 4096
 _TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 
@@ -105,6 +105,11 @@ def describe_no_picture(data: bytes) -> str:
 def is_arrow_file(path: Path, kind: FileKind | None) -> bool:
     """Return whether a file is read as a table of Arrow: by its content or, to be refused as one, by its name."""
     return kind in (PARQUET, ARROW) or (kind is None and path.suffix.lower() in _TABLE_SUFFIXES)
+
+
+def is_lfs_pointer(data: bytes) -> bool:
+    """Say whether a file's first bytes are those of a Git LFS pointer, which stands where a file was not fetched."""
+    return data.startswith(LFS_BEGINNINGS)
 
 
 def is_picture(data: bytes) -> bool:

@@ -13,12 +13,10 @@ model's config, tokenizer and processor files, but no weights and no GPU.
 
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from sft.batches.examples import StepRows, build_step_rows
-from sft.data.load import Trajectory
 from sft.data.problems import describe_quarantine
 from sft.data.train_val import TaskSplit, load_task_split
 from sft.errors import UserError, run_command
@@ -89,6 +87,7 @@ def check_inputs(recipe: Recipe, needs_weights: bool = True) -> TaskSplit:
 
 def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", recorder: "RunRecorder") -> None:
     """Load the model, train it from step 0 or a checkpoint, save what a rollout needs; `recorder` notes the cost."""
+    from eval.rollouts.validation import build_validation_rollout
     from sft.trainer import build_trainer, load_encoder
 
     encoder = load_encoder(recipe)
@@ -119,47 +118,6 @@ def log_data(split: TaskSplit, train: StepRows, encoder: "StepEncoder") -> None:
     if tight := find_tight_answer_limit(zip(rows["completion"], rows["n_answer_tokens"]), encoder.agent):
         log.warning("%s", tight)
     log.info("prompts whose memory was shortened: %d; first supervised text: %s", train.n_shortened, supervised)
-
-
-def build_validation_rollout(
-    recipe: Recipe, tasks: list[Trajectory], encoder: "StepEncoder"
-) -> Callable[[Any], dict[str, float]] | None:
-    """Return what rolls the model out on validation tasks with its own memory and scores it, or None.
-
-    Processes share the tasks out and all return the same scores. Under ZeRO-3, where each token takes all of them,
-    every process walks every task.
-    """
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import reduce
-
-    from eval.policies.policy import ModelPolicy
-    from eval.rollouts.walk import walk_tasks
-    from eval.scoring.matching import judge
-
-    n_chosen = min(recipe.validation.val_rollout_tasks, len(tasks))
-    chosen = [tasks[i * len(tasks) // n_chosen] for i in range(n_chosen)]  # spread over the order, hence applications
-    if not chosen:
-        return None
-    process = PartialState()
-    share = (
-        chosen if read_launch(os.environ).engine == "zero3" else chosen[process.process_index :: process.num_processes]
-    )
-
-    def roll_out(model: Any) -> dict[str, float]:
-        policy = ModelPolicy(model, encoder)
-        results = list(walk_tasks(share, policy, recipe.agent, "own", recipe.validation.val_rollout_batch_size))
-        if errors := [result.error for result in results if result.error is not None]:
-            log.warning(
-                "validation rollout: %d of %d steps are errors; first: %s", len(errors), len(results), errors[0]
-            )
-        verdicts = [v for task in judge(results, recipe.agent.actions).values() for v in task]
-        n_right = [sum(v.is_right(name) for v in verdicts) for name in ("action", "action_target")]
-        counts = reduce(torch.tensor([*n_right, len(results)], device=process.device), "sum")
-        right, right_target, n_steps = counts.tolist()
-        return {"swa": right / n_steps, "swa_target": right_target / n_steps}
-
-    return roll_out
 
 
 def print_plan(argv: list[str]) -> None:

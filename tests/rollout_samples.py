@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from eval.rollouts.run_info import RunInfo
 from eval.scoring import matching
 from eval.step_result import StepResult
 from sft.actions import DEFAULT_ACTIONS, Action, ActionType
@@ -70,6 +71,7 @@ RUN_INFO = {
     "started": "2026-01-01T00:00:00+00:00",
     "finished": "2026-01-01T00:01:00+00:00",
 }
+RUN = RunInfo(**RUN_INFO, n_tasks=3, n_steps=5)
 
 
 def as_action(action: str | dict[str, Any]) -> Action:

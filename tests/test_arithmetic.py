@@ -5,7 +5,8 @@ import torch
 from training_runs import write_recipe
 from trajectory_samples import build_tasks, write_trajectories
 
-from eval.policies.policy import ModelPolicy, StepRequest
+from eval.policies.hf import ModelPolicy
+from eval.policies.policy import StepRequest
 from eval.predictor import load_model_for_inference
 from sft import run
 from sft.data.load import load_trajectories
@@ -48,7 +49,7 @@ def test_rollout_of_a_checkpoint_has_the_logits_of_its_validation(tiny_checkpoin
 
         return roll_out
 
-    monkeypatch.setattr(run, "build_validation_rollout", build)
+    monkeypatch.setattr("eval.rollouts.validation.build_validation_rollout", build)
     evaluation = ["--val_csv", str(path), "--eval_strategy", "steps", "--eval_steps", "2", "--max_steps", "2"]
     run.main([str(recipe), "--output_dir", f"{tmp_path}/out", *evaluation, "--save_strategy", "no", *settings.split()])
     rolled_out = read_logits(load_model_for_inference(tmp_path / "out").policy, request)

@@ -15,13 +15,13 @@ from sft.check import __main__ as check
 from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY
 from sft.models.chat_template import read_chat_template
-from sft.models.light_processor import LightProcessor
 from sft.models.processors import load_processor
 
-OPENS = {
-    "check": lambda folder: LightProcessor(folder, TINY_AGENT),
-    "training": lambda folder: load_processor(folder, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels),
-}
+
+def open_folder(folder):
+    return load_processor(folder, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels)
+
+
 TURN = "{%- for m in messages %}{{- '<|im_start|>' ~ m.role ~ '\n' }}"
 END = "{{- '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 PARTS = "{%- for part in m.content %}{%- if part.type == 'text' %}{{- part.text }}{%- endif %}{%- endfor %}"
@@ -73,7 +73,7 @@ def test_template_is_taken_from_the_files_in_transformers_order(folder, first):
     for name in names:
         _add(folder, name, IN_FILES[name])
     assert read_chat_template(folder) == _read_as_transformers(folder) == IN_FILES[names[0]]
-    assert OPENS["training"](folder).chat_template == IN_FILES[names[0]]
+    assert open_folder(folder).chat_template == IN_FILES[names[0]]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,6 @@ def test_what_is_no_template_is_refused_with_its_file(folder, value):
         read_chat_template(folder)
 
 
-@pytest.mark.parametrize("opens", OPENS)
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
@@ -134,12 +133,12 @@ def test_what_is_no_template_is_refused_with_its_file(folder, value):
     ],
     ids=lambda value: value[:30] if value.startswith(("writes", "cannot", "leaves", "changes")) else "",
 )
-def test_template_that_writes_no_whole_prompt_is_refused_in_check_and_training(folder, opens, template, problem):
+def test_template_that_writes_no_whole_prompt_is_refused(folder, template, problem):
     _add(folder, "chat_template.jinja", template)
     with pytest.raises(
         UserError, match=f"(?s)model: the chat template ({problem}).*; expected the system text, the pict"
     ):
-        OPENS[opens](folder)
+        open_folder(folder)
 
 
 def test_check_ends_with_the_template_s_fault_instead_of_a_clean_verdict(folder, tmp_path):
@@ -149,18 +148,17 @@ def test_check_ends_with_the_template_s_fault_instead_of_a_clean_verdict(folder,
         check.main([str(csv), "--tokenizer", str(folder)])
 
 
-@pytest.mark.parametrize("opens", OPENS)
-def test_tokenizer_without_the_picture_s_token_is_refused(folder, opens):
+def test_tokenizer_without_the_picture_s_token_is_refused(folder):
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace("<|image_pad|>", "<|picture|>"))
     config = folder / "tokenizer_config.json"
     config.write_text(config.read_text().replace("<|image_pad|>", "<|picture|>"))
     _add(folder, "chat_template.jinja", CHAT_TEMPLATE)
     with pytest.raises(UserError, match=r"found a tokenizer that does not know <\|image_pad\|> as one token"):
-        OPENS[opens](folder)
+        open_folder(folder)
 
 
-def test_template_has_in_the_check_what_transformers_gives_it(folder):
+def test_template_has_what_published_ones_use(folder):
     """Tokens by name, `{% generation %}`, namespaces and `tojson`: published templates use them all."""
     template = (
         "{%- set ns = namespace(n=0) %}{{- pad_token }}{{- eos_token }}{%- if bos_token is defined and bos_token %}"
@@ -171,12 +169,8 @@ def test_template_has_in_the_check_what_transformers_gives_it(folder):
     )
     _add(folder, "chat_template.jinja", template)
     image = write_trajectories(folder, build_tasks(1)).parent / "screens/0.png"
-    texts = {
-        StepEncoder(open_folder(folder), TINY_AGENT).build_prompt("Open it", EMPTY_MEMORY, image).text
-        for open_folder in OPENS.values()
-    }
-    assert len(texts) == 1
-    assert texts.pop().startswith('<|endoftext|><|im_end|>{"a": "é<"}<|im_start|>system\n')
+    text = StepEncoder(open_folder(folder), TINY_AGENT).build_prompt("Open it", EMPTY_MEMORY, image).text
+    assert text.startswith('<|endoftext|><|im_end|>{"a": "é<"}<|im_start|>system\n')
 
 
 def test_demo_s_base_is_as_a_published_folder():

@@ -110,7 +110,7 @@ def _run(module, *arguments, code=None):
     )
 
 
-def test_check_starts_and_works_without_torch(tmp_path, tiny_checkpoints):
+def test_check_starts_and_works_without_torch(tmp_path):
     csv_path = write_trajectories(tmp_path, build_tasks(2))
     without_torch = (
         "import runpy, sys\n"
@@ -118,8 +118,7 @@ def test_check_starts_and_works_without_torch(tmp_path, tiny_checkpoints):
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
     )
-    flags = ("--show", "1", "--tokenizer", tiny_checkpoints["qwen3_vl"])
-    done = _run("sft.check", csv_path, *flags, code=without_torch)
+    done = _run("sft.check", csv_path, "--show", "1", code=without_torch)
     assert done.returncode == 0, done.stderr
     assert "✓ Clean" in done.stdout
 

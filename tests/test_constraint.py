@@ -9,8 +9,9 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
 
-from eval.policies.policy import ModelPolicy, StepRequest
-from eval.policies.schema import build_answer_schema
+from eval.policies.constrained import build_answer_schema
+from eval.policies.hf import ModelPolicy
+from eval.policies.policy import StepRequest
 from sft.actions import ActionType
 from sft.agent import AgentConfig
 from sft.answers import parse_answer
@@ -82,7 +83,7 @@ REFUSED = [
 
 def _admits(checkpoint, agent, text):
     """Return whether the schema lets an answer through, token by token."""
-    from eval.policies.constraint import SchemaConstraint
+    from eval.policies.constrained import SchemaConstraint
 
     processor = load_processor(checkpoint, 16_384, 65_536)
     constraint = SchemaConstraint(processor.tokenizer, build_answer_schema(agent), 512).start(1)

@@ -9,7 +9,8 @@ from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
 
 from eval.policies.decoding import AnswerEnd, read_end_ids
-from eval.policies.policy import ModelPolicy, StepRequest
+from eval.policies.hf import ModelPolicy
+from eval.policies.policy import StepRequest
 from sft.answers import parse_answer
 from sft.batches.encoder import StepEncoder
 from sft.memory import EMPTY_MEMORY, Memory

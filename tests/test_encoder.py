@@ -12,7 +12,8 @@ from training_runs import write_recipe
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
 from eval.policies.decoding import GeneratedAnswer
-from eval.policies.policy import ModelPolicy, ReplayPolicy
+from eval.policies.hf import ModelPolicy
+from eval.policies.policy import ReplayPolicy
 from eval.rollouts.walk import walk_tasks
 from sft import run
 from sft.actions import Action
@@ -48,7 +49,7 @@ class _Rollout:
             {},
             [],
         )
-        monkeypatch.setattr("eval.policies.policy.generate_greedy", self._generate)
+        monkeypatch.setattr("eval.policies.hf.generate_greedy", self._generate)
 
     def _generate(self, model, prompts, *_):
         self._read = prompts

@@ -11,9 +11,9 @@ from training_runs import RECIPE, ROOT
 from trajectory_samples import TINY_AGENT, build_task, write_screenshots, write_trajectories
 from transformers import AutoModelForImageTextToText
 
+from eval.policies.hf import ModelPolicy, ScreenshotLoader
 from eval.policies.openai_server import OpenAIPolicy
-from eval.policies.policy import ModelPolicy, RawAnswer, StepRequest
-from eval.policies.prefetch import ScreenshotLoader
+from eval.policies.policy import RawAnswer, StepRequest
 from eval.predictor import Predictor
 from eval.rollouts.walk import walk_tasks
 from sft import run

@@ -16,7 +16,7 @@ from sft.check import __main__ as check
 from sft.data import rows
 from sft.data.rows import check_screenshots
 from sft.data.screenshots import inspect_bytes, open_screenshot, read_as_shown, read_facts, read_upright_size
-from sft.models.light_processor import LightProcessor
+from sft.models.processors import load_processor
 
 RNG = np.random.default_rng(0)
 NOISE = Image.fromarray(RNG.integers(0, 256, (40, 56, 3), dtype=np.uint8))
@@ -161,7 +161,7 @@ def test_tokens_counted_are_those_of_the_turned_picture(tmp_path, tiny_checkpoin
     (tmp_path / "turned.jpg").write_bytes(_save(Image.new("RGB", (1600, 300)), "JPEG", xmp=xmp))
     Image.new("RGB", (300, 1600)).save(tmp_path / "upright.png")
     agent = AgentConfig(max_pixels=300_000)
-    encoder = StepEncoder(LightProcessor(tiny_checkpoints["llama4"], agent), agent)
+    encoder = StepEncoder(load_processor(tiny_checkpoints["llama4"], agent.min_pixels, agent.max_pixels), agent)
     turned, upright = (encoder.count_image_tokens(tmp_path / name) for name in ("turned.jpg", "upright.png"))
     assert turned == upright
 
@@ -333,8 +333,6 @@ def test_check_warns_of_an_invisible_screenshot_behind_the_first_ones_with_its_r
 
 def test_clean_check_of_screenshots_with_odd_metadata_is_followed_by_no_crash(tmp_path, tiny_checkpoints):
     """Every odd file of this page in one data set: what the check lets pass is encoded as training does."""
-    from sft.models.processors import load_processor
-
     odd = [*PLACES.values(), *LONG_PARTS.values(), *(data for data, _ in INVISIBLE.values())]
     odd += [_put_exif(image_format, exif) for image_format in ("JPEG", "PNG", "WEBP") for exif, _ in ODD_EXIF.values()]
     csv_path = write_trajectories(tmp_path, [row for i in range(2) for row in build_tasks(1, len(odd), i + 1)])

@@ -5,7 +5,7 @@ import pytest
 from llama4_golden import CASES, FILE, MAX_TILES, draw_picture
 
 from sft.models.llama4_images import Llama4ImageProcessor
-from sft.models.llama4_tiles import choose_canvas, count_tiles, count_tiles_in_budget, fit_canvas, write_image_tokens
+from sft.models.token_counts import choose_canvas, count_tiles, count_tiles_in_budget, fit_canvas, write_image_tokens
 
 LEVEL = 0.012  # one step of an 8-bit colour after normalisation in bfloat16: 2/255 rounded, at most this
 

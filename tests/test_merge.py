@@ -19,7 +19,7 @@ from eval.rollouts import export_check
 from sft.errors import UserError
 from sft.export import __main__ as export
 from sft.models.families import FAMILIES
-from sft.models.model import build_lora_config, load_model
+from sft.models.model import build_lora_config, load_for_inference, load_model
 from sft.models.processors import load_processor, save_processor
 from sft.recipe.settings import ModelSettings
 
@@ -165,11 +165,11 @@ def test_no_model_is_in_memory_when_the_next_is_loaded(tmp_path, tiny_checkpoint
     def load(*arguments):
         gc.collect()
         assert [model for model in (reference() for reference in living) if model is not None] == []
-        model = load_model(*arguments)
+        model = load_for_inference(*arguments)
         living.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(export_check, "load_model", load)
+    monkeypatch.setattr(export_check, "load_for_inference", load)
     adapter = _build_adapter(tmp_path / "adapter", tiny_checkpoints["qwen3_vl"], "qwen3_vl")
     recipe = adapter / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("load_in_4bit: false", "load_in_4bit: true"))

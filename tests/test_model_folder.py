@@ -13,11 +13,9 @@ from safetensors.torch import load_file, save_file
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
 from eval.predictor import load_model_for_inference
-from sft.agent import AgentConfig
 from sft.errors import UserError
 from sft.export import __main__ as export
 from sft.models.hub import find_base_model
-from sft.models.light_processor import LightProcessor
 from sft.models.model_folder import read_dtype
 from sft.models.processors import load_processor
 from sft.recipe.recipe import parse_recipe
@@ -120,12 +118,8 @@ def test_git_lfs_pointer_in_place_of_a_file_is_told_with_its_command(folder, nam
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
 def test_git_lfs_pointer_is_told_by_all_who_open_a_tokenizer(folder, name):
     (folder / name).write_bytes(POINTER)
-    for opens in (
-        lambda: LightProcessor(folder, TINY_AGENT),
-        lambda: load_processor(folder, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels),
-    ):
-        with pytest.raises(UserError, match=rf"{name}: found a Git LFS pointer; .*git lfs pull"):
-            opens()
+    with pytest.raises(UserError, match=rf"{name}: found a Git LFS pointer; .*git lfs pull"):
+        load_processor(folder, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
@@ -279,12 +273,8 @@ def test_processor_of_another_model_is_refused_by_all_who_open_it(folder, key, v
     """Its patches would have another size than the vision tower's: a traceback in the first step."""
     _edit(folder / "preprocessor_config.json", lambda fields: {**fields, key: value})
     assert found in _refused(folder)
-    for open_folder in (
-        lambda: load_processor(folder, 65_536, 131_072),
-        lambda: LightProcessor(folder, AgentConfig()),
-    ):
-        with pytest.raises(UserError, match=found):
-            open_folder()
+    with pytest.raises(UserError, match=found):
+        load_processor(folder, 65_536, 131_072)
 
 
 @pytest.mark.parametrize("model_type", [["qwen3_vl"], {}, 3, None])

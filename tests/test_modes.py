@@ -10,10 +10,12 @@ from trajectory_samples import build_tasks, write_trajectories
 from eval import rollout
 from eval.policies.policy import RawAnswer, ReplayPolicy
 from eval.rollout import main
+from eval.rollouts.run_folder import run_tasks
+from eval.rollouts.run_info import RunInfo
 from eval.rollouts.walk import walk_tasks
 from eval.score import main as score
 from eval.scoring.matching import cut_at_first_error
-from eval.step_result import load_results
+from eval.step_result import format_result, load_results
 from sft.agent import AgentConfig
 from sft.data.load import load_trajectories
 
@@ -52,15 +54,28 @@ def walk(tasks, policy, mode, batch_size=4, done=None):
     return sorted(results, key=lambda r: (order[r.task_id], r.index))
 
 
-def test_own_stop_is_own_cut_at_the_first_error(tasks):
-    faults = {(tasks[0].task_id, 0), (tasks[1].task_id, 2), (tasks[2].task_id, 1), (tasks[2].task_id, 2)}
-    own = judge(walk(tasks, WrongAt(tasks, faults), "own"))
-    stopped = judge(cut_at_first_error(own))
-    for n_run, task in zip((1, 3, 2, 3), tasks):
-        steps = [verdict.step for verdict in stopped[task.task_id]]
-        assert steps[:n_run] == [verdict.step for verdict in own[task.task_id]][:n_run]
-        assert [step.parse_status for step in steps[n_run:]] == ["not_run"] * (3 - n_run)
-        assert all(step.memory_before == steps[n_run - 1].memory_after for step in steps[n_run:])
+def roll_out(csv, folder, policy, mode):
+    """Roll out by the command's own parts; returns the results in `steps.jsonl`."""
+    tasks = load_trajectories(csv, show_progress=False)
+    info = RunInfo(mode=mode, model_path=None, test_csv=str(csv), image_root=None, n_steps=18).seal()
+    run_tasks(folder, info, tasks, AGENT, 4, lambda: policy)
+    return list(load_results(folder / "steps.jsonl"))
+
+
+def test_own_stop_is_own_cut_at_the_first_error_of_each_task(csv, tasks, tmp_path):
+    faults = {(tasks[0].task_id, 0), (tasks[3].task_id, 1), (tasks[3].task_id, 2), (tasks[2].task_id, 2)}
+    stopped = roll_out(csv, tmp_path, WrongAt(tasks, faults), "own_stop")
+    own = walk(tasks, WrongAt(tasks, faults), "own")
+    n_run = {tasks[0].task_id: 1, tasks[3].task_id: 2}
+    assert [r.parse_status for r in stopped] == ["ok" if r.index < n_run.get(r.task_id, 3) else "not_run" for r in own]
+    for cut, whole in zip(stopped, own, strict=True):
+        if cut.parse_status == "ok":
+            assert cut == whole
+        else:
+            ended = own[own.index(whole) - whole.index + n_run[whole.task_id] - 1]
+            assert cut.memory_before == cut.memory_after == ended.memory_after
+            assert (cut.raw_text, cut.predicted, cut.gold, cut.index) == ("", None, whole.gold, whole.index)
+    assert cut_at_first_error(judge(stopped)) == stopped
 
 
 def test_mode_own_stop_writes_what_mode_all_writes_of_it(csv, tmp_path, monkeypatch):
@@ -76,13 +91,19 @@ def test_mode_own_stop_writes_what_mode_all_writes_of_it(csv, tmp_path, monkeypa
     assert [r.parse_status for r in load_results(tmp_path / "alone/steps.jsonl")][:3] == ["ok", "ok", "not_run"]
 
 
-def test_own_stop_resumes_after_a_kill(csv, tmp_path):
-    command = ["--policy", "replay", "--test_csv", str(csv), "--output_dir", str(tmp_path), "--mode", "own_stop"]
-    main(command)
-    whole = (tmp_path / "steps.jsonl").read_bytes()
-    (tmp_path / "steps.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:7]))
-    main(command)
-    assert (tmp_path / "steps.jsonl").read_bytes() == whole
+@pytest.mark.parametrize("n_done", [1, 5, 18])
+def test_own_stop_resumes_after_a_kill(csv, tasks, tmp_path, n_done):
+    """With the file as mode own leaves it in the middle, at its end, and before the cut."""
+    faults = {(tasks[0].task_id, 1), (tasks[3].task_id, 0)}
+    whole = roll_out(csv, tmp_path / "whole", WrongAt(tasks, faults), "own_stop")
+    (tmp_path / "killed").mkdir()
+    answered = list(walk_tasks(tasks, WrongAt(tasks, faults), AGENT, "own", 4))[:n_done]
+    (tmp_path / "killed/run.json").write_bytes((tmp_path / "whole/run.json").read_bytes())
+    (tmp_path / "killed/steps.jsonl").write_text("".join(map(format_result, answered)))
+    policy = WrongAt(tasks, faults)
+    assert roll_out(csv, tmp_path / "killed", policy, "own_stop") == whole
+    assert len(policy.asked) == 18 - n_done
+    assert roll_out(csv, tmp_path / "whole", policy, "own_stop") == whole  # cut already
 
 
 @pytest.mark.parametrize("mode", ["teacher", "own"])

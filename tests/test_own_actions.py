@@ -8,7 +8,7 @@ from conversion_samples import STEPS, build_careflow_row, build_pipeline_records
 from trajectory_samples import build_task, write_trajectories
 
 from eval import rollout, score
-from eval.policies.schema import build_answer_schema
+from eval.policies.constrained import build_answer_schema
 from eval.scoring.matching import MATCHERS
 from sft.actions import DEFAULT_ACTIONS, Action, ActionType, format_action, parse_action
 from sft.agent import AgentConfig, agent_from_json, agent_to_json

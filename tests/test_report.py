@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
-from rollout_samples import RUN_INFO, judge, make_step, make_task
+from rollout_samples import RUN, judge, make_step, make_task
 
 from eval.reporting.files import PREDICTION_COLUMNS, format_json, format_predictions, write_outputs
 from eval.reporting.report import escape_json, write_report
@@ -55,11 +55,11 @@ def image_root(tmp_path: Path) -> Path:
 def write_page(steps, tmp_path: Path, image_root: Path, **arguments) -> Path:
     verdicts = judge(steps)
     metrics = compute_metrics(verdicts, mode="own")
-    return write_report(tmp_path, verdicts, metrics, RUN_INFO, image_root, **arguments)
+    return write_report(tmp_path, verdicts, metrics, RUN, image_root, **arguments)
 
 
 def test_predictions_csv_has_the_published_columns_and_one_row_a_step(tmp_path):
-    write_outputs(tmp_path, judge(STEPS), compute_metrics(judge(STEPS), mode="own"), RUN_INFO)
+    write_outputs(tmp_path, judge(STEPS), compute_metrics(judge(STEPS), mode="own"), RUN)
     with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == PREDICTION_COLUMNS
@@ -112,10 +112,10 @@ def test_a_final_action_of_an_own_vocabulary_matches_whatever_its_target():
 
 
 def test_json_files_say_what_was_run_and_hold_every_step(tmp_path):
-    write_outputs(tmp_path, judge(STEPS), compute_metrics(judge(STEPS), mode="own"), RUN_INFO)
+    write_outputs(tmp_path, judge(STEPS), compute_metrics(judge(STEPS), mode="own"), RUN)
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     details = json.loads((tmp_path / "details.json").read_text(encoding="utf-8"))
-    assert metrics["run"] == details["run"] == RUN_INFO
+    assert metrics["run"] == details["run"] == RUN.to_json()
     assert metrics["matchers"]["action"]["swa"]["value"] == pytest.approx(3 / 5)
     assert [task["task_id"] for task in details["tasks"]] == ["t1", "t2", "t10"]
     wrong_target = details["tasks"][1]["steps"][0]

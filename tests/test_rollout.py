@@ -236,6 +236,13 @@ def test_run_that_answered_nothing_yet_binds_nobody(tasks_csv, model_folder, tmp
     assert _roll_out(tasks_csv, tmp_path, "--model_path", model_folder)["n_steps"] == 12
 
 
+def test_broken_adapter_config_is_told_before_anything_is_loaded(model_folder, tasks_csv, tmp_path):
+    broken = shutil.copytree(model_folder, tmp_path / "broken")
+    (broken / "adapter_config.json").write_text('{"r": 4')
+    with pytest.raises(UserError, match="adapter_config.json: found broken JSON"):
+        _roll_out(tasks_csv, tmp_path / "results", "--model_path", broken)
+
+
 def test_model_that_was_moved_goes_on(model_folder, tasks_csv, tmp_path):
     _roll_out(tasks_csv, tmp_path / "results", "--model_path", model_folder)
     moved = shutil.copytree(model_folder, tmp_path / "moved")

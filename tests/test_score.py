@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 from rollout_samples import RUN_INFO, make_step, make_task
 
 from eval.reporting.publish import judge_run, publish_run
+from eval.rollouts.run_folder import load_run
+from eval.rollouts.run_info import RunInfo
 from eval.score import main
 from eval.step_result import StepResult, format_result, load_results, parse_result
 from sft.actions import ActionType
@@ -45,7 +48,7 @@ def score(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_scoring_again_gives_the_same_files(run_dir):
-    publish_run(run_dir, judge_run(run_dir, STEPS, json.loads((run_dir / "run.json").read_text())))
+    publish_run(run_dir, judge_run(run_dir, *load_run(run_dir)))
     names = ("predictions.csv", "metrics.json", "details.json", "report.html")
     first = {name: (run_dir / name).read_bytes() for name in names}
     for name in names:
@@ -66,7 +69,7 @@ def test_seed_and_resamples_reach_the_metrics(run_dir):
 def test_ten_thousand_steps_are_scored_in_five_seconds(run_dir):
     pairs = [("CLICK", "CLICK"), ({"action": "TEXT", "target": "Name", "text": "DOE"}, "CLICK"), ("ZOOM", None)]
     results = [step for i in range(770) for step in make_task(f"t{i}", [*pairs * 4, ("COMPLETE", "COMPLETE")])]
-    info = {**json.loads((run_dir / "run.json").read_text()), "n_steps": len(results)}
+    info = replace(load_run(run_dir)[1], n_steps=len(results))
     started = time.process_time()
     publish_run(run_dir, judge_run(run_dir, results, info))
     assert len(results) == 10_010
@@ -108,8 +111,9 @@ def test_a_refusal_is_exit_code_2_and_no_traceback(tmp_path):
 
 def test_a_run_is_judged_by_the_vocabulary_of_its_agent(run_dir):
     steps = make_task("t", [({"action": "DONE", "target": "the report"}, {"action": "DONE", "target": ""})])
-    info = {"n_steps": 1, "agent": agent_to_json(AgentConfig(actions=(ActionType("DONE", "", is_final=True),)))}
-    for run_info, is_right in ((json.loads(json.dumps(info)), True), ({"n_steps": 1}, False)):
+    agent = json.loads(json.dumps(agent_to_json(AgentConfig(actions=(ActionType("DONE", "", is_final=True),)))))
+    plain = RunInfo(mode="own", model_path=None, test_csv="test.csv", image_root=None, n_steps=1)
+    for run_info, is_right in ((replace(plain, agent=agent), True), (plain, False)):
         ((verdict,),) = judge_run(run_dir, steps, run_info).verdicts.values()
         assert verdict.is_right("action_target") is is_right
 

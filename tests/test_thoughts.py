@@ -10,15 +10,15 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from eval.policies.policy import ModelPolicy, StepRequest
+from eval.policies.hf import ModelPolicy
+from eval.policies.policy import StepRequest
 from sft.answers import parse_answer
 from sft.batches.collator import PackingCollator, PaddingCollator, check_answer_only_labels
 from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_step_rows
 from sft.memory import EMPTY_MEMORY
-from sft.models.light_processor import LightProcessor
+from sft.models.chat_template import close_thought
 from sft.models.processors import load_processor, save_processor
-from sft.models.thoughts import close_thought
 
 BUDGET = (TINY_AGENT.min_pixels, TINY_AGENT.max_pixels)
 INSTRUCT = "{{- '<|im_start|>assistant\\n' }}"
@@ -68,14 +68,6 @@ def test_answer_is_taught_and_asked_for_behind_the_same_empty_thought(checkpoint
         assert batch["input_ids"][0, :n_prompt].tolist() == asked
 
 
-def test_check_counts_and_shows_the_same_prompt(checkpoint, tasks):
-    real, light = (
-        StepEncoder(processor, TINY_AGENT).build_prompt("Open it", EMPTY_MEMORY, tasks[0].steps[0].image_path)
-        for processor in (load_processor(checkpoint, *BUDGET), LightProcessor(checkpoint, TINY_AGENT))
-    )
-    assert light == real
-
-
 def test_server_that_is_given_the_saved_folder_asks_alike(checkpoint, tasks, tmp_path):
     """vLLM renders the messages by the folder's template; so do processors that are opened again."""
     processor = load_processor(checkpoint, *BUDGET)
@@ -86,7 +78,6 @@ def test_server_that_is_given_the_saved_folder_asks_alike(checkpoint, tasks, tmp
     assert served.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == prompt.text
     again = load_processor(tmp_path / "saved", *BUDGET)
     assert again.chat_template == processor.chat_template
-    LightProcessor(tmp_path / "saved", TINY_AGENT)
 
 
 def test_closed_prompt_is_the_one_that_the_template_has_for_no_thought(tiny_checkpoints, tmp_path):

@@ -199,7 +199,9 @@ def test_four_padded_steps_equal_two_and_two_resumed(tiny_checkpoints, tmp_path)
 @pytest.mark.slow
 def test_best_checkpoint_by_swa_is_kept_and_the_run_stops_early(tiny_checkpoints, tmp_path, monkeypatch):
     scores = iter([0.1, 0.9, 0.5, 0.5, 0.95, 0.95])
-    monkeypatch.setattr(run, "build_validation_rollout", lambda *_: lambda model: {"swa": next(scores)})
+    monkeypatch.setattr(
+        "eval.rollouts.validation.build_validation_rollout", lambda *_: lambda model: {"swa": next(scores)}
+    )
     lines = "load_best_model_at_end: true\nmetric_for_best_model: swa\nearly_stopping_patience: 2\n"
     recipe = _write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"], lines)
     run.main([str(recipe), "--max_steps", "6", "--eval_steps", "1", "--save_steps", "1"])

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from eval.policies.adapter_parts import find_left_out
-from eval.policies.vllm_engine import VllmPolicy
+from eval.policies.vllm_engine import VllmPolicy, find_left_out
 from eval.rollout import main
 from eval.rollouts.metering import _read_gpu_memory, record_rollout
+from eval.rollouts.run_info import RunInfo
 from sft.agent import AgentConfig
 from sft.errors import UserError
 
@@ -106,14 +106,7 @@ def test_metering_asks_cuda_nothing_before_a_model_is_loaded(tmp_path, monkeypat
         output_dir=tmp_path,
         mode="own",
     )
-    info = {
-        "model_path": "m",
-        "engine": engine,
-        "test_csv": "t.csv",
-        "test_csv_sha256": "0",
-        "n_tasks": 1,
-        "n_steps": 1,
-    }
+    info = RunInfo(mode="own", engine=engine, model_path="m", test_csv="t.csv", image_root=None, n_tasks=1, n_steps=1)
     recorder = record_rollout(arguments, info)
     assert recorder.n_gpus in (0, 1)
     assert _read_gpu_memory() == {}

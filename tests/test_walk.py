@@ -9,7 +9,8 @@ from rollout_samples import judge
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
 
-from eval.policies.policy import ModelPolicy, RawAnswer, ReplayPolicy
+from eval.policies.hf import ModelPolicy
+from eval.policies.policy import RawAnswer, ReplayPolicy
 from eval.rollouts.walk import walk_tasks
 from eval.scoring.metrics import compute_metrics
 from sft.agent import AgentConfig

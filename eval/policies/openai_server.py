@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
+from eval.policies.constrained import build_answer_schema
 from eval.policies.policy import RawAnswer, StepRequest
 from eval.policies.posting import FailedTry, RefusedRequest, hide_key, post_json
-from eval.policies.schema import build_answer_schema
 from sft.agent import AgentConfig
 from sft.data.screenshots import ScreenshotError, read_as_shown
 from sft.errors import UserError

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from eval.rollouts.run_info import RunInfo
 from eval.scoring.matching import MATCHERS, Verdict, Verdicts, is_same_target
 from sft.actions import format_action
 from sft.files import write_whole
@@ -34,18 +35,16 @@ PREDICTION_COLUMNS = (
 )
 
 
-def write_outputs(
-    output_dir: Path, verdicts: Verdicts, metrics: Mapping[str, Any], run_info: Mapping[str, Any]
-) -> None:
+def write_outputs(output_dir: Path, verdicts: Verdicts, metrics: Mapping[str, Any], run_info: RunInfo) -> None:
     """Write predictions.csv, metrics.json and details.json; each appears whole or not at all.
 
     Both JSON files carry `run_info` under "run", so that a number is never without what was run.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     write_whole(output_dir / "predictions.csv", format_predictions(verdicts))
-    write_whole(output_dir / "metrics.json", format_json({**metrics, "run": run_info}, indent=2))
+    write_whole(output_dir / "metrics.json", format_json({**metrics, "run": run_info.to_json()}, indent=2))
     tasks = ",\n".join(format_json(task) for task in build_details(verdicts))  # one a line: indenting is slow
-    write_whole(output_dir / "details.json", f'{{"run":{format_json(run_info)},"tasks":[\n{tasks}\n]}}\n')
+    write_whole(output_dir / "details.json", f'{{"run":{format_json(run_info.to_json())},"tasks":[\n{tasks}\n]}}\n')
 
 
 def format_predictions(verdicts: Verdicts) -> str:

@@ -1,6 +1,5 @@
 """From step results to everything a run publishes. Needs no model: rollout and re-scoring both end here."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import Any
 from eval.reporting.files import format_json, write_outputs
 from eval.reporting.report import Images, write_report
 from eval.reporting.tables import print_comparison, print_summary
+from eval.rollouts.run_info import RunInfo
 from eval.scoring.comparison import compare_runs
 from eval.scoring.matching import Verdicts, judge
 from eval.scoring.metrics import compute_metrics
-from eval.step_result import NOT_RUN, StepResult, load_results
+from eval.step_result import NOT_RUN, StepResult
 from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
@@ -25,34 +25,34 @@ from sft.training.card import BEGIN, write_card
 
 @dataclass(frozen=True)
 class Run:
-    """A finished rollout, judged; `info` is the content of its run.json."""
+    """A finished rollout, judged."""
 
     verdicts: Verdicts
-    info: dict[str, Any]
+    info: RunInfo
 
     @property
     def steps(self) -> list[StepResult]:
         return [verdict.step for verdict in chain(*self.verdicts.values())]
 
 
-def judge_run(run_dir: Path, results: Sequence[StepResult], run_info: dict[str, Any]) -> Run:
+def judge_run(run_dir: Path, results: Sequence[StepResult], run_info: RunInfo) -> Run:
     """Judge a finished rollout by the vocabulary of its agent; what is published of it reads the verdicts.
 
     Raises:
         UserError: the run has not answered every step of its data, or holds steps of other data.
     """
-    if len(results) > run_info["n_steps"]:
+    if len(results) > run_info.n_steps:
         raise UserError(
-            f"{run_dir}: found {len(results)} step results; expected {run_info['n_steps']}: steps.jsonl holds steps "
+            f"{run_dir}: found {len(results)} step results; expected {run_info.n_steps}: steps.jsonl holds steps "
             "of other data. Delete it and roll out again, or choose another --output_dir"
         )
-    if len(results) < run_info["n_steps"]:
+    if len(results) < run_info.n_steps:
         raise UserError(
-            f"{run_dir}: found {len(results)} step results; expected {run_info['n_steps']}: a part of a run is not "
+            f"{run_dir}: found {len(results)} step results; expected {run_info.n_steps}: a part of a run is not "
             "scored; finish it with the command that started it"
         )
-    agent = run_info.get("agent")
-    return Run(judge(results, [ActionType(**a) for a in agent["actions"]] if agent else DEFAULT_ACTIONS), run_info)
+    actions = [ActionType(**a) for a in run_info.agent["actions"]] if run_info.agent else DEFAULT_ACTIONS
+    return Run(judge(results, actions), run_info)
 
 
 def publish_run(
@@ -70,14 +70,14 @@ def publish_run(
     Writes predictions.csv, metrics.json, details.json and report.html. `shown` names the rules the printed table is
     limited to.
     """
-    mode = run.info["mode"]
+    mode = run.info.mode
     metrics = compute_metrics(run.verdicts, mode=mode, seed=seed, n_resamples=n_resamples, synonyms=synonyms)
     write_outputs(run_dir, run.verdicts, metrics, run.info)
     report = write_report(
         run_dir, run.verdicts, metrics, run.info, find_image_root(run.info), find_figures(run.info), images=images
     )
     print_summary(metrics, shown)
-    for note in [*list_data_notes(run.info), *describe_errors(run.steps, run.info), *describe_silence(run.steps)]:
+    for note in [*list_data_notes(run.info.data), *describe_errors(run.steps, run.info), *describe_silence(run.steps)]:
         print(note)
     print(f"Report: {report}")
     return metrics
@@ -102,7 +102,7 @@ def publish_comparison(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "comparison.json", format_json(comparison, indent=2))
-        metrics = compute_metrics(run_a.verdicts, mode=run_a.info["mode"], seed=seed, n_resamples=n_resamples)
+        metrics = compute_metrics(run_a.verdicts, mode=run_a.info.mode, seed=seed, n_resamples=n_resamples)
         report = write_report(
             folder,
             run_a.verdicts,
@@ -118,28 +118,26 @@ def publish_comparison(
     return comparison
 
 
-def enter_results(
-    run_info: Mapping[str, Any], metrics: Mapping[str, Any], gap: Mapping[str, Any] | None = None
-) -> None:
+def enter_results(run_info: RunInfo, metrics: Mapping[str, Any], gap: Mapping[str, Any] | None = None) -> None:
     """Add the scores to the card that training or export wrote; a model folder without one is left alone.
 
     `gap`: the key `matchers` of the comparison of mode teacher with this run.
     """
-    if run_info["policy"] != "model" or run_info["engine"] == "openai" or run_info["shard"] is not None:
+    if run_info.policy != "model" or run_info.engine == "openai" or run_info.shard is not None:
         return
-    card = Path(run_info["model_path"]) / "README.md"
+    card = Path(str(run_info.model_path)) / "README.md"
     if not card.is_file() or BEGIN not in card.read_text(encoding="utf-8"):
         return
-    add_evaluation(card.parent, run_info, metrics, gap)
+    add_evaluation(card.parent, run_info.to_json(), metrics, gap)
     write_card(card.parent)
 
 
-def describe_errors(results: Sequence[StepResult], run_info: Mapping[str, Any]) -> list[str]:
+def describe_errors(results: Sequence[StepResult], run_info: RunInfo) -> list[str]:
     """Return a sentence on the steps that could not be answered at all, or nothing where there is none."""
     errors = [step for step in results if step.error is not None]
     if not errors:
         return []
-    first = f"{run_info['test_csv']}: {errors[0].error}"
+    first = f"{run_info.test_csv}: {errors[0].error}"
     return [f"{len(errors)} of {len(results)} steps are errors; the first: {first}"]
 
 
@@ -174,33 +172,13 @@ def refuse_all_errors(run_dir: Path, run: Run) -> None:
         )
 
 
-def load_run(run_dir: Path) -> tuple[list[StepResult], dict[str, Any]]:
-    """Read the results and the run.json of a rollout's folder.
-
-    Raises:
-        UserError: a file is missing or is not what the rollout wrote.
-    """
-    info, steps = run_dir / "run.json", run_dir / "steps.jsonl"
-    for path in (info, steps):
-        if not path.is_file():
-            raise UserError(f"{path}: found no such file; expected the --output_dir of a rollout")
-    try:
-        run_info = json.loads(info.read_text(encoding="utf-8"))
-        missing = {"mode", "n_steps", "image_root", "test_csv", "model_path"} - set(run_info)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{info}: found no JSON object ({error}); expected what the rollout wrote") from error
-    if missing:
-        raise UserError(f"{info}: found no {', '.join(sorted(missing))}; expected what the rollout wrote")
-    return list(load_results(steps)), run_info
-
-
-def find_image_root(run_info: Mapping[str, Any]) -> Path:
+def find_image_root(run_info: RunInfo) -> Path:
     """Return the folder that the screenshots of a run are in."""
-    return Path(run_info["image_root"] or Path(run_info["test_csv"]).parent)
+    return Path(run_info.image_root or Path(run_info.test_csv).parent)
 
 
-def find_figures(run_info: Mapping[str, Any]) -> list[Path]:
+def find_figures(run_info: RunInfo) -> list[Path]:
     """Return the training curves that lie beside the model, where there are any."""
-    if not run_info["model_path"]:
+    if not run_info.model_path:
         return []
-    return [path for path in [Path(run_info["model_path"]) / "training_curves.png"] if path.is_file()]
+    return [path for path in [Path(run_info.model_path) / "training_curves.png"] if path.is_file()]

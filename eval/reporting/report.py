@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from eval.reporting.files import build_details, build_step_details, format_json
 from eval.reporting.tables import describe_intervals, describe_progress
+from eval.rollouts.run_info import RunInfo
 from eval.scoring.breakdowns import SKIPPED, UNREADABLE
 from eval.scoring.matching import HEADLINE, Verdicts
 from sft.data.data_notes import list_data_notes
@@ -98,7 +99,7 @@ def write_report(
     output_dir: Path,
     verdicts: Verdicts,
     metrics: Mapping[str, Any],
-    run_info: Mapping[str, Any],
+    run_info: RunInfo,
     image_root: Path,
     figures: Sequence[Path] = (),
     *,
@@ -129,7 +130,7 @@ def write_report(
 def render_report(
     verdicts: Verdicts,
     metrics: Mapping[str, Any],
-    run_info: Mapping[str, Any],
+    run_info: RunInfo,
     thumbnails: Thumbnails,
     figures: Sequence[Path] = (),
     comparison: Mapping[str, Any] | None = None,
@@ -165,8 +166,8 @@ def render_report(
         ),
         comparison_notes=describe_intervals(comparison["matchers"]) if comparison else [],
         run=_describe_run(run_info),
-        run_json=format_json(run_info, indent=2),
-        data_notes=list_data_notes(run_info),
+        run_json=format_json(run_info.to_json(), indent=2),
+        data_notes=list_data_notes(run_info.data),
         thumbnails=thumbnails,
         comparison=comparison,
         progress_text=describe_progress(metrics),
@@ -269,12 +270,12 @@ def _scale_box(step: Mapping[str, Any], thumbnails: Thumbnails) -> list[float] |
     return [round(100 * edge, 3) for edge in box]
 
 
-def _describe_run(run_info: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _describe_run(run_info: RunInfo) -> list[tuple[str, str]]:
     """Return what the header says of the run: known keys first, then versions; the rest is in the folded JSON."""
-    rows = [(key.replace("_", " "), str(run_info[key])) for key in _FIRST_RUN_KEYS if run_info.get(key)]
-    versions = run_info.get("versions")
-    if isinstance(versions, Mapping):
-        rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    known = run_info.to_json()
+    rows = [(key.replace("_", " "), str(known[key])) for key in _FIRST_RUN_KEYS if known[key]]
+    if run_info.versions:
+        rows.append(("versions", ", ".join(f"{name} {version}" for name, version in run_info.versions.items())))
     return rows
 
 

@@ -20,7 +20,7 @@ from sft.batches.examples import build_step_rows
 from sft.data.load import Trajectory, load_task_set
 from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY
-from sft.models.model import find_family, load_model
+from sft.models.model import load_for_inference
 from sft.models.processors import load_processor
 from sft.recipe.recipe import load_agent_config, load_model_settings
 from sft.recipe.settings import ModelSettings
@@ -106,21 +106,9 @@ def _read_logits(
     The model lives in here only: two at once would take the memory of two.
     """
     try:
-        return _run(_open_model(settings, adapter), batches)
+        return _run(load_for_inference(settings, adapter), batches)
     finally:
         _free()
-
-
-def _open_model(settings: ModelSettings, adapter: Path | None) -> torch.nn.Module:
-    model: Any = load_model(settings, find_family(settings.model_name_or_path, settings.model_revision))
-    if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter))
-    model.eval()
-    if torch.cuda.is_available() and not settings.load_in_4bit:
-        model.to("cuda")
-    return model
 
 
 @torch.no_grad()

@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from eval.rollouts.run_info import RunInfo
 from sft.compute.hardware import has_gpu
 from sft.compute.recorder import RunRecorder
 from sft.compute.tracking import read_compute_settings, shorten_path
@@ -25,7 +26,7 @@ class MeteredPolicy:
         self._busy_s = 0.0
 
     def answer(self, requests: "Sequence[StepRequest]") -> "list[RawAnswer]":
-        from eval.policies.policy import ModelPolicy
+        from eval.policies.hf import ModelPolicy
 
         is_first = self._n_steps == 0 and isinstance(self.policy, ModelPolicy)
         started = time.perf_counter()
@@ -56,7 +57,7 @@ class MeteredPolicy:
         return answers
 
 
-def record_rollout(arguments: argparse.Namespace, info: dict[str, Any]) -> RunRecorder:
+def record_rollout(arguments: argparse.Namespace, info: RunInfo) -> RunRecorder:
     """Return the recorder of a rollout; the country is that of the model's recipe unless a flag says otherwise."""
     settings = ComputeSettings()
     if arguments.policy == "model" and arguments.model_path and arguments.engine != "openai":
@@ -73,14 +74,14 @@ def record_rollout(arguments: argparse.Namespace, info: dict[str, Any]) -> RunRe
         purpose,
         country=arguments.country_iso_code or settings.country_iso_code,
         about={
-            "model": shorten_path(info["model_path"]) if info["model_path"] else info["policy"],
-            "engine": info["engine"],
+            "model": shorten_path(info.model_path) if info.model_path else info.policy,
+            "engine": info.engine,
             "mode": arguments.mode,
             "data": {
-                "csv": shorten_path(info["test_csv"]),
-                "sha256": info["test_csv_sha256"],
-                "n_tasks": info["n_tasks"],
-                "n_steps": info["n_steps"],
+                "csv": shorten_path(info.test_csv),
+                "sha256": info.test_csv_sha256,
+                "n_tasks": info.n_tasks,
+                "n_steps": info.n_steps,
             },
         },
         uses_gpu=uses_gpu,

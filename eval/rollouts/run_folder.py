@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from eval.rollouts.run_info import close_run, open_run, read_earlier
+from eval.rollouts.run_info import RunInfo, close_run, open_run, read_earlier, read_run
 from eval.scoring.matching import cut_at_first_error, judge
 from eval.step_result import StepResult, append_result, format_result, load_results
 from sft.agent import AgentConfig
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def claim_folders(infos: Mapping[Path, dict[str, Any]]) -> Iterator[None]:
+def claim_folders(infos: Mapping[Path, RunInfo]) -> Iterator[None]:
     """Keep the folders of a rollout for this process; all are looked at before anything is written into one.
 
     Raises:
@@ -58,17 +58,18 @@ def _lock(path: Path) -> Iterator[None]:
 
 def run_tasks(
     folder: Path,
-    info: dict[str, Any],
+    info: RunInfo,
     trajectories: Sequence[Trajectory],
     agent: AgentConfig,
-    mode: str,
     batch_size: int,
     build_policy: Callable[[], "Policy"],
-) -> tuple[list[StepResult], dict[str, Any]]:
+) -> tuple[list[StepResult], RunInfo]:
     """Answer every step that has no result yet, appending each to `steps.jsonl`; the policy is built only then.
 
+    Mode "own_stop" answers what mode "own" does; each task is cut at its first error when all are answered.
+
     Returns:
-        All results, tasks and steps in the order of the data, and the finished run's `run.json`.
+        All results, tasks and steps in the order of the data, and what the finished run's `run.json` holds.
 
     Raises:
         UserError: the folder holds a rollout of something else.
@@ -81,19 +82,33 @@ def run_tasks(
     if len(results) < n_steps:
         from eval.rollouts.walk import Mode, walk_tasks
 
+        mode: Mode = "teacher" if info.mode == "teacher" else "own"
         done: dict[str, list[StepResult]] = defaultdict(list)
         for result in results:
             done[result.task_id].append(result)
-        walked: Mode = "teacher" if mode == "teacher" else "own"
-        walk = walk_tasks(trajectories, build_policy(), agent, walked, batch_size, done)
+        walk = walk_tasks(trajectories, build_policy(), agent, mode, batch_size, done)
         with path.open("a", encoding="utf-8") as file:
-            for result in tqdm(walk, desc=f"Rolling out ({mode})", unit="step", total=n_steps, initial=len(results)):
+            for result in tqdm(
+                walk, desc=f"Rolling out ({info.mode})", unit="step", total=n_steps, initial=len(results)
+            ):
                 append_result(file, result)
                 results.append(result)
-    if mode == "own_stop":  # a view of mode own
+    if info.mode == "own_stop":  # a view of mode own
         results = cut_at_first_error(judge(results, agent.actions))
     ordered = write_in_order(path, results, trajectories)
     return ordered, close_run(folder, info)
+
+
+def load_run(folder: Path) -> tuple[list[StepResult], RunInfo]:
+    """Read the results and the `run.json` of a rollout's folder.
+
+    Raises:
+        UserError: a file is missing or is not what the rollout wrote.
+    """
+    info, steps = read_run(folder), folder / "steps.jsonl"
+    if not steps.is_file():
+        raise UserError(f"{steps}: found no such file; expected the --output_dir of a rollout")
+    return list(load_results(steps)), info
 
 
 def write_in_order(path: Path, results: Sequence[StepResult], trajectories: Sequence[Trajectory]) -> list[StepResult]:

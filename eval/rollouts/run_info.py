@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,123 +14,152 @@ from sft.answers import ANSWER_VERSION
 from sft.data.load import Trajectory
 from sft.errors import UserError
 from sft.files import hash_files, write_whole
+from sft.models.model_folder import find_base_name
 from sft.versions import read_versions
 
 _WHERE = ("model_path", "base_model", "test_csv", "image_root", "data")
+_WHEN = ("started", "finished")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What a rollout ran on: the content of `run.json`, in its order.
+
+    `shard` is [which, of how many]; `started` and `finished` are in UTC. `fingerprint` covers all that can change an
+    answer (model, data, agent, mode, versions), not where it lies on this machine or when it ran. Fields with a
+    default are those that files of older versions may lack.
+    """
+
+    mode: str
+    policy: str = "model"
+    engine: str = "hf"
+    api_url: str | None = None
+    decoding: str = "free"
+    model_path: str | None
+    model_sha256: str | None = None
+    base_model: str | None = None
+    base_model_sha256: str | None = None
+    test_csv: str
+    test_csv_sha256: str = ""
+    image_root: str | None
+    screenshots_sha256: str = ""
+    n_tasks: int = 0
+    n_steps: int
+    data: Mapping[str, Any] = field(default_factory=dict)
+    agent: Mapping[str, Any] = field(default_factory=dict)
+    answer_version: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    shard: list[int] | None = None
+    started: str = ""
+    finished: str | None = None
+    fingerprint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def seal(self) -> "RunInfo":
+        """Return it with its fingerprint."""
+        text = json.dumps(self.list_covered(), sort_keys=True)
+        return replace(self, fingerprint=hashlib.sha256(text.encode()).hexdigest()[:16])
+
+    def list_covered(self) -> dict[str, Any]:
+        """Return what the fingerprint covers."""
+        return {k: v for k, v in self.to_json().items() if k not in ("fingerprint", *_WHEN, *_WHERE)}
 
 
 def build_run_info(
     *,
-    mode: str,
-    policy: str,
-    engine: str,
-    api_url: str | None,
-    decoding: str,
     model_path: str | None,
     base_model: str | None,
-    test_csv: str,
-    test_csv_sha256: str,
-    image_root: str | None,
+    api_url: str | None,
     agent: AgentConfig,
-    trajectories: list[Trajectory],
-    data: dict[str, Any],
-) -> dict[str, Any]:
-    """Describe a rollout. `fingerprint` covers all that can change an answer: model, data, agent, mode, versions."""
-    info: dict[str, Any] = {
-        "mode": mode,
-        "policy": policy,
-        "engine": engine,
-        "api_url": api_url and hide_user(api_url),
-        "decoding": decoding,
-        "model_path": model_path,
-        "model_sha256": hash_model(model_path),
-        "base_model": base_model or _read_base_model(model_path),
-        "base_model_sha256": hash_model(base_model or _read_base_model(model_path)),
-        "test_csv": test_csv,
-        "test_csv_sha256": test_csv_sha256,
-        "image_root": image_root,
-        "screenshots_sha256": _hash_screenshots(trajectories),
-        "n_tasks": len(trajectories),
-        "n_steps": sum(len(t.steps) for t in trajectories),
-        "data": data,
-        "agent": agent_to_json(agent),
-        "answer_version": ANSWER_VERSION,
-        "versions": read_versions(),
-    }
-    return _seal({**info, "shard": None, "started": _now(), "finished": None})
+    trajectories: Sequence[Trajectory],
+    **given: Any,
+) -> RunInfo:
+    """Describe a rollout that begins now; `given` are the other fields that are not found out here."""
+    base = base_model or (find_base_name(model_path) if model_path else None)
+    return RunInfo(
+        **given,
+        api_url=api_url and hide_user(api_url),
+        model_path=model_path,
+        model_sha256=hash_model(model_path),
+        base_model=base,
+        base_model_sha256=hash_model(base),
+        screenshots_sha256=_hash_screenshots(trajectories),
+        n_tasks=len(trajectories),
+        n_steps=sum(len(t.steps) for t in trajectories),
+        agent=agent_to_json(agent),
+        answer_version=ANSWER_VERSION,
+        versions=read_versions(),
+        started=_now(),
+    ).seal()
 
 
-def for_mode(info: dict[str, Any], mode: str) -> dict[str, Any]:
+def for_mode(info: RunInfo, mode: str) -> RunInfo:
     """Describe the same rollout in another mode."""
-    return _seal({**info, "mode": mode})
+    return replace(info, mode=mode).seal()
 
 
-def for_shard(info: dict[str, Any], shard: int, num_shards: int, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+def for_shard(info: RunInfo, shard: int, num_shards: int, trajectories: Sequence[Trajectory]) -> RunInfo:
     """Describe the part of a rollout that one of several machines does; the hashes stay those of the whole data."""
     if not trajectories:
-        raise UserError(f"--num_shards: found {num_shards} for {info['n_tasks']} tasks; expected at most one a task")
+        raise UserError(f"--num_shards: found {num_shards} for {info.n_tasks} tasks; expected at most one a task")
     n_steps = sum(len(t.steps) for t in trajectories)
-    return _seal({**info, "shard": [shard, num_shards], "n_tasks": len(trajectories), "n_steps": n_steps})
+    return replace(info, shard=[shard, num_shards], n_tasks=len(trajectories), n_steps=n_steps).seal()
 
 
-def merge_run_infos(infos: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
+def merge_run_infos(infos: Mapping[Path, RunInfo]) -> RunInfo:
     """Return what the unsharded rollout would say of itself.
 
     Raises:
         UserError: the folders are not exactly the shards of one finished rollout.
     """
-    paths, shards = list(infos), [info["shard"] for info in infos.values()]
-    own = ("shard", "n_tasks", "n_steps", "fingerprint", "started", "finished", *_WHERE)
-    first = {k: v for k, v in infos[paths[0]].items() if k not in own}
+    first_path, first = next(iter(infos.items()))
+    shards, ends = [], []
     for path, info in infos.items():
-        if info["shard"] is None or info["finished"] is None:
+        if info.shard is None or info.finished is None:
             raise UserError(f"{path}: found no finished shard; expected one that --num_shards wrote")
-        if different := [k for k, v in first.items() if info.get(k) != v]:
-            raise UserError(f"{path}: found another rollout than in {paths[0]} (different: {', '.join(different)})")
+        shards.append(info.shard)
+        ends.append(info.finished)
+        whole = replace(info, shard=first.shard, n_tasks=first.n_tasks, n_steps=first.n_steps)
+        if different := _list_differences(whole, first):
+            raise UserError(f"{path}: found another rollout than in {first_path} (different: {', '.join(different)})")
     expected = [[i, shards[0][1]] for i in range(shards[0][1])]
     if sorted(shards) != expected:
         raise UserError(f"found the shards {sorted(shards)}; expected each of {expected} once")
-    return _seal(
-        {
-            **infos[paths[0]],
-            "shard": None,
-            "n_tasks": sum(info["n_tasks"] for info in infos.values()),
-            "n_steps": sum(info["n_steps"] for info in infos.values()),
-            "started": min(info["started"] for info in infos.values()),
-            "finished": max(info["finished"] for info in infos.values()),
-        }
-    )
+    return replace(
+        first,
+        shard=None,
+        n_tasks=sum(info.n_tasks for info in infos.values()),
+        n_steps=sum(info.n_steps for info in infos.values()),
+        started=min(info.started for info in infos.values()),
+        finished=max(ends),
+    ).seal()
 
 
-def _seal(info: dict[str, Any]) -> dict[str, Any]:
-    """Set the fingerprint: what can change an answer, not where it lies on this machine or when it ran."""
-    covered = {k: v for k, v in info.items() if k not in ("fingerprint", "started", "finished", *_WHERE)}
-    fingerprint = hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()[:16]
-    return {**info, "fingerprint": fingerprint}
-
-
-def read_earlier(output_dir: Path, info: dict[str, Any]) -> dict[str, Any] | None:
+def read_earlier(output_dir: Path, info: RunInfo) -> RunInfo | None:
     """Return the `run.json` of the run that stopped in a folder, or None where no step was answered there yet.
 
     Raises:
         UserError: the folder holds a rollout of something else.
     """
-    path, steps = output_dir / "run.json", output_dir / "steps.jsonl"
+    steps = output_dir / "steps.jsonl"
     if not steps.is_file() or not steps.stat().st_size:  # before its first answer a run binds nobody
         return None
-    earlier = _read_run(path)
-    if earlier.get("fingerprint") != info["fingerprint"]:
-        described: dict[str, Any] = json.loads(json.dumps(info))  # tuples as the file has them
-        keys = [k for k in described if k not in ("started", "finished", "fingerprint", *_WHERE)]
-        different = [k for k in keys if earlier.get(k) != described[k]]
+    try:
+        earlier = read_run(output_dir)
+    except UserError as error:
+        raise UserError(f"{error}, which wrote steps.jsonl beside it: choose another --output_dir") from error
+    if earlier.fingerprint != info.fingerprint:
         raise UserError(
-            f"{output_dir}: found a rollout of something else (different: {', '.join(different)}); "
+            f"{output_dir}: found a rollout of something else "
+            f"(different: {', '.join(_list_differences(earlier, info))}); "
             "expected the same run or an empty folder: choose another --output_dir"
         )
     return earlier
 
 
-def open_run(output_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
+def open_run(output_dir: Path, info: RunInfo) -> RunInfo:
     """Start a run in a folder, or take up the one that stopped there; returns the run's `run.json`.
 
     Raises:
@@ -142,29 +172,44 @@ def open_run(output_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
     return info
 
 
-def close_run(output_dir: Path, info: dict[str, Any]) -> dict[str, Any]:
+def close_run(output_dir: Path, info: RunInfo) -> RunInfo:
     """Note when a run finished; a run that had finished before keeps its time."""
-    if info["finished"] is None:
-        info = {**info, "finished": _now()}
+    if info.finished is None:
+        info = replace(info, finished=_now())
         write_run(output_dir, info)
     return info
 
 
-def write_run(output_dir: Path, info: dict[str, Any]) -> None:
+def write_run(output_dir: Path, info: RunInfo) -> None:
     """Write `run.json` whole or not at all."""
-    write_whole(output_dir / "run.json", json.dumps(info, indent=2) + "\n")
+    write_whole(output_dir / "run.json", json.dumps(info.to_json(), indent=2) + "\n")
 
 
-def _read_run(path: Path) -> dict[str, Any]:
+def read_run(output_dir: Path) -> RunInfo:
+    """Read the `run.json` of a rollout's folder; keys that this version does not know are left out.
+
+    Raises:
+        UserError: the file is missing or is not what a rollout wrote.
+    """
+    path = output_dir / "run.json"
+    if not path.is_file():
+        raise UserError(f"{path}: found no such file; expected the --output_dir of a rollout")
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: found steps.jsonl beside it, but the file cannot be read ({error}); choose another --output_dir"
-        ) from error
-    if not isinstance(run, dict):
-        raise UserError(f"{path}: found {type(run).__name__}; expected a JSON object: choose another --output_dir")
-    return run
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: found no JSON object ({error}); expected what the rollout wrote") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: found no JSON object but a {type(found).__name__}; expected what the rollout wrote")
+    required = {f.name for f in fields(RunInfo) if f.default is MISSING and f.default_factory is MISSING}
+    if missing := sorted(required - set(found)):
+        raise UserError(f"{path}: found no {', '.join(missing)}; expected what the rollout wrote")
+    return RunInfo(**{f.name: found[f.name] for f in fields(RunInfo) if f.name in found})
+
+
+def _list_differences(info: RunInfo, other: RunInfo) -> list[str]:
+    """Return the fields in which two rollouts differ, of those that can change an answer."""
+    ours, theirs = (json.loads(json.dumps(i.list_covered())) for i in (info, other))  # tuples as a file has them
+    return [name for name in ours if ours[name] != theirs[name]]
 
 
 def _hash_screenshots(trajectories: Sequence[Trajectory]) -> str:
@@ -188,15 +233,6 @@ def hash_model(model_path: str | None) -> str | None:
     suffixes = (".safetensors", ".json", ".jinja", ".txt", ".yaml")
     files = [p for p in Path(model_path).iterdir() if p.is_file() and p.suffix in suffixes]
     return hash_files(sorted(p for p in files if p.name not in unrelated))
-
-
-def _read_base_model(model_path: str | None) -> str | None:
-    """Return the base model that an adapter's folder names, or None where the folder holds no adapter."""
-    path = Path(model_path or ".") / "adapter_config.json"
-    if model_path is None or not path.is_file():
-        return None
-    name = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    return str(name) if name else None
 
 
 def _now() -> str:

@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from eval.policies.policy import EmptyPolicy, Policy, RawAnswer, ReplayPolicy, StepRequest
-from eval.rollouts.walk import Mode, walk_tasks
-from eval.scoring.matching import HEADLINE, MATCHERS, Verdicts, judge
+from eval.rollouts.options import MODES
+from eval.rollouts.walk import walk_tasks
+from eval.scoring.matching import HEADLINE, MATCHERS, Verdicts, cut_at_first_error, judge
 from sft.actions import Action
 from sft.agent import AgentConfig
 from sft.answers import Answer, format_answer
@@ -18,7 +19,7 @@ from sft.memory import Memory, lagged
 from sft.prompts import build_prompt
 
 if TYPE_CHECKING:
-    from eval.policies.policy import ModelPolicy
+    from eval.policies.hf import ModelPolicy
 
 N_CANARY_TASKS, N_BATCH_TASKS = 20, 4
 CANARY = "XCANARYX"
@@ -37,9 +38,9 @@ def run_self_checks(
     trajectories: Sequence[Trajectory], agent: AgentConfig, batch_size: int, policy: "ModelPolicy | None" = None
 ) -> Iterator[Check]:
     """Yield the outcome of each check as it ends; those of the model only where a `policy` is given."""
-    for mode in get_args(Mode):
+    for mode in MODES:
         yield check_replay(trajectories, agent, mode, batch_size)
-    for mode in get_args(Mode):
+    for mode in MODES:
         yield check_empty(trajectories, agent, mode, batch_size)
     yield check_shuffled(trajectories, agent, batch_size)
     yield check_canary(trajectories[:N_CANARY_TASKS], agent)
@@ -48,18 +49,18 @@ def run_self_checks(
         yield check_batches(trajectories[:N_BATCH_TASKS], agent, policy, batch_size)
 
 
-def check_replay(trajectories: Sequence[Trajectory], agent: AgentConfig, mode: Mode, batch_size: int) -> Check:
+def check_replay(trajectories: Sequence[Trajectory], agent: AgentConfig, mode: str, batch_size: int) -> Check:
     """The recording's own answers are right at every step, under every matcher."""
-    walk = walk_tasks(trajectories, ReplayPolicy(trajectories, agent), agent, mode, batch_size)
-    verdicts, n_steps = judge(walk, agent.actions), _count_steps(trajectories)
+    verdicts = _roll_out(trajectories, ReplayPolicy(trajectories, agent), agent, mode, batch_size)
+    n_steps = _count_steps(trajectories)
     counts = {name: _count_right(verdicts, name) for name in MATCHERS}
     detail = ", ".join(f"{name} {n} of {n_steps} steps" for name, n in counts.items())
     return Check(f"replay scores 100 % in mode {mode}", set(counts.values()) == {n_steps}, detail)
 
 
-def check_empty(trajectories: Sequence[Trajectory], agent: AgentConfig, mode: Mode, batch_size: int) -> Check:
+def check_empty(trajectories: Sequence[Trajectory], agent: AgentConfig, mode: str, batch_size: int) -> Check:
     """No answer is never right."""
-    verdicts = judge(walk_tasks(trajectories, EmptyPolicy(), agent, mode, batch_size), agent.actions)
+    verdicts = _roll_out(trajectories, EmptyPolicy(), agent, mode, batch_size)
     n_right, n_judged = max(_count_right(verdicts, name) for name in MATCHERS), sum(map(len, verdicts.values()))
     is_passed = n_right == 0 and n_judged == _count_steps(trajectories)
     return Check(f"no answer scores 0 in mode {mode}", is_passed, f"{n_right} of {n_judged} steps")
@@ -149,6 +150,14 @@ class _Fixed:
     def answer(self, requests: Sequence[StepRequest]) -> list[RawAnswer]:
         self.asked += requests
         return [RawAnswer(self.texts.get((r.task_id, r.index), "")) for r in requests]
+
+
+def _roll_out(
+    trajectories: Sequence[Trajectory], policy: Policy, agent: AgentConfig, mode: str, batch_size: int
+) -> Verdicts:
+    walk = walk_tasks(trajectories, policy, agent, "teacher" if mode == "teacher" else "own", batch_size)
+    verdicts = judge(walk, agent.actions)
+    return judge(cut_at_first_error(verdicts), agent.actions) if mode == "own_stop" else verdicts
 
 
 def _render_prompts(trajectory: Trajectory, agent: AgentConfig) -> list[str]:

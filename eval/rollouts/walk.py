@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from eval.policies.policy import Policy, RawAnswer, StepRequest
@@ -111,7 +111,7 @@ def _request(walk: _Walk) -> StepRequest:
 
 def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> StepResult:
     """Read the answer, move the walk to its next step and return what happened."""
-    blank, row = _blank_result(walk), walk.step.row
+    trajectory, step, before = walk.trajectory, walk.step, walk.memory
     parsed = parse_answer(raw.text, agent, is_truncated=raw.finish_reason == "length")
     problem = parsed.problem
     if raw.said_elsewhere and not raw.text.strip():
@@ -120,27 +120,6 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
     if mode != "teacher":
         walk.answers.append(parsed.answer)
     walk.memory = next(walk.later, walk.memory)  # in mode "teacher" the last step changes nothing
-    return replace(
-        blank,
-        memory_before=blank.memory_before if raw.memory_shown is None else _as_json(raw.memory_shown),
-        memory_after=_as_json(walk.memory),
-        raw_text=raw.text,
-        parse_status=parsed.status,
-        parse_problem=problem,
-        left_out=list(parsed.left_out),
-        predicted=parsed.answer.action if parsed.answer else None,
-        error=None if raw.error is None else f"row {row}: {raw.error}",
-        finish_reason=raw.finish_reason,
-        n_prompt_tokens=raw.n_prompt_tokens,
-        n_answer_tokens=raw.n_answer_tokens,
-        latency_s=raw.latency_s,
-        said_elsewhere=dict(raw.said_elsewhere),
-    )
-
-
-def _blank_result(walk: _Walk) -> StepResult:
-    """Return what is known of a step before it is answered; nothing but its label is in it if it never is."""
-    trajectory, step, memory = walk.trajectory, walk.step, _as_json(walk.memory)
     return StepResult(
         task_id=trajectory.task_id,
         index=step.index,
@@ -152,8 +131,19 @@ def _blank_result(walk: _Walk) -> StepResult:
         gold_memory=_as_json(walk.gold[step.index]),
         bbox=None if step.grounding.bbox is None else list(step.grounding.bbox),
         screen=None if step.grounding.screen_wh is None else list(step.grounding.screen_wh),
-        memory_before=memory,
-        memory_after=memory,
+        memory_before=_as_json(before if raw.memory_shown is None else raw.memory_shown),
+        memory_after=_as_json(walk.memory),
+        raw_text=raw.text,
+        parse_status=parsed.status,
+        parse_problem=problem,
+        left_out=list(parsed.left_out),
+        predicted=parsed.answer.action if parsed.answer else None,
+        error=None if raw.error is None else f"row {step.row}: {raw.error}",
+        finish_reason=raw.finish_reason,
+        n_prompt_tokens=raw.n_prompt_tokens,
+        n_answer_tokens=raw.n_answer_tokens,
+        latency_s=raw.latency_s,
+        said_elsewhere=dict(raw.said_elsewhere),
     )
 
 

@@ -38,7 +38,6 @@ from sft.data.steps import Step
 from sft.data.table import looks_like_dataset
 from sft.errors import UserError, run_command
 from sft.json_text import dump_json
-from sft.models.light_processor import LightProcessor
 from sft.recipe.recipe import load_agent_settings
 
 
@@ -68,7 +67,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
     agent = load_agent_settings(arguments.recipe) if arguments.recipe else AgentConfig()
-    encoder = StepEncoder(LightProcessor(arguments.tokenizer, agent), agent) if arguments.tokenizer else None
+    encoder = build_encoder(arguments.tokenizer, agent) if arguments.tokenizer else None
     console = build_console()
     try:
         table = read_table(arguments.data, arguments.image_root)
@@ -103,6 +102,13 @@ def main(argv: list[str]) -> None:
     unusable = {problem.task_id for problem in problems}
     n_tasks = sum(t.task_id not in unusable for t in tasks.trajectories)
     finish(arguments, console, report, problems, n_bad=len(unusable), n_tasks=n_tasks)
+
+
+def build_encoder(folder: Path, agent: AgentConfig) -> StepEncoder:
+    """Open a base model's processor as training does: it needs torch, so only where it is asked for."""
+    from sft.models.processors import load_processor
+
+    return StepEncoder(load_processor(folder, agent.min_pixels, agent.max_pixels), agent)
 
 
 def walk_examples(tasks: TaskSet, agent: AgentConfig, encoder: StepEncoder | None) -> Iterable[Example]:

@@ -15,7 +15,7 @@ from sft.data.load import TaskSet
 from sft.data.overlap import find_duplicate_goals
 from sft.data.steps import Step, Trajectory
 from sft.data.table import MEMORY_COLUMNS, Cells, Table
-from sft.models.light_processor import DEFAULT_PIXELS_PER_TOKEN, build_image_counter, read_pixels_per_token
+from sft.models.token_counts import DEFAULT_PIXELS_PER_TOKEN, build_image_counter, read_pixels_per_token
 
 _MAX_ROWS = 20
 _ROUNDING = 1  # pixels by which a box may stand over the edge of its screen

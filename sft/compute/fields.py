@@ -165,7 +165,9 @@ def list_scores(project: Project) -> Iterator[tuple[str, Any, Status]]:
             if run.get("policy", "model") != "model" or run.get("shard") is not None:
                 continue
             has_any = True
-            notes = "".join(f"; {note.rstrip('.')}" for note in list_data_notes(run, names_tasks=False))
+            notes = "".join(
+                f"; {note.rstrip('.')}" for note in list_data_notes(run.get("data") or {}, names_tasks=False)
+            )
             name = f"{path.parent.relative_to(folder.parent)}, {metrics['mode']}{notes}"
             for matcher, rates in metrics["matchers"].items():
                 for measure in ("swa", "ta"):

@@ -21,12 +21,12 @@ def describe_test_data(tasks: "TaskSet", test_csv: str, trained: Mapping[str, Se
     }
 
 
-def list_data_notes(run_info: Mapping[str, Any], names_tasks: bool = True) -> list[str]:
+def list_data_notes(data: Mapping[str, Any], names_tasks: bool = True) -> list[str]:
     """Return the sentences that stand beside the scores wherever they are shown; usually none.
 
-    `names_tasks` False leaves task ids out, for what is published.
+    `data` is what `describe_test_data` gave; empty, of an older rollout. `names_tasks` False leaves task ids out, for
+    what is published.
     """
-    data = run_info.get("data") or {}
     notes = []
     if quarantined := data.get("quarantined", {}).get("summary"):
         notes.append(f"Not in these numbers: {quarantined if names_tasks else quarantined.partition(':')[0]}.")
@@ -40,6 +40,6 @@ def list_data_notes(run_info: Mapping[str, Any], names_tasks: bool = True) -> li
     return notes
 
 
-def is_unseen(run_info: Mapping[str, Any]) -> bool:
+def is_unseen(data: Mapping[str, Any]) -> bool:
     """Say whether no task of a run was used to train or to choose the model."""
-    return not any((run_info.get("data") or {}).get("trained_on", {}).values())
+    return not any(data.get("trained_on", {}).values())

@@ -17,7 +17,7 @@ from typing import Any
 
 from sft.errors import UserError, run_command
 from sft.files import check_new, write_new
-from sft.models.model_folder import check_model_folder, read_base_model_name
+from sft.models.model_folder import check_model_folder, find_base_name
 from sft.rates import Rate
 from sft.recipe.recipe import load_agent_config, load_model_settings
 from sft.training.outputs import RUN_FILES
@@ -56,7 +56,8 @@ def export(arguments: argparse.Namespace) -> None:
     """
     folder, to = arguments.model_path, arguments.to
     check_new(to)
-    if not (folder / "adapter_config.json").is_file():
+    base_name = find_base_name(folder, arguments.base_model)
+    if base_name is None:
         raise UserError(f"{folder}: found no adapter_config.json; expected an adapter: a full model needs no merge")
     settings = load_model_settings(folder)
     dtype = arguments.dtype or settings.dtype
@@ -65,7 +66,7 @@ def export(arguments: argparse.Namespace) -> None:
 
         agent = load_agent_config(folder)  # what is wrong with the data is told before anything is merged
         load_task_set(arguments.check_csv, actions=agent.actions, needs_elements=agent.use_grounding)
-    base = find_base_folder(arguments.base_model or read_base_model_name(folder), settings.model_revision)
+    base = find_base_folder(base_name, settings.model_revision)
     with write_new(to) as partial:
         n_tensors = merge(folder, base, partial, dtype)
         print(f"Merged {n_tensors} tensors")

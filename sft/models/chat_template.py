@@ -1,4 +1,4 @@
-"""Which chat template does a model folder have, and does it write all of a prompt? For training, check and rollout."""
+"""The chat template of a model folder: where it is found, and that it writes all of a prompt and opens no thought."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,8 @@ from jinja2 import TemplateError
 
 from sft.agent import AgentConfig
 from sft.errors import UserError
-from sft.lfs import LFS_WAY_OUT, is_lfs_pointer
+from sft.file_kinds import LFS_WAY_OUT, is_lfs_pointer
+from sft.json_text import find_open_thought
 from sft.memory import EMPTY_MEMORY
 from sft.models.model_folder import read_json
 from sft.prompts import build_prompt
@@ -89,6 +90,24 @@ def check_chat_template(folder: str | Path, processor: Any) -> str:
     return text
 
 
+def close_thought(template: str, generation_prompt: str) -> str:
+    """Return a chat template whose prompts leave no thought open, or the template itself where they do not.
+
+    The templates of thinking variants (Qwen3-VL-Thinking, Qwen3.5) end the prompt with `<think>`: the answer would be
+    taught as a thought. The closed one ends it as Qwen writes a turn without thought: `<think>`, an empty line,
+    `</think>`, an empty line. It is saved with the processor, so that a server which is given it asks alike.
+
+    `generation_prompt` is a prompt that the template writes, with `add_generation_prompt`.
+    """
+    opened = find_open_thought(generation_prompt)
+    if opened is None:
+        return template
+    line_end = "" if generation_prompt.endswith("\n") else "\\n"
+    closing = f"{line_end}\\n{_name_closing(opened)}\\n\\n"
+    # Jinja drops one line break at the end of a template; with more behind it that one would be written
+    return template.removesuffix("\n") + "{% if add_generation_prompt %}{{ '" + closing + "' }}{% endif %}"
+
+
 def _find_template_problem(text: str, system_text: str, picture: str, user_text: str) -> str | None:
     """Return what a rendered prompt has wrong, or None."""
     if re.search(r"""\{\s*['"]type['"]\s*:\s*['"](image|text)""", text):
@@ -107,6 +126,14 @@ def _find_template_problem(text: str, system_text: str, picture: str, user_text:
     if not text.index(system_text) < text.index(picture) < text.index(user_text):
         return "writes the picture in another place"
     return None
+
+
+def _name_closing(opening: str) -> str:
+    """Return the tag that closes what this one opens."""
+    tag = re.sub(r"^(<\w+)\s.*>$", r"\1>", opening, flags=re.DOTALL)
+    if tag.startswith("<|"):
+        return re.sub(r"begin|start", "end", tag, flags=re.IGNORECASE)
+    return f"{tag[0]}/{tag[1:]}"
 
 
 def _choose(path: Path, found: Any) -> str:

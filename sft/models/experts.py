@@ -1,6 +1,7 @@
-"""Experts of a mixture as linear layers, which bitsandbytes quantises and peft adapts, read one at a time.
+"""Experts of a mixture as linear layers, which bitsandbytes quantises and peft adapts; Qwen's models with such.
 
-The stock models hold all experts of a layer in one parameter of three axes, which neither does.
+The stock models hold all experts of a layer in one parameter of three axes, which neither does. Llama-4, whose whole
+layer is another, is in `llama4.py`.
 """
 
 import json
@@ -13,14 +14,20 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import Qwen3_5MoeConfig, Qwen3VLMoeConfig
 from transformers.activations import ACT2FN
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe as qwen3_5_moe
+from transformers.models.qwen3_vl_moe import modeling_qwen3_vl_moe as qwen3_vl_moe
 
 from sft.errors import UserError
 from sft.models.families import find_family_of, list_file_names
 from sft.models.shapes import read_text_shape
 
 MakeLinear = Callable[[torch.Tensor], nn.Linear]  # (out, in) weights to a layer that holds them
+
+STOCK_EXPERTS = (qwen3_vl_moe.Qwen3VLMoeTextExperts, qwen3_5_moe.Qwen3_5MoeExperts)  # as full fine-tuning has them
+_EXPERTS = r"\.mlp\.experts\."  # `read_experts` reads them
 
 
 class Expert(nn.Module):
@@ -158,6 +165,26 @@ def in_place_of(module: Any, name: str, replacement: type) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, original)
+
+
+class Qwen3VLMoeForConditionalGeneration(qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration):
+    """Qwen3-VL-MoE with `LinearExperts`, under the family's own class name, which is saved with it."""
+
+    _keys_to_ignore_on_load_unexpected = [_EXPERTS]
+
+    def __init__(self, config: Qwen3VLMoeConfig):
+        with in_place_of(qwen3_vl_moe, "Qwen3VLMoeTextExperts", LinearExperts):
+            super().__init__(config)
+
+
+class Qwen3_5MoeForConditionalGeneration(qwen3_5_moe.Qwen3_5MoeForConditionalGeneration):
+    """Qwen3.5-MoE likewise."""
+
+    _keys_to_ignore_on_load_unexpected = [_EXPERTS, r"^mtp\."]
+
+    def __init__(self, config: Qwen3_5MoeConfig):
+        with in_place_of(qwen3_5_moe, "Qwen3_5MoeExperts", LinearExperts):
+            super().__init__(config)
 
 
 class _Tensors:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from sft.models.llama4_tiles import count_tiles, write_image_tokens
+from sft.models.token_counts import count_tiles, write_image_tokens
 
 Grid = Sequence[int]  # one screenshot's row of `grid_name`
 

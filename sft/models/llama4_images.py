@@ -9,7 +9,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-from sft.models.llama4_tiles import choose_canvas, count_tiles, fit_canvas
+from sft.models.token_counts import choose_canvas, count_tiles, fit_canvas
 
 
 class _Llama4ImagesKwargs(ImagesKwargs, total=False):

@@ -14,17 +14,21 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sft.errors import UserError
-from sft.models.experts import MakeLinear, add_empty_experts, read_experts
+from sft.models.experts import (
+    MakeLinear,
+    Qwen3_5MoeForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
+    add_empty_experts,
+    read_experts,
+)
 from sft.models.families import FAMILIES, PARTS, Family, find_family_of, part_of
 from sft.models.hub import BESIDE_WEIGHTS, find_base_model, find_folder
 from sft.models.kernels import choose_kernels
 from sft.models.linear_attention import carry_states
 from sft.models.llama4 import Llama4ForConditionalGeneration, longest_sequence
-from sft.models.model_folder import read_header
-from sft.models.qwen_moe import Qwen3_5MoeForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
+from sft.models.model_folder import ADAPTER_FILE, read_header
 from sft.recipe.settings import ModelSettings
 
-ADAPTER_FILE = "adapter_model.safetensors"
 # Models whose experts are linear layers here; the stock class of any other family, and of these in full fine-tuning.
 EXPERT_MODELS: Mapping[str, Any] = {
     "llama4": Llama4ForConditionalGeneration,
@@ -252,6 +256,29 @@ def count_quantised(model: torch.nn.Module) -> int:
 def trained_parts(model: torch.nn.Module) -> set[str]:
     """Return the parts that have at least one trainable parameter."""
     return {part_of(name) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load_for_inference(settings: ModelSettings, adapter: Path | None) -> torch.nn.Module:
+    """Load a model to answer with: the one that `settings` name, and the adapter of a folder on it, if one is given.
+
+    Raises:
+        UserError: an adapter that is not whole, or of another base (peft only warns of tensors it does not find).
+    """
+    model: torch.nn.Module = load_model(settings, find_family(settings.model_name_or_path, settings.model_revision))
+    if adapter is not None:
+        from peft import PeftModel
+
+        with open_adapter(adapter):
+            pass
+        try:
+            model = PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapter))
+        except RuntimeError as error:
+            raise UserError(f"{adapter}: found an adapter that does not fit its base model: {error}") from error
+        check_adapter(adapter, model, needs_update=False)  # training has seen to that; a run of one step has none
+    model.eval()
+    if torch.cuda.is_available() and not settings.load_in_4bit:
+        model.to("cuda")
+    return model
 
 
 def check_adapter(folder: Path, model: torch.nn.Module, needs_update: bool = True) -> int:

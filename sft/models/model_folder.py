@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from sft.errors import UserError
-from sft.lfs import LFS_WAY_OUT, is_lfs_pointer
+from sft.file_kinds import LFS_WAY_OUT, is_lfs_pointer
 from sft.models.families import find_family_of
 from sft.recipe.settings import ModelSettings
 
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DTYPES: tuple[str, ...] = get_args(get_type_hints(ModelSettings)["dtype"])
 # What a model is read from beside its weights. A folder has some of them.
 SMALL_FILES = (
@@ -213,13 +214,24 @@ def read_dtype(folder: Path) -> str:
     return _DTYPES_IN_FILES[known[0]] if known else "bfloat16"
 
 
-def read_base_model_name(folder: Path) -> str:
-    """Return the base model that an adapter's folder names: a Hub id or a folder.
+def is_adapter(folder: str | Path) -> bool:
+    """Say whether a folder holds an adapter, which needs its base model, and not a model of its own."""
+    return (Path(folder) / ADAPTER_CONFIG).is_file()
+
+
+def find_base_name(folder: str | Path, given: str | None = None) -> str | None:
+    """Return the base model, a Hub id or a folder, of an adapter's folder; None where a folder holds no adapter.
+
+    That is the one `given` by --base_model, or else the one that the adapter names.
 
     Raises:
         UserError: `adapter_config.json` is broken or names none.
     """
-    path = folder / "adapter_config.json"
+    if not is_adapter(folder):
+        return None
+    if given:
+        return given
+    path = Path(folder) / ADAPTER_CONFIG
     name = read_json(path).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise UserError(
@@ -296,7 +308,7 @@ def _describe_without_weights(folder: Path) -> str:
 
 
 def _describe_without_config(folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         return (
             "found an adapter and no config.json; expected a base model: give the one that adapter_config.json names, "
             "or merge the two first (python -m sft.export)"

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import transformers
@@ -9,12 +10,12 @@ from transformers import AutoTokenizer, ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from sft.errors import UserError
-from sft.models.chat_template import check_chat_template, read_chat_template
+from sft.models.chat_template import check_chat_template, close_thought, read_chat_template
 from sft.models.hub import find_folder
-from sft.models.layouts import Layout, QwenLayout
-from sft.models.llama4_processor import Llama4Processor
+from sft.models.layouts import Layout, Llama4Layout, QwenLayout
+from sft.models.llama4_images import Llama4ImageProcessor
 from sft.models.model_folder import check_small_files, read_json
-from sft.models.thoughts import close_thought
+from sft.models.token_counts import choose_canvas, count_tiles_in_budget, write_image_tokens
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -87,6 +88,36 @@ class Qwen2_5_VLProcessor(_ImageTextProcessor, transformers.Qwen2_5_VLProcessor)
     """Qwen2.5-VL without video, under the family's own class name (see `Qwen3VLProcessor`)."""
 
     video_processor_type = "Qwen2VLVideoProcessor"
+
+
+class Llama4Processor(transformers.Llama4Processor):
+    """Llama-4 on `sft.models.llama4_images`, under the family's own class name, which is saved with it."""
+
+    @classmethod
+    def load_image_processor(
+        cls, path: str | Path, min_pixels: int, max_pixels: int, revision: str
+    ) -> Llama4ImageProcessor:
+        """Open the image processor; `max_pixels` buys tiles, `min_pixels` has no meaning: a tile is the least."""
+        processor = Llama4ImageProcessor.from_pretrained(path, revision=revision)
+        tile = processor.size["height"]
+        processor.max_patches = count_tiles_in_budget(max_pixels, tile, processor.max_patches)
+        return processor
+
+    @property
+    def tokens_a_tile(self) -> int:
+        """How many tokens stand for one tile."""
+        side = int(self.image_processor.size["height"]) // self.patch_size
+        return side**2 // self.downsample_ratio
+
+    def build_layout(self) -> Layout:
+        return Llama4Layout(self)
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> SimpleNamespace:
+        """Return how many tokens pictures of these (height, width) take, separators included."""
+        process = self.image_processor
+        canvases = [choose_canvas(h, w, process.max_patches, process.size["height"]) for h, w in image_sizes]
+        counts = [len(write_image_tokens(canvas, self.tokens_a_tile)) for canvas in canvases]
+        return SimpleNamespace(num_image_tokens=counts)
 
 
 PROCESSORS: dict[str, type[_ImageTextProcessor] | type[Llama4Processor]] = {

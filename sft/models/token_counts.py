@@ -1,15 +1,71 @@
-"""How Llama-4 cuts a screenshot: canvas, tiles and the tokens that stand for them. Knows no pixels, no torch."""
+"""Which and how many tokens stand for a screenshot: Qwen-VL by area, Llama-4 by tiles. Knows no pixels, no torch."""
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
+from sft.agent import AgentConfig
+from sft.models.model_folder import read_json
+
+DEFAULT_PIXELS_PER_TOKEN = 32  # a side, of Qwen3-VL: patches of 16 px, merged two by two; Qwen2.5-VL has 28
 IMAGE_TOKEN = "<|image|>"  # the template's placeholder; the model's own picture tokens are PATCH_TOKEN
 PATCH_TOKEN = "<|patch|>"
 START_TOKEN, END_TOKEN = "<|image_start|>", "<|image_end|>"
 COLUMN_TOKEN, ROW_TOKEN = "<|tile_x_separator|>", "<|tile_y_separator|>"
+
+
+def build_image_counter(folder: Path | None, agent: AgentConfig) -> Callable[[int, int], int]:
+    """Return what counts the image tokens of a screenshot (width, height) under the agent's pixel budget.
+
+    Without a checkpoint folder they are those of Qwen3-VL.
+    """
+    tiles = read_tiles(folder) if folder is not None else None
+    if folder is None or tiles is None:
+        side = read_pixels_per_token(folder) if folder is not None else DEFAULT_PIXELS_PER_TOKEN
+        return lambda width, height: count_image_tokens(width, height, agent, side)
+    tile, most, tokens_a_tile = tiles
+    max_tiles = count_tiles_in_budget(agent.max_pixels, tile, most)
+    return lambda width, height: len(write_image_tokens(choose_canvas(height, width, max_tiles, tile), tokens_a_tile))
+
+
+def read_tiles(folder: Path) -> tuple[int, int, int] | None:
+    """Return Llama-4's pixels a tile side, most tiles and tokens a tile; None in a checkpoint of another family."""
+    fields = read_json(folder / "processor_config.json")
+    image = fields.get("image_processor") or read_json(folder / "preprocessor_config.json")
+    if "Llama4Processor" not in (fields.get("processor_class"), image.get("processor_class")):
+        return None
+    tile = image["size"]["height"]
+    side = tile // fields.get("patch_size", 14)
+    return tile, image.get("max_patches", 16), int(side**2 * fields.get("pixel_shuffle_ratio", 0.5) ** 2)
+
+
+def count_image_tokens(
+    width: int, height: int, agent: AgentConfig, pixels_per_token: int = DEFAULT_PIXELS_PER_TOKEN
+) -> int:
+    """Return the image tokens of a screenshot within the agent's pixel budget: Qwen-VL's resizing, in integers."""
+    side = pixels_per_token
+    h, w = round(height / side) * side, round(width / side) * side
+    if h * w > agent.max_pixels:
+        scale = math.sqrt(height * width / agent.max_pixels)
+        h, w = (max(side, math.floor(n / scale / side) * side) for n in (height, width))
+    elif h * w < agent.min_pixels:
+        scale = math.sqrt(agent.min_pixels / (height * width))
+        h, w = (math.ceil(n * scale / side) * side for n in (height, width))
+    return (h // side) * (w // side)
+
+
+def read_pixels_per_token(folder: Path) -> int:
+    """Return how many pixels a side one image token covers, from a checkpoint's processor files."""
+    if (tiles := read_tiles(folder)) is not None:
+        return tiles[0] // math.isqrt(tiles[2])
+    fields = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json")
+    fields = fields.get("image_processor", fields)
+    patch, merge = fields.get("patch_size"), fields.get("merge_size")
+    return patch * merge if isinstance(patch, int) and isinstance(merge, int) else DEFAULT_PIXELS_PER_TOKEN
 
 
 def count_tiles_in_budget(max_pixels: int, tile: int, most: int) -> int:
