@@ -95,7 +95,7 @@ def test_command_ends_with_code_2_on_a_tokenizer_folder_that_is_none(tmp_path):
     csv_path = write_trajectories(tmp_path, build_tasks(1))
     done = _run("sft.check", csv_path, "--tokenizer", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "found no tokenizer.json; expected the folder of a base model" in done.stderr
+    assert "found no processor_config.json or preprocessor_config.json; expected a vision-language" in done.stderr
 
 
 def _run(module, *arguments, code=None):
