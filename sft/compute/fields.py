@@ -209,7 +209,7 @@ def _list_energy(project: Project) -> Iterator[tuple[str, Any, Status]]:
     runs = project.runs
     n_energy = sum(1 for run in runs if run.total("energy_kwh"))
     sensors = sorted({f"{part} {how}" for r in runs for part, how in r.figures.get("energy_sensors", {}).items()})
-    is_estimate = any("estimated" in sensor for sensor in sensors) or n_energy < len(runs)
+    is_estimate = any(" measured" not in sensor for sensor in sensors) or n_energy < len(runs)
     status: Status = "estimated" if is_estimate else "measured"
     yield "energy (kWh)", project.total("energy_kwh"), status
     yield "energy, how it was had", "; ".join(sensors) or "missing: no run measured it", status
