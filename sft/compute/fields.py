@@ -17,6 +17,7 @@ from sft.compute.ledger import RunRecord
 from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
 from sft.evaluations import format_rate
+from sft.files import write_whole
 from sft.recipe.recipe import load_yaml
 
 Status = Literal["measured", "estimated", "author"]
@@ -112,7 +113,7 @@ def load_author(folder: Path) -> dict[str, Any]:
         lines = ["# What the compute report cannot know. Fill in, then run `python -m sft.compute` again."]
         text = "\n".join([*lines, *(f"{row.key}:  # {row.hint}" for row in asked)]) + "\n"
         assert set(yaml.safe_load(text)) == {row.key for row in asked}
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     values: dict[str, Any] = load_yaml(path) or {}
     keys = [row.key for row in asked]
     if unknown := sorted(set(values) - set(keys)):
