@@ -26,9 +26,9 @@ from typing import Any
 from rich.console import Console
 
 from eval.reporting.files import format_json
-from eval.reporting.publish import load_run
+from eval.reporting.publish import judge_run, load_run
 from eval.reporting.tables import build_ablation_table, describe_intervals
-from eval.scoring.comparison import compare_results
+from eval.scoring.comparison import compare_runs
 from eval.scoring.matching import HEADLINE
 from sft.errors import UserError, run_command
 from sft.files import write_whole
@@ -75,10 +75,10 @@ def main(argv: list[str]) -> None:
         check_variant(name, models[name])
         folder = arguments.output_dir / name / "rollout"
         roll_out(arguments, models[name], folder)
-        runs[name] = load_run(folder)[0]
+        runs[name] = judge_run(folder, *load_run(folder)).verdicts
     rows = [
-        {"variant": name, **VARIANTS[name], **compare_results(steps, runs["full"], names=(name, "full"))["matchers"]}
-        for name, steps in runs.items()
+        {"variant": name, **VARIANTS[name], **compare_runs(run, runs["full"], names=(name, "full"))["matchers"]}
+        for name, run in runs.items()
     ]
     write_whole(arguments.output_dir / "ablations.json", format_json({"rows": rows}, indent=2))
     console = Console()

@@ -8,18 +8,16 @@ A run that was stopped goes on where it stopped when the same command is given a
 
 import argparse
 import sys
-from collections import defaultdict
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.reporting.card_results import enter_results
-from eval.reporting.publish import publish_comparison, publish_run, refuse_all_errors
+from eval.reporting.publish import enter_results, judge_run, publish_comparison, publish_run, refuse_all_errors
 from eval.rollouts.metering import meter, record_rollout
 from eval.rollouts.options import MODES, find_model_folder, parse_arguments, read_agent
 from eval.rollouts.run_folder import claim_folders, run_tasks, write_in_order
 from eval.rollouts.run_info import build_run_info, for_mode, for_shard, open_run
-from eval.step_result import StepResult
+from eval.scoring.matching import cut_at_first_error
 from sft.data.data_notes import describe_test_data
 from sft.data.load import Trajectory, load_task_set
 from sft.data.overlap import find_trained_tasks, refuse_trained_tasks
@@ -93,8 +91,9 @@ def roll_out(
     results, info = run_tasks(
         arguments.output_dir, info, trajectories, agent, arguments.mode, arguments.batch_size, build
     )
-    metrics = publish_run(arguments.output_dir, results, info, images=arguments.report_images)
-    refuse_all_errors(arguments.output_dir, results)
+    run = judge_run(arguments.output_dir, results, info)
+    metrics = publish_run(arguments.output_dir, run, images=arguments.report_images)
+    refuse_all_errors(arguments.output_dir, run)
     enter_results(info, metrics)
 
 
@@ -126,28 +125,19 @@ def run_all_modes(
     runs, metrics = {}, {}
     for mode in ("teacher", "own"):
         folder: Path = arguments.output_dir / mode
-        runs[mode] = run_tasks(folder, for_mode(info, mode), trajectories, agent, mode, arguments.batch_size, build)
-        metrics[mode] = publish_run(folder, *runs[mode], images=arguments.report_images)
-        refuse_all_errors(folder, runs[mode][0])
+        done = run_tasks(folder, for_mode(info, mode), trajectories, agent, mode, arguments.batch_size, build)
+        runs[mode] = judge_run(folder, *done)
+        metrics[mode] = publish_run(folder, runs[mode], images=arguments.report_images)
+        refuse_all_errors(folder, runs[mode])
     folder = arguments.output_dir / "own_stop"
-    stopped_info = open_run(folder, for_mode(runs["own"][1], "own_stop"))
-    stopped = write_in_order(folder / "steps.jsonl", cut_tasks(runs["own"][0]), trajectories)
-    publish_run(folder, stopped, stopped_info, images=arguments.report_images)
+    stopped_info = open_run(folder, for_mode(runs["own"].info, "own_stop"))
+    stopped = write_in_order(folder / "steps.jsonl", cut_at_first_error(runs["own"].verdicts), trajectories)
+    publish_run(folder, judge_run(folder, stopped, stopped_info), images=arguments.report_images)
     gap = publish_comparison(
         arguments.output_dir, runs["teacher"], runs["own"], ("teacher", "own"), images=arguments.report_images
     )
-    enter_results(runs["teacher"][1], metrics["teacher"])
-    enter_results(runs["own"][1], metrics["own"], gap["matchers"])
-
-
-def cut_tasks(results: list[StepResult]) -> list[StepResult]:
-    """Return the results of mode own_stop from those of mode own: no model is needed."""
-    from eval.rollouts.walk import cut_at_first_error
-
-    tasks: dict[str, list[StepResult]] = defaultdict(list)
-    for result in results:
-        tasks[result.task_id].append(result)
-    return [step for task in tasks.values() for step in cut_at_first_error(task)]
+    enter_results(runs["teacher"].info, metrics["teacher"])
+    enter_results(runs["own"].info, metrics["own"], gap["matchers"])
 
 
 def build_policy(arguments: argparse.Namespace, agent: AgentConfig, trajectories: list[Trajectory]) -> "Policy":

@@ -13,9 +13,9 @@ model's card, as an unsharded rollout does.
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
-from eval.reporting.card_results import enter_results
-from eval.reporting.publish import load_run, publish_comparison, publish_run
+from eval.reporting.publish import enter_results, judge_run, load_run, publish_comparison, publish_run
 from eval.rollouts.run_info import hash_model, merge_run_infos, write_run
 from eval.scoring.match_rules import build_variants, load_synonyms
 from eval.step_result import format_result
@@ -33,18 +33,14 @@ def main(argv: list[str]) -> None:
 def score(argv: list[str]) -> None:
     parser = build_parser()
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="the --output_dir of a rollout")
-    names = [variant.name for variant in build_variants(frozenset(), {"": ""})]
+    names = [variant.name for variant in build_variants({"": ""})]
     parser.add_argument("--matcher", nargs="+", choices=names, default=[], help="rules to print [all]", metavar="NAME")
     parser.add_argument("--synonyms", type=Path, help="JSON object: label -> list of labels that mean the same")
     arguments = parser.parse_args(argv)
-    results, run_info = load_run(arguments.run_dir)
     publish_run(
         arguments.run_dir,
-        results,
-        run_info,
-        seed=arguments.seed,
-        n_resamples=arguments.n_resamples,
-        images=arguments.report_images,
+        judge_run(arguments.run_dir, *load_run(arguments.run_dir)),
+        **read_settings(arguments),
         synonyms=load_synonyms(arguments.synonyms) if arguments.synonyms else None,
         shown=arguments.matcher,
     )
@@ -58,12 +54,10 @@ def compare(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     publish_comparison(
         arguments.output_dir,
-        load_run(arguments.run_a),
-        load_run(arguments.run_b),
+        judge_run(arguments.run_a, *load_run(arguments.run_a)),
+        judge_run(arguments.run_b, *load_run(arguments.run_b)),
         (str(arguments.run_a), str(arguments.run_b)),
-        seed=arguments.seed,
-        n_resamples=arguments.n_resamples,
-        images=arguments.report_images,
+        **read_settings(arguments),
     )
 
 
@@ -81,14 +75,8 @@ def merge(argv: list[str]) -> None:
     arguments.run_dir.mkdir(parents=True, exist_ok=True)
     write_run(arguments.run_dir, run_info)
     write_whole(arguments.run_dir / "steps.jsonl", "".join(map(format_result, results)))
-    metrics = publish_run(
-        arguments.run_dir,
-        results,
-        run_info,
-        seed=arguments.seed,
-        n_resamples=arguments.n_resamples,
-        images=arguments.report_images,
-    )
+    run = judge_run(arguments.run_dir, results, run_info)
+    metrics = publish_run(arguments.run_dir, run, **read_settings(arguments))
     if hash_model(run_info["model_path"]) == run_info["model_sha256"]:
         enter_results(run_info, metrics)
     else:
@@ -102,6 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--n_resamples", type=int, default=10_000, help="resamples of the bootstrap [10000]")
     parser.add_argument("--report_images", choices=["embed", "link"], default="embed", help="screenshots [embed]")
     return parser
+
+
+def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"seed": arguments.seed, "n_resamples": arguments.n_resamples, "images": arguments.report_images}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""One step's result and its line in `steps.jsonl`. Knows nothing of models, matchers or metrics."""
+"""One step's result and its line in `steps.jsonl`, which this file alone knows. Knows nothing of models or metrics."""
 
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
+from sft.actions import Action, format_action
 from sft.errors import UserError
 
 NOT_RUN = "not_run"  # the parse status of a step after the one at which mode "own_stop" ended its task
@@ -16,14 +17,13 @@ NOT_RUN = "not_run"  # the parse status of a step after the one at which mode "o
 class StepResult:
     """What happened at one step of a rollout; everything scoring and the report need, so neither needs a model.
 
-    `index` is 0-based in its task. `gold` and `predicted` are compact action objects (`{"action", "target", ...}`);
-    `predicted` is None where the answer could not be read. Memories are `{"short_term": {...}, "long_term": {...}}`:
-    before is what the prompt showed, after is what the next step is shown. `parse_status` is one of ok, no_json,
-    no_action, truncated, not_run; `left_out` names the parts of a read answer that could not be taken ("target", an
-    argument, "short_term", "long_term"). `error` is the message of a policy that failed, else None. `bbox` is
-    [x1, y1, x2, y2] and `screen` [width, height], in pixels, both None where the data has none. `latency_s` is the
-    step's share of its batch's generation time. `said_elsewhere` is what a server said beside the answer, by where it
-    stood: a thought, a call of a tool; it is not scored.
+    `index` is 0-based in its task. `predicted` is None where the answer could not be read. Memories are
+    `{"short_term": {...}, "long_term": {...}}`: before is what the prompt showed, after what the next step is shown.
+    `parse_status` is one of ok, no_json, no_action, truncated, not_run; `left_out` names the parts of a read answer
+    that could not be taken ("target", an argument, "short_term", "long_term"). `error` is the message of a policy that
+    failed, else None. `bbox` is [x1, y1, x2, y2] and `screen` [width, height], in pixels, both None where the data has
+    none. `latency_s` is the step's share of its batch's generation time. `said_elsewhere` is what a server said beside
+    the answer, by where it stood: a thought, a call of a tool; it is not scored.
     """
 
     task_id: str
@@ -32,7 +32,7 @@ class StepResult:
     group: str
     instruction: str
     image_id: str
-    gold: dict[str, Any]
+    gold: Action
     gold_memory: dict[str, Any]
     bbox: list[float] | None
     screen: list[int] | None
@@ -42,7 +42,7 @@ class StepResult:
     parse_status: str = NOT_RUN
     parse_problem: str = ""
     left_out: list[str] = field(default_factory=list)
-    predicted: dict[str, Any] | None = None
+    predicted: Action | None = None
     error: str | None = None
     finish_reason: str = ""
     n_prompt_tokens: int = 0
@@ -52,27 +52,26 @@ class StepResult:
 
     def as_not_run(self, memory: dict[str, Any]) -> "StepResult":
         """Return the step as if it had never been answered, with the memory that stood then."""
-        known = {name: getattr(self, name) for name in _KNOWN_BEFORE}
-        return StepResult(**known, memory_before=memory, memory_after=memory)
-
-
-_KNOWN_BEFORE = (
-    "task_id",
-    "index",
-    "application",
-    "group",
-    "instruction",
-    "image_id",
-    "gold",
-    "gold_memory",
-    "bbox",
-    "screen",
-)
+        required = [f.name for f in fields(self) if f.default is MISSING and f.default_factory is MISSING]
+        known = {name: getattr(self, name) for name in required}
+        return StepResult(**{**known, "memory_before": memory, "memory_after": memory})
 
 
 def format_result(result: StepResult) -> str:
     """Return the step's line; ASCII holds half characters, and no kill can cut one in two."""
-    return json.dumps(asdict(result)) + "\n"
+    predicted = format_action(result.predicted) if result.predicted else None
+    return json.dumps({**asdict(result), "gold": format_action(result.gold), "predicted": predicted}) + "\n"
+
+
+def parse_result(line: str) -> StepResult:
+    """Read the line that `format_result` wrote.
+
+    Raises:
+        ValueError, TypeError, KeyError: the line is not one.
+    """
+    values = json.loads(line)
+    actions = {name: _parse_action(values[name]) for name in ("gold", "predicted")}
+    return StepResult(**{**values, **actions})
 
 
 def append_result(file: TextIO, result: StepResult) -> None:
@@ -92,8 +91,8 @@ def load_results(path: Path) -> Iterator[StepResult]:
     seen: dict[tuple[str, int], int] = {}
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            result = StepResult(**json.loads(line))
-        except (ValueError, TypeError) as error:
+            result = parse_result(line)
+        except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}:{number}: found a line that is no step result ({error})") from error
         first = seen.setdefault((result.task_id, result.index), number)
         if first != number:
@@ -103,3 +102,11 @@ def load_results(path: Path) -> Iterator[StepResult]:
                 "answer cannot be told. Delete this file and roll out again, or choose another --output_dir"
             )
         yield result
+
+
+def _parse_action(values: dict[str, Any] | None) -> Action | None:
+    """Read an action as it was written, of whatever vocabulary."""
+    if values is None:
+        return None
+    arguments = {name: value for name, value in values.items() if name not in ("action", "target")}
+    return Action(values["action"], values["target"], arguments)

@@ -14,7 +14,9 @@ export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 echo "1/2 Fine-tuning the tiny base model (QLoRA)"
 rm -rf outputs/demo results/demo
-accelerate launch --quiet --config_file accelerate_configs/cpu.yaml sft/run.py recipes/demo.yaml
+# A thread per core, as accelerate would choose, but without its notice that nobody had said so.
+threads=${OMP_NUM_THREADS:-$(python -c 'import psutil; print(psutil.cpu_count(logical=False) or 1)')}
+OMP_NUM_THREADS=$threads accelerate launch --quiet --config_file accelerate_configs/cpu.yaml sft/run.py recipes/demo.yaml
 
 echo "2/2 Rolling out the fine-tuned model on the test tasks"
 python eval/rollout.py --model_path outputs/demo --test_csv demo/data/test.csv --output_dir results/demo --batch_size 32

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Installs this checkout into .venv with the versions of constraints.txt; does nothing where that has been done.
-# Used by demo.sh and test.sh: bash scripts/install.sh EXTRAS, where EXTRAS is "" or "dev".
+# Used by demo.sh, test.sh and test_vllm.sh: bash scripts/install.sh EXTRAS, where EXTRAS is "" or "dev".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 extras=${1:-}
-find_python() {
+find_python() { # a version manager may put a name on PATH that only says it is not installed
     for name in "${PYTHON:-}" python3.13 python3.12 python3.11 python3; do
         if [ -n "$name" ] && command -v "$name" >/dev/null &&
-            "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'; then
+            "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
             command -v "$name"
             return
         fi

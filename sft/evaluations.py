@@ -7,6 +7,7 @@ from typing import Any
 
 from sft.data.data_notes import is_unseen, list_data_notes
 from sft.files import hash_files
+from sft.rates import Rate
 
 EVALUATIONS_NAME = "evaluations.jsonl"
 
@@ -33,7 +34,7 @@ def add_evaluation(
         "exposure_gap": gap and {name: measures["swa"]["difference"] for name, measures in gap.items()},
     }
     with (folder / EVALUATIONS_NAME).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.write(json.dumps(line, ensure_ascii=False, default=Rate.as_json) + "\n")
 
 
 def load_evaluations(folder: Path) -> list[dict[str, Any]]:
@@ -52,15 +53,3 @@ def load_evaluations(folder: Path) -> list[dict[str, Any]]:
 
 def hash_weights(folder: Path) -> str:
     return hash_files(sorted(folder.glob("*.safetensors")))
-
-
-def format_rate(rate: Mapping[str, Any]) -> str:
-    """Render a rate with its interval in per cent; a star marks an exact interval, of tasks of one verdict."""
-    is_exact = rate["value"] in (0, 1) and 0 <= rate["low"] < rate["high"] <= 1
-    return f"{100 * rate['value']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]{'*' if is_exact else ''}"
-
-
-def format_points(rate: Mapping[str, Any]) -> str:
-    """Render a difference with its interval in points."""
-    value, low, high = (f"{100 * rate[key]:+.1f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}] points"

@@ -134,7 +134,7 @@ def build_validation_rollout(
 
     from eval.policies.policy import ModelPolicy
     from eval.rollouts.walk import walk_tasks
-    from eval.scoring.matching import MATCHERS, judge_step
+    from eval.scoring.matching import judge
 
     n_chosen = min(recipe.validation.val_rollout_tasks, len(tasks))
     chosen = [tasks[i * len(tasks) // n_chosen] for i in range(n_chosen)]  # spread over the order, hence applications
@@ -152,9 +152,8 @@ def build_validation_rollout(
             log.warning(
                 "validation rollout: %d of %d steps are errors; first: %s", len(errors), len(results), errors[0]
             )
-        n_right = [
-            sum(judge_step(r, MATCHERS[name]) == "right" for r in results) for name in ("action", "action_target")
-        ]
+        verdicts = [v for task in judge(results, recipe.agent.actions).values() for v in task]
+        n_right = [sum(v.is_right(name) for v in verdicts) for name in ("action", "action_target")]
         counts = reduce(torch.tensor([*n_right, len(results)], device=process.device), "sum")
         right, right_target, n_steps = counts.tolist()
         return {"swa": right / n_steps, "swa_target": right_target / n_steps}

@@ -57,7 +57,7 @@ def tasks(tasks_csv):
 @pytest.fixture(scope="module")
 def recipe(tiny_checkpoints, tmp_path_factory):
     """The path of a short training's recipe; a test file that wants another one defines its own."""
-    from attempt_samples import write_recipe
+    from training_runs import write_recipe
 
     return write_recipe(tmp_path_factory.mktemp("recipe"), tiny_checkpoints["qwen3_vl"])
 
@@ -65,7 +65,7 @@ def recipe(tiny_checkpoints, tmp_path_factory):
 @pytest.fixture(scope="module")
 def attempt(recipe):
     """Runs real processes of that training (see `start_attempts`)."""
-    from attempt_samples import start_attempts
+    from training_runs import start_attempts
 
     with start_attempts(recipe) as attempt:
         yield attempt

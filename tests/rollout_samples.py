@@ -1,8 +1,14 @@
 """Step results made by hand for the tests of scoring and report."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pytest
+
+from eval.scoring import matching
 from eval.step_result import StepResult
+from sft.actions import DEFAULT_ACTIONS, Action, ActionType
+from sft.rates import Rate
 
 
 def make_step(
@@ -12,7 +18,7 @@ def make_step(
     predicted: str | dict[str, Any] | None,
     **fields: Any,
 ) -> StepResult:
-    """Make one step; an action given as text stands for `{"action": text, "target": "OK"}`; None is unreadable."""
+    """Make one step; an action given as text stands for one on the target "OK"; None is unreadable."""
     values: dict[str, Any] = {
         "task_id": task_id,
         "index": index,
@@ -20,7 +26,7 @@ def make_step(
         "group": "known_workflow",
         "instruction": f"Goal of {task_id}",
         "image_id": "screen.png",
-        "gold": _as_action(gold),
+        "gold": as_action(gold),
         "gold_memory": {"short_term": {}, "long_term": {}},
         "bbox": None,
         "screen": None,
@@ -29,7 +35,7 @@ def make_step(
         "raw_text": "{}",
         "parse_status": "no_json" if predicted is None else "ok",
         "parse_problem": "no JSON object in the answer" if predicted is None else "",
-        "predicted": None if predicted is None else _as_action(predicted),
+        "predicted": None if predicted is None else as_action(predicted),
         "error": None,
         "finish_reason": "stop",
         "n_prompt_tokens": 100,
@@ -42,6 +48,14 @@ def make_step(
 def make_task(task_id: str, pairs: list[tuple[Any, Any]], **fields: Any) -> list[StepResult]:
     """Make a task from (gold, predicted) pairs."""
     return [make_step(task_id, index, gold, predicted, **fields) for index, (gold, predicted) in enumerate(pairs)]
+
+
+def judge(results: Iterable[StepResult], actions: Sequence[ActionType] = DEFAULT_ACTIONS) -> matching.Verdicts:
+    return matching.judge(results, actions)
+
+
+def approx_rate(value: float, low: float, high: float) -> Rate:
+    return Rate(pytest.approx(value), pytest.approx(low), pytest.approx(high))
 
 
 RUN_INFO = {
@@ -58,5 +72,9 @@ RUN_INFO = {
 }
 
 
-def _as_action(action: str | dict[str, Any]) -> dict[str, Any]:
-    return {"action": action, "target": "OK"} if isinstance(action, str) else action
+def as_action(action: str | dict[str, Any]) -> Action:
+    """Make an action of its type, on "OK", or of an object `{"action", "target", ...arguments}`."""
+    if isinstance(action, str):
+        return Action(action, "OK")
+    arguments = {name: value for name, value in action.items() if name not in ("action", "target")}
+    return Action(action["action"], action["target"], arguments)

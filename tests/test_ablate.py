@@ -47,6 +47,7 @@ def folder(tmp_path, tiny_checkpoints):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_variant_is_trained_and_another_taken_and_both_are_in_the_table(folder):
     command = [sys.executable, "eval/ablate.py", str(folder / "recipe.yaml"), "--output_dir", str(folder / "out")]
     command += ["--test_csv", str(folder / "test/tasks.csv"), "--variants", "full", "no_short_term"]

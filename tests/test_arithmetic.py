@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attempt_samples import write_recipe
+from training_runs import write_recipe
 from trajectory_samples import build_tasks, write_trajectories
 
 from eval.policies.policy import ModelPolicy, StepRequest
@@ -10,6 +10,8 @@ from eval.predictor import load_model_for_inference
 from sft import run
 from sft.data.load import load_trajectories
 from sft.memory import EMPTY_MEMORY
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = {
     "4-bit base in bf16": "--dtype bfloat16 --bf16 true",

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from trajectory_samples import build_output, build_task, build_tasks, format_csv, write_screenshots
+from trajectory_samples import build_output, build_task, build_tasks, format_csv, write_screenshots, write_trajectories
 
 from sft.data.load import TrajectoryError, load_trajectories
 
@@ -226,10 +226,21 @@ def test_rollout_ends_with_code_2_on_a_model_folder_that_is_none(tmp_path):
     assert message.startswith(f"{tmp_path}/model/agent_config.json: found prompt_version '0'; expected '1'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["qwen3vl", "qwen2_5vl"])
-def test_published_recipe_without_weights_or_hub_says_what_is_missing_and_the_way_out(recipe):
+def test_published_recipe_without_weights_or_hub_says_what_is_missing_and_the_way_out(recipe, tmp_path):
+    train = write_trajectories(tmp_path / "train", build_tasks(4))  # its own data has 1,000 screenshots to look at
+    val = write_trajectories(tmp_path / "val", build_tasks(1, first=50))
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/nonexistent"}
-    command = [sys.executable, "sft/run.py", f"recipes/{recipe}.yaml"]
+    command = [
+        sys.executable,
+        "sft/run.py",
+        f"recipes/{recipe}.yaml",
+        "--train_csv",
+        str(train),
+        "--val_csv",
+        str(val),
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "found no folder Qwen/Qwen" in done.stderr and "the Hub cannot be reached" in done.stderr

@@ -20,6 +20,7 @@ from benchmarks.train_throughput import DEMO_TOKENS_PER_BATCH, build_demo_rows, 
 from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
 
 
+@pytest.mark.slow
 def test_stock_and_our_trainer_take_turns_on_the_same_answers(tmp_path):
     build_tiny_checkpoint(tmp_path / "model", read_demo_texts(), size=TinySize(VOCAB))
     for i in range(2):
@@ -33,6 +34,7 @@ def test_stock_and_our_trainer_take_turns_on_the_same_answers(tmp_path):
     assert min(row["stock_peak_mb"], row["ours_peak_mb"]) > 100
 
 
+@pytest.mark.slow
 def test_demo_rows_of_the_benchmark_save_about_what_an_epoch_does():
     encoder = build_encoder(ROOT / "demo/base")
     rows = build_demo_rows(encoder)
@@ -58,6 +60,7 @@ def test_help_of_a_benchmark_waits_for_no_model_library(name):
     assert not imported & {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets"}
 
 
+@pytest.mark.slow
 def test_expert_benchmark_compares_the_three_forms_of_one_layer(tmp_path, monkeypatch):
     file = tmp_path / "rows.json"
     monkeypatch.setitem(llama4_experts.SIZES, "small", (256, 512, 16, 1024))  # a half of its arithmetic
@@ -72,6 +75,7 @@ def test_expert_benchmark_compares_the_three_forms_of_one_layer(tmp_path, monkey
     assert rows["4-bit linears"]["seconds"] < rows["4-bit parameters"]["seconds"]
 
 
+@pytest.mark.slow
 def test_real_size_program_runs_every_phase_once_on_a_tiny_model(tmp_path):
     command = [sys.executable, "-m", "benchmarks.real_size", f"{tmp_path}/work", "--tiny"]
     command += ["--json", f"{tmp_path}/rows.json"]
@@ -105,6 +109,7 @@ def test_random_weights_are_those_of_the_config_in_shards_of_a_size(tiny_checkpo
     assert (weights["model.language_model.norm.weight"] == 1).all()
 
 
+@pytest.mark.slow
 def test_phase_that_fails_or_takes_too_long_says_so(tmp_path, monkeypatch):
     assert run_phase("load", tmp_path, tiny=True)["outcome"] == "exit code 1"
     assert "Error" in (tmp_path / "load.log").read_text()

@@ -5,11 +5,13 @@ import os
 import shutil
 
 import pytest
-from attempt_samples import PREEMPTED, ROOT, assert_same_bits, load_adapter, printed
+from training_runs import PREEMPTED, ROOT, assert_same_bits, load_adapter, printed
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft import run
 from sft.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 SCORES = [0.0, 0.1, 0.9, 0.5, 0.4, 0.3, 0.2]  # by step: the best is that of step 2
 

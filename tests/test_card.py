@@ -1,12 +1,11 @@
 """Which scores a model card shows, under which notes, and which of them reach the Hub and the compute report."""
 
-import json
-
 import pytest
 from huggingface_hub import ModelCard
-from rollout_samples import RUN_INFO, make_task
+from rollout_samples import RUN_INFO, judge, make_task
 
-from eval.scoring.comparison import compare_results
+from eval.reporting.files import format_json
+from eval.scoring.comparison import compare_runs
 from eval.scoring.metrics import compute_metrics
 from sft.compute.fields import Project, list_scores
 from sft.evaluations import add_evaluation
@@ -19,7 +18,7 @@ TEACHER = [step for i in range(12) for step in make_task(f"t{i}", [RIGHT, WRONG 
 
 
 def score(results, mode):
-    return compute_metrics(results, mode=mode, n_resamples=200)
+    return compute_metrics(judge(results), mode=mode, n_resamples=200)
 
 
 @pytest.fixture
@@ -53,11 +52,11 @@ def test_gap_of_two_matching_runs_says_that_it_is_not_paired(folder):
 
 
 def test_gap_of_mode_all_is_paired_and_has_its_interval(folder):
-    gap = compare_results(TEACHER, OWN, n_resamples=200)["matchers"]
+    gap = compare_runs(judge(TEACHER), judge(OWN), n_resamples=200)["matchers"]
     add_evaluation(folder, INFO, score(TEACHER, "teacher"))
     add_evaluation(folder, INFO, score(OWN, "own"), gap)
-    low, high = (100 * gap["action"]["swa"]["difference"][key] for key in ("low", "high"))
-    assert f"paired by task: +20.8 [{low:+.1f}, {high:+.1f}] points by action" in read_card(folder)[0]
+    shown = gap["action"]["swa"]["difference"].format(signed=True)
+    assert shown.startswith("+20.8 [") and f"paired by task: {shown} points by action" in read_card(folder)[0]
 
 
 def test_score_on_unseen_tasks_reaches_the_hub(folder):
@@ -93,7 +92,7 @@ def test_name_of_the_data_ends_no_cell_and_is_no_html(folder):
 )
 def test_compute_report_lists_whole_runs_of_a_model_alone(tmp_path, change, is_listed):
     metrics = {**score(OWN, "own"), "run": {**INFO, **change, "data": {"trained_on": {"val": ["t1"]}}}}
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "metrics.json").write_text(format_json(metrics))
     names = [name for name, *_ in list_scores(Project([], [tmp_path]))]
     expected = f"{tmp_path.name}, own; Not unseen: the model was chosen by 1 of these tasks: SWA by action (%), ours"
     assert (expected in names) == is_listed

@@ -337,6 +337,7 @@ def test_ids_and_screenshots_that_are_in_another_file_too_leave_the_data_clean(t
     assert "1 task ids are in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_10000_rows_on_as_many_screenshots_take_seconds_and_little_memory(tmp_path):
     image = Image.new("RGB", (1280, 800), "white")
     rows = []

@@ -75,6 +75,7 @@ def test_hash_of_a_row_is_that_of_the_screenshot_that_was_checked(tmp_path, enco
     assert {row["image"]: row["image_sha256"] for row in rows} == hashes
 
 
+@pytest.mark.slow
 def test_memory_of_a_run_with_ten_times_the_rows_is_about_the_same(tmp_path):
     file = tmp_path / "rows.json"
     command = [sys.executable, "benchmarks/data_loading.py", "--screenshots", "2", "--rows", "200", "2000"]

@@ -3,15 +3,15 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from rollout_samples import RUN_INFO, make_task
+from rollout_samples import RUN_INFO, approx_rate, judge, make_task
 
 from eval.reporting.tables import BLIND, EXACT, print_comparison
 from eval.score import main
-from eval.scoring.comparison import compare_results
+from eval.scoring.comparison import compare_runs
+from eval.step_result import format_result
 
 ROOT = Path(__file__).parent.parent
 RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
@@ -19,19 +19,23 @@ A = [*make_task("t1", [RIGHT, RIGHT]), *make_task("t2", [RIGHT, WRONG]), *make_t
 B = [*make_task("t1", [RIGHT, WRONG]), *make_task("t2", [RIGHT, WRONG]), *make_task("t3", [RIGHT])]
 
 
+def compare(a, b):
+    return compare_runs(judge(a), judge(b))
+
+
 def write_run(folder: Path, steps) -> Path:
     folder.mkdir()
     info = {**RUN_INFO, "test_csv": str(folder.parent / "test.csv"), "n_tasks": 3, "n_steps": len(steps)}
     (folder / "run.json").write_text(json.dumps(info))
-    (folder / "steps.jsonl").write_text("".join(json.dumps(asdict(step)) + "\n" for step in steps))
+    (folder / "steps.jsonl").write_text("".join(map(format_result, steps)))
     return folder
 
 
 def test_differences_are_a_minus_b():
-    swa, ta = (compare_results(A, B)["matchers"]["action"][measure] for measure in ("swa", "ta"))
-    assert (swa["a"]["value"], swa["b"]["value"]) == (pytest.approx(3 / 5), pytest.approx(3 / 5))
-    assert swa["difference"]["value"] == pytest.approx(0)
-    assert (ta["a"]["value"], ta["b"]["value"], ta["difference"]["value"]) == (
+    swa, ta = (compare(A, B)["matchers"]["action"][measure] for measure in ("swa", "ta"))
+    assert (swa["a"].value, swa["b"].value) == (pytest.approx(3 / 5), pytest.approx(3 / 5))
+    assert swa["difference"].value == pytest.approx(0)
+    assert (ta["a"].value, ta["b"].value, ta["difference"].value) == (
         pytest.approx(1 / 3),
         pytest.approx(1 / 3),
         pytest.approx(0),
@@ -39,7 +43,7 @@ def test_differences_are_a_minus_b():
 
 
 def test_every_task_has_a_sign():
-    signs = compare_results(A, B)["tasks"]["action"]
+    signs = compare(A, B)["tasks"]["action"]
     assert {row["task_id"]: row["sign"] for row in signs["by_task"]} == {"t1": "better", "t2": "same", "t3": "worse"}
     assert (signs["better"], signs["same"], signs["worse"]) == (1, 1, 1)
 
@@ -47,28 +51,28 @@ def test_every_task_has_a_sign():
 def test_a_constant_difference_has_no_width_although_both_runs_vary():
     a = [s for i in range(30) for s in make_task(f"t{i}", [RIGHT, RIGHT] if i % 2 else [RIGHT, WRONG])]
     b = [s for i in range(30) for s in make_task(f"t{i}", [RIGHT, WRONG] if i % 2 else [WRONG, WRONG])]
-    swa = compare_results(a, b)["matchers"]["action"]["swa"]
-    assert swa["difference"] == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})
-    assert swa["a"]["high"] - swa["a"]["low"] > 0.1
+    swa = compare(a, b)["matchers"]["action"]["swa"]
+    assert swa["difference"] == approx_rate(0.5, 0.5, 0.5)
+    assert swa["a"].high - swa["a"].low > 0.1
 
 
 @pytest.mark.parametrize(("b", "shown"), [(RIGHT, "+0.0 [+0.0, +0.0]"), (WRONG, "+100.0 [+100.0, +100.0]")])
 def test_a_difference_that_every_task_shares_is_said_to_be_blind(b, shown, capsys):
     tasks = [[s for i in range(5) for s in make_task(f"t{i}", [verdict])] for verdict in (RIGHT, b)]
-    print_comparison(compare_results(*tasks))
+    print_comparison(compare(*tasks))
     printed = " ".join(capsys.readouterr().out.split())
     assert shown in printed and BLIND in printed
     assert "100.0 [47.8, 100.0]*" in printed and EXACT in printed  # of each run by itself
 
 
 def test_differences_with_a_width_need_no_note(capsys):
-    print_comparison(compare_results(A, B))
+    print_comparison(compare(A, B))
     assert "blind" not in capsys.readouterr().out
 
 
 def test_parse_rates_stand_side_by_side():
     b = [*make_task("t1", [RIGHT, ("CLICK", None)]), *B[2:]]
-    assert compare_results(A, b)["parse_rate"] == {"a": 1, "b": pytest.approx(4 / 5)}
+    assert compare(A, b)["parse_rate"] == {"a": 1, "b": pytest.approx(4 / 5)}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,7 @@ def test_parse_rates_stand_side_by_side():
 )
 def test_runs_of_other_steps_are_not_compared(other, message):
     with pytest.raises(ValueError, match=message):
-        compare_results(A, other)
+        compare(A, other)
 
 
 def test_compare_command_prints_the_table_and_writes_the_report(tmp_path):

@@ -74,6 +74,7 @@ def report(project, tmp_path_factory):
     return folder, {s: {f: v["value"] for f, v in fields.items()} for s, fields in content["sections"].items()}
 
 
+@pytest.mark.slow
 def test_training_and_rollout_are_recorded_without_a_network(project):
     training, rollout = load_runs(project)
     assert [(r.start["kind"], r.start["purpose"], r.outcome) for r in (training, rollout)] == [
@@ -84,6 +85,7 @@ def test_training_and_rollout_are_recorded_without_a_network(project):
     assert not list(project.rglob("emissions.csv"))
 
 
+@pytest.mark.slow
 def test_tokens_and_samples_are_those_of_the_data(project):
     """Six tasks of three steps on a 60-token screenshot, twice: four packs of 9 steps, each with one screenshot."""
     figures = load_runs(project)[0].figures
@@ -96,6 +98,7 @@ def test_tokens_and_samples_are_those_of_the_data(project):
     assert figures["packing_factor"] > 1.5
 
 
+@pytest.mark.slow
 def test_measured_operations_agree_with_the_closed_formula(project):
     """The formula leaves out edges (the first layer's input gradient), which weigh most in a model of two layers."""
     figures = load_runs(project)[0].figures
@@ -194,6 +197,7 @@ def test_time_of_a_training_is_that_of_its_steps_and_not_of_evaluations_and_chec
     assert load_runs(tmp_path)[0].figures["busy_s"] == 18
 
 
+@pytest.mark.slow
 def test_report_holds_every_section_and_no_empty_value(report):
     folder, sections = report
     assert list(sections) == list(SECTIONS)
@@ -215,6 +219,7 @@ def test_fields_of_one_name_are_numbered_and_an_empty_value_says_so():
     ]
 
 
+@pytest.mark.slow
 def test_report_reads_scores_from_the_rollout(report, project):
     metrics = json.loads((project / "results/metrics.json").read_text())
     swa = metrics["matchers"]["action"]["swa"]
@@ -225,6 +230,7 @@ def test_report_reads_scores_from_the_rollout(report, project):
     assert shown == f"{100 * swa['value']:.1f} [{100 * swa['low']:.1f}, {100 * swa['high']:.1f}]"
 
 
+@pytest.mark.slow
 def test_model_parameters_are_counted_by_kind(report):
     model = report[1]["model"]
     assert model["parameters, trainable"] == 8192  # 2 layers, 7 linears, rank 4
@@ -232,6 +238,7 @@ def test_model_parameters_are_counted_by_kind(report):
     assert model["parameters, total"] > 73_728 + 8192
 
 
+@pytest.mark.slow
 def test_what_only_an_author_knows_is_asked_for_until_it_is_given(report):
     folder, sections = report
     assert sections["dataset"]["licence"] == "missing: fill in dataset_licence in compute_author.yaml"
@@ -246,6 +253,7 @@ def test_what_only_an_author_knows_is_asked_for_until_it_is_given(report):
     form.unlink()
 
 
+@pytest.mark.slow
 def test_report_names_neither_user_nor_host_nor_folder(report, project, tmp_path, monkeypatch):
     folder = shutil.copytree(project, tmp_path / "outputs")
     (folder / "out/runs").mkdir()

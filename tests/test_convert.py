@@ -475,6 +475,7 @@ def _damage(rng, value):
     return rng.choice(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_damaged_foreign_tasks_are_dropped_in_words_or_converted(tmp_path, seed):
     rng = random.Random(seed)

@@ -95,6 +95,7 @@ def _convert_records(folder):
     convert.main(["records", str(folder / "rows.jsonl"), str(folder / "data")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [_convert_careflow, _convert_pipeline, _convert_records])
 def test_converted_data_is_clean_trains_and_replays_to_100_percent(tmp_path, tiny_checkpoints, make, capsys):
     make(tmp_path)
@@ -124,6 +125,7 @@ def trained(tiny_checkpoints, tmp_path_factory):
     return folder, out, task_id
 
 
+@pytest.mark.slow
 def test_training_records_hashes_and_what_it_set_aside(trained):
     folder, out, task_id = trained
     data = json.loads((out / "training_data.json").read_text())["train"]
@@ -134,6 +136,7 @@ def test_training_records_hashes_and_what_it_set_aside(trained):
     assert json.loads(line)["task_id"] == task_id
 
 
+@pytest.mark.slow
 def test_unseen_part_of_the_split_is_scored_and_its_place_recorded(trained, tmp_path):
     folder, out, _ = trained
     metrics = _roll_out(folder / "test.csv", tmp_path / "out", "--model_path", out)
@@ -144,6 +147,7 @@ def test_unseen_part_of_the_split_is_scored_and_its_place_recorded(trained, tmp_
     )
 
 
+@pytest.mark.slow
 def test_trained_tasks_are_not_scored(trained, tmp_path):
     folder, out, _ = trained
     with pytest.raises(UserError, match=r"found 5 tasks that the model was trained on .* go on with --allow_overlap"):
@@ -151,6 +155,7 @@ def test_trained_tasks_are_not_scored(trained, tmp_path):
     assert not (tmp_path / "out/steps.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_one_reworded_only_by_case_under_another_id_is_found(trained, tmp_path):
     folder, out, _ = trained
     goals = {t.task_id: t.instruction for t in load_task_set(folder / "train.csv", show_progress=False).trajectories}
@@ -160,6 +165,7 @@ def test_one_reworded_only_by_case_under_another_id_is_found(trained, tmp_path):
         _roll_out(write_trajectories(tmp_path, rows), tmp_path / "out", "--model_path", out)
 
 
+@pytest.mark.slow
 def test_same_id_with_another_goal_is_another_task(trained, tmp_path):
     _, out, _ = trained
     known = next(t for t in json.loads((out / "training_data.json").read_text())["train"]["tasks"])
@@ -168,6 +174,7 @@ def test_same_id_with_another_goal_is_another_task(trained, tmp_path):
     assert metrics["run"]["data"]["trained_on"] == {}
 
 
+@pytest.mark.slow
 def test_overlap_that_is_allowed_is_printed_in_summary_and_report(trained, tmp_path, capsys):
     folder, out, _ = trained
     _roll_out(folder / "train.csv", tmp_path / "out", "--model_path", out, "--allow_overlap")
@@ -176,11 +183,13 @@ def test_overlap_that_is_allowed_is_printed_in_summary_and_report(trained, tmp_p
     assert sentence in (tmp_path / "out/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_replay_needs_no_permission_for_trained_tasks(trained, tmp_path):
     folder, _, _ = trained
     _assert_replay_is_perfect(folder / "train.csv", tmp_path)
 
 
+@pytest.mark.slow
 def test_broken_training_data_file_is_named(trained, tmp_path):
     folder, out, _ = trained
     broken = shutil.copytree(out, tmp_path / "model")

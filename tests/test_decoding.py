@@ -68,6 +68,7 @@ def generate_alone(model, encoder, request):
     return encoder.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_greedy_answers_are_those_of_generate_one_by_one(model, stock, encoder, requests):
     expected = [generate_alone(stock, encoder, request) for request in requests]
     answers = ModelPolicy(model, encoder).answer(requests)
@@ -75,6 +76,7 @@ def test_greedy_answers_are_those_of_generate_one_by_one(model, stock, encoder, 
     assert len(set(expected)) > 1  # the model tells the steps apart
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_the_batch_they_are_in(model, encoder, requests):
     policy = ModelPolicy(model, encoder)
     together = [a.text for a in policy.answer(requests)]

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 from accelerate.data_loader import BatchSamplerShard
-from attempt_samples import PREEMPTED, ROOT, load_adapter, printed, read_losses
 from safetensors.torch import load_file
+from training_runs import PREEMPTED, ROOT, load_adapter, printed, read_losses
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft.batches.sampler import PackSampler, PaddedSampler, StepSize
@@ -67,6 +67,7 @@ def assert_close(folder, other, load=load_adapter, atol=1e-4):
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=atol, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [(), LORA, PADDED], ids=["packed QLoRA", "packed LoRA", "padded"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_end_where_one_with_the_same_global_batch_does(attempt, one_process, tmp_path, engine, settings):
@@ -78,6 +79,7 @@ def test_two_processes_end_where_one_with_the_same_global_batch_does(attempt, on
     assert_close(tmp_path, one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_paged_8_bit_optimiser_ends_the_same_on_two_processes(attempt, one_process, tmp_path, engine):
     """That of the 8B recipes; ZeRO cuts the blocks of 256 numbers that share a scale elsewhere: 2.9e-4 were seen."""
@@ -88,6 +90,7 @@ def test_paged_8_bit_optimiser_ends_the_same_on_two_processes(attempt, one_proce
     assert_close(tmp_path, one, atol=5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_lora_on_the_vision_tower_ends_the_same_on_two_processes(attempt, one_process, tmp_path, engine):
     """QLoRA with checkpointing; under ZeRO-3, which takes neither with the vision tower, LoRA without it."""
@@ -99,6 +102,7 @@ def test_lora_on_the_vision_tower_ends_the_same_on_two_processes(attempt, one_pr
     assert_close(tmp_path, one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_full_fine_tuning_ends_the_same_on_two_processes(attempt, one_process, tmp_path, engine):
     one = one_process(FULL)
@@ -121,6 +125,7 @@ def test_processes_see_disjoint_steps_and_each_step_once_an_epoch(n_ranks, accum
             assert sorted(seen) == list(range(23))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_preempted_processes_save_the_same_step_and_end_as_if_undisturbed(attempt, one_process, tmp_path, engine):
     """One of two gets the signal; both save, and the checkpoint is of this engine."""
@@ -137,6 +142,7 @@ def test_preempted_processes_save_the_same_step_and_end_as_if_undisturbed(attemp
     assert_close(tmp_path, one_process(LORA))
 
 
+@pytest.mark.slow
 def test_zero3_checkpoint_is_refused_for_another_number_of_processes(attempt, tmp_path):
     arguments = ["--resume", "auto", *COMMON, *LORA]
     preemption = {"signal": "SIGUSR1", "at_step": 1}
@@ -145,6 +151,7 @@ def test_zero3_checkpoint_is_refused_for_another_number_of_processes(attempt, tm
     assert "launch: processes: found None; the run began with 2" in printed(tmp_path, 1)
 
 
+@pytest.mark.slow
 def test_ddp_run_goes_on_in_one_process_with_the_same_global_batch(attempt, one_process, tmp_path):
     arguments = ["--resume", "auto", *COMMON, *LORA]
     two = {**ENGINES["ddp"], "arguments": arguments, "signal": "SIGTERM", "at_step": 2}
@@ -153,6 +160,7 @@ def test_ddp_run_goes_on_in_one_process_with_the_same_global_batch(attempt, one_
     assert_close(tmp_path, one_process(LORA))
 
 
+@pytest.mark.slow
 def test_zero3_trains_4bit_weights_stored_as_bf16_and_saves_the_adapter_whole(attempt, one_process, tmp_path):
     """The run itself reopens what it saved and fails unless keys, shapes and numbers are those it trained."""
     settings = ("--dtype", "bfloat16", "--max_steps", "2")
@@ -173,6 +181,7 @@ def offload(tmp_path):
     return {"config": str(path)}
 
 
+@pytest.mark.slow
 def test_zero3_with_offload_trains_saves_and_goes_on_as_one_process(attempt, one_process, offload, tmp_path):
     """DeepSpeed's Adam takes the place of torch's, with its decoupled weight decay and betas."""
     settings = (*LORA, "--optim", "adamw_torch", "--weight_decay", "1", "--adam_beta2", "0.9")
@@ -189,6 +198,7 @@ def test_zero3_with_offload_trains_saves_and_goes_on_as_one_process(attempt, one
     assert_close(out, one)
 
 
+@pytest.mark.slow
 def test_zero3_with_offload_trains_4bit_weights_stored_as_bf16(attempt, one_process, offload, tmp_path):
     """With the optimiser a recipe has unless it names one, fused AdamW."""
     settings = ("--dtype", "bfloat16", "--max_steps", "2")
@@ -199,11 +209,13 @@ def test_zero3_with_offload_trains_4bit_weights_stored_as_bf16(attempt, one_proc
     assert read_losses(tmp_path / "out") == pytest.approx(read_losses(one_process(settings)), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_zero3_with_offload_fine_tunes_in_full_as_one_process(attempt, one_process, offload, tmp_path):
     assert attempt(tmp_path / "out", {**offload, "arguments": [*COMMON, *FULL]}) == [[0, 0]], printed(tmp_path / "out")
     assert_close(tmp_path / "out", one_process(FULL), load_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "offload"])
 def test_single_step_of_a_warm_up_ends_well(attempt, offload, tmp_path, engine):
     """Its learning rate is 0, so that nothing can have been learned."""
@@ -214,6 +226,7 @@ def test_single_step_of_a_warm_up_ends_well(attempt, offload, tmp_path, engine):
     assert "nothing was learned: every step up to 1 had a learning rate of 0" in printed(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_two_processes_validate_as_one_does(attempt, tmp_path):
     """They share the tasks out, but for ZeRO-3, where both walk all of them; one task more than processes."""
     val = write_trajectories(tmp_path / "val", build_tasks(3, n_steps=2, first=50))
@@ -231,6 +244,7 @@ def test_two_processes_validate_as_one_does(attempt, tmp_path):
             assert validated[engine][key] == pytest.approx(validated["one"][key], rel=1e-4), (engine, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_killed_process_is_reported_by_the_other_and_the_run_goes_on(attempt, one_process, tmp_path, engine):
     arguments = ["--resume", "auto", *COMMON, *LORA, "--save_strategy", "steps", "--save_steps", "1"]
@@ -243,6 +257,7 @@ def test_killed_process_is_reported_by_the_other_and_the_run_goes_on(attempt, on
     assert_close(tmp_path, one_process(LORA))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_shards_half_written_by_one_process_are_never_gone_on_from(attempt, one_process, tmp_path, engine):
     """First the second process is killed in the middle of its shard, then the first cannot write its own."""
@@ -266,6 +281,7 @@ def test_shards_half_written_by_one_process_are_never_gone_on_from(attempt, one_
     assert_close(tmp_path, one_process(LORA))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
 def test_full_disk_noticed_by_one_process_ends_all_with_the_reason(attempt, small_disk, engine):
     folder, resize = small_disk
@@ -278,6 +294,7 @@ def test_full_disk_noticed_by_one_process_ends_all_with_the_reason(attempt, smal
         assert "MB free on the disk; expected" in (folder / f"logs/rank-{rank}.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
 def test_process_that_hangs_ends_the_run_after_ddp_timeout(attempt, tmp_path, engine):
     """Under ZeRO-3 the other waits in a group that DeepSpeed built."""

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from attempt_samples import write_recipe
 from PIL import Image
+from training_runs import write_recipe
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
 from eval.policies.decoding import GeneratedAnswer
@@ -59,6 +59,7 @@ class _Rollout:
         return self.replay.answer(requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["own", "teacher"])
 @pytest.mark.parametrize("agent", [TINY_AGENT, replace(TINY_AGENT, memory_writer="rule")], ids=["model", "rule"])
 def test_every_step_is_read_alike_in_training_and_in_rollout(checkpoint, tmp_path, monkeypatch, mode, agent):
@@ -137,6 +138,7 @@ def test_answer_in_any_script_is_trained_on_as_it_is_written(encoder, tasks, tar
     check_answer_only_labels(encoder, [{**rows[0], "completion": completion}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(320, 192), (1280, 800), (1919, 1079), (64, 64), (30, 700), (801, 100)])
 def test_image_tokens_counted_from_the_size_are_those_the_processor_makes(checkpoint, tmp_path, size):
     path = tmp_path / "screen.png"

@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from attempt_samples import SECRETS, find_secrets
 from PIL import Image
+from training_runs import SECRETS, find_secrets
 from trajectory_samples import build_tasks, write_trajectories
 
 import eval.policies.openai_server as openai_policy

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from attempt_samples import SECRETS, find_secrets
 from conftest import ROOT
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from test_training import _write_recipe
+from training_runs import SECRETS, find_secrets
 
 from eval import rollout
 from eval.predictor import load_model_for_inference
@@ -64,6 +64,7 @@ def project(tiny_checkpoints, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_merged_model_is_the_adapter_on_the_unquantised_base(project):
     rows = {row["form"]: row for row in json.loads((project / "merged/export_report.json").read_text())["logits"]}
     assert rows["adapter on the float32 base"]["max_gap"] < 1e-4
@@ -71,6 +72,7 @@ def test_merged_model_is_the_adapter_on_the_unquantised_base(project):
     assert rows["adapter on the 4-bit base"]["mean_gap"] > 1e-3, "quantisation is what the merge leaves behind"
 
 
+@pytest.mark.slow
 def test_difference_in_accuracy_has_an_interval(project):
     rollout_report = json.loads((project / "merged/export_report.json").read_text())["rollout"]
     rate = rollout_report["action"]["swa"]["difference"]
@@ -78,6 +80,7 @@ def test_difference_in_accuracy_has_an_interval(project):
     assert rate["low"] <= rate["value"] <= rate["high"]
 
 
+@pytest.mark.slow
 def test_export_is_a_full_model_folder_without_an_adapter(project, tiny_checkpoints):
     names = {path.name for path in (project / "merged").iterdir()}
     assert {
@@ -92,6 +95,7 @@ def test_export_is_a_full_model_folder_without_an_adapter(project, tiny_checkpoi
     assert not list(project.glob(".merged.partial-*"))
 
 
+@pytest.mark.slow
 def test_export_refuses_a_folder_that_holds_something_and_a_base_that_does_not_fit(project, tmp_path):
     from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
 
@@ -118,6 +122,7 @@ def test_sum_is_formed_in_fp32_and_rounded_once_to_the_format_asked_for(tmp_path
     assert config == {"dtype": "bfloat16", "text_config": {"dtype": "bfloat16"}}
 
 
+@pytest.mark.slow
 def test_merge_takes_the_memory_of_two_shards_and_not_of_the_model(tmp_path):
     """32 weights of 10 MB in 8 files, merged into shards of 41 MB; an 8B model has shards of 2 GB."""
     base, out = tmp_path / "base", tmp_path / "out"
@@ -143,6 +148,7 @@ def test_merge_takes_the_memory_of_two_shards_and_not_of_the_model(tmp_path):
     assert len(index["weight_map"]) == 32 and index["metadata"]["total_size"] == 32 * weight.nbytes
 
 
+@pytest.mark.slow
 def test_card_of_a_training_is_ours_and_valid(project):
     """TRL and peft write cards of their own while saving; what is left says what was trained, and on what."""
     text = (project / "out/README.md").read_text()
@@ -156,6 +162,7 @@ def test_card_of_a_training_is_ours_and_valid(project):
     assert str(project) not in text
 
 
+@pytest.mark.slow
 def test_rollout_enters_its_results_and_keeps_what_a_person_wrote(project):
     path = project / "out/README.md"
     path.write_text(path.read_text().replace("---\n", "---\nlicense: apache-2.0\n", 1) + "\n## Our ward\n")
@@ -173,6 +180,7 @@ def test_rollout_enters_its_results_and_keeps_what_a_person_wrote(project):
     assert f"paired by task: {100 * gap['value']:+.1f} [{100 * gap['low']:+.1f}, " in text
 
 
+@pytest.mark.slow
 def test_secrets_of_the_environment_are_in_no_file_and_no_output(project, tmp_path, monkeypatch, capfd):
     """Of a rollout, the model card it enters its results into, an export and the compute report."""
     for name, secret in SECRETS.items():
@@ -188,6 +196,7 @@ def test_secrets_of_the_environment_are_in_no_file_and_no_output(project, tmp_pa
     assert {"model/README.md", "merged/export_report.json", "compute_report.md"} <= written
 
 
+@pytest.mark.slow
 def test_merged_shards_enter_their_results_and_shards_do_not(project, tmp_path, capsys):
     model = shutil.copytree(project / "out", tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
     card = model / "README.md"
@@ -209,6 +218,7 @@ def test_merged_shards_enter_their_results_and_shards_do_not(project, tmp_path, 
     assert f"{model}: not the model that was rolled out, or not here" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_results_of_other_weights_leave_the_card(project, tmp_path):
     model = shutil.copytree(project / "out", tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
     command = ["--model_path", str(model), "--test_csv", str(project / "val/tasks.csv"), "--allow_overlap"]
@@ -220,6 +230,7 @@ def test_results_of_other_weights_leave_the_card(project, tmp_path):
     assert "None yet: roll the model out" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_exported_model_answers_a_step(project, tasks):
     prediction = load_model_for_inference(project / "merged").predict_step(tasks[0].steps[0].image_path, "Open it")
     assert prediction.raw_text

@@ -73,6 +73,7 @@ def test_plan_counts_the_weights_that_are_loaded(tiny_checkpoints, tmp_path, fam
     assert memory["activations"] > 0 and memory["vision activations"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "billions"),
     [  # transformers' defaults are the sizes of these models; the published names round them

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from attempt_samples import load_adapter, printed, read_losses, start_attempts, write_recipe
 from conftest import FAMILIES
 from test_distributed import COMMON, ENGINES, LORA, load_weights
+from training_runs import load_adapter, printed, read_losses, start_attempts, write_recipe
 
 from sft.models.families import FAMILIES as LAYERS
+
+pytestmark = pytest.mark.slow
 
 NEW = [family for family in FAMILIES if family not in ("qwen3_vl", "qwen2_5_vl", "llama4")]  # those have their own
 SHORT = (*COMMON, "--max_steps", "2")

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from attempt_samples import (
+from training_runs import (
     PREEMPTED,
     ROOT,
     assert_same_bits,
@@ -45,6 +45,7 @@ def assert_ends_the_same(folder, undisturbed):
     assert not (folder / "unfinished").exists()
 
 
+@pytest.mark.slow
 def test_five_kills_at_random_points_change_no_bit_of_the_adapter(attempt, undisturbed, tmp_path):
     rng = random.Random(5)
     steps = sorted(rng.sample(range(1, 11), 5))
@@ -53,6 +54,7 @@ def test_five_kills_at_random_points_change_no_bit_of_the_adapter(attempt, undis
     assert_ends_the_same(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR1"])
 def test_preempted_run_saves_the_step_it_is_in_and_asks_to_be_started_again(attempt, undisturbed, tmp_path, signal):
     codes = attempt(tmp_path, {"signal": signal, "at_step": 4}, {"signal": signal, "at_step": 7}, {})
@@ -62,6 +64,7 @@ def test_preempted_run_saves_the_step_it_is_in_and_asks_to_be_started_again(atte
     assert_ends_the_same(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_signal_to_every_process_of_a_job_leaves_the_loading_of_data_alone(attempt, tmp_path):
     """As Slurm signals a whole job: the processes that load data, at work for 15 batches an epoch, get it too."""
     arguments = ["--resume", "auto", "--dataloader_num_workers", "2", "--packing", "none"]
@@ -73,6 +76,7 @@ def test_signal_to_every_process_of_a_job_leaves_the_loading_of_data_alone(attem
     assert_ends_the_same(tmp_path / "out", tmp_path / "quiet")
 
 
+@pytest.mark.slow
 def test_paged_8_bit_optimiser_of_the_8b_recipes_goes_on_with_the_same_bits(attempt, tmp_path):
     """Of rank 64, so that matrices have the 4,096 numbers below which the state is kept in 32 bits."""
     arguments = ["--resume", "auto", "--optim", "paged_adamw_8bit", "--lora_r", "64", "--max_steps", "6"]
@@ -85,6 +89,7 @@ def test_paged_8_bit_optimiser_of_the_8b_recipes_goes_on_with_the_same_bits(atte
     assert_same_bits(tmp_path / "out", tmp_path / "quiet")
 
 
+@pytest.mark.slow
 def test_truncated_checkpoint_is_set_aside_and_the_one_before_it_taken(attempt, undisturbed, tmp_path):
     assert attempt(tmp_path, {"signal": "SIGKILL", "at_step": 7}) == [-9]
     assert checkpoints(tmp_path) == ["checkpoint-3", "checkpoint-6"]
@@ -95,6 +100,7 @@ def test_truncated_checkpoint_is_set_aside_and_the_one_before_it_taken(attempt, 
     assert_ends_the_same(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_write_that_fails_while_saving_leaves_the_last_good_checkpoint(attempt, undisturbed, tmp_path):
     """A file size limit makes the optimiser's file fail half way, as a full disk or quota does."""
     adapter = (undisturbed / "adapter_model.safetensors").stat().st_size
@@ -105,6 +111,7 @@ def test_write_that_fails_while_saving_leaves_the_last_good_checkpoint(attempt, 
     assert_ends_the_same(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_changed_recipe_is_refused_with_the_difference_and_goes_on_when_told_to(attempt, tmp_path):
     changed = ["--resume", "auto", "--learning_rate", "0.02"]
     codes = attempt(
@@ -121,6 +128,7 @@ def test_changed_recipe_is_refused_with_the_difference_and_goes_on_when_told_to(
     assert "found checkpoint-3 of an earlier run; expected --resume auto" in printed(tmp_path, 3)
 
 
+@pytest.mark.slow
 def test_changed_data_is_refused_by_task(attempt, tmp_path):
     other = write_trajectories(tmp_path / "other", build_tasks(4) + build_tasks(1, first=9))
     go_on = {"arguments": ["--resume", "auto", "--train_csv", str(other)]}
@@ -131,6 +139,7 @@ def test_changed_data_is_refused_by_task(attempt, tmp_path):
     assert "train tasks: t9 is new" in printed(tmp_path / "out", 1)
 
 
+@pytest.mark.slow
 def test_loss_that_is_no_number_stops_the_run(attempt, tmp_path):
     arguments = ["--learning_rate", "1e30", "--max_grad_norm", "1e30"]
     assert attempt(tmp_path, {"arguments": arguments}) == [2]
@@ -139,6 +148,7 @@ def test_loss_that_is_no_number_stops_the_run(attempt, tmp_path):
     assert not (tmp_path / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_training_whose_launcher_is_killed_saves_and_ends_instead_of_going_on_alone(
     attempt, recipe, undisturbed, tmp_path
 ):
@@ -171,6 +181,7 @@ def test_training_whose_launcher_is_killed_saves_and_ends_instead_of_going_on_al
     assert_ends_the_same(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_full_disk_is_noticed_before_saving_and_the_run_goes_on_when_there_is_room(attempt, undisturbed, small_disk):
     folder, resize = small_disk
     out = folder / "out"
@@ -194,6 +205,7 @@ class Payload:
         return os.system, (self.command,)
 
 
+@pytest.mark.slow
 def test_optimizer_state_that_would_run_code_is_refused(attempt, tmp_path):
     """Even one whose manifest is right: the state is read as tensors and plain values only."""
     out = tmp_path / "out"
@@ -208,12 +220,14 @@ def test_optimizer_state_that_would_run_code_is_refused(attempt, tmp_path):
     assert not (tmp_path / "was_run").exists()
 
 
+@pytest.mark.slow
 def test_secrets_of_the_environment_are_in_no_file_of_a_run(undisturbed):
     names = {path.name for path in undisturbed.rglob("*") if path.is_file()}
     assert {"attempt-0.log", "rank-0.log", "recipe.yaml", "training_args.bin", "compute_ledger.jsonl"} <= names
     assert find_secrets(undisturbed) == []
 
 
+@pytest.mark.slow
 def test_data_worker_ends_by_its_parents_signal_alone():
     """Python and torch end what still loads data by SIGTERM and wait for it."""
     context = multiprocessing.get_context("fork")

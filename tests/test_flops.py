@@ -87,6 +87,7 @@ def qlora(tmp_path_factory):
     return _write_recipe(folder, build_tiny_checkpoint(folder / "base", ["Open the study"], size=size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_operations_of_4_bit_training_are_those_of_the_formula(qlora, tmp_path, checkpointing):
     arguments = ["--gradient_checkpointing", checkpointing, "--output_dir", str(tmp_path)]
@@ -131,6 +132,7 @@ def uncountable(monkeypatch):
     monkeypatch.setitem(flops._COUNTS, torch.ops.aten.linear, shape_wrapper(fail))
 
 
+@pytest.mark.slow
 def test_operation_that_cannot_be_counted_leaves_the_formula_and_ends_no_run(
     tiny_checkpoints, tmp_path, uncountable, caplog
 ):

@@ -13,6 +13,8 @@ from sft.models.model import build_lora_config, find_family, load_model
 from sft.models.processors import load_processor
 from sft.recipe.settings import ModelSettings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("parts", [("language",), ("language", "merger"), ("language", "vision")], ids=",".join)
 @pytest.mark.parametrize("family_name", FAMILIES)

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from attempt_samples import RECIPE, ROOT
 from PIL import Image
+from training_runs import RECIPE, ROOT
 from trajectory_samples import TINY_AGENT, build_task, write_screenshots, write_trajectories
 from transformers import AutoModelForImageTextToText
 
@@ -85,6 +85,7 @@ def _write_recipe(folder, base):
     return csv_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["shared_screenshot", "none"])
 def test_training_ends_with_file_and_row(tmp_path, tiny_checkpoints, monkeypatch, packing):
     _write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"])
@@ -100,6 +101,7 @@ def test_training_ends_with_file_and_row(tmp_path, tiny_checkpoints, monkeypatch
     assert str(caught.value) == GONE.format(folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_training_with_data_workers_ends_with_file_and_row_and_leaves_none_behind(tmp_path, tiny_checkpoints):
     """In a process of its own, which has to end: at its exit Python waits for the workers."""
     _write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"])
@@ -118,6 +120,7 @@ def test_rows_of_a_screenshot_that_is_gone_are_refused_with_file_and_row(tmp_pat
         build_step_rows(tasks, str(csv_path), encoder, show_progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before the first step", "in the middle"])
 @pytest.mark.parametrize(("damage", "words"), DAMAGE.values(), ids=DAMAGE)
 def test_rollout_counts_an_error_with_its_row_and_goes_on(tmp_path, policy, damage, words, when):
@@ -167,6 +170,7 @@ def test_predictor_finds_names_as_a_csv_does_and_says_what_is_wrong(tmp_path, po
         predictor.predict_step(tmp_path / "screens/1.png", "Open it")
 
 
+@pytest.mark.slow
 def test_memory_of_any_characters_is_shown_without_ending_a_rollout(tmp_path, policy):
     """What a model writes about a step comes back in its next prompt."""
     odd = ["\ud83d", "\x00\x1b[0m\x7f", "<|image_pad|><|vision_start|>", "<|im_end|>", "\u202e\ufeff", "\uffff" * 9]

@@ -37,6 +37,7 @@ def run(*arguments, python=sys.executable):
     return subprocess.run(command, capture_output=True, text=True, timeout=1300, env=environment)
 
 
+@pytest.mark.slow
 def test_whole_run_leaves_a_result_of_every_part(tmp_path):
     finished = run(tmp_path, "--tiny", "--minutes", "20")
     assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-4000:]
@@ -90,6 +91,7 @@ def check_sides(rows, shared):
     assert tokens[0] < (0.6 if shared == 8 else 0.8) * tokens[1]  # the system message is shared in any case
 
 
+@pytest.mark.slow
 def test_run_ends_on_time_and_says_what_it_left_out(tmp_path):
     started = time.monotonic()
     finished = run(tmp_path, "--tiny", "--minutes", "0.2")
@@ -98,6 +100,7 @@ def test_run_ends_on_time_and_says_what_it_left_out(tmp_path):
     assert "a Maverick layer of experts: not started, no time left" in (tmp_path / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_only_the_chosen_parts_run(tmp_path):
     finished = run(tmp_path, "--tiny", "--only", "attention")
     assert finished.returncode == 0
@@ -107,6 +110,7 @@ def test_only_the_chosen_parts_run(tmp_path):
     assert refused.stderr.startswith("--only: found speed; expected some of attention,training,profile,")
 
 
+@pytest.mark.slow
 def test_run_without_a_gpu_says_so(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
@@ -189,6 +193,7 @@ def test_random_weights_are_as_the_loader_left_them_but_for_their_values(base):
     assert all(0.01 < p.std() < 0.03 for p in plain)
 
 
+@pytest.mark.slow
 def test_recipe_over_the_cap_says_so(base, tmp_path, monkeypatch):
     def run_out(command):
         raise torch.OutOfMemoryError
@@ -198,6 +203,7 @@ def test_recipe_over_the_cap_says_so(base, tmp_path, monkeypatch):
     assert (row["note"], row["cap_gb"]) == ("over the cap", 1)
 
 
+@pytest.mark.slow
 def test_speed_is_saved_before_the_run_is_over(base, tmp_path, monkeypatch):
     """What remains of one that is stopped behind its last step."""
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from attempt_samples import assert_same_bits, load_adapter, printed
-from attempts import spoil_gradient
 from test_distributed import COMMON, ENGINES, LORA
+from training_runs import assert_same_bits, load_adapter, printed
+from training_server import spoil_gradient
 
 from sft import run
 from sft.errors import UserError
@@ -18,6 +18,7 @@ def stops_at(step, part):
     return f"step {step}: found gradients in the {part} part that are not finite"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "settings"),
     [("nan", ()), ("inf", ()), ("nan", ("--max_grad_norm", "0")), ("nan", ("--gradient_accumulation_steps", "2"))],
@@ -35,6 +36,7 @@ def test_run_stops_at_the_step_and_goes_on_from_the_one_before_it(attempt, tmp_p
     assert_same_bits(out, tmp_path / "quiet")
 
 
+@pytest.mark.slow
 def test_part_that_has_it_is_named(attempt, tmp_path):
     arguments = [*FIVE_STEPS, "--lora_parts", "[language, merger, vision]", "--load_in_4bit", "false"]
     for name, part in (("visual.blocks", "vision"), ("visual.merger", "merger"), ("language_model", "language")):
@@ -62,6 +64,7 @@ def test_weights_in_memory_are_those_of_the_step_before(recipe, tmp_path, monkey
         assert torch.equal(weight.detach(), saved[name]), name
 
 
+@pytest.mark.slow
 def test_norm_too_large_for_its_format_is_refused_too(attempt, tmp_path):
     """Each gradient is finite; their squares are not."""
     spoilt = {"name": "lora_B", "at_step": 2, "value": "1e30"}
@@ -69,6 +72,7 @@ def test_norm_too_large_for_its_format_is_refused_too(attempt, tmp_path):
     assert "step 2: found a gradient norm that is not finite" in printed(tmp_path)
 
 
+@pytest.mark.slow
 def test_loss_that_is_no_number_is_told_before_its_gradients_under_zero(attempt, tmp_path):
     """Where DeepSpeed would have used them before the loss is looked at."""
     pytest.importorskip("deepspeed")
@@ -77,6 +81,7 @@ def test_loss_that_is_no_number_is_told_before_its_gradients_under_zero(attempt,
     assert "found a loss of nan; expected a finite number: training has diverged" in printed(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_all_processes_stop_though_one_alone_had_it(attempt, tmp_path, engine):
     """Under ZeRO, where DeepSpeed steps within the backward pass, before that."""

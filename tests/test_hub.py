@@ -90,6 +90,7 @@ def test_token_of_a_login_is_sent_too(ask, tmp_path):
     assert ask("owner/private") == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "token", "found"),
     [

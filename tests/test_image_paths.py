@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from trajectory_samples import build_output, build_task, build_tasks, format_csv, write_screenshots, write_trajectories
 
-from eval.reporting.thumbnails import load_thumbnails
+from eval.reporting.report import load_thumbnails
 from sft.convert.careflow import read_careflow
 from sft.convert.pipeline import read_pipeline
 from sft.convert.records import load_records, read_records

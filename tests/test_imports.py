@@ -1,9 +1,9 @@
-"""The import graph: lower layers know nothing of higher ones, nobody imports entry points, torch comes late."""
+"""What may import what, by room; nobody imports a command; torch comes late."""
 
 import ast
 import subprocess
 import sys
-from functools import cache
+from graphlib import TopologicalSorter
 
 import pytest
 from conftest import ROOT
@@ -15,54 +15,66 @@ MODULES = {
     for path in sorted((ROOT / package).rglob("*.py"))
     if path.stem != "__init__"
 }
-ENTRIES = {
+COMMANDS = {
     name
     for name, tree in MODULES.items()
     if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body)
 }
-MAY_IMPORT_TORCH = {
-    "sft.models.model",
-    "sft.batches.collator",
-    "sft.trainer",
-    "sft.training.checkpoint_trainer",
-    "sft.run",
-    "eval.policies.policy",
-    "eval.predictor",
+HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"}
+# A room is a folder, or a module beside the folders. Each may import the rooms named here, and no others.
+AGENT = "sft.actions sft.memory sft.prompts sft.json_text sft.errors sft.files sft.file_kinds sft.lfs sft.versions "
+AGENT += "sft.rates "
+MAY_IMPORT = {
+    "sft.json_text": "",
+    "sft.errors": "",
+    "sft.lfs": "",
+    "sft.rates": "",
+    "sft.versions": "sft.files",
+    "sft.actions": "",
+    "sft.files": "sft.errors",
+    "sft.file_kinds": "sft.lfs",
+    "sft.memory": "sft.actions",
+    "sft.prompts": "sft.actions sft.json_text sft.memory",
+    "sft.recipe": AGENT,
+    "sft.data": AGENT,
+    "sft.evaluations": AGENT + "sft.data",
+    "sft.models": AGENT + "sft.recipe",
+    "sft.batches": AGENT + "sft.recipe sft.data sft.models",
+    "sft.compute": AGENT + "sft.recipe sft.data sft.models sft.batches sft.evaluations",
+    "sft.training": AGENT + "sft.recipe sft.data sft.models sft.batches sft.evaluations sft.compute",
+    "sft.trainer": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute sft.training",
+    "sft.plan": AGENT + "sft.recipe sft.data sft.models sft.batches",
+    # The commands: none imports another.
+    "sft.check": AGENT + "sft.recipe sft.data sft.models sft.batches",
+    "sft.convert": AGENT + "sft.recipe sft.data",
+    "sft.split": AGENT + "sft.data",
+    "sft.export": AGENT + "sft.recipe sft.data sft.models sft.training eval.rollouts",  # checks by rolling out
+    "sft.run": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute sft.training sft.trainer"
+    " sft.plan eval.policies eval.rollouts eval.scoring",  # the validation rollout
+    # Scoring knows no policy and no report; policies know no scoring.
+    "eval.step_result": AGENT,
+    "eval.scoring": AGENT + "sft.data eval.step_result",
+    "eval.reporting": AGENT + "sft.data sft.evaluations sft.training eval.step_result eval.scoring",
+    "eval.policies": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute",
+    "eval.predictor": AGENT + "sft.recipe sft.data sft.models sft.batches eval.policies",
+    "eval.rollouts": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute"
+    " eval.step_result eval.scoring eval.policies eval.predictor",
+    "eval.rollout": AGENT + "sft.data eval.step_result eval.scoring eval.reporting eval.policies eval.predictor"
+    " eval.rollouts",
+    "eval.score": AGENT + "sft.data eval.step_result eval.scoring eval.reporting eval.rollouts",
+    "eval.ablate": AGENT + "sft.recipe eval.scoring eval.reporting",
 }
-MAY_IMPORT_TORCH |= {"sft.training.watch"}  # the trainer's callbacks
-MAY_IMPORT_TORCH |= {"eval.policies.decoding", "eval.policies.constraint"}  # parts of the policy
-MAY_IMPORT_TORCH |= {
-    "sft.compute.flops",
-    "sft.compute.step_meter",
-    "sft.export.merge",
-    "sft.export.merge_experts",
-    "eval.rollouts.export_check",
-}  # loaded by the trainer and by the export
-MAY_IMPORT_TORCH |= {"sft.models.llama4", "sft.models.qwen_moe", "sft.models.experts"}  # parts of the model
-MAY_IMPORT_TORCH |= {"sft.models.linear_attention", "sft.models.tree_attention", "sft.models.kernels"}  # likewise
-HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
-# The packages of `sft` from the ground up: each may know those before it, and the modules that are in none.
-FLOORS = ["recipe", "data", "models", "batches", "compute", "training", "convert", "check", "split", "export"]
-# What the lowest layers may know of this project; everything above may know all of `sft`.
-MAY_KNOW = {
-    "sft.errors": set(),
-    "sft.lfs": set(),
-    "sft.actions": set(),
-    "sft.memory": {"sft.actions"},
-    "sft.json_text": set(),
-    "sft.prompts": {"sft.actions", "sft.json_text", "sft.memory"},
-    "sft.file_kinds": {"sft.lfs"},
-    "sft.data.literals": {"sft.actions", "sft.memory"},
-    "sft.data.boxes": {"sft.data.literals"},
-    "sft.data.cells": {"sft.actions", "sft.memory", "sft.prompts", "sft.data.boxes", "sft.data.literals"},
-    "sft.batches.packing": set(),
-    "sft.data.compact": set(),
-    "sft.batches.sampler": {"sft.errors"},
-}
+# What is not as it should be yet.
+STILL: set[tuple[str, str]] = set()
+# Files whose form eval defines; of these sft knows none.
+EVAL_FILES = ("steps.jsonl", "predictions.csv", "metrics.json", "details.json", "run.json", "report.html")
 
 
-def _imports(tree, at_module_level=False):
-    """Return the full names a module imports; those under `if TYPE_CHECKING` do not run and are left out."""
+def _imports(tree, at_start=False):
+    """Return the full names a module imports, those inside functions only where all are asked for.
+
+    Those under `if TYPE_CHECKING` do not run and are left out.
+    """
     found = set()
     nodes = list(tree.body)
     while nodes:
@@ -72,115 +84,68 @@ def _imports(tree, at_module_level=False):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif not _is_skipped(node, at_module_level):
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        elif not (at_start and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))):
             nodes += ast.iter_child_nodes(node)
     return found
 
 
-def _is_skipped(node, at_module_level):
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-        return True
-    return at_module_level and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+KNOWN = {name: _imports(tree) & set(MODULES) for name, tree in MODULES.items()}
 
 
-@cache
-def _known(name):
-    """Return the modules of this project that a module imports."""
-    return _imports(MODULES[name]) & set(MODULES)
+def _room(name):
+    return ".".join(name.split(".")[:2])
 
 
-def _reachable(name):
-    """Return every module outside this project that importing a module imports, by our own modules alone."""
-    seen, outside, waiting = set(), set(), [name]
-    while waiting:
-        module = waiting.pop()
-        if module in seen:
-            continue
-        seen.add(module)
-        imports = _imports(MODULES[module], at_module_level=True)
-        waiting += imports & set(MODULES)
-        outside |= {i.split(".")[0] for i in imports} - set(PACKAGES)
-    return outside
+def test_rooms_import_those_they_may_and_nothing_imports_in_a_circle():
+    assert set(MAY_IMPORT) == {_room(name) for name in MODULES}
+    rooms = {room: set(allowed.split()) - {room} for room, allowed in MAY_IMPORT.items()}
+    arrows = [(name, other) for name, known in KNOWN.items() for other in known if _room(name) != _room(other)]
+    assert ("eval.rollout", "eval.policies.policy") in arrows  # arrows are found
+    assert {(name, other) for name, other in arrows if _room(other) not in rooms[_room(name)]} <= STILL
+    TopologicalSorter(rooms).prepare()  # raises where there is a circle
+    TopologicalSorter(KNOWN).prepare()
 
 
-def test_the_graph_is_that_of_this_project():
-    assert {"sft.run", "eval.rollout"} <= ENTRIES
-    assert {"sft.actions", "sft.memory", "sft.prompts", "sft.recipe.recipe", "eval.rollouts.walk"} <= set(MODULES)
-    assert "sft.memory" in _known("sft.prompts")
+def test_commands_are_imported_by_nobody_and_hold_no_class():
+    assert {"sft.run", "sft.check.__main__", "eval.rollout", "eval.score", "eval.ablate"} <= COMMANDS
+    for command in COMMANDS:
+        assert [name for name, known in KNOWN.items() if command in known] == []
+        assert [node.name for node in ast.walk(MODULES[command]) if isinstance(node, ast.ClassDef)] == []
 
 
-@pytest.mark.parametrize("name", MAY_KNOW)
-def test_low_layer_knows_nothing_of_those_above(name):
-    assert _known(name) <= MAY_KNOW[name]
+def test_sft_names_no_file_whose_form_eval_defines():
+    for name in MODULES:
+        if name.startswith("sft.") and name != "sft.compute.fields":  # the report shows scores; still by metrics.json
+            texts = {n.value for n in ast.walk(MODULES[name]) if isinstance(n, ast.Constant)}
+            assert texts & set(EVAL_FILES) == set(), name
 
 
-@pytest.mark.parametrize("name", sorted(m for m in MODULES if m.startswith("sft.") and m.count(".") == 2))
-def test_package_knows_only_packages_below_it(name):
-    package = name.split(".")[1]
-    known = {other.split(".")[1] for other in _known(name) if other.startswith("sft.") and other.count(".") == 2}
-    assert known <= {package, *FLOORS[: FLOORS.index(package)]}
+def test_commands_reach_nothing_heavy_before_they_run():
+    """By our own modules alone; the next test holds what they import of others."""
+    for command in COMMANDS:
+        seen, waiting = set(), [command]
+        while waiting:
+            module = waiting.pop()
+            if module not in seen:
+                seen.add(module)
+                imports = _imports(MODULES[module], at_start=True)
+                assert {i.split(".")[0] for i in imports} & HEAVY == set(), f"{command} imports {module}"
+                waiting += imports & set(MODULES)
 
 
-@pytest.mark.parametrize("name", sorted(m for m in MODULES if m.startswith("sft.")))
-def test_training_knows_nothing_of_evaluation_but_for_its_rollouts(name):
-    allowed = {m for m in MODULES if m.startswith("eval.")} if name in ("sft.run", "sft.export.__main__") else set()
-    assert {m for m in _known(name) if m.startswith("eval.")} <= allowed
-
-
-@pytest.mark.parametrize("name", sorted(ENTRIES))
-def test_entry_point_is_imported_by_nobody_and_holds_no_class(name):
-    assert [other for other in MODULES if name in _known(other)] == []
-    assert [node.name for node in ast.walk(MODULES[name]) if isinstance(node, ast.ClassDef)] == []
-
-
-@pytest.mark.parametrize("name", sorted(set(MODULES) - MAY_IMPORT_TORCH))
-def test_torch_is_imported_by_the_named_modules_alone(name):
-    assert "torch" not in {i.split(".")[0] for i in _imports(MODULES[name], at_module_level=True)}
-
-
-@pytest.mark.parametrize("name", sorted(ENTRIES))
-def test_entry_point_reaches_nothing_heavy_before_it_runs(name):
-    assert _reachable(name) & set(HEAVY) == set()
-
-
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_module_imports_no_cycle(name):
-    """No module is reached again from what it imports, be it late."""
-    seen, waiting = set(), list(_known(name))
-    while waiting:
-        module = waiting.pop()
-        if module not in seen:
-            seen.add(module)
-            waiting += _known(module)
-    assert name not in seen
-
-
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_module_says_in_its_first_line_what_it_holds(name):
-    docstring = ast.get_docstring(MODULES[name])
-    assert docstring
-    assert docstring.splitlines()[0].endswith(".")
-
-
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_module_is_not_named_like_one_of_the_standard_library_or_a_dependency(name):
-    """Run by path, a script's own folder comes first: `sft/datasets.py` would hide Hugging Face's."""
-    for part in name.split(".")[1:]:
-        assert part not in sys.stdlib_module_names
-        assert part not in HEAVY
-
-
-@pytest.mark.parametrize("name", ["sft.run", "eval.rollout"])
-def test_help_is_shown_without_torch(name):
+@pytest.mark.parametrize("path", ["sft/run.py", "eval/rollout.py"])
+def test_help_is_shown_without_torch(path):
     """Run by path, as a user does; -X importtime lists on stderr what was imported."""
-    path = name.replace(".", "/") + ".py"
     command = [sys.executable, "-X", "importtime", path, "--help"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     imported = {line.rsplit("|", 1)[-1].strip() for line in finished.stderr.splitlines()}
     assert path in finished.stdout
-    assert not imported & set(HEAVY)
+    assert not imported & HEAVY
 
 
+@pytest.mark.slow
 def test_bitsandbytes_is_imported_without_its_advice_and_may_still_warn():
     code = (
         "import sft, logging; from bitsandbytes.backends.cpu import ops; "
@@ -192,11 +157,23 @@ def test_bitsandbytes_is_imported_without_its_advice_and_may_still_warn():
     assert "kernels" not in done.stderr and "something else" in done.stderr
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_files_are_read_by_loaders_that_run_no_code(name):
-    calls = [ast.unparse(node) for node in ast.walk(MODULES[name]) if isinstance(node, ast.Call)]
-    assert not [c for c in calls if c.startswith("torch.load(") and "weights_only=True" not in c]
-    assert not [c for c in calls if c.startswith("yaml.load(") and "Loader=_RecipeLoader" not in c]
-    assert not [c for c in calls if "trust_remote_code" in c]
-    if name != "sft.data.compact":  # it pickles in memory only; it opens no file
-        assert "pickle" not in _imports(MODULES[name])
+def test_modules_say_in_their_first_line_what_they_hold():
+    for name, tree in MODULES.items():
+        assert (ast.get_docstring(tree) or "").partition("\n")[0].endswith("."), name
+
+
+def test_modules_are_not_named_like_those_of_the_standard_library_or_a_dependency():
+    """Run by path, a script's own folder comes first: `sft/datasets.py` would hide Hugging Face's."""
+    for name in MODULES:
+        parts = set(name.split(".")[1:]) - {"__main__"}
+        assert parts & (HEAVY | sys.stdlib_module_names) == set(), name
+
+
+def test_files_are_read_by_loaders_that_run_no_code():
+    for name, tree in MODULES.items():
+        calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert not [c for c in calls if c.startswith("torch.load(") and "weights_only=True" not in c]
+        assert not [c for c in calls if c.startswith("yaml.load(") and "Loader=_RecipeLoader" not in c]
+        assert not [c for c in calls if "trust_remote_code" in c]
+        if name != "sft.data.compact":  # it pickles in memory only; it opens no file
+            assert "pickle" not in _imports(tree), name

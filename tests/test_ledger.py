@@ -114,6 +114,7 @@ def test_failed_run_leaves_the_kind_of_its_error_and_not_its_text(tmp_path):
     assert "alice" not in _read(tmp_path).decode()
 
 
+@pytest.mark.slow
 def test_killed_run_keeps_its_newest_figures_and_is_closed_by_the_next(killed):
     before = _read(killed)
     with _record(killed):
@@ -128,6 +129,7 @@ def test_killed_run_keeps_its_newest_figures_and_is_closed_by_the_next(killed):
     assert close_killed_runs(killed, by="third") == [], "a run is closed once"
 
 
+@pytest.mark.slow
 def test_killed_run_counts_up_to_its_last_sign(killed):
     run = load_runs(killed)[0]
     assert 0 <= run.wall_s < 60

@@ -9,6 +9,8 @@ from sft.models.model import build_empty_model, count_parameters, find_family_of
 from sft.plan import TokenPlan, estimate_memory, estimate_rank, format_zero3, measure_largest_layer
 from sft.recipe.recipe import parse_recipe
 
+pytestmark = pytest.mark.slow
+
 # Dimensions of the published configs.
 TEXT = {
     "vocab_size": 202_048,

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
-from attempt_samples import load_adapter, printed, read_losses, write_recipe
 from conftest import ROOT
+from training_runs import load_adapter, printed, read_losses, write_recipe
 from trajectory_samples import build_tasks
 
 from demo.tiny_llama4 import TinyLlama4Size, build_tiny_llama4
@@ -13,6 +13,8 @@ from eval.policies.policy import StepRequest
 from eval.predictor import load_model_for_inference
 from sft.compute.ledger import load_runs
 from sft.memory import EMPTY_MEMORY
+
+pytestmark = pytest.mark.slow
 
 ZERO3 = {"config": "accelerate_configs/cpu_zero3.yaml"}
 # Experts adapted, which ZeRO-3 takes unquantised only.

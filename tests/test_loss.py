@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attempt_samples import write_recipe
+from training_runs import write_recipe
 
 from sft import run
 from sft.batches.collator import PaddingCollator
@@ -47,6 +47,7 @@ def logged(trainer):
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [("--tokens_per_batch", "700"), ("--packing", "none", "--per_device_train_batch_size", "4")]
 )

@@ -1,13 +1,19 @@
 """Matchers: what counts as right."""
 
 import pytest
-from rollout_samples import make_step
+from rollout_samples import as_action, judge, make_step
 
-from eval.scoring.matching import MATCHERS, judge_step, normalize_target, normalize_text
+from eval.scoring.matching import MATCHERS, normalize_target, normalize_text
+from sft.actions import DEFAULT_ACTIONS, POINT, ActionType
 
 
 def is_right(matcher: str, gold: dict, predicted: dict) -> bool:
-    return MATCHERS[matcher].is_right(gold, predicted)
+    return MATCHERS[matcher].is_right(as_action(gold), as_action(predicted))
+
+
+def judge_step(step, actions=DEFAULT_ACTIONS):
+    ((verdict,),) = judge([step], actions).values()
+    return verdict
 
 
 def click(target: str, **arguments: object) -> dict:
@@ -55,9 +61,8 @@ def test_target_of_another_action_type_is_wrong():
 
 def test_complete_needs_no_target():
     for gold, predicted in [("", "the report"), ("the report", ""), ("a", "b")]:
-        assert is_right(
-            "action_target", {"action": "COMPLETE", "target": gold}, {"action": "COMPLETE", "target": predicted}
-        )
+        actions = [{"action": "COMPLETE", "target": target} for target in (gold, predicted)]
+        assert judge_step(make_step("t", 0, *actions)).outcomes["action_target"] == "right"
 
 
 @pytest.mark.parametrize(
@@ -83,18 +88,40 @@ def test_arguments_of_the_gold_action_count(argument, written, right):
 
 
 def test_a_step_has_one_outcome_whatever_went_wrong():
-    action = MATCHERS["action"]
-    assert judge_step(make_step("t", 0, "CLICK", "CLICK"), action) == "right"
-    assert judge_step(make_step("t", 0, "CLICK", "TEXT"), action) == "wrong"
-    assert judge_step(make_step("t", 0, "CLICK", None), action) == "unparsable"
-    assert judge_step(make_step("t", 0, "CLICK", None, parse_status="truncated"), action) == "truncated"
-    assert judge_step(make_step("t", 0, "CLICK", None, error="out of memory"), action) == "error"
-    assert judge_step(make_step("t", 0, "CLICK", "CLICK", error="out of memory"), action) == "error"
+    def outcome(predicted, **fields):
+        return judge_step(make_step("t", 0, "CLICK", predicted, **fields)).outcomes["action"]
+
+    assert outcome("CLICK") == "right"
+    assert outcome("TEXT") == "wrong"
+    assert outcome(None) == "unparsable"
+    assert outcome(None, parse_status="truncated") == "truncated"
+    assert outcome(None, error="out of memory") == "error"
+    assert outcome("CLICK", error="out of memory") == "error"
+    assert outcome("CLICK", parse_status="not_run") == "not_run"
 
 
 def test_an_unreadable_answer_to_complete_is_not_right():
     step = make_step("t", 0, {"action": "COMPLETE", "target": ""}, None)
-    assert [judge_step(step, matcher) for matcher in MATCHERS.values()] == ["unparsable", "unparsable"]
+    assert list(judge_step(step).outcomes.values()) == ["unparsable", "unparsable"]
+
+
+def test_final_action_is_that_of_the_vocabulary():
+    own = (ActionType("DONE", "the goal is reached", is_final=True), ActionType("COMPLETE", "fill the form in"))
+    for kind, expected in (("DONE", "right"), ("COMPLETE", "wrong")):
+        actions = [{"action": kind, "target": target} for target in ("the report", "")]
+        assert judge_step(make_step("t", 0, *actions), own).outcomes["action_target"] == expected
+        assert judge_step(make_step("t", 0, *actions)).outcomes["action_target"] != expected
+
+
+def test_verdict_has_an_answer_only_where_the_step_is_right_or_wrong():
+    assert judge_step(make_step("t", 0, "CLICK", "TEXT")).answer == as_action("TEXT")
+    assert judge_step(make_step("t", 0, "CLICK", "TEXT", error="out of memory")).answer is None
+
+
+def test_points_are_taken_by_the_types_that_name_them():
+    own = (ActionType("CLICK", "press", {POINT: ()}), ActionType("ZOOM", "zoom"))
+    takes = [judge_step(make_step("t", 0, kind, kind), own).takes_point for kind in ("CLICK", "ZOOM", "TEXT")]
+    assert takes == [True, False, False]
 
 
 def test_every_matcher_names_its_version_and_rule():

@@ -73,6 +73,7 @@ def _export(adapter, to, *arguments):
     return row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modules", [(), ("embed_tokens",), ("lm_head",), BOTH], ids="-".join)
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
 def test_what_is_trained_in_full_on_a_tied_base_is_untied_by_the_export(tmp_path, family, modules):
@@ -93,6 +94,7 @@ def test_what_is_trained_in_full_on_a_tied_base_is_untied_by_the_export(tmp_path
         assert not torch.equal(weights["lm_head.weight"], embedding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modules", [(), ("embed_tokens",), ("lm_head",)], ids="-".join)
 def test_base_as_published_by_older_transformers_is_merged(tmp_path, modules):
     base = _write_as_published(_build_tied(tmp_path / "base", "qwen2_5_vl"))
@@ -116,6 +118,7 @@ def test_trained_head_takes_the_place_of_a_copy_of_the_tied_one_in_the_base_s_fi
     assert json.loads((tmp_path / "merged/config.json").read_text())["tie_word_embeddings"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "llama4"])
 def test_lora_on_language_merger_and_vision_is_merged(tiny_checkpoints, tmp_path, family):
     parts = ("language", "merger", "vision")
@@ -155,6 +158,7 @@ def test_gap_that_is_no_number_is_refused():
         export_check.check_logits(row, "float32")
 
 
+@pytest.mark.slow
 def test_no_model_is_in_memory_when_the_next_is_loaded(tmp_path, tiny_checkpoints, monkeypatch):
     living = []
 

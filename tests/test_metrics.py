@@ -5,10 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from rollout_samples import make_step, make_task
+from rollout_samples import approx_rate, judge, make_step, make_task
 
 from eval.scoring.bootstrap import Bootstrap, compute_interval, compute_unseen_bound, resample_sums
-from eval.scoring.metrics import compute_metrics, group_by_task
+from eval.scoring.metrics import compute_metrics
+from sft.rates import Rate
 
 OTHER = {"action": "CLICK", "target": "elsewhere"}
 
@@ -27,15 +28,15 @@ RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
 
 
 def score(results, **settings):
-    return compute_metrics(results, mode="own", **settings)
+    return compute_metrics(judge(results), mode="own", **settings)
 
 
 def test_swa_is_right_steps_over_all_steps_and_ta_tasks_without_a_fault_over_tasks():
     matchers = score(STEPS)["matchers"]
-    assert matchers["action"]["swa"]["value"] == pytest.approx(4 / 8)
-    assert matchers["action"]["ta"]["value"] == pytest.approx(1 / 3)
-    assert matchers["action_target"]["swa"]["value"] == pytest.approx(3 / 8)
-    assert matchers["action_target"]["ta"]["value"] == 0
+    assert matchers["action"]["swa"].value == pytest.approx(4 / 8)
+    assert matchers["action"]["ta"].value == pytest.approx(1 / 3)
+    assert matchers["action_target"]["swa"].value == pytest.approx(3 / 8)
+    assert matchers["action_target"]["ta"].value == 0
 
 
 def test_outcomes_add_up_to_all_steps():
@@ -51,7 +52,7 @@ def test_majority_and_previous_action_baselines_are_of_the_same_steps():
     assert metrics["majority_baseline"]["swa"] == pytest.approx(4 / 8)
     # a: CLICK=CLICK (guess), CLICK=CLICK, CLICK!=COMPLETE; b: CLICK=CLICK, no, TEXT=TEXT, no; c: no.
     assert metrics["previous_action_baseline"]["swa"] == pytest.approx(4 / 8)
-    assert metrics["over_majority"]["value"] == pytest.approx(0)
+    assert metrics["over_majority"].value == pytest.approx(0)
 
 
 def test_equally_frequent_actions_give_the_first_by_name():
@@ -120,27 +121,27 @@ def test_all_right_scores_one_and_nothing_right_scores_zero():
     replay = score([*make_task("a", [RIGHT, ("COMPLETE", "COMPLETE")]), *make_task("b", [RIGHT])])
     empty = score([*make_task("a", [("CLICK", None), ("COMPLETE", None)]), *make_task("b", [("CLICK", None)])])
     for name in ("action", "action_target"):
-        assert replay["matchers"][name]["swa"] == {"value": 1, "low": 1, "high": 1}
-        assert empty["matchers"][name]["swa"] == {"value": 0, "low": 0, "high": 0}
-        assert replay["matchers"][name]["ta"] == {"value": 1, "low": pytest.approx(0.1581, abs=5e-5), "high": 1}
-        assert empty["matchers"][name]["ta"] == {"value": 0, "low": 0, "high": pytest.approx(0.8419, abs=5e-5)}
+        assert replay["matchers"][name]["swa"] == Rate(1, 1, 1)
+        assert empty["matchers"][name]["swa"] == Rate(0, 0, 0)
+        assert replay["matchers"][name]["ta"] == Rate(1, pytest.approx(0.1581, abs=5e-5), 1, is_exact=True)
+        assert empty["matchers"][name]["ta"] == Rate(0, 0, pytest.approx(0.8419, abs=5e-5), is_exact=True)
     assert empty["outcomes"]["unparsable"] == empty["n_steps"]
 
 
 def test_interval_of_two_opposite_tasks_spans_everything():
     # Drawing 2 of {all right, all wrong}: 0 with p = 1/4, 1/2 with p = 1/2, 1 with p = 1/4.
     metrics = score([*make_task("a", [RIGHT, RIGHT]), *make_task("b", [WRONG, WRONG])])
-    assert metrics["matchers"]["action"]["swa"] == {"value": 0.5, "low": 0, "high": 1}
+    assert metrics["matchers"]["action"]["swa"] == Rate(0.5, 0, 1)
     half = score([*make_task("a", [RIGHT, RIGHT]), *make_task("b", [WRONG, WRONG])], confidence=0.4)
-    assert half["matchers"]["action"]["swa"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert half["matchers"]["action"]["swa"] == Rate(0.5, 0.5, 0.5)
 
 
 def test_interval_is_over_tasks_not_over_steps():
     # 100 tasks of 10 equal steps: the width is that of 100 draws of p = 1/2, sqrt(1/4/100) = 0.05 a deviation.
     results = [step for i in range(100) for step in make_task(f"t{i}", [RIGHT if i % 2 else WRONG] * 10)]
     swa = score(results)["matchers"]["action"]["swa"]
-    assert swa["low"] == pytest.approx(0.5 - 1.96 * 0.05, abs=0.011)
-    assert swa["high"] == pytest.approx(0.5 + 1.96 * 0.05, abs=0.011)
+    assert swa.low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.011)
+    assert swa.high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.011)
 
 
 def test_margin_over_majority_is_paired_by_task():
@@ -149,9 +150,9 @@ def test_margin_over_majority_is_paired_by_task():
     harder = [RIGHT] * 2 + [("TEXT", "TEXT"), ("ZOOM", "TEXT")]
     metrics = score([step for i in range(20) for step in make_task(f"t{i}", easier if i % 4 else harder)])
     assert metrics["majority_baseline"]["action"] == "CLICK"
-    assert metrics["over_majority"] == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
+    assert metrics["over_majority"] == approx_rate(0.25, 0.25, 0.25)
     swa = metrics["matchers"]["action"]["swa"]
-    assert swa["high"] - swa["low"] > 0.05
+    assert swa.high - swa.low > 0.05
 
 
 def test_resampled_sums_are_sums_of_whole_tasks():
@@ -164,7 +165,7 @@ def test_resampled_sums_are_sums_of_whole_tasks():
 
 def test_interval_is_the_percentiles_of_the_draws():
     draws = np.arange(101) / 100
-    assert compute_interval(0.5, draws, 0.9) == pytest.approx({"value": 0.5, "low": 0.05, "high": 0.95})
+    assert compute_interval(0.5, draws, 0.9) == approx_rate(0.5, 0.05, 0.95)
 
 
 def test_unseen_bound_is_the_exact_binomial_one():
@@ -181,9 +182,9 @@ def test_task_accuracy_of_one_verdict_has_the_exact_interval(n_tasks, high):
         assert metrics["matchers"]["action"]["ta"] == part["matchers"]["action"]["ta"] == rule["ta"]
         return part["matchers"]["action"]["ta"]
 
-    assert rate_ta(WRONG) == {"value": 0, "low": 0, "high": pytest.approx(high, abs=5e-4)}
-    assert rate_ta(RIGHT) == {"value": 1, "low": pytest.approx(1 - high, abs=5e-4), "high": 1}
-    assert rate_ta(WRONG, confidence=0.9)["high"] < high
+    assert rate_ta(WRONG) == Rate(0, 0, pytest.approx(high, abs=5e-4), is_exact=True)
+    assert rate_ta(RIGHT) == Rate(1, pytest.approx(1 - high, abs=5e-4), 1, is_exact=True)
+    assert rate_ta(WRONG, confidence=0.9).high < high
 
 
 def test_same_seed_same_numbers_whatever_the_order_of_results():
@@ -194,7 +195,7 @@ def test_same_seed_same_numbers_whatever_the_order_of_results():
 
 def test_tasks_come_in_natural_order():
     results = [make_step(task_id, 0, "CLICK", "CLICK") for task_id in ("t10", "t2", "t1")]
-    assert list(group_by_task(results)) == ["t1", "t2", "t10"]
+    assert list(judge(results)) == ["t1", "t2", "t10"]
 
 
 @pytest.mark.parametrize(

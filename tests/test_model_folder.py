@@ -183,6 +183,7 @@ def test_adapter_given_as_a_base_is_told_from_a_broken_folder(tmp_path):
     assert "found an adapter and no config.json; expected a base model" in _refused(tmp_path)
 
 
+@pytest.mark.slow
 def test_refusal_comes_before_torch_together_with_the_data_s_problems(folder, tmp_path):
     _edit(folder / "config.json", lambda config: {**config, "quantization_config": {"quant_method": "awq"}})
     csv = write_trajectories(tmp_path, build_tasks(1))

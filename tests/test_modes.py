@@ -4,12 +4,15 @@ import json
 from dataclasses import replace
 
 import pytest
+from rollout_samples import judge
 from trajectory_samples import build_tasks, write_trajectories
 
+from eval import rollout
 from eval.policies.policy import RawAnswer, ReplayPolicy
 from eval.rollout import main
-from eval.rollouts.walk import cut_at_first_error, walk_tasks
+from eval.rollouts.walk import walk_tasks
 from eval.score import main as score
+from eval.scoring.matching import cut_at_first_error
 from eval.step_result import load_results
 from sft.data.load import load_trajectories
 from sft.prompts import AgentConfig
@@ -49,35 +52,40 @@ def walk(tasks, policy, mode, batch_size=4, done=None):
     return sorted(results, key=lambda r: (order[r.task_id], r.index))
 
 
-def test_own_stop_asks_nothing_after_the_first_wrong_step(tasks):
-    first = tasks[0].task_id
-    policy = WrongAt(tasks, {(first, 1)})
-    results = walk(tasks, policy, "own_stop")
-    assert [r.parse_status for r in results if r.task_id == first] == ["ok", "ok", "not_run"]
-    assert (first, 2) not in policy.asked
-    assert len(results) == sum(len(t.steps) for t in tasks)
-    assert all(r.parse_status == "ok" for r in results if r.task_id != first)
-
-
 def test_own_stop_is_own_cut_at_the_first_error(tasks):
-    faults = {(tasks[0].task_id, 0), (tasks[1].task_id, 1), (tasks[1].task_id, 2), (tasks[2].task_id, 2)}
-    own = walk(tasks, WrongAt(tasks, faults), "own")
-    by_task = [[r for r in own if r.task_id == t.task_id] for t in tasks]
-    assert walk(tasks, WrongAt(tasks, faults), "own_stop") == [s for task in by_task for s in cut_at_first_error(task)]
+    faults = {(tasks[0].task_id, 0), (tasks[1].task_id, 2), (tasks[2].task_id, 1), (tasks[2].task_id, 2)}
+    own = judge(walk(tasks, WrongAt(tasks, faults), "own"))
+    stopped = judge(cut_at_first_error(own))
+    for n_run, task in zip((1, 3, 2, 3), tasks):
+        steps = [verdict.step for verdict in stopped[task.task_id]]
+        assert steps[:n_run] == [verdict.step for verdict in own[task.task_id]][:n_run]
+        assert [step.parse_status for step in steps[n_run:]] == ["not_run"] * (3 - n_run)
+        assert all(step.memory_before == steps[n_run - 1].memory_after for step in steps[n_run:])
 
 
-@pytest.mark.parametrize("n_done", range(4))
-def test_own_stop_goes_on_after_a_kill_between_the_error_and_its_rest(tasks, n_done):
-    faults = {(tasks[0].task_id, 1)}
-    whole = walk(tasks, WrongAt(tasks, faults), "own_stop")
-    done = {tasks[0].task_id: whole[:n_done]}
-    policy = WrongAt(tasks, faults)
-    rest = walk(tasks, policy, "own_stop", done=done)
-    assert whole[:n_done] + rest == whole
-    assert sorted(i for task_id, i in policy.asked if task_id == tasks[0].task_id) == list(range(min(n_done, 2), 2))
+def test_mode_own_stop_writes_what_mode_all_writes_of_it(csv, tmp_path, monkeypatch):
+    monkeypatch.setattr(rollout, "build_policy", lambda _, __, tasks: WrongAt(tasks, {(tasks[0].task_id, 1)}))
+    common = ["--policy", "replay", "--test_csv", str(csv), "--output_dir"]
+    main([*common, str(tmp_path / "all"), "--mode", "all"])
+    for _ in range(2):  # given again, a finished run stays what it is
+        main([*common, str(tmp_path / "alone"), "--mode", "own_stop"])
+    for name in ("steps.jsonl", "predictions.csv"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "all/own_stop" / name).read_bytes()
+    infos = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("alone", "all/own_stop")]
+    assert infos[0]["fingerprint"] == infos[1]["fingerprint"]
+    assert [r.parse_status for r in load_results(tmp_path / "alone/steps.jsonl")][:3] == ["ok", "ok", "not_run"]
 
 
-@pytest.mark.parametrize("mode", ["teacher", "own", "own_stop"])
+def test_own_stop_resumes_after_a_kill(csv, tmp_path):
+    command = ["--policy", "replay", "--test_csv", str(csv), "--output_dir", str(tmp_path), "--mode", "own_stop"]
+    main(command)
+    whole = (tmp_path / "steps.jsonl").read_bytes()
+    (tmp_path / "steps.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:7]))
+    main(command)
+    assert (tmp_path / "steps.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize("mode", ["teacher", "own"])
 def test_replay_is_all_right_in_every_mode(tasks, mode):
     results = walk(tasks, ReplayPolicy(tasks, AGENT), mode)
     assert all(r.predicted == r.gold and r.memory_before == r.gold_memory for r in results)
@@ -149,6 +157,6 @@ def test_own_stop_ends_a_task_at_a_step_that_could_not_be_answered(tasks):
         def answer(self, requests):
             return [RawAnswer("", error="out of memory") for _ in requests]
 
-    results = walk(tasks[:1], Failing(tasks, AGENT), "own_stop")
+    results = cut_at_first_error(judge(walk(tasks[:1], Failing(tasks, AGENT), "own")))
     assert [r.error for r in results] == ["row 2: out of memory", None, None]
     assert [r.parse_status for r in results][1:] == ["not_run", "not_run"]

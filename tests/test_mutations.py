@@ -144,6 +144,7 @@ def _check_usable(trajectory):
         assert dump_json(parsed.answer.short_term or {}) == dump_json(step.gold.short_term or {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(N_CHUNKS))
 def test_damaged_rows_are_refused_in_words_or_can_be_used(folder, seed):
     rng = random.Random(seed)

@@ -89,10 +89,10 @@ def test_schema_of_an_action_without_target_allows_the_empty_one_alone():
 
 def test_action_without_target_is_right_by_its_kind_and_arguments():
     is_right = MATCHERS["action_target"].is_right
-    gold = {"action": "SWIPE", "target": "", "direction": "Up"}
-    assert is_right(gold, {**gold})
-    assert not is_right(gold, {**gold, "direction": "Down"})
-    assert not is_right(gold, {"action": "BACK", "target": ""})
+    gold = Action("SWIPE", "", {"direction": "Up"})
+    assert is_right(gold, gold)
+    assert not is_right(gold, Action("SWIPE", "", {"direction": "Down"}))
+    assert not is_right(gold, Action("BACK", ""))
 
 
 def test_saved_agent_of_a_vocabulary_without_the_key_holds_what_it_held_before():

@@ -14,6 +14,8 @@ from sft.models.processors import load_processor
 from sft.recipe.settings import ModelSettings
 from sft.trainer import TrajectoryTrainer
 
+pytestmark = pytest.mark.slow
+
 
 def train(checkpoint, tasks, tasks_csv, collator_class, folder, **settings):
     """Train two epochs whose batches are the packs of one sampler; return the adapter and the logged losses."""

@@ -136,6 +136,7 @@ def test_packed_branches_on_one_screenshot_train_as_separate_steps(model, encode
     assert_same(compute_gradients(model, [packed]), compute_gradients(model, alone))
 
 
+@pytest.mark.slow
 def test_packed_steps_on_different_screenshots_train_as_separate_steps(model, encoder, screenshots):
     rows = build_rows(encoder, [screenshots[i] for i in (0, 1, 0, 2, 1, 0)])
     packed, alone = PackingCollator(encoder)(rows), [PaddingCollator(encoder)([row]) for row in rows]
@@ -151,6 +152,7 @@ def test_padded_batch_trains_as_separate_steps(model, encoder, screenshots):
     )
 
 
+@pytest.mark.slow
 def test_accumulation_1x4_2x2_and_4x1_give_the_same_gradients(model, encoder, screenshots):
     rows = build_rows(encoder, [screenshots[i] for i in (0, 0, 1, 0)])
     collate = PackingCollator(encoder)
@@ -201,6 +203,7 @@ def test_changing_one_branch_leaves_the_logits_of_the_others_bit_identical(model
     assert last < int(branch[first]), "a later branch saw the change"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collator", [PaddingCollator, PackingCollator])
 def test_loss_weights_multiply_each_field_s_share_of_the_gradient(model, encoder, screenshots, collator):
     rows = build_rows(encoder, [screenshots[0], screenshots[0]])

@@ -1,12 +1,12 @@
 """From step to step: survival, recovery, drift; every number worked out by hand."""
 
 import pytest
-from rollout_samples import make_step, make_task
+from rollout_samples import judge, make_step, make_task
 
-from eval.rollouts.walk import cut_at_first_error
 from eval.scoring.bootstrap import Bootstrap
-from eval.scoring.metrics import compute_metrics, group_by_task
-from eval.scoring.progress import compute_memory_drift, compute_progress
+from eval.scoring.breakdowns import compute_memory_drift, compute_progress
+from eval.scoring.matching import cut_at_first_error
+from eval.scoring.metrics import compute_metrics
 
 RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
 
@@ -20,27 +20,26 @@ STEPS = [
 
 
 def progress(results):
-    return compute_progress(group_by_task(results), Bootstrap(n_resamples=200))
+    return compute_progress(judge(results), Bootstrap(n_resamples=200))
 
 
 def test_goal_progress_is_the_mean_share_of_a_task_before_its_first_error():
-    assert progress(STEPS)["goal_progress"]["value"] == pytest.approx((4 / 4 + 1 / 4 + 0 / 3 + 1 / 2) / 4)
+    assert progress(STEPS)["goal_progress"].value == pytest.approx((4 / 4 + 1 / 4 + 0 / 3 + 1 / 2) / 4)
 
 
 def test_right_after_right_and_right_after_wrong_count_neighbours_of_one_task():
     # Pairs after a right step: a RR RR RR, b RW RW, d RW -> 3 of 6. After a wrong one: b WR, c WW WR -> 2 of 3.
     scores = progress(STEPS)
-    assert scores["right_after_right"]["value"] == pytest.approx(3 / 6)
-    assert scores["right_after_wrong"]["value"] == pytest.approx(2 / 3)
+    assert scores["right_after_right"].value == pytest.approx(3 / 6)
+    assert scores["right_after_wrong"].value == pytest.approx(2 / 3)
 
 
 def test_recovery_counts_stretches_of_errors_that_a_right_step_ends():
     # b: W then R, recovered; its last W has nothing after it. c: WW then R, recovered. d: last step.
-    assert progress(STEPS)["recovery"]["value"] == 1
+    assert progress(STEPS)["recovery"].value == 1
     # e: R W W never comes back; f: W R.
-    assert progress([*make_task("e", [RIGHT, WRONG, WRONG]), *make_task("f", [WRONG, RIGHT])])["recovery"][
-        "value"
-    ] == pytest.approx(1 / 2)
+    steps = [*make_task("e", [RIGHT, WRONG, WRONG]), *make_task("f", [WRONG, RIGHT])]
+    assert progress(steps)["recovery"].value == pytest.approx(1 / 2)
 
 
 def test_prefix_survival_counts_tasks_that_reach_the_step():
@@ -74,8 +73,9 @@ def test_memory_drift_is_similarity_and_shared_keys_by_step():
 
 
 def test_steps_that_were_not_run_stay_in_every_denominator():
-    stopped = [step for task in group_by_task(STEPS).values() for step in cut_at_first_error(task)]
-    metrics = compute_metrics(stopped, mode="own_stop", n_resamples=100)
+    stopped = cut_at_first_error(judge(STEPS))
+    assert cut_at_first_error(judge(stopped)) == stopped
+    metrics = compute_metrics(judge(stopped), mode="own_stop", n_resamples=100)
     # run: a 4, b 2, c 1, d 2; right before the stop: a 4, b 1, c 0, d 1
     assert metrics["outcomes"] == {
         "right": 6,
@@ -85,18 +85,16 @@ def test_steps_that_were_not_run_stay_in_every_denominator():
         "error": 0,
         "not_run": 4,
     }
-    assert metrics["matchers"]["action"]["swa"]["value"] == pytest.approx(6 / 13)
-    assert metrics["matchers"]["action"]["ta"]["value"] == pytest.approx(1 / 4)
+    assert metrics["matchers"]["action"]["swa"].value == pytest.approx(6 / 13)
+    assert metrics["matchers"]["action"]["ta"].value == pytest.approx(1 / 4)
     assert metrics["n_steps"] == 13 and metrics["answers"]["n_run"] == 9
     assert [(row["n"], row["n_run"]) for row in metrics["per_step_index"]] == [(4, 4), (4, 3), (3, 1), (2, 1)]
     assert metrics["confusion"]["CLICK"] == {"(not run)": 4, "CLICK": 6, "TEXT": 3}
     assert metrics["progress"]["right_after_wrong"] is None
-    assert metrics["progress"]["goal_progress"] == progress(STEPS)["goal_progress"] | {
-        key: metrics["progress"]["goal_progress"][key] for key in ("low", "high")
-    }
+    assert metrics["progress"]["goal_progress"].value == progress(STEPS)["goal_progress"].value
 
 
 def test_tasks_are_scored_apart_by_length():
     results = [*make_task("a", [RIGHT] * 5), *make_task("b", [WRONG] * 6)]
-    parts = compute_metrics(results, mode="own", n_resamples=50)["per_task_length"]
-    assert {name: part["matchers"]["action"]["swa"]["value"] for name, part in parts.items()} == {"1-5": 1, "6-10": 0}
+    parts = compute_metrics(judge(results), mode="own", n_resamples=50)["per_task_length"]
+    assert {name: part["matchers"]["action"]["swa"].value for name, part in parts.items()} == {"1-5": 1, "6-10": 0}

@@ -126,6 +126,7 @@ def _push(hub, model, *arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_upload_creates_a_private_repository_and_leaves_everything_secret_behind(hub, model):
     finished = _push(hub, model)
     assert finished.returncode == 0, finished.stderr
@@ -147,6 +148,7 @@ def test_upload_creates_a_private_repository_and_leaves_everything_secret_behind
     assert "commit" in finished.stdout
 
 
+@pytest.mark.slow
 def test_refusal_by_the_hub_ends_with_a_message_and_a_way_out(hub, model):
     hub.refuses = True
     finished = _push(hub, model, "--public")

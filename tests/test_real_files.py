@@ -34,6 +34,8 @@ if find_spec("dashscope") is None:
 
 from benchmarks.real_models import TEMPLATES, read_template, write_real_folders
 
+pytestmark = pytest.mark.slow
+
 RECIPES = {"qwen3_vl": ROOT / "recipes/qwen3vl.yaml", "qwen2_5_vl": ROOT / "recipes/qwen2_5vl.yaml"}
 # Image tokens at the recipe's budget, by hand: Qwen3-VL has 32 pixels a side and token, Qwen2.5-VL 28.
 IMAGE_TOKENS = {

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import yaml
-from attempt_samples import load_adapter
 from conftest import ROOT
+from training_runs import load_adapter
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft import run
@@ -35,6 +35,7 @@ def read_history(folder):
     return json.loads((folder / "trainer_state.json").read_text())["log_history"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILY_OF)
 def test_smoke_test_of_one_step_ends_well_though_a_warm_up_begins_at_a_rate_of_0(command, tmp_path, caplog, name):
     run.main(command(name, "--max_steps", "1"))
@@ -45,6 +46,7 @@ def test_smoke_test_of_one_step_ends_well_though_a_warm_up_begins_at_a_rate_of_0
     assert "nothing was learned: every step up to 1 had a learning rate of 0" in caplog.text
 
 
+@pytest.mark.slow
 def test_best_evaluation_of_a_warm_up_s_first_step_is_no_failure_either(command, tmp_path, caplog):
     """Both steps score 0, so the first is the best; what was learned in the second is not saved."""
     run.main(command("qwen3vl", "--max_steps", "2"))
@@ -52,6 +54,7 @@ def test_best_evaluation_of_a_warm_up_s_first_step_is_no_failure_either(command,
     assert "nothing was learned: every step up to 1" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILY_OF)
 def test_recipe_trains_in_two_steps(command, tmp_path, name):
     run.main(command(name, "--max_steps", "2", "--load_best_model_at_end", "false"))
@@ -59,6 +62,7 @@ def test_recipe_trains_in_two_steps(command, tmp_path, name):
     assert any(tensor.any() for n, tensor in adapter.items() if "lora_B" in n)
 
 
+@pytest.mark.slow
 def test_one_step_that_had_a_rate_must_have_learned(command):
     """Without warm-up the first step has the full rate; an adapter that did not move is no trained one."""
     stuck = ["--max_steps", "1", "--warmup_steps", "0", "--learning_rate", "0"]

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
-from rollout_samples import RUN_INFO, make_step, make_task
+from rollout_samples import RUN_INFO, judge, make_step, make_task
 
 from eval.reporting.files import PREDICTION_COLUMNS, format_json, format_predictions, write_outputs
 from eval.reporting.report import escape_json, write_report
-from eval.reporting.tables import format_interval, print_summary
-from eval.scoring.comparison import compare_results
+from eval.reporting.tables import print_summary
+from eval.scoring.comparison import compare_runs
 from eval.scoring.metrics import compute_metrics
+from sft.actions import ActionType
 from sft.files import write_whole
 
 CHROMIUM = "/usr/bin/chromium"
@@ -52,11 +53,13 @@ def image_root(tmp_path: Path) -> Path:
 
 
 def write_page(steps, tmp_path: Path, image_root: Path, **arguments) -> Path:
-    return write_report(tmp_path, steps, compute_metrics(steps, mode="own"), RUN_INFO, image_root, **arguments)
+    verdicts = judge(steps)
+    metrics = compute_metrics(verdicts, mode="own")
+    return write_report(tmp_path, verdicts, metrics, RUN_INFO, image_root, **arguments)
 
 
 def test_predictions_csv_has_the_published_columns_and_one_row_a_step(tmp_path):
-    write_outputs(tmp_path, STEPS, compute_metrics(STEPS, mode="own"), RUN_INFO)
+    write_outputs(tmp_path, judge(STEPS), compute_metrics(judge(STEPS), mode="own"), RUN_INFO)
     with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == PREDICTION_COLUMNS
@@ -81,14 +84,14 @@ def test_predictions_csv_has_the_published_columns_and_one_row_a_step(tmp_path):
 
 def test_memory_columns_hold_what_the_prompt_showed():
     before = {"short_term": {"last_action": "CLICK"}, "long_term": {"overall_progress": "half"}}
-    text = format_predictions(make_task("t", [("CLICK", "CLICK")], memory_before=before))
+    text = format_predictions(judge(make_task("t", [("CLICK", "CLICK")], memory_before=before)))
     row = next(csv.DictReader(text.splitlines()))
     assert json.loads(row["Short_Term_Memory"]) == before["short_term"]
     assert json.loads(row["Long_term_Memory"]) == before["long_term"]
 
 
 def test_a_target_that_differs_in_case_only_matches_but_not_exactly():
-    text = format_predictions(make_task("t", [("CLICK", {"action": "CLICK", "target": "ok"})]))
+    text = format_predictions(judge(make_task("t", [("CLICK", {"action": "CLICK", "target": "ok"})])))
     row = next(csv.DictReader(text.splitlines()))
     assert (row["Target_Exact_Match"], row["Target_Semantic_Match"], row["Combined_Match"]) == (
         "False",
@@ -97,8 +100,19 @@ def test_a_target_that_differs_in_case_only_matches_but_not_exactly():
     )
 
 
+def test_a_final_action_of_an_own_vocabulary_matches_whatever_its_target():
+    own = [ActionType("DONE", "the goal is reached", is_final=True)]
+    step = make_step("t", 0, {"action": "DONE", "target": "the report"}, {"action": "DONE", "target": ""})
+    row = next(csv.DictReader(format_predictions(judge([step], own)).splitlines()))
+    assert (row["Ground_Truth_Target"], row["Target_Exact_Match"], row["Target_Semantic_Match"]) == (
+        "the report",
+        "False",
+        "True",
+    )
+
+
 def test_json_files_say_what_was_run_and_hold_every_step(tmp_path):
-    write_outputs(tmp_path, STEPS, compute_metrics(STEPS, mode="own"), RUN_INFO)
+    write_outputs(tmp_path, judge(STEPS), compute_metrics(judge(STEPS), mode="own"), RUN_INFO)
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     details = json.loads((tmp_path / "details.json").read_text(encoding="utf-8"))
     assert metrics["run"] == details["run"] == RUN_INFO
@@ -154,12 +168,13 @@ def test_report_works_with_315_tasks_of_13_steps(tmp_path, image_root):
     assert write_page(steps, tmp_path, image_root).stat().st_size < 5e6
 
 
+@pytest.mark.slow
 def test_two_runs_stand_side_by_side_in_a_real_browser(browser, tmp_path, image_root):
     stopped = [*STEPS[2:4], *STEPS[:2], *STEPS[4:]]
     stopped[1] = stopped[1].as_not_run(stopped[0].memory_after)
-    comparison = compare_results(STEPS, stopped, names=("first", "second"), n_resamples=50)
+    comparison = compare_runs(judge(STEPS), judge(stopped), names=("first", "second"), n_resamples=50)
     page = browser.new_page()
-    page.goto(write_page(STEPS, tmp_path, image_root, comparison=comparison, others=stopped).as_uri())
+    page.goto(write_page(STEPS, tmp_path, image_root, comparison=comparison, others=judge(stopped)).as_uri())
     page.locator(".task").nth(2).locator("summary").first.click()
     labels = page.locator(".task").nth(2).locator(".step .action .label").all_inner_texts()
     assert labels == ["Gold", "first ?", "second ?", "Gold", "first ✗", "second –"]
@@ -179,7 +194,7 @@ def test_linked_screenshots_are_shown_from_where_they_are(browser, tmp_path, ima
 
 
 def test_summary_shows_every_number_with_its_interval(capsys):
-    print_summary(compute_metrics(STEPS, mode="own"))
+    print_summary(compute_metrics(judge(STEPS), mode="own"))
     printed = capsys.readouterr().out
     for text in ("action_target", "always CLICK", "new_workflow", "1 unparsable", "5 in all", "95% interval"):
         assert text in printed
@@ -188,7 +203,7 @@ def test_summary_shows_every_number_with_its_interval(capsys):
 
 def test_summary_in_a_file_folds_no_name_and_lists_no_rule_without_a_step(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    metrics = compute_metrics(STEPS, mode="own")
+    metrics = compute_metrics(judge(STEPS), mode="own")
     print_summary(metrics)
     printed = capsys.readouterr().out
     for name in (*metrics["per_group"], *metrics["per_application"]):
@@ -201,26 +216,23 @@ def test_summary_in_a_file_folds_no_name_and_lists_no_rule_without_a_step(capsys
 
 
 def test_summary_says_where_an_interval_is_blind(capsys):
-    print_summary(compute_metrics(make_task("t", [("CLICK", "CLICK")]), mode="own"))
+    print_summary(compute_metrics(judge(make_task("t", [("CLICK", "CLICK")])), mode="own"))
     assert "the bootstrap is blind" in capsys.readouterr().out
-
-
-def test_interval_is_written_in_percent():
-    assert format_interval({"value": 0.7136, "low": 0.68, "high": 0.749}) == "71.4 [68.0, 74.9]"
-    assert format_interval({"value": 0.1, "low": -0.02, "high": 0.2}, signed=True) == "+10.0 [-2.0, +20.0]"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    if not Path(CHROMIUM).is_file():
-        pytest.skip(f"found no {CHROMIUM}: apt-get install chromium")
     sync_api = pytest.importorskip("playwright.sync_api", reason="found no playwright: pip install playwright")
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        program = next((p for p in (CHROMIUM, playwright.chromium.executable_path) if Path(p).is_file()), None)
+        if program is None:
+            pytest.skip(f"found no {CHROMIUM}: apt-get install chromium, or playwright install --with-deps chromium")
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         yield opened
         opened.close()
 
 
+@pytest.mark.slow
 def test_report_in_a_real_browser(browser, tmp_path, image_root):
     path = write_page(STEPS, tmp_path, image_root, figures=[image_root / "screen.png"])
     page = browser.new_page(viewport={"width": 1280, "height": 900})

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 
+import pytest
 from conftest import ROOT
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
+
+pytestmark = pytest.mark.slow
 
 # Imports once and forks for every attempt. Child i is killed (SIGKILL) when steps.jsonl has `points[i]` lines or more.
 ATTEMPTS = """

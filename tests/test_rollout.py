@@ -99,6 +99,7 @@ def test_replay_scores_everything_whatever_text_the_labels_hold(tmp_path):
     assert metrics["matchers"]["action_target"]["ta"]["value"] == 1.0
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_the_batch_size(tasks_csv, model_folder, tmp_path):
     runs = {}
     for size in (1, 4, 16):
@@ -109,6 +110,7 @@ def test_answers_do_not_depend_on_the_batch_size(tasks_csv, model_folder, tmp_pa
     assert runs[1] == runs[4] == runs[16]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["own", "teacher"])
 def test_run_killed_in_the_middle_ends_with_the_same_files(tasks_csv, model_folder, tmp_path, mode):
     arguments = ["--model_path", str(model_folder), "--mode", mode, "--batch_size", "2"]
@@ -165,6 +167,7 @@ def _change_file(path, old, new):
     path.write_text(text.replace(old, new))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "different"),
     [

@@ -4,16 +4,17 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from rollout_samples import RUN_INFO, make_task
+from rollout_samples import RUN_INFO, make_step, make_task
 
-from eval.reporting.publish import publish_run
+from eval.reporting.publish import judge_run, publish_run
 from eval.score import main
-from eval.step_result import StepResult, load_results
+from eval.step_result import StepResult, format_result, load_results, parse_result
+from sft.actions import ActionType
+from sft.prompts import AgentConfig, agent_to_json
 
 ROOT = Path(__file__).parent.parent
 STEPS = [
@@ -35,7 +36,7 @@ def run_dir(tmp_path: Path) -> Path:
 def write_run(folder: Path, steps: list[StepResult]) -> None:
     info = {**RUN_INFO, "test_csv": str(folder.parent / "test.csv"), "n_tasks": 2, "n_steps": 4}
     (folder / "run.json").write_text(json.dumps(info))
-    (folder / "steps.jsonl").write_text("".join(json.dumps(asdict(step)) + "\n" for step in steps))
+    (folder / "steps.jsonl").write_text("".join(map(format_result, steps)))
 
 
 def score(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -44,7 +45,7 @@ def score(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_scoring_again_gives_the_same_files(run_dir):
-    publish_run(run_dir, STEPS, json.loads((run_dir / "run.json").read_text()))
+    publish_run(run_dir, judge_run(run_dir, STEPS, json.loads((run_dir / "run.json").read_text())))
     names = ("predictions.csv", "metrics.json", "details.json", "report.html")
     first = {name: (run_dir / name).read_bytes() for name in names}
     for name in names:
@@ -61,12 +62,13 @@ def test_seed_and_resamples_reach_the_metrics(run_dir):
     assert metrics["bootstrap"] == {"seed": 7, "n_resamples": 100, "confidence": 0.95}
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_are_scored_in_five_seconds(run_dir):
     pairs = [("CLICK", "CLICK"), ({"action": "TEXT", "target": "Name", "text": "DOE"}, "CLICK"), ("ZOOM", None)]
     results = [step for i in range(770) for step in make_task(f"t{i}", [*pairs * 4, ("COMPLETE", "COMPLETE")])]
     info = {**json.loads((run_dir / "run.json").read_text()), "n_steps": len(results)}
     started = time.process_time()
-    publish_run(run_dir, results, info)
+    publish_run(run_dir, judge_run(run_dir, results, info))
     assert len(results) == 10_010
     assert time.process_time() - started < 5
 
@@ -102,6 +104,21 @@ def test_a_refusal_is_exit_code_2_and_no_traceback(tmp_path):
     done = score(tmp_path)
     assert done.returncode == 2
     assert "found no such file" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_is_judged_by_the_vocabulary_of_its_agent(run_dir):
+    steps = make_task("t", [({"action": "DONE", "target": "the report"}, {"action": "DONE", "target": ""})])
+    info = {"n_steps": 1, "agent": agent_to_json(AgentConfig(actions=(ActionType("DONE", "", is_final=True),)))}
+    for run_info, is_right in ((json.loads(json.dumps(info)), True), ({"n_steps": 1}, False)):
+        ((verdict,),) = judge_run(run_dir, steps, run_info).verdicts.values()
+        assert verdict.is_right("action_target") is is_right
+
+
+def test_a_line_of_steps_holds_actions_as_the_model_writes_them(run_dir):
+    line = (run_dir / "steps.jsonl").read_text().splitlines()[0]
+    assert json.loads(line)["gold"] == {"action": "CLICK", "target": "OK"}
+    step = make_step("t", 0, {"action": "ZOOM", "target": "", "scale": 2.5}, None, left_out=["target"])
+    assert parse_result(format_result(step)) == step
 
 
 def test_a_last_line_that_a_kill_cut_is_not_read(run_dir):

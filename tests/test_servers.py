@@ -10,7 +10,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from attempt_samples import SECRETS
+from training_runs import SECRETS
 from trajectory_samples import build_tasks, write_trajectories
 
 import eval.policies.openai_server as openai_policy
@@ -159,6 +159,7 @@ def roll_out(tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [fault for fault, _ in FAULTS.values()], ids=FAULTS)
 def test_server_that_fails_for_a_while_is_asked_again(roll_out, fault):
     with serve(lambda n: fault if n in (1, 2) else answer_with(content=OK)) as server:
@@ -167,6 +168,7 @@ def test_server_that_fails_for_a_while_is_asked_again(roll_out, fault):
     assert len(server.seen) == 3 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "problem"), FAULTS.values(), ids=FAULTS)
 def test_server_that_keeps_failing_ends_the_run_in_one_message(roll_out, monkeypatch, fault, problem):
     monkeypatch.setattr(openai_policy, "N_TRIES", 2)
@@ -176,6 +178,7 @@ def test_server_that_keeps_failing_ends_the_run_in_one_message(roll_out, monkeyp
     assert str(refusal.value).startswith(server.url) and "give the same command again" in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_all_tries_of_a_request_end_in_bounded_time(roll_out, monkeypatch):
     monkeypatch.setattr(openai_policy, "MAX_TIME_S", 2)
     started = time.monotonic()
@@ -184,6 +187,7 @@ def test_all_tries_of_a_request_end_in_bounded_time(roll_out, monkeypatch):
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "least_s", "most_s"),
     [("1", 1, 1.4), ("0.7", 0.7, 1.1), ("3600", 1.5, 1.9), ("soon", 0, 0.5), ("-5", 0, 0.5), ("nan", 0, 0.5)],
@@ -194,6 +198,7 @@ def test_busy_server_is_asked_again_when_it_says_but_within_bounds(roll_out, val
     assert least_s <= server.times[1] - server.times[0] < most_s + 1  # a second for other programs on this machine
 
 
+@pytest.mark.slow
 def test_busy_server_may_say_when_by_a_date(roll_out):
     def behave(n):
         return answer_with(content=OK) if n else answer_with(503, b"", Retry_After=formatdate(time.time() + 2))
@@ -207,6 +212,7 @@ def message(**fields):
     return answer_with(content={"choices": [{"message": {"role": "assistant", **fields}, "finish_reason": "stop"}]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
@@ -227,6 +233,7 @@ def test_answer_in_parts_is_joined(roll_out, content):
     assert metrics["answers"]["parse_rate"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "where"),
     [
@@ -280,6 +287,7 @@ def test_step_without_an_answer_is_an_error_of_that_step_where_the_server_works(
     assert metrics["outcomes"]["error"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirect_is_not_followed_and_the_key_goes_nowhere_else(roll_out, monkeypatch, status):
     monkeypatch.setenv("OPENAI_API_KEY", SECRETS["OPENAI_API_KEY"])

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from attempt_samples import assert_same_bits, load_adapter, printed
 from conftest import ROOT
 from slurm_cluster import (
     find_missing,
@@ -24,6 +23,7 @@ from slurm_cluster import (
     wait_until,
     warn,
 )
+from training_runs import assert_same_bits, load_adapter, printed
 from trajectory_samples import build_tasks, write_trajectories
 
 JOBS = sorted((ROOT / "scripts").glob("slurm_*.sh"))
@@ -98,6 +98,7 @@ def test_scripts_pass_shellcheck():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_job_that_is_warned_and_preempted_is_requeued_and_ends_with_the_same_adapter(
     cluster, recipe, attempt, tmp_path
@@ -123,6 +124,7 @@ def test_job_that_is_warned_and_preempted_is_requeued_and_ends_with_the_same_ada
     assert_same_bits(out, tmp_path / "quiet")
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_zero_jobs_of_one_node_are_requeued_and_end_as_one_process_does(cluster, recipe, one_process, tmp_path):
     """With the configurations for GPUs, in fp32. Each takes the node: ZeRO-3 runs once ZeRO-2, warned, is requeued."""
@@ -143,6 +145,7 @@ def test_zero_jobs_of_one_node_are_requeued_and_end_as_one_process_does(cluster,
     assert f"resume: going on from {tmp_path}/zero2/out/checkpoint-{saved}" in read_log(tmp_path / "zero2/job.log")
 
 
+@pytest.mark.slow
 @needs_two_nodes
 def test_job_of_two_nodes_is_preempted_on_both_and_ends_as_one_process_does(two_nodes, recipe, one_process, tmp_path):
     """ZeRO-3 with the configuration for GPUs, in fp32, one process a node, over gloo between two network stacks."""
@@ -162,6 +165,7 @@ def test_job_of_two_nodes_is_preempted_on_both_and_ends_as_one_process_does(two_
     assert_close(out, one_process)
 
 
+@pytest.mark.slow
 @needs_two_nodes
 @pytest.mark.parametrize(
     "n_nodes, options, variables, n_processes",
@@ -186,6 +190,7 @@ def test_jobs_start_a_process_for_each_gpu_of_each_node(two_nodes, tmp_path, n_n
     assert between == [f"--machine_rank {rank} {shared}" for rank in range(n_nodes)]
 
 
+@pytest.mark.slow
 @needs_two_nodes
 def test_job_of_two_nodes_without_gpus_asks_for_the_number_of_processes(two_nodes, tmp_path):
     options = ["--nodes=2", "--gpus-per-node=0", f"--output={tmp_path}/log"]
@@ -194,6 +199,7 @@ def test_job_of_two_nodes_without_gpus_asks_for_the_number_of_processes(two_node
     assert "found no GPUs in this job; set PROCESSES_PER_NODE" in read_log(tmp_path / "log")
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_rollout_array_shares_the_tasks_out_and_merges_them(cluster, tmp_path):
     csv = write_trajectories(tmp_path, build_tasks(5))
@@ -210,6 +216,7 @@ def test_rollout_array_shares_the_tasks_out_and_merges_them(cluster, tmp_path):
     assert json.loads((tmp_path / "run/merged/metrics.json").read_text())
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_sweep_trains_every_combination_in_a_folder_of_its_own(cluster, recipe, tmp_path):
     axes = ["learning_rate=1e-3,2e-3", "max_steps=1"]

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import yaml
-from attempt_samples import write_recipe
 from conftest import ROOT
+from training_runs import write_recipe
 
 from sft.errors import UserError
 from sft.recipe.launch import Launch, check_support, read_launch
@@ -121,6 +121,7 @@ def test_launch_is_read_from_what_accelerate_and_torchrun_set(variables, launch)
     assert read_launch(variables) == launch
 
 
+@pytest.mark.slow
 def test_refusal_comes_before_the_model_is_loaded(tiny_checkpoints, tmp_path):
     """The weights are damaged, and are never looked into."""
     base = tmp_path / "base"

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from attempt_samples import write_recipe
 from conftest import ROOT
 from conversion_samples import build_pipeline_records, write_pipeline_task
+from training_runs import write_recipe
 from trajectory_samples import build_tasks, format_csv, write_screenshots
 
 ENVIRONMENTS = {
@@ -86,6 +86,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 @pytest.mark.parametrize(("command", "code"), COMMANDS.values(), ids=COMMANDS)
 def test_command_writes_what_the_terminal_has(folder, command, code, environment):
@@ -94,6 +95,7 @@ def test_command_writes_what_the_terminal_has(folder, command, code, environment
     assert environment == "C" or b"?" in written  # there Python shows some names by their bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_rollout_score_and_compute_report_write_what_the_terminal_has(folder, environment):
     code, written = roll_out(folder, environment)
@@ -114,6 +116,7 @@ def test_converted_data_is_announced_on_any_terminal(folder, environment):
     assert code == 0 and b"?" in written, written
 
 
+@pytest.mark.slow
 def test_training_and_export_write_what_the_terminal_has(tiny_checkpoints, tmp_path):
     """The whole way once; the log is UTF-8 whatever the terminal is."""
     own = tmp_path / OWN

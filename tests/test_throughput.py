@@ -5,8 +5,11 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 
+import pytest
 from conftest import ROOT
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
+
+pytestmark = pytest.mark.slow
 
 
 def test_benchmark_times_every_batch_size_and_finds_the_same_answers(tiny_checkpoints, tmp_path):

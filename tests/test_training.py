@@ -93,6 +93,7 @@ def trained(tiny_checkpoints, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_output_folder_holds_all_that_a_rollout_and_a_reader_need(trained):
     names = {path.name for path in (trained / "out").iterdir()}
     assert names >= SAVED_BESIDE_THE_WEIGHTS | {"adapter_model.safetensors", "adapter_config.json"}
@@ -101,6 +102,7 @@ def test_output_folder_holds_all_that_a_rollout_and_a_reader_need(trained):
     assert (data["train"]["n_tasks"], data["train"]["n_steps"], data["val"]["n_tasks"]) == (6, 18, 2)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_validation_logs_loss_and_accuracy(trained):
     losses = _history(trained / "out", "loss")
     assert list(losses) == [1, 2, 3, 4]
@@ -109,6 +111,7 @@ def test_training_lowers_the_loss_and_validation_logs_loss_and_accuracy(trained)
         assert list(_history(trained / "out", key)) == [2, 4]
 
 
+@pytest.mark.slow
 def test_adapter_is_finite_and_every_matrix_was_trained(trained):
     for name, tensor in _adapter(trained / "out").items():
         assert torch.isfinite(tensor).all(), name
@@ -116,6 +119,7 @@ def test_adapter_is_finite_and_every_matrix_was_trained(trained):
         assert tensor.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [("--tokens_per_batch", "700"), ("--packing", "none")])
 def test_validation_loss_is_that_of_all_answer_tokens_whatever_the_batches(
     tiny_checkpoints, tmp_path, monkeypatch, settings
@@ -150,6 +154,7 @@ def test_validation_loss_is_that_of_all_answer_tokens_whatever_the_batches(
     assert found == pytest.approx(total / n_tokens, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_checkpoint_is_rolled_out_as_it_is_and_known_to_have_seen_its_tasks(trained, tmp_path):
     command = [
         "--model_path",
@@ -165,6 +170,7 @@ def test_checkpoint_is_rolled_out_as_it_is_and_known_to_have_seen_its_tasks(trai
     assert json.loads((tmp_path / "results/metrics.json").read_text())["n_steps"] == 3
 
 
+@pytest.mark.slow
 def test_four_steps_equal_two_and_two_resumed_by_another_process(trained, tmp_path):
     """Through `accelerate launch`, as the README says, from the newest checkpoint of a run that was stopped."""
     out = tmp_path / "out"
@@ -178,6 +184,7 @@ def test_four_steps_equal_two_and_two_resumed_by_another_process(trained, tmp_pa
     assert _history(out, "loss") == _history(trained / "out", "loss")
 
 
+@pytest.mark.slow
 def test_four_padded_steps_equal_two_and_two_resumed(tiny_checkpoints, tmp_path):
     lines = "packing: none\nper_device_train_batch_size: 2\ngradient_accumulation_steps: 2\neval_strategy: 'no'\n"
     recipe = _write_recipe(tmp_path, tiny_checkpoints["qwen2_5_vl"], "")
@@ -189,6 +196,7 @@ def test_four_padded_steps_equal_two_and_two_resumed(tiny_checkpoints, tmp_path)
     _assert_equal(_adapter(tmp_path / "again"), first)
 
 
+@pytest.mark.slow
 def test_best_checkpoint_by_swa_is_kept_and_the_run_stops_early(tiny_checkpoints, tmp_path, monkeypatch):
     scores = iter([0.1, 0.9, 0.5, 0.5, 0.95, 0.95])
     monkeypatch.setattr(run, "build_validation_rollout", lambda *_: lambda model: {"swa": next(scores)})
@@ -218,6 +226,7 @@ def test_run_in_which_nothing_is_learned_is_not_passed_off_as_trained(tiny_check
         run.main([str(recipe), "--max_steps", "1", "--learning_rate", "0", "--eval_strategy", "no"])
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_saves_a_model_that_is_rolled_out(tiny_checkpoints, tmp_path, tasks):
     recipe = _write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"])
     full = ["--use_peft", "false", "--load_in_4bit", "false", "--max_steps", "2", "--val_rollout_tasks", "0"]
@@ -233,6 +242,7 @@ def test_full_fine_tuning_saves_a_model_that_is_rolled_out(tiny_checkpoints, tmp
     assert prediction.parse_status in ("ok", "no_json", "no_action", "truncated")
 
 
+@pytest.mark.slow
 def test_trained_folder_answers_steps_in_python(trained, tasks):
     predictor = load_model_for_inference(model_path=trained / "out")
     step = tasks[0].steps[0]
@@ -250,6 +260,7 @@ def test_trained_folder_answers_steps_in_python(trained, tasks):
         predictor.predict_step(image_path="none.png", user_goal="Open it")
 
 
+@pytest.mark.slow
 def test_adapter_answers_as_the_model_in_memory_did(trained, tiny_checkpoints, tasks):
     """What is reopened is the adapter: with another one the same prompt is answered otherwise."""
     from eval.policies.policy import StepRequest
@@ -266,6 +277,7 @@ def test_adapter_answers_as_the_model_in_memory_did(trained, tiny_checkpoints, t
     assert texts["out"] != texts["out/checkpoint-2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -284,6 +296,7 @@ def test_incomplete_model_folder_is_refused(trained, tmp_path, damage, message):
         load_model_for_inference(folder)
 
 
+@pytest.mark.slow
 def test_adapter_on_a_base_it_does_not_fit_is_refused(trained, tmp_path):
     from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
 

@@ -6,8 +6,8 @@ from typing import get_type_hints
 
 import pytest
 import torch
-from attempt_samples import load_adapter, read_losses, write_recipe
 from test_config import MINIMAL, ROOT
+from training_runs import load_adapter, read_losses, write_recipe
 from trajectory_samples import build_tasks, write_trajectories
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import SFTConfig
@@ -212,6 +212,7 @@ def test_name_of_another_tool_or_version_leads_to_ours(problems, line, problem):
     assert problems(line)[0].startswith(problem)
 
 
+@pytest.mark.slow
 def test_known_spellings_lead_to_keys_that_can_be_set(problems):
     for name, (ours, sentence) in KNOWN_SPELLINGS.items():
         assert name == name.lower() and name not in FIELDS
@@ -359,6 +360,7 @@ def _is_same(adapter, other):
     return all(torch.equal(adapter[name], other[name]) for name in adapter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -390,6 +392,7 @@ def test_key_of_the_course_the_optimiser_or_the_loss_changes_the_weights(train, 
     assert not _is_same(load_adapter(_folder(train(*arguments))), usual)
 
 
+@pytest.mark.slow
 def test_lr_scheduler_kwargs_and_optim_args_are_read(train):
     for key, arguments in {
         "lr_scheduler_kwargs": ["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", "{power: 3}"],
@@ -399,6 +402,7 @@ def test_lr_scheduler_kwargs_and_optim_args_are_read(train):
         assert not _is_same(*(load_adapter(_folder(trainer)) for trainer in (with_key, without)))
 
 
+@pytest.mark.slow
 def test_keys_that_change_no_weight_reach_what_reads_them(train, usual, monkeypatch):
     """One run with a key of each other family; what comes of it is looked at where it is used."""
     cleared = []
@@ -427,6 +431,7 @@ def test_keys_that_change_no_weight_reach_what_reads_them(train, usual, monkeypa
     assert list(_folder(trainer).rglob("events.out.tfevents*"))
 
 
+@pytest.mark.slow
 def test_average_tokens_across_devices_is_read(attempt, tmp_path):
     """Two processes with different numbers of answer tokens."""
     arguments = ["--max_steps", "1", "--save_strategy", "no", "--lora_dropout", "0", "--load_in_4bit", "false"]
@@ -438,6 +443,7 @@ def test_average_tokens_across_devices_is_read(attempt, tmp_path):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_metrics_that_a_recipe_may_choose_by_are_those_an_evaluation_gives(train):
     arguments = ["--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "true"]
     rollout = ["--val_rollout_tasks", "1", "--memory_writer", "rule", "--max_answer_tokens", "40"]

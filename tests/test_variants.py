@@ -3,20 +3,20 @@
 import json
 
 import pytest
-from rollout_samples import make_step, make_task
+from rollout_samples import judge, make_step, make_task
 
 from eval.score import main
 from eval.scoring.match_rules import build_variants, load_synonyms
 from eval.scoring.metrics import compute_metrics
-from sft.actions import ActionType, parse_action
+from sft.actions import DEFAULT_ACTIONS, ActionType, parse_action
 from sft.errors import UserError
 
 BOX = {"bbox": [100, 100, 300, 200], "screen": [1000, 500]}  # in 0..1: x 0.1 to 0.3, y 0.2 to 0.4, centre (0.2, 0.3)
-POINTING = frozenset({"CLICK"})
+POINTING = [ActionType("CLICK", "press it", {"point": ()})]
 
 
-def scores(results, **settings):
-    rows = compute_metrics(results, mode="own", n_resamples=50, **settings)["variants"]
+def scores(results, actions=DEFAULT_ACTIONS, **settings):
+    rows = compute_metrics(judge(results, actions), mode="own", n_resamples=50, **settings)["variants"]
     return {row["name"]: (row["n_right"], row["n"]) for row in rows}
 
 
@@ -80,21 +80,20 @@ def test_text_rules(written, exact, token_f1, anls):
 )
 def test_point_rules(point, in_box, wide, narrow):
     step = make_step("t", 0, click("OK"), click("Cancel", point=point), **BOX)
-    found = scores([step], pointing_actions=POINTING)
+    found = scores([step], POINTING)
     assert [found[name][0] for name in ("point_in_box", "point_0.14", "point_0.04")] == [in_box, wide, narrow]
 
 
 def test_points_are_not_applicable_where_the_answer_format_has_none():
-    rows = compute_metrics([make_step("t", 0, click("OK"), click("OK"), **BOX)], mode="own", n_resamples=50)[
-        "variants"
-    ]
+    verdicts = judge([make_step("t", 0, click("OK"), click("OK"), **BOX)])
+    rows = compute_metrics(verdicts, mode="own", n_resamples=50)["variants"]
     point = next(row for row in rows if row["name"] == "point_in_box")
     assert (point["n"], point["rate"], point["ta"]) == (0, None, None)
 
 
 def test_a_missing_point_is_wrong_where_the_answer_format_has_one():
     step = make_step("t", 0, click("OK"), click("OK"), **BOX)
-    assert scores([step], pointing_actions=POINTING)["point_in_box"] == (0, 1)
+    assert scores([step], POINTING)["point_in_box"] == (0, 1)
 
 
 def test_an_unreadable_answer_is_wrong_under_every_rule_that_applies():
@@ -105,12 +104,19 @@ def test_an_unreadable_answer_is_wrong_under_every_rule_that_applies():
 
 def test_the_two_main_rules_agree_with_the_headline_table():
     results = [*make_task("a", [("CLICK", click("no")), ("TEXT", "CLICK")]), make_step("b", 0, "ZOOM", "ZOOM")]
-    metrics = compute_metrics(results, mode="own", n_resamples=50)
+    metrics = compute_metrics(judge(results), mode="own", n_resamples=50)
     rows = {row["name"]: row for row in metrics["variants"]}
     for name in ("action", "action_target"):
         assert rows[name]["rate"] == metrics["matchers"][name]["swa"]
         assert rows[name]["ta"] == metrics["matchers"][name]["ta"]
-    assert rows["action_target"]["over_action"]["value"] == pytest.approx(-1 / 3)
+    assert rows["action_target"]["over_action"].value == pytest.approx(-1 / 3)
+
+
+def test_final_action_of_an_own_vocabulary_needs_no_target_under_any_rule():
+    own = [ActionType("DONE", "the goal is reached", is_final=True)]
+    step = make_step("t", 0, {"action": "DONE", "target": "the report"}, {"action": "DONE", "target": ""})
+    found = scores([step], own)
+    assert {name for name in found if name.startswith("action")} == {name for name in found if found[name] == (1, 1)}
 
 
 def test_synonyms_come_from_the_table_alone(tmp_path):
@@ -125,7 +131,7 @@ def test_synonyms_come_from_the_table_alone(tmp_path):
 
 
 def test_every_rule_says_its_version_and_threshold():
-    rules = {v.name: (v.version, v.threshold) for v in build_variants(frozenset())}
+    rules = {v.name: (v.version, v.threshold) for v in build_variants()}
     assert rules["action_target_fuzzy"] == ("1", 90) and rules["text_anls"] == ("1", 0.5)
     assert rules["text_token_f1"] == ("1", 0.5) and rules["point_0.14"] == ("1", 0.14)
     assert rules["action"] == ("1", None)

@@ -1,6 +1,6 @@
 """The exported model and the adapter in vLLM, in the process and served: the answers of `hf`.
 
-Needs an environment of its own: docs/serving.md says how to make one; VLLM_PYTHON names its interpreter.
+Needs an environment of its own, which scripts/test_vllm.sh makes; VLLM_PYTHON names its interpreter.
 """
 
 import csv
@@ -28,9 +28,13 @@ from sft.models.processors import load_processor
 from sft.recipe.recipe import load_agent_config
 
 VLLM_PYTHON = os.environ.get("VLLM_PYTHON")
-pytestmark = pytest.mark.skipif(
-    not VLLM_PYTHON, reason="VLLM_PYTHON is not set; expected the Python of an environment with vLLM (docs/serving.md)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not VLLM_PYTHON,
+        reason="VLLM_PYTHON is not set; bash scripts/test_vllm.sh makes an environment with vLLM and runs this",
+    ),
+]
 BASE, DATA = ROOT / "demo/base", ROOT / "demo/data/val.csv"
 # The demo's recipe, but for what vLLM serves only merged (weights trained in full, LoRA on the merger). fp32 on both
 # sides: with bf16 two engines round differently, and a tie between two tokens may go either way.
@@ -60,6 +64,7 @@ def models(one_thread, tmp_path_factory):
     data = [word for key in ("train", "val") for word in (f"--{key}_csv", f"{ROOT}/demo/data/{key}.csv")]
     paths = ["--model_name_or_path", str(BASE), "--output_dir", f"{folder}/out", "--screenshot_cache", f"{folder}/px"]
     run.main([str(ROOT / "recipes/demo.yaml"), *SETTINGS.split(), *data, *paths])
+    (folder / "merged").mkdir()
     merge(folder / "out", BASE, folder / "merged", "float32")
     _write_steps(folder / "steps.csv")
     shutil.copytree(BASE, folder / "base")

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 from conftest import DEMO_FILES, load_demo
+from rollout_samples import judge
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
 
 from eval.policies.policy import ModelPolicy, RawAnswer, ReplayPolicy
 from eval.rollouts.walk import walk_tasks
-from eval.scoring.matching import MATCHERS, judge_step
 from eval.scoring.metrics import compute_metrics
 from sft.batches.encoding import StepEncoder
 from sft.data.load import gold_memories
@@ -64,14 +64,16 @@ def test_teacher_memory_is_gold_and_lags_by_one_step_whatever_the_model_wrote(ta
         assert gold[1].short_term == trajectory.steps[0].gold.short_term
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DEMO_FILES, reason="demo/data has no trajectories yet")
 def test_replay_is_right_about_every_demo_step():
     agent = AgentConfig()
     for path in DEMO_FILES:
         trajectories = load_demo(path)
         for mode in ("own", "teacher"):
-            for result in walk_tasks(trajectories, ReplayPolicy(trajectories, agent), agent, mode, 16):
-                assert judge_step(result, MATCHERS["action_target"]) == "right", (result.task_id, result.index)
+            walk = walk_tasks(trajectories, ReplayPolicy(trajectories, agent), agent, mode, 16)
+            for task_id, task in judge(walk).items():
+                assert [v.step.index for v in task if not v.is_right("action_target")] == [], task_id
 
 
 def test_memory_of_a_result_is_what_its_prompt_showed(tasks, tiny_checkpoints):
@@ -108,8 +110,8 @@ def test_right_action_without_its_parts_is_right_by_type_alone(tasks):
             return [RawAnswer(json.dumps({"action": kind, "short_term": "done"})) for kind in kinds]
 
     results = list(walk_tasks(tasks, Bare(tasks, TINY_AGENT), TINY_AGENT, "own", 4))
-    metrics = compute_metrics(results, mode="own", n_resamples=10)
-    final = sum(result.gold["action"] == "COMPLETE" for result in results)
+    metrics = compute_metrics(judge(results), mode="own", n_resamples=10)
+    final = sum(result.gold.kind == "COMPLETE" for result in results)
     assert metrics["matchers"]["action"]["outcomes"]["right"] == len(results)
     assert metrics["matchers"]["action_target"]["outcomes"]["right"] == final
     assert metrics["answers"]["left_out"] == {"short_term": len(results), "target": len(results) - final}

@@ -4,16 +4,16 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.scoring.matching import MATCHERS, is_same_target, judge_step
-from eval.scoring.metrics import group_by_task
-from eval.step_result import StepResult
+from eval.scoring.matching import MATCHERS, Verdict, Verdicts, is_same_target
+from sft.actions import format_action
 from sft.files import write_whole
 from sft.memory import dump_json
+from sft.rates import Rate
 
 PREDICTION_COLUMNS = (
     "Task_id",
@@ -35,20 +35,20 @@ PREDICTION_COLUMNS = (
 
 
 def write_outputs(
-    output_dir: Path, results: Sequence[StepResult], metrics: Mapping[str, Any], run_info: Mapping[str, Any]
+    output_dir: Path, verdicts: Verdicts, metrics: Mapping[str, Any], run_info: Mapping[str, Any]
 ) -> None:
     """Write predictions.csv, metrics.json and details.json; each appears whole or not at all.
 
     Both JSON files carry `run_info` under "run", so that a number is never without what was run.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_whole(output_dir / "predictions.csv", format_predictions(results))
+    write_whole(output_dir / "predictions.csv", format_predictions(verdicts))
     write_whole(output_dir / "metrics.json", format_json({**metrics, "run": run_info}, indent=2))
-    tasks = ",\n".join(format_json(task) for task in build_details(results))  # one a line: indenting is slow
+    tasks = ",\n".join(format_json(task) for task in build_details(verdicts))  # one a line: indenting is slow
     write_whole(output_dir / "details.json", f'{{"run":{format_json(run_info)},"tasks":[\n{tasks}\n]}}\n')
 
 
-def format_predictions(results: Sequence[StepResult]) -> str:
+def format_predictions(verdicts: Verdicts) -> str:
     """Return predictions.csv: one row a step in the published columns, in natural task order.
 
     The memory columns hold what the step's prompt showed. Cells hold what the data or the model wrote, unchanged: a
@@ -57,39 +57,38 @@ def format_predictions(results: Sequence[StepResult]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, PREDICTION_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for task in group_by_task(results).values():
-        writer.writerows(_build_prediction(step) for step in task)
+    for task in verdicts.values():
+        writer.writerows(map(_build_prediction, task))
     return file.getvalue()
 
 
-def build_details(results: Sequence[StepResult]) -> list[dict[str, Any]]:
+def build_details(verdicts: Verdicts) -> list[dict[str, Any]]:
     """Return the tasks of details.json: goal, verdicts, and every step with all that was kept of it."""
     return [
         {
             "task_id": task_id,
-            "application": task[0].application,
-            "group": task[0].group,
-            "goal": task[0].instruction,
+            "application": task[0].step.application,
+            "group": task[0].step.group,
+            "goal": task[0].step.instruction,
             "n_steps": len(task),
-            "n_right": {
-                name: sum(judge_step(step, matcher) == "right" for step in task) for name, matcher in MATCHERS.items()
-            },
-            "steps": [build_step_details(step) for step in task],
+            "n_right": {name: sum(verdict.is_right(name) for verdict in task) for name in MATCHERS},
+            "steps": [build_step_details(verdict) for verdict in task],
         }
-        for task_id, task in group_by_task(results).items()
+        for task_id, task in verdicts.items()
     ]
 
 
-def build_step_details(step: StepResult) -> dict[str, Any]:
+def build_step_details(verdict: Verdict) -> dict[str, Any]:
     """Return one step of details.json; `outcomes` has its outcome under each matcher."""
+    step = verdict.step
     return {
         "index": step.index,
         "image_id": step.image_id,
         "bbox": step.bbox,
         "screen": step.screen,
-        "gold": step.gold,
-        "predicted": step.predicted,
-        "outcomes": {name: judge_step(step, matcher) for name, matcher in MATCHERS.items()},
+        "gold": format_action(step.gold),
+        "predicted": format_action(step.predicted) if step.predicted else None,
+        "outcomes": dict(verdict.outcomes),
         "gold_memory": step.gold_memory,
         "memory_before": step.memory_before,
         "memory_after": step.memory_after,
@@ -109,31 +108,37 @@ def build_step_details(step: StepResult) -> dict[str, Any]:
 def format_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
     """Write JSON that every reader takes: a number that JSON lacks (NaN, infinity) becomes its name as text."""
     separators = (",", ":") if indent is None else None
-    write = partial(json.dumps, ensure_ascii=ensure_ascii, allow_nan=False, indent=indent, separators=separators)
+    write = partial(
+        json.dumps,
+        ensure_ascii=ensure_ascii,
+        allow_nan=False,
+        indent=indent,
+        separators=separators,
+        default=Rate.as_json,
+    )
     try:
         return write(value)
     except ValueError:
         return write(_without_infinite(value))
 
 
-def _build_prediction(step: StepResult) -> dict[str, Any]:
-    predicted = step.predicted or {}
-    is_right = {name: judge_step(step, matcher) == "right" for name, matcher in MATCHERS.items()}
+def _build_prediction(verdict: Verdict) -> dict[str, Any]:
+    step, predicted = verdict.step, verdict.step.predicted
     return {
         "Task_id": step.task_id,
         "Slide_number": step.index + 1,
-        "Predicted_Action": predicted.get("action", ""),
-        "Predicted_Target": predicted.get("target", ""),
-        "Predicted_Output_JSON": dump_json(predicted) if predicted else "",
+        "Predicted_Action": predicted.kind if predicted else "",
+        "Predicted_Target": predicted.target if predicted else "",
+        "Predicted_Output_JSON": dump_json(format_action(predicted)) if predicted else "",
         "Short_Term_Memory": dump_json(step.memory_before.get("short_term", {})),
         "Long_term_Memory": dump_json(step.memory_before.get("long_term", {})),
-        "Ground_Truth_Action": step.gold["action"],
-        "Ground_Truth_Target": step.gold.get("target", ""),
-        "Ground_Truth_Output_JSON": dump_json(step.gold),
-        "Action_Match": is_right["action"],
-        "Target_Exact_Match": bool(predicted) and predicted.get("target", "") == step.gold.get("target", ""),
-        "Target_Semantic_Match": bool(predicted) and is_same_target(step.gold, predicted),
-        "Combined_Match": is_right["action_target"],
+        "Ground_Truth_Action": step.gold.kind,
+        "Ground_Truth_Target": step.gold.target,
+        "Ground_Truth_Output_JSON": dump_json(format_action(step.gold)),
+        "Action_Match": verdict.is_right("action"),
+        "Target_Exact_Match": predicted is not None and predicted.target == step.gold.target,
+        "Target_Semantic_Match": predicted is not None and is_same_target(verdict.wanted, predicted),
+        "Combined_Match": verdict.is_right("action_target"),
         "Image_id": step.image_id,
     }
 

@@ -3,27 +3,61 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from eval.reporting.files import format_json, write_outputs
 from eval.reporting.report import Images, write_report
 from eval.reporting.tables import print_comparison, print_summary
-from eval.scoring.comparison import compare_results
+from eval.scoring.comparison import compare_runs
+from eval.scoring.matching import Verdicts, judge
 from eval.scoring.metrics import compute_metrics
 from eval.step_result import NOT_RUN, StepResult, load_results
-from sft.actions import POINT
+from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
+from sft.evaluations import add_evaluation
 from sft.files import write_whole
+from sft.training.card import BEGIN, write_card
 
-Run = tuple[Sequence[StepResult], Mapping[str, Any]]  # the results and the content of run.json
+
+@dataclass(frozen=True)
+class Run:
+    """A finished rollout, judged; `info` is the content of its run.json."""
+
+    verdicts: Verdicts
+    info: dict[str, Any]
+
+    @property
+    def steps(self) -> list[StepResult]:
+        return [verdict.step for verdict in chain(*self.verdicts.values())]
+
+
+def judge_run(run_dir: Path, results: Sequence[StepResult], run_info: dict[str, Any]) -> Run:
+    """Judge a finished rollout by the vocabulary of its agent; what is published of it reads the verdicts.
+
+    Raises:
+        UserError: the run has not answered every step of its data, or holds steps of other data.
+    """
+    if len(results) > run_info["n_steps"]:
+        raise UserError(
+            f"{run_dir}: found {len(results)} step results; expected {run_info['n_steps']}: steps.jsonl holds steps "
+            "of other data. Delete it and roll out again, or choose another --output_dir"
+        )
+    if len(results) < run_info["n_steps"]:
+        raise UserError(
+            f"{run_dir}: found {len(results)} step results; expected {run_info['n_steps']}: a part of a run is not "
+            "scored; finish it with the command that started it"
+        )
+    agent = run_info.get("agent")
+    return Run(judge(results, [ActionType(**a) for a in agent["actions"]] if agent else DEFAULT_ACTIONS), run_info)
 
 
 def publish_run(
     run_dir: Path,
-    results: Sequence[StepResult],
-    run_info: Mapping[str, Any],
+    run: Run,
     *,
     seed: int = 0,
     n_resamples: int = 10_000,
@@ -33,20 +67,17 @@ def publish_run(
 ) -> dict[str, Any]:
     """Score a finished run, write its four files, print the final table; returns the metrics.
 
-    Writes predictions.csv, metrics.json, details.json and report.html. `run_info` is the content of run.json; `shown`
-    names the rules the printed table is limited to.
-
-    Raises:
-        UserError: the run has not answered every step of its data.
+    Writes predictions.csv, metrics.json, details.json and report.html. `shown` names the rules the printed table is
+    limited to.
     """
-    metrics = score_run(run_dir, results, run_info, seed=seed, n_resamples=n_resamples, synonyms=synonyms)
-    write_outputs(run_dir, results, metrics, run_info)
-    figures = find_figures(run_info)
+    mode = run.info["mode"]
+    metrics = compute_metrics(run.verdicts, mode=mode, seed=seed, n_resamples=n_resamples, synonyms=synonyms)
+    write_outputs(run_dir, run.verdicts, metrics, run.info)
     report = write_report(
-        run_dir, results, metrics, run_info, find_image_root(run_info), figures=figures, images=images
+        run_dir, run.verdicts, metrics, run.info, find_image_root(run.info), find_figures(run.info), images=images
     )
     print_summary(metrics, shown)
-    for note in [*list_data_notes(run_info), *describe_errors(results, run_info), *describe_silence(results)]:
+    for note in [*list_data_notes(run.info), *describe_errors(run.steps, run.info), *describe_silence(run.steps)]:
         print(note)
     print(f"Report: {report}")
     return metrics
@@ -67,60 +98,40 @@ def publish_comparison(
     Raises:
         UserError: the runs are not of the same steps.
     """
-    comparison = compare_results(run_a[0], run_b[0], names=names, seed=seed, n_resamples=n_resamples)
+    comparison = compare_runs(run_a.verdicts, run_b.verdicts, names=names, seed=seed, n_resamples=n_resamples)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "comparison.json", format_json(comparison, indent=2))
-        results, run_info = run_a
-        metrics = score_run(folder, results, run_info, seed=seed, n_resamples=n_resamples)
+        metrics = compute_metrics(run_a.verdicts, mode=run_a.info["mode"], seed=seed, n_resamples=n_resamples)
         report = write_report(
             folder,
-            results,
+            run_a.verdicts,
             metrics,
-            run_info,
-            find_image_root(run_info),
+            run_a.info,
+            find_image_root(run_a.info),
             images=images,
             comparison=comparison,
-            others=run_b[0],
+            others=run_b.verdicts,
         )
         print(f"Report: {report}")
     print_comparison(comparison)
     return comparison
 
 
-def score_run(
-    run_dir: Path,
-    results: Sequence[StepResult],
-    run_info: Mapping[str, Any],
-    *,
-    seed: int,
-    n_resamples: int,
-    synonyms: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Compute the metrics of a finished run.
+def enter_results(
+    run_info: Mapping[str, Any], metrics: Mapping[str, Any], gap: Mapping[str, Any] | None = None
+) -> None:
+    """Add the scores to the card that training or export wrote; a model folder without one is left alone.
 
-    Raises:
-        UserError: the run has not answered every step of its data.
+    `gap`: the key `matchers` of the comparison of mode teacher with this run.
     """
-    if len(results) > run_info["n_steps"]:
-        raise UserError(
-            f"{run_dir}: found {len(results)} step results; expected {run_info['n_steps']}: steps.jsonl holds steps "
-            "of other data. Delete it and roll out again, or choose another --output_dir"
-        )
-    if len(results) < run_info["n_steps"]:
-        raise UserError(
-            f"{run_dir}: found {len(results)} step results; expected {run_info['n_steps']}: a part of a run is not "
-            "scored; finish it with the command that started it"
-        )
-    actions = run_info.get("agent", {}).get("actions", ())
-    return compute_metrics(
-        results,
-        mode=run_info["mode"],
-        seed=seed,
-        n_resamples=n_resamples,
-        pointing_actions=frozenset(action["name"] for action in actions if POINT in action["arguments"]),
-        synonyms=synonyms,
-    )
+    if run_info["policy"] != "model" or run_info["engine"] == "openai" or run_info["shard"] is not None:
+        return
+    card = Path(run_info["model_path"]) / "README.md"
+    if not card.is_file() or BEGIN not in card.read_text(encoding="utf-8"):
+        return
+    add_evaluation(card.parent, run_info, metrics, gap)
+    write_card(card.parent)
 
 
 def describe_errors(results: Sequence[StepResult], run_info: Mapping[str, Any]) -> list[str]:
@@ -149,16 +160,16 @@ def describe_silence(results: Sequence[StepResult]) -> list[str]:
     return [told]
 
 
-def refuse_all_errors(run_dir: Path, results: Sequence[StepResult]) -> None:
+def refuse_all_errors(run_dir: Path, run: Run) -> None:
     """Make sure that a finished run says something of its model.
 
     Raises:
         UserError: not one step could be answered.
     """
-    run = [step for step in results if step.parse_status != NOT_RUN]
-    if all(step.error is not None for step in run):
+    steps = [step for step in run.steps if step.parse_status != NOT_RUN]
+    if all(step.error is not None for step in steps):
         raise UserError(
-            f"{run_dir}: found an error at every step; the first: {run[0].error}; expected answers: its scores say "
+            f"{run_dir}: found an error at every step; the first: {steps[0].error}; expected answers: its scores say "
             "nothing of the model; mend the cause and roll out into another --output_dir"
         )
 

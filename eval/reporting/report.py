@@ -7,22 +7,32 @@ script run but that one, and nothing be loaded from anywhere.
 
 import base64
 import hashlib
+import io
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
+from tqdm import tqdm
 
 from eval.reporting.files import build_details, build_step_details, format_json
-from eval.reporting.tables import describe_intervals, describe_progress, format_interval, is_exact
-from eval.reporting.thumbnails import Thumbnails, load_thumbnails
+from eval.reporting.tables import describe_intervals, describe_progress
 from eval.scoring.breakdowns import SKIPPED, UNREADABLE
-from eval.scoring.matching import HEADLINE
-from eval.step_result import StepResult
+from eval.scoring.matching import HEADLINE, Verdicts
 from sft.data.data_notes import list_data_notes
+from sft.data.image_paths import resolve_image
+from sft.data.screenshots import ScreenshotError, hash_screenshot, open_screenshot
 from sft.files import write_whole
+from sft.rates import Rate, read_rate
 
 Images = Literal["embed", "link"]
 
@@ -56,10 +66,37 @@ _FIRST_RUN_KEYS = (
     "finished",
 )
 
+# 960 px keeps labels of a 1280 or 1920 px screen legible at about 13 KB each; past 600 files that would be over 10 MB.
+WIDTH_PX, WIDTH_OF_MANY_PX, MANY = 960, 640, 600
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A screenshot made small: `data` is base64 WebP, `screen` the (width, height) of the original in pixels.
+
+    A linked screenshot has a `url` instead, relative to the report.
+    """
+
+    data: str
+    screen: tuple[int, int]
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """All screenshots of a report; `index_of` maps an image id to its place in `images`.
+
+    `problems` names what could not be read; those image ids are not in `index_of`.
+    """
+
+    images: Sequence[Thumbnail]
+    index_of: Mapping[str, int]
+    problems: Sequence[str]
+
 
 def write_report(
     output_dir: Path,
-    results: Sequence[StepResult],
+    verdicts: Verdicts,
     metrics: Mapping[str, Any],
     run_info: Mapping[str, Any],
     image_root: Path,
@@ -67,36 +104,36 @@ def write_report(
     *,
     images: Images = "embed",
     comparison: Mapping[str, Any] | None = None,
-    others: Sequence[StepResult] = (),
+    others: Verdicts | None = None,
 ) -> Path:
     """Write report.html and return its path.
 
     With `images` "link" the screenshots stay where they are and the page names them: a small file, but no longer one
-    that can be passed on alone. `comparison` and `others`, the other run's results, set two runs side by side.
+    that can be passed on alone. `comparison` and `others`, the other run's verdicts, set two runs side by side.
 
     `figures` are PNG files, such as training curves. Screenshots that cannot be read are named once in the log and
     stand as a note where the picture would be.
     """
     link_from = output_dir if images == "link" else None
-    thumbnails = load_thumbnails([result.image_id for result in results], Path(image_root), link_from)
+    thumbnails = load_thumbnails([v.step.image_id for v in chain(*verdicts.values())], Path(image_root), link_from)
     if thumbnails.problems:
         first = thumbnails.problems[0]
         logger.warning("report.html lacks %d screenshots; the first: %s", len(thumbnails.problems), first)
     path = output_dir / "report.html"
-    write_whole(path, render_report(results, metrics, run_info, thumbnails, figures, comparison, others))
+    write_whole(path, render_report(verdicts, metrics, run_info, thumbnails, figures, comparison, others))
     megabytes = path.stat().st_size / 1e6
     logger.info("report.html: %.1f MB with %d distinct screenshots", megabytes, len(thumbnails.images))
     return path
 
 
 def render_report(
-    results: Sequence[StepResult],
+    verdicts: Verdicts,
     metrics: Mapping[str, Any],
     run_info: Mapping[str, Any],
     thumbnails: Thumbnails,
     figures: Sequence[Path] = (),
     comparison: Mapping[str, Any] | None = None,
-    others: Sequence[StepResult] = (),
+    others: Verdicts | None = None,
 ) -> str:
     """Return the page."""
     environment = Environment(
@@ -107,16 +144,16 @@ def render_report(
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
-    environment.filters["interval"] = format_interval
-    environment.tests["exact"] = is_exact
+    environment.filters["interval"] = Rate.format
+    environment.filters["rate"] = read_rate
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     data: dict[str, Any] = {
         "headline": HEADLINE,
         "matchers": list(metrics["matchers"]),
-        "tasks": _build_tasks(results, thumbnails),
+        "tasks": _build_tasks(verdicts, thumbnails),
     }
-    if comparison is not None:
+    if comparison is not None and others is not None:
         data["names"] = comparison["names"]
         _add_other_run(data["tasks"], others)
     return environment.get_template("report.html.j2").render(
@@ -147,8 +184,57 @@ def escape_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _build_tasks(results: Sequence[StepResult], thumbnails: Thumbnails) -> list[dict[str, Any]]:
-    tasks = build_details(results)
+def load_thumbnails(image_ids: Sequence[str], image_root: Path, link_from: Path | None = None) -> Thumbnails:
+    """Read and shrink every distinct screenshot; files with the same bytes share one thumbnail.
+
+    With `link_from`, the folder of the report, they are linked instead of shrunk and embedded.
+
+    A name is found as the check finds it (`resolve_image`), links followed. A screenshot that is missing or damaged
+    becomes one line of `problems`: a report of a run whose screenshots have been moved is still a report.
+    """
+    root = image_root.resolve()
+    files: dict[str, Path] = {}  # content hash -> one file that has it
+    hash_of: dict[str, str] = {}
+    problems = []
+    for image_id in dict.fromkeys(image_ids):
+        try:
+            path = resolve_image(image_id, root)
+            hash_of[image_id] = hash_screenshot(path)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            files.setdefault(hash_of[image_id], path)
+    width = WIDTH_PX if len(files) <= MANY else WIDTH_OF_MANY_PX
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while it decodes, shrinks and encodes
+        made = pool.map(lambda path: _make_thumbnail(path, width, link_from), files.values())
+        bar = tqdm(made, total=len(files), desc="Embedding screenshots", unit="file", leave=False)
+        by_hash = dict(zip(files, bar))
+    problems += [entry for entry in by_hash.values() if isinstance(entry, str)]
+    images = {digest: entry for digest, entry in by_hash.items() if isinstance(entry, Thumbnail)}
+    place = {digest: i for i, digest in enumerate(images)}
+    index_of = {image_id: place[digest] for image_id, digest in hash_of.items() if digest in place}
+    return Thumbnails(list(images.values()), index_of, problems)
+
+
+@lru_cache(maxsize=2048)  # the reports of several modes show the same screenshots
+def _make_thumbnail(path: Path, width: int, link_from: Path | None) -> Thumbnail | str:
+    try:
+        image = open_screenshot(path)
+    except ScreenshotError as error:
+        return str(error)
+    screen = image.size
+    if link_from is not None:
+        return Thumbnail("", screen, quote(os.path.relpath(path, link_from.resolve()).replace(os.sep, "/")))
+    if image.width > width:
+        height = max(1, round(image.height * width / image.width))
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=60, method=2)
+    return Thumbnail(base64.b64encode(file.getvalue()).decode("ascii"), screen)
+
+
+def _build_tasks(verdicts: Verdicts, thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    tasks = build_details(verdicts)
     for task in tasks:
         task["steps"] = [
             {
@@ -161,12 +247,11 @@ def _build_tasks(results: Sequence[StepResult], thumbnails: Thumbnails) -> list[
     return tasks
 
 
-def _add_other_run(tasks: list[dict[str, Any]], others: Sequence[StepResult]) -> None:
-    """Put beside each step what the other run predicted there, and its verdicts."""
-    by_step = {(step.task_id, step.index): build_step_details(step) for step in others}
+def _add_other_run(tasks: list[dict[str, Any]], others: Verdicts) -> None:
+    """Put beside each step what the other run predicted there, and its outcomes."""
     for task in tasks:
-        for step in task["steps"]:
-            other = by_step[task["task_id"], step["index"]]
+        for step, verdict in zip(task["steps"], others[task["task_id"]], strict=True):
+            other = build_step_details(verdict)
             step["other"] = {key: other[key] for key in ("predicted", "outcomes", "raw_text")}
 
 

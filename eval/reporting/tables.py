@@ -1,4 +1,4 @@
-"""The final tables a person reads in the terminal. Knows only the content of metrics.json."""
+"""The final tables a person reads in the terminal. Knows metrics and comparisons alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.scoring.matching import HEADLINE, MATCHERS
+from sft.rates import Rate, read_rate
 
 MIN_WIDTH = 80  # below this the numbers would be cut, and a cut number is a wrong number
 FILE_WIDTH = 96  # what is piped or logged has no width of its own; names and four columns with intervals fit
@@ -58,10 +59,8 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     table = _new_table("Right under", "A", "B", "A minus B")
     for name, measures in comparison["matchers"].items():
         for measure, row in measures.items():
-            difference = format_interval(row["difference"], signed=True)
-            table.add_row(
-                f"{measure.upper()} {name}", format_interval(row["a"]), format_interval(row["b"]), difference
-            )
+            difference = row["difference"].format(signed=True)
+            table.add_row(f"{measure.upper()} {name}", row["a"].format(), row["b"].format(), difference)
     rates = comparison["parse_rate"]
     table.add_row("answers read", f"{100 * rates['a']:.1f}", f"{100 * rates['b']:.1f}")
     console.print(table)
@@ -78,7 +77,7 @@ def describe_progress(metrics: Mapping[str, Any]) -> str:
     progress = metrics["progress"]
 
     def rate(key: str) -> str:
-        return format_interval(progress[key]) if progress[key] else "no such step"
+        return progress[key].format() if progress[key] else "no such step"
 
     independence = progress["independence"]
     return (
@@ -89,42 +88,29 @@ def describe_progress(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def format_interval(rate: Mapping[str, float], signed: bool = False) -> str:
-    """Return "71.4 [68.0, 74.9]": value and interval in percent; a star marks an exact interval (`EXACT`)."""
-    sign = "+" if signed else ""
-    value, low, high = (f"{100 * rate[key]:{sign}.1f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]{'*' if not signed and is_exact(rate) else ''}"
-
-
 def describe_intervals(*content: Any) -> list[str]:
-    """Return what a reader must know of the intervals in parts of metrics.json or comparison.json; usually nothing."""
+    """Return what a reader must know of the intervals in parts of metrics or of a comparison; usually nothing."""
     rates = [rate for part in content for rate in _find_rates(part)]
-    notes = [EXACT] if any(map(is_exact, rates)) else []
-    return [*notes, BLIND] if any(rate["high"] - rate["low"] < 1e-9 for rate in rates) else notes
+    notes = [EXACT] if any(rate.is_exact for rate in rates) else []
+    return [*notes, BLIND] if any(rate.high - rate.low < 1e-9 for rate in rates) else notes
 
 
-def is_exact(rate: Mapping[str, float]) -> bool:
-    """Say whether an interval is not of the bootstrap, which gives a rate of 0 or 1 no width."""
-    return rate["value"] in (0, 1) and 0 <= rate["low"] < rate["high"] <= 1
-
-
-def _find_rates(content: Any) -> Iterator[Mapping[str, float]]:
-    if isinstance(content, Mapping):
-        if {"value", "low", "high"} <= content.keys():
-            yield content
-        else:
-            for part in content.values():
-                yield from _find_rates(part)
+def _find_rates(content: Any) -> Iterator[Rate]:
+    if isinstance(content, Rate):
+        yield content
+    elif isinstance(content, Mapping):
+        for part in content.values():
+            yield from _find_rates(part)
 
 
 def _build_score_table(metrics: Mapping[str, Any]) -> Table:
     table = _new_table("Right under", "Step-wise (SWA)", "Task (TA)")
     for name, scores in metrics["matchers"].items():
-        table.add_row(name, format_interval(scores["swa"]), format_interval(scores["ta"]))
+        table.add_row(name, scores["swa"].format(), scores["ta"].format())
     majority, previous = metrics["majority_baseline"], metrics["previous_action_baseline"]
-    table.add_row(f"always {majority['action']}", format_interval({**majority, "value": majority["swa"]}))
-    table.add_row("the action before, again", format_interval({**previous, "value": previous["swa"]}))
-    margin = format_interval(metrics["over_majority"], signed=True)
+    table.add_row(f"always {majority['action']}", read_rate(majority).format())
+    table.add_row("the action before, again", read_rate(previous).format())
+    margin = metrics["over_majority"].format(signed=True)
     table.add_row(f"{HEADLINE} above always {majority['action']}", margin)
     table.add_row(f"{HEADLINE}, macro-F1 over actions", f"{100 * metrics['matchers'][HEADLINE]['macro_f1']:.1f}")
     return table
@@ -138,9 +124,9 @@ def build_ablation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         scores = row[HEADLINE]
         parts = ["yes" if row[key] else "no" for key in ("use_short_term", "use_long_term", "use_grounding")]
-        rates = [format_interval(scores[measure]["a"]) for measure in ("swa", "ta")]
+        rates = [scores[measure]["a"].format() for measure in ("swa", "ta")]
         above = [
-            "" if row["variant"] == "full" else format_interval(scores[measure]["difference"], signed=True)
+            "" if row["variant"] == "full" else scores[measure]["difference"].format(signed=True)
             for measure in ("swa", "ta")
         ]
         table.add_row(row["variant"], *parts, row["memory_writer"], *rates, *above)
@@ -151,8 +137,8 @@ def _build_variant_table(variants: Sequence[Mapping[str, Any]]) -> Table:
     table = _new_table("Rule, version, threshold", "Steps", "Right", "Above action")
     for variant in variants:
         threshold = "" if variant["threshold"] is None else f", {variant['threshold']:g}"
-        right = format_interval(variant["rate"]) if variant["rate"] else "not applicable"
-        above = format_interval(variant["over_action"], signed=True) if variant["over_action"] else ""
+        right = variant["rate"].format() if variant["rate"] else "not applicable"
+        above = variant["over_action"].format(signed=True) if variant["over_action"] else ""
         table.add_row(f"{variant['name']} v{variant['version']}{threshold}", str(variant["n"]), right, above)
     return table
 
@@ -161,7 +147,7 @@ def _build_part_table(parts: Mapping[str, Mapping[str, Any]]) -> Table:
     names = list(next(iter(parts.values()))["matchers"])
     table = _new_table("SWA of", "Tasks", *names, "always")
     for label, part in parts.items():
-        rates = [format_interval(part["matchers"][name]["swa"]) for name in names]
+        rates = [part["matchers"][name]["swa"].format() for name in names]
         majority = part["majority_baseline"]
         table.add_row(Text(label), str(part["n_tasks"]), *rates, f"{majority['action']} {100 * majority['swa']:.1f}")
     return table

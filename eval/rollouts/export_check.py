@@ -12,7 +12,8 @@ from PIL import Image
 
 from eval.predictor import load_model_for_inference
 from eval.rollouts.walk import walk_tasks
-from eval.scoring.comparison import compare_results
+from eval.scoring.comparison import compare_runs
+from eval.scoring.matching import judge
 from sft.batches.collator import PaddingCollator
 from sft.batches.encoding import StepEncoder
 from sft.batches.examples import build_step_rows
@@ -71,13 +72,13 @@ def compare_rollouts(folder: Path, merged: Path, base: str, check_csv: str, max_
     """Roll adapter and merged model out with their own memory on the same tasks, and compare them (merged minus)."""
     agent = load_agent_config(merged)
     tasks = load_task_set(check_csv, actions=agent.actions, task_end=max_tasks, needs_elements=agent.use_grounding)
-    results = {}
+    runs = {}
     for name, path, of in (("merged", merged, None), ("adapter", folder, base)):
         predictor = load_model_for_inference(path, of)
-        results[name] = list(walk_tasks(tasks.trajectories, predictor.policy, agent, "own", batch_size=16))
+        runs[name] = judge(walk_tasks(tasks.trajectories, predictor.policy, agent, "own", 16), agent.actions)
         del predictor
         _free()
-    return compare_results(results["merged"], results["adapter"], names=("merged", "adapter"))
+    return compare_runs(runs["merged"], runs["adapter"], names=("merged", "adapter"))
 
 
 def _build_batches(folder: Path, check_csv: str | None, scratch: Path) -> Iterator[dict[str, torch.Tensor]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from eval.rollouts.run_info import close_run, open_run, read_earlier
+from eval.scoring.matching import cut_at_first_error, judge
 from eval.step_result import StepResult, append_result, format_result, load_results
 from sft.data.load import Trajectory
 from sft.errors import UserError
@@ -19,8 +20,6 @@ from sft.prompts import AgentConfig
 
 if TYPE_CHECKING:
     from eval.policies.policy import Policy
-    from eval.rollouts.walk import Mode
-
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def run_tasks(
     info: dict[str, Any],
     trajectories: Sequence[Trajectory],
     agent: AgentConfig,
-    mode: "Mode",
+    mode: str,
     batch_size: int,
     build_policy: Callable[[], "Policy"],
 ) -> tuple[list[StepResult], dict[str, Any]]:
@@ -80,16 +79,19 @@ def run_tasks(
     results = list(load_results(path)) if path.is_file() else []
     n_steps = sum(len(t.steps) for t in trajectories)
     if len(results) < n_steps:
-        from eval.rollouts.walk import walk_tasks
+        from eval.rollouts.walk import Mode, walk_tasks
 
         done: dict[str, list[StepResult]] = defaultdict(list)
         for result in results:
             done[result.task_id].append(result)
-        walk = walk_tasks(trajectories, build_policy(), agent, mode, batch_size, done)
+        walked: Mode = "teacher" if mode == "teacher" else "own"
+        walk = walk_tasks(trajectories, build_policy(), agent, walked, batch_size, done)
         with path.open("a", encoding="utf-8") as file:
             for result in tqdm(walk, desc=f"Rolling out ({mode})", unit="step", total=n_steps, initial=len(results)):
                 append_result(file, result)
                 results.append(result)
+    if mode == "own_stop":  # a view of mode own
+        results = cut_at_first_error(judge(results, agent.actions))
     ordered = write_in_order(path, results, trajectories)
     return ordered, close_run(folder, info)
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from eval.policies.policy import EmptyPolicy, Policy, RawAnswer, ReplayPolicy, StepRequest
 from eval.rollouts.walk import Mode, walk_tasks
-from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
-from eval.step_result import StepResult
+from eval.scoring.matching import HEADLINE, MATCHERS, Verdicts, judge
 from sft.actions import Action
 from sft.data.load import gold_memories
 from sft.data.steps import Step, Trajectory
@@ -50,18 +49,19 @@ def run_self_checks(
 
 def check_replay(trajectories: Sequence[Trajectory], agent: AgentConfig, mode: Mode, batch_size: int) -> Check:
     """The recording's own answers are right at every step, under every matcher."""
-    results = list(walk_tasks(trajectories, ReplayPolicy(trajectories, agent), agent, mode, batch_size))
-    counts = {name: _count_right(results, name) for name in MATCHERS}
-    detail = ", ".join(f"{name} {n} of {len(results)} steps" for name, n in counts.items())
-    return Check(f"replay scores 100 % in mode {mode}", set(counts.values()) == {_count_steps(trajectories)}, detail)
+    walk = walk_tasks(trajectories, ReplayPolicy(trajectories, agent), agent, mode, batch_size)
+    verdicts, n_steps = judge(walk, agent.actions), _count_steps(trajectories)
+    counts = {name: _count_right(verdicts, name) for name in MATCHERS}
+    detail = ", ".join(f"{name} {n} of {n_steps} steps" for name, n in counts.items())
+    return Check(f"replay scores 100 % in mode {mode}", set(counts.values()) == {n_steps}, detail)
 
 
 def check_empty(trajectories: Sequence[Trajectory], agent: AgentConfig, mode: Mode, batch_size: int) -> Check:
     """No answer is never right."""
-    results = list(walk_tasks(trajectories, EmptyPolicy(), agent, mode, batch_size))
-    n_right = max(_count_right(results, name) for name in MATCHERS)
-    is_passed = n_right == 0 and len(results) == _count_steps(trajectories)
-    return Check(f"no answer scores 0 in mode {mode}", is_passed, f"{n_right} of {len(results)} steps")
+    verdicts = judge(walk_tasks(trajectories, EmptyPolicy(), agent, mode, batch_size), agent.actions)
+    n_right, n_judged = max(_count_right(verdicts, name) for name in MATCHERS), sum(map(len, verdicts.values()))
+    is_passed = n_right == 0 and n_judged == _count_steps(trajectories)
+    return Check(f"no answer scores 0 in mode {mode}", is_passed, f"{n_right} of {n_judged} steps")
 
 
 def check_shuffled(trajectories: Sequence[Trajectory], agent: AgentConfig, batch_size: int) -> Check:
@@ -69,13 +69,13 @@ def check_shuffled(trajectories: Sequence[Trajectory], agent: AgentConfig, batch
     steps = [step for t in trajectories for step in t.steps]
     dealt = random.Random(0).sample(steps, len(steps))
     texts = {(s.task_id, s.index): format_answer(d.gold, agent) for s, d in zip(steps, dealt)}
-    results = list(walk_tasks(trajectories, _Fixed(texts), agent, "own", batch_size))
+    verdicts = judge(walk_tasks(trajectories, _Fixed(texts), agent, "own", batch_size), agent.actions)
     n, counts = len(steps), Counter(step.gold.action.kind for step in steps).values()
     squares, cubes = sum(c * c for c in counts), sum(c**3 for c in counts)
     # Each label's matches are hypergeometric; summed with the covariances between labels.
     mean = squares / n
     variance = (squares**2 - 2 * n * cubes + n**2 * squares) / (n**2 * (n - 1)) if n > 1 else 0.0
-    n_right = _count_right(results, HEADLINE)
+    n_right = _count_right(verdicts, HEADLINE)
     is_passed = abs(n_right - mean) <= 4 * variance**0.5 + 1e-9
     detail = f"{n_right} of {n} steps; chance is {mean:.1f} with a deviation of {variance**0.5:.1f}"
     return Check("shuffled answers score chance", is_passed, detail)
@@ -169,8 +169,8 @@ def _spoil(step: Step) -> Step:
     return replace(step, gold=gold, grounding=replace(step.grounding, bbox=(1, 2, 3, 4), screen_wh=(5, 6)))
 
 
-def _count_right(results: Sequence[StepResult], matcher: str) -> int:
-    return sum(judge_step(result, MATCHERS[matcher]) == "right" for result in results)
+def _count_right(verdicts: Verdicts, matcher: str) -> int:
+    return sum(verdict.is_right(matcher) for task in verdicts.values() for verdict in task)
 
 
 def _count_steps(trajectories: Sequence[Trajectory]) -> int:

@@ -6,14 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from eval.policies.policy import Policy, RawAnswer, StepRequest
-from eval.scoring.matching import HEADLINE, MATCHERS, judge_step
-from eval.step_result import NOT_RUN, StepResult
-from sft.actions import format_action
+from eval.step_result import StepResult
 from sft.data.load import Step, Trajectory, gold_memories
 from sft.memory import EMPTY_MEMORY, Memory, memory_chars, update
 from sft.prompts import AgentConfig, parse_answer
 
-Mode = Literal["teacher", "own", "own_stop"]
+Mode = Literal["teacher", "own"]
 
 POOL = 4  # tasks under way for each place in a batch: enough to find some that stand on the same screenshot
 
@@ -26,7 +24,6 @@ class _Walk:
     gold: list[Memory] = field(repr=False)
     memory: Memory = EMPTY_MEMORY
     next_index: int = 0
-    is_stopped: bool = False
 
     @property
     def step(self) -> Step:
@@ -52,37 +49,20 @@ def walk_tasks(
     """Answer every step of every task and yield the results as they come.
 
     Each call of the policy answers one step of up to `batch_size` tasks, chosen anew each time from `POOL` times as
-    many under way; a task that ends makes room for the next. In modes "own" and "own_stop" the memory is made from the
-    policy's answers, in "teacher" from the gold answers; in all it is made from earlier steps only. "own_stop" ends a
-    task at its first step that the headline matcher does not call right: the steps after it are yielded as not run.
-    `done` holds the results of an interrupted run: its steps are not answered again and the walk goes on with the
-    memory they left.
+    many under way; a task that ends makes room for the next. In mode "own" the memory is made from the policy's
+    answers, in "teacher" from the gold answers; in both it is made from earlier steps only. `done` holds the results
+    of an interrupted run: its steps are not answered again and the walk goes on with the memory they left.
     """
     waiting, active = deque(trajectories), list[_Walk]()
     while active or waiting:
         while waiting and len(active) < POOL * batch_size:
             trajectory = waiting.popleft()
             active.append(_start(trajectory, agent, mode, (done or {}).get(trajectory.task_id, ())))
-        for walk in active:
-            if walk.is_stopped:
-                yield from _skip_rest(walk)
         active = [walk for walk in active if walk.n_left]
         batch = _choose_batch(active, batch_size)
         answers = policy.answer([_request(walk) for walk in batch]) if batch else []
         for walk, answer in zip(batch, answers, strict=True):
-            result = _advance(walk, answer, agent, mode)
-            walk.is_stopped = mode == "own_stop" and not _is_right(result)
-            yield result
-
-
-def cut_at_first_error(task: Sequence[StepResult]) -> list[StepResult]:
-    """Return what mode "own_stop" gives, from the results of one task in mode "own".
-
-    Up to the first wrong step both modes show the model the same prompts, and greedy answers are the same.
-    """
-    n_run = next((i + 1 for i, step in enumerate(task) if not _is_right(step)), len(task))
-    memory = task[n_run - 1].memory_after
-    return [*task[:n_run], *(step.as_not_run(memory) for step in task[n_run:])]
+            yield _advance(walk, answer, agent, mode)
 
 
 def _choose_batch(active: Sequence[_Walk], batch_size: int) -> list[_Walk]:
@@ -105,9 +85,8 @@ def _start(trajectory: Trajectory, agent: AgentConfig, mode: Mode, done: Sequenc
     memory = EMPTY_MEMORY
     if done:
         memory = Memory(**max(done, key=lambda r: r.index).memory_after)
-    is_stopped = mode == "own_stop" and not all(_is_right(result) for result in done)
     trajectory = replace(trajectory, steps=tuple(trajectory.steps))  # inflated while the task is under way
-    return _Walk(trajectory, gold, memory, next_index=len(done), is_stopped=is_stopped)
+    return _Walk(trajectory, gold, memory, next_index=len(done))
 
 
 def _request(walk: _Walk) -> StepRequest:
@@ -144,7 +123,7 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
         parse_status=parsed.status,
         parse_problem=problem,
         left_out=list(parsed.left_out),
-        predicted=format_action(parsed.answer.action) if parsed.answer else None,
+        predicted=parsed.answer.action if parsed.answer else None,
         error=None if raw.error is None else f"row {row}: {raw.error}",
         finish_reason=raw.finish_reason,
         n_prompt_tokens=raw.n_prompt_tokens,
@@ -152,13 +131,6 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
         latency_s=raw.latency_s,
         said_elsewhere=dict(raw.said_elsewhere),
     )
-
-
-def _skip_rest(walk: _Walk) -> Iterator[StepResult]:
-    """Yield the steps after the stop as not run, with the memory as it was."""
-    while walk.n_left:
-        yield _blank_result(walk)
-        walk.next_index += 1
 
 
 def _blank_result(walk: _Walk) -> StepResult:
@@ -171,18 +143,13 @@ def _blank_result(walk: _Walk) -> StepResult:
         group=trajectory.group,
         instruction=trajectory.instruction,
         image_id=step.image_id,
-        gold=format_action(step.gold.action),
+        gold=step.gold.action,
         gold_memory=_as_json(walk.gold[step.index]),
         bbox=None if step.grounding.bbox is None else list(step.grounding.bbox),
         screen=None if step.grounding.screen_wh is None else list(step.grounding.screen_wh),
         memory_before=memory,
         memory_after=memory,
-        parse_status=NOT_RUN,
     )
-
-
-def _is_right(result: StepResult) -> bool:
-    return judge_step(result, MATCHERS[HEADLINE]) == "right"
 
 
 def _as_json(memory: Memory) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Bootstrap over tasks: percentile intervals of ratios of sums. Knows nothing of steps, actions or files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sft.errors import UserError
+from sft.rates import Rate
 
 FloatArray = NDArray[np.float64]
 
@@ -61,7 +61,7 @@ class Rates:
         self._draws = dict(zip(columns, resample_sums(per_task, bootstrap).T))
         self._confidence = bootstrap.confidence
 
-    def compute(self, right: str, of: str, minus: str | None = None) -> Any:
+    def compute(self, right: str, of: str, minus: str | None = None) -> Rate | None:
         """Return `compute_interval` of right / of, or of (right - minus) / of; None where there is nothing to count.
 
         A draw in which nothing is to be counted says nothing and is left out of the percentiles.
@@ -75,24 +75,24 @@ class Rates:
         draws = drawn_above[is_defined] / self._draws[of][is_defined]
         return compute_interval(above / self._totals[of], draws, self._confidence)
 
-    def compute_share(self, right: str, of: str) -> Any:
+    def compute_share(self, right: str, of: str) -> Rate | None:
         """Return the rate of two columns of 0 and 1: the share of tasks with one verdict.
 
         Where all tasks have the same verdict, every draw of them has it too: the interval is then the exact binomial
         one (Clopper and Pearson), which does have a width.
         """
         rate = self.compute(right, of)
-        if rate is None or 0 < rate["value"] < 1:
+        if rate is None or 0 < rate.value < 1:
             return rate
         bound = compute_unseen_bound(int(self._totals[of]), self._confidence)
-        return {**rate, "high": bound} if rate["value"] == 0 else {**rate, "low": 1 - bound}
+        return replace(rate, is_exact=True, **({"high": bound} if rate.value == 0 else {"low": 1 - bound}))
 
 
-def compute_interval(value: float, draws: FloatArray, confidence: float) -> dict[str, Any]:
-    """Return `{"value", "low", "high"}`: the estimate and the percentile interval of its resamples."""
+def compute_interval(value: float, draws: FloatArray, confidence: float) -> Rate:
+    """Return the estimate with the percentile interval of its resamples."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    return Rate(float(value), float(low), float(high))
 
 
 def compute_unseen_bound(n_tasks: int, confidence: float) -> float:

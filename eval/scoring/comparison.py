@@ -1,22 +1,20 @@
 """Two rollouts of the same steps, paired by task: differences with intervals, and the sign of every task."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from itertools import chain
+from typing import Any
 
 from eval.scoring.bootstrap import Bootstrap, Rates
 from eval.scoring.breakdowns import describe_answers
-from eval.scoring.matching import MATCHERS, judge_step
-from eval.scoring.metrics import group_by_task
-from eval.step_result import StepResult
+from eval.scoring.matching import MATCHERS, Verdicts
 from sft.errors import UserError
 
-Sign = Literal["better", "same", "worse"]
 
-
-def compare_results(
-    results_a: Sequence[StepResult],
-    results_b: Sequence[StepResult],
+def compare_runs(
+    tasks_a: Verdicts,
+    tasks_b: Verdicts,
     *,
     names: tuple[str, str] = ("A", "B"),
     seed: int = 0,
@@ -29,23 +27,20 @@ def compare_results(
     Raises:
         UserError: the runs are not of the same steps with the same gold actions.
     """
-    tasks_a, tasks_b = group_by_task(results_a), group_by_task(results_b)
     _check_same_steps(tasks_a, tasks_b, names)
     bootstrap = Bootstrap(seed, n_resamples)
-    columns: dict[str, Sequence[float]] = {
-        "steps": [len(task) for task in tasks_a.values()],
-        "tasks": [1] * len(tasks_a),
-    }
+    lengths = [len(task) for task in tasks_a.values()]
+    columns: dict[str, list[int]] = {"steps": lengths, "tasks": [1] * len(lengths)}
     for name in MATCHERS:
         for side, tasks in (("a", tasks_a), ("b", tasks_b)):
-            right = _count_right(tasks, name)
-            columns[f"{name}.steps.{side}"] = list(right.values())
-            columns[f"{name}.tasks.{side}"] = [int(n == len(tasks[task_id])) for task_id, n in right.items()]
+            right = [sum(verdict.is_right(name) for verdict in task) for task in tasks.values()]
+            columns[f"{name}.steps.{side}"] = right
+            columns[f"{name}.tasks.{side}"] = [int(n == length) for n, length in zip(right, lengths)]
     rates = Rates(columns, bootstrap)
     return {
         "names": list(names),
         "n_tasks": len(tasks_a),
-        "n_steps": sum(columns["steps"]),
+        "n_steps": sum(lengths),
         "bootstrap": asdict(bootstrap),
         "matchers": {
             name: {
@@ -62,47 +57,31 @@ def compare_results(
             for name in MATCHERS
         },
         "parse_rate": {
-            side: describe_answers([step for task in tasks.values() for step in task])["parse_rate"]
+            side: describe_answers([verdict.step for verdict in chain(*tasks.values())])["parse_rate"]
             for side, tasks in (("a", tasks_a), ("b", tasks_b))
         },
-        "tasks": {name: _describe_signs(tasks_a, tasks_b, name) for name in MATCHERS},
+        "tasks": {
+            name: _describe_signs(tasks_a, columns[f"{name}.steps.a"], columns[f"{name}.steps.b"]) for name in MATCHERS
+        },
     }
 
 
-def _describe_signs(
-    tasks_a: Mapping[str, Sequence[StepResult]], tasks_b: Mapping[str, Sequence[StepResult]], matcher: str
-) -> dict[str, Any]:
-    right_a, right_b = _count_right(tasks_a, matcher), _count_right(tasks_b, matcher)
+def _describe_signs(tasks: Verdicts, right_a: Sequence[int], right_b: Sequence[int]) -> dict[str, Any]:
     rows = [
         {
             "task_id": task_id,
             "n_steps": len(task),
-            "right_a": right_a[task_id],
-            "right_b": right_b[task_id],
-            "sign": _sign(right_a[task_id], right_b[task_id]),
+            "right_a": a,
+            "right_b": b,
+            "sign": "same" if a == b else "better" if a > b else "worse",
         }
-        for task_id, task in tasks_a.items()
+        for (task_id, task), a, b in zip(tasks.items(), right_a, right_b, strict=True)
     ]
-    signs = [row["sign"] for row in rows]
-    return {**{sign: signs.count(sign) for sign in ("better", "same", "worse")}, "by_task": rows}
+    signs = Counter(row["sign"] for row in rows)
+    return {**{sign: signs[sign] for sign in ("better", "same", "worse")}, "by_task": rows}
 
 
-def _sign(a: int, b: int) -> Sign:
-    return "same" if a == b else "better" if a > b else "worse"
-
-
-def _count_right(tasks: Mapping[str, Sequence[StepResult]], matcher: str) -> dict[str, int]:
-    return {
-        task_id: sum(judge_step(step, MATCHERS[matcher]) == "right" for step in task)
-        for task_id, task in tasks.items()
-    }
-
-
-def _check_same_steps(
-    tasks_a: Mapping[str, Sequence[StepResult]],
-    tasks_b: Mapping[str, Sequence[StepResult]],
-    names: tuple[str, str],
-) -> None:
+def _check_same_steps(tasks_a: Verdicts, tasks_b: Verdicts, names: tuple[str, str]) -> None:
     if missing := sorted(tasks_a.keys() ^ tasks_b.keys()):
         holder = names[0] if missing[0] in tasks_a else names[1]
         raise UserError(
@@ -110,7 +89,7 @@ def _check_same_steps(
             f"{holder}; expected rollouts of the same tasks"
         )
     for task_id, task in tasks_a.items():
-        golds = [[step.gold for step in t] for t in (task, tasks_b[task_id])]
+        golds = [[verdict.step.gold for verdict in t] for t in (task, tasks_b[task_id])]
         if golds[0] != golds[1]:
             raise UserError(
                 f"{names[0]} and {names[1]}: found other gold actions in task {task_id}; expected rollouts of the "

@@ -8,59 +8,52 @@ that part is wrong, so that nothing leaves the denominator.
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rapidfuzz import fuzz
 from rapidfuzz.distance import Levenshtein
 
 from eval.scoring.bootstrap import Bootstrap, Rates
-from eval.scoring.matching import (
-    HEADLINE,
-    MATCHERS,
-    is_same_action,
-    is_same_target,
-    judge_step,
-    normalize_target,
-    normalize_text,
-)
+from eval.scoring.matching import HEADLINE, MATCHERS, Verdict, Verdicts, normalize_target, normalize_text
 from eval.scoring.matching import is_same_action_and_target as is_same_step
 from eval.step_result import StepResult
+from sft.actions import POINT, Action
 from sft.errors import UserError
 
 FUZZY_RATIO, TOKEN_F1, ANLS = 90, 0.5, 0.5
 RADII = (0.14, 0.04)
 
 Synonyms = Mapping[str, str]
-Fields = Mapping[str, Any]
 _TextRule = Callable[[str, str], bool]
-_ActionRule = Callable[[Fields, Fields], bool]
-_StepRule = Callable[[StepResult, Fields], bool]
+_ActionRule = Callable[[Action, Action], bool]
+_PointRule = Callable[[StepResult, float, float], bool]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One rule. `applies(step)` looks at the gold alone; `is_right(step, predicted)` is asked where it applies."""
+    """One rule. `applies(verdict)` looks at the gold alone; `is_right(verdict, answer)` is asked where it applies."""
 
     name: str
     version: str
     kind: str
     description: str
     threshold: float | None
-    applies: Callable[[StepResult], bool]
-    is_right: _StepRule
+    applies: Callable[[Verdict], bool]
+    is_right: Callable[[Verdict, Action], bool]
 
 
-def build_variants(pointing_actions: frozenset[str], synonyms: Synonyms | None = None) -> list[Variant]:
-    """Return every rule. `pointing_actions`: the action types whose answer carries a `point`.
+def build_variants(synonyms: Synonyms | None = None) -> list[Variant]:
+    """Return every rule. `synonyms` maps a normalised label to the one it stands for (`load_synonyms`)."""
 
-    `synonyms` maps a normalised label to the one it stands for (`load_synonyms`).
-    """
+    def main(name: str) -> Variant:
+        text = MATCHERS[name].description
+        return Variant(name, "1", "step", text, None, lambda _: True, lambda verdict, _: verdict.is_right(name))
 
     def step(name: str, description: str, is_right: _ActionRule, least: float | None = None) -> Variant:
-        return Variant(name, "1", "step", description, least, lambda _: True, lambda s, p: is_right(s.gold, p))
+        return Variant(name, "1", "step", description, least, lambda _: True, lambda v, p: is_right(v.wanted, p))
 
     def part(name: str, field: str, description: str, is_right: _TextRule, least: float | None = None) -> Variant:
         return Variant(
@@ -69,25 +62,25 @@ def build_variants(pointing_actions: frozenset[str], synonyms: Synonyms | None =
             "part",
             description,
             least,
-            lambda s: s.gold.get(field) is not None,
-            lambda s, p: p.get(field) is not None and is_right(str(s.gold[field]), str(p[field])),
+            lambda v: v.wanted.arguments.get(field) is not None,
+            lambda v, p: field in p.arguments and is_right(str(v.wanted.arguments[field]), str(p.arguments[field])),
         )
 
-    def point(name: str, description: str, is_right: _StepRule, radius: float | None = None) -> Variant:
+    def point(name: str, description: str, is_right: _PointRule, radius: float | None = None) -> Variant:
         return Variant(
             name,
             "1",
             "part",
             description,
             radius,
-            lambda s: s.gold["action"] in pointing_actions and s.bbox is not None and s.screen is not None,
-            lambda s, p: "point" in p and is_right(s, p),
+            lambda v: v.takes_point and v.step.bbox is not None and v.step.screen is not None,
+            lambda v, p: POINT in p.arguments and is_right(v.step, *_normalize_point(p)),
         )
 
     rules = [
-        step("action", MATCHERS["action"].description, is_same_action),
+        main("action"),
         step("action_target_fuzzy", "As action_target, the targets similar: rapidfuzz ratio.", _is_fuzzy, FUZZY_RATIO),
-        step("action_target", MATCHERS["action_target"].description, is_same_step),
+        main("action_target"),
         step("action_target_exact", "As action_target, the targets the same characters.", _is_exact),
         part("text_exact", "text", "The typed text is the same after normalisation.", _is_same_text),
         part("text_token_f1", "text", "Token F1 of the typed text above the threshold.", _has_token_f1, TOKEN_F1),
@@ -106,9 +99,7 @@ def build_variants(pointing_actions: frozenset[str], synonyms: Synonyms | None =
     return rules
 
 
-def score_variants(
-    tasks: Mapping[str, Sequence[StepResult]], variants: Sequence[Variant], bootstrap: Bootstrap
-) -> list[dict[str, Any]]:
+def score_variants(tasks: Verdicts, variants: Sequence[Variant], bootstrap: Bootstrap) -> list[dict[str, Any]]:
     """Score every rule on the same tasks and draws.
 
     `rate` is right steps over the `n` steps the rule applies to, and `ta` tasks right in all of those, both None where
@@ -116,7 +107,9 @@ def score_variants(
     """
     columns: dict[str, list[float]] = {}
     for variant in variants:
-        judged = [[_judge(step, variant) for step in task if variant.applies(step)] for task in tasks.values()]
+        judged = [
+            [_is_right(verdict, variant) for verdict in task if variant.applies(verdict)] for task in tasks.values()
+        ]
         columns[f"{variant.name}.right"] = [sum(task) for task in judged]
         columns[f"{variant.name}.n"] = [len(task) for task in judged]
         columns[f"{variant.name}.tasks_right"] = [int(bool(task) and all(task)) for task in judged]
@@ -165,27 +158,24 @@ def load_synonyms(path: Path) -> dict[str, str]:
     return synonyms
 
 
-def _judge(step: StepResult, variant: Variant) -> bool:
-    is_readable = judge_step(step, MATCHERS[HEADLINE]) in ("right", "wrong")
-    return is_readable and step.predicted is not None and variant.is_right(step, step.predicted)
+def _is_right(verdict: Verdict, variant: Variant) -> bool:
+    return verdict.answer is not None and variant.is_right(verdict, verdict.answer)
 
 
-def _is_exact(gold: Fields, predicted: Fields) -> bool:
-    needs_no_target = is_same_target(gold, {"target": ""})
-    is_same = predicted.get("target", "") == gold.get("target", "")
-    return is_same_step(gold, predicted) and (is_same or needs_no_target)
+def _is_exact(gold: Action, predicted: Action) -> bool:
+    needs_no_target = not normalize_target(gold.target)
+    return is_same_step(gold, predicted) and (predicted.target == gold.target or needs_no_target)
 
 
-def _is_fuzzy(gold: Fields, predicted: Fields) -> bool:
-    wanted, found = (normalize_target(str(fields.get("target") or "")) for fields in (gold, predicted))
-    is_near = fuzz.ratio(wanted, found) >= FUZZY_RATIO
-    return is_same_step(gold, {**predicted, "target": gold.get("target", "")} if is_near else predicted)
+def _is_fuzzy(gold: Action, predicted: Action) -> bool:
+    is_near = fuzz.ratio(normalize_target(gold.target), normalize_target(predicted.target)) >= FUZZY_RATIO
+    return is_same_step(gold, replace(predicted, target=gold.target) if is_near else predicted)
 
 
-def _is_synonym(gold: Fields, predicted: Fields, synonyms: Synonyms) -> bool:
-    def replace_label(fields: Fields) -> Fields:
-        label = normalize_target(str(fields.get("target") or ""))
-        return {**fields, "target": synonyms.get(label, label)}
+def _is_synonym(gold: Action, predicted: Action, synonyms: Synonyms) -> bool:
+    def replace_label(action: Action) -> Action:
+        label = normalize_target(action.target)
+        return replace(action, target=synonyms.get(label, label))
 
     return is_same_step(replace_label(gold), replace_label(predicted))
 
@@ -206,17 +196,20 @@ def _has_anls(gold: str, predicted: str) -> bool:
     return Levenshtein.normalized_similarity(normalize_text(gold), normalize_text(predicted)) >= ANLS
 
 
-def _is_in_box(step: StepResult, predicted: Fields) -> bool:
-    x, y = (value / 1000 for value in predicted["point"])
+def _is_in_box(step: StepResult, x: float, y: float) -> bool:
     x1, y1, x2, y2 = _normalize_box(step)
     return x1 <= x <= x2 and y1 <= y <= y2
 
 
-def _is_near(radius: float, step: StepResult, predicted: Fields) -> bool:
-    x, y = (value / 1000 for value in predicted["point"])
+def _is_near(radius: float, step: StepResult, x: float, y: float) -> bool:
     x1, y1, x2, y2 = _normalize_box(step)
     distance = ((x - (x1 + x2) / 2) ** 2 + (y - (y1 + y2) / 2) ** 2) ** 0.5
-    return distance <= radius or _is_in_box(step, predicted)
+    return distance <= radius or _is_in_box(step, x, y)
+
+
+def _normalize_point(predicted: Action) -> tuple[float, float]:
+    x, y = cast(list[float], predicted.arguments[POINT])
+    return x / 1000, y / 1000
 
 
 def _normalize_box(step: StepResult) -> tuple[float, float, float, float]:

@@ -1,19 +1,22 @@
-"""Named matchers: is a predicted action right? Pure functions on action objects; knows no files or statistics."""
+"""When is a step right? Named matchers, and `judge`, which asks them once; everything else reads its verdicts."""
 
 import math
 import unicodedata
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from eval.step_result import NOT_RUN, StepResult
-from sft.actions import DEFAULT_ACTIONS, find_action_type
+from sft.actions import POINT, Action, ActionType, find_action_type
+from sft.data.load import natural_key
+from sft.errors import UserError
 
 Outcome = Literal["right", "wrong", "unparsable", "truncated", "error", "not_run"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+HEADLINE = "action"
 
-_JUDGED_APART = ("action", "target", "point")
 # What may stand around a label without being part of it. Signs (+ - < > * # %) stay: on a button they are the label.
 _SURROUNDINGS = " \"'`´‘’‚“”„«»‹›()[]{}.,;:!?…。、，：；！？「」『』（）【】"
 
@@ -22,41 +25,99 @@ _SURROUNDINGS = " \"'`´‘’‚“”„«»‹›()[]{}.,;:!?…。、，：�
 class Matcher:
     """One definition of "right". A change to what `is_right` accepts raises `version`, so that scores name their rule.
 
-    `is_right(gold, predicted)` takes two compact action objects (`{"action", "target", ...arguments}`).
+    `is_right(gold, predicted)` is given the gold action as `Verdict.wanted` has it.
     """
 
     name: str
     version: str
     description: str
-    is_right: Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
+    is_right: Callable[[Action, Action], bool]
 
 
-def is_same_action(gold: Mapping[str, Any], predicted: Mapping[str, Any]) -> bool:
+@dataclass(frozen=True)
+class Verdict:
+    """One step of a run, judged; `outcomes` has its one outcome under each matcher.
+
+    `wanted` is the gold action as it is matched: without its target where it is final, which needs none. `takes_point`
+    says whether an action of its type may carry a point.
+    """
+
+    step: StepResult
+    wanted: Action
+    takes_point: bool
+    outcomes: Mapping[str, Outcome]
+
+    def is_right(self, matcher: str = HEADLINE) -> bool:
+        return self.outcomes[matcher] == "right"
+
+    @property
+    def answer(self) -> Action | None:
+        """The predicted action, or None where the step is neither right nor wrong."""
+        return self.step.predicted if self.outcomes[HEADLINE] in ("right", "wrong") else None
+
+
+Verdicts = dict[str, list[Verdict]]  # by task
+
+
+def judge(results: Iterable[StepResult], actions: Sequence[ActionType]) -> Verdicts:
+    """Judge each step of a run: tasks in natural order (`t2` before `t10`), steps by index.
+
+    `actions` is the agent's vocabulary; it says which actions are final.
+
+    Raises:
+        UserError: a step stands twice, or a task lacks a step before its last one.
+    """
+    tasks: defaultdict[str, list[Verdict]] = defaultdict(list)
+    for result in results:
+        tasks[result.task_id].append(_judge_step(result, actions))
+    for task_id, task in tasks.items():
+        task.sort(key=lambda verdict: verdict.step.index)
+        for expected, verdict in enumerate(task):
+            if (index := verdict.step.index) != expected:
+                fault = "twice" if index < expected else f"after {expected} of its steps"
+                raise UserError(
+                    f"task {task_id}: found step {index} {fault}; expected each of 0 to {task[-1].step.index} once"
+                )
+    return {task_id: tasks[task_id] for task_id in sorted(tasks, key=natural_key)}
+
+
+def cut_at_first_error(verdicts: Verdicts) -> list[StepResult]:
+    """Return the results of mode own_stop, a view of mode own: each task up to its first error, the rest not run."""
+    results = []
+    for task in verdicts.values():
+        n_run = next((i + 1 for i, verdict in enumerate(task) if not verdict.is_right()), len(task))
+        steps = [verdict.step for verdict in task]
+        memory = steps[n_run - 1].memory_after
+        results += [*steps[:n_run], *(step.as_not_run(memory) for step in steps[n_run:])]
+    return results
+
+
+def is_same_action(gold: Action, predicted: Action) -> bool:
     """Say whether both name the same action type."""
-    return bool(gold["action"] == predicted["action"])
+    return gold.kind == predicted.kind
 
 
-def is_same_action_and_target(gold: Mapping[str, Any], predicted: Mapping[str, Any]) -> bool:
+def is_same_action_and_target(gold: Action, predicted: Action) -> bool:
     """Say whether action type, normalised target and every argument that the gold action has are the same.
 
     An argument that only the prediction has is ignored: the data does not say whether it is wrong. A `point` is judged
     by rules of its own (`eval/scoring/match_rules.py`): no two people click the same pixel.
     """
-    if not is_same_action(gold, predicted):
-        return False
-    if not is_same_target(gold, predicted):
-        return False
-    arguments = {name: value for name, value in gold.items() if name not in _JUDGED_APART and value is not None}
-    return all(_is_same_argument(value, predicted.get(name)) for name, value in arguments.items())
+    return (
+        is_same_action(gold, predicted)
+        and is_same_target(gold, predicted)
+        and all(
+            _is_same_argument(value, predicted.arguments.get(name))
+            for name, value in gold.arguments.items()
+            if name != POINT and value is not None
+        )
+    )
 
 
-def is_same_target(gold: Mapping[str, Any], predicted: Mapping[str, Any]) -> bool:
-    """Say whether the normalised targets are equal; a final action and a gold action without target need none."""
-    action_type = find_action_type(gold["action"], DEFAULT_ACTIONS)
-    expected = normalize_target(gold.get("target") or "")
-    if not expected or (action_type is not None and action_type.is_final):
-        return True
-    return normalize_target(predicted.get("target") or "") == expected
+def is_same_target(gold: Action, predicted: Action) -> bool:
+    """Say whether the normalised targets are equal; a gold action without target needs none."""
+    expected = normalize_target(gold.target)
+    return not expected or normalize_target(predicted.target) == expected
 
 
 @lru_cache(maxsize=65_536)
@@ -76,17 +137,24 @@ def normalize_text(text: str) -> str:
     return " ".join(folded.split())
 
 
-def judge_step(result: StepResult, matcher: Matcher) -> Outcome:
+def _judge_step(step: StepResult, actions: Sequence[ActionType]) -> Verdict:
+    action_type = find_action_type(step.gold.kind, actions)
+    wanted = replace(step.gold, target="") if action_type is not None and action_type.is_final else step.gold
+    outcomes = {name: _find_outcome(step, wanted, matcher) for name, matcher in MATCHERS.items()}
+    return Verdict(step, wanted, action_type is not None and POINT in action_type.arguments, outcomes)
+
+
+def _find_outcome(step: StepResult, wanted: Action, matcher: Matcher) -> Outcome:
     """Return the one outcome of a step under a matcher: every step has exactly one, whatever went wrong."""
-    if result.parse_status == NOT_RUN:
+    if step.parse_status == NOT_RUN:
         return "not_run"
-    if result.error is not None:
+    if step.error is not None:
         return "error"
-    if result.parse_status == "truncated":
+    if step.parse_status == "truncated":
         return "truncated"
-    if result.predicted is None:
+    if step.predicted is None:
         return "unparsable"
-    return "right" if matcher.is_right(result.gold, result.predicted) else "wrong"
+    return "right" if matcher.is_right(wanted, step.predicted) else "wrong"
 
 
 def _is_same_argument(gold: Any, predicted: Any) -> bool:
@@ -100,8 +168,6 @@ def _is_same_argument(gold: Any, predicted: Any) -> bool:
     written = f"{predicted:.12g}" if isinstance(predicted, float) else str(predicted)
     return normalize_text(str(gold)) == normalize_text(written)
 
-
-HEADLINE = "action"
 
 MATCHERS: dict[str, Matcher] = {
     matcher.name: matcher

@@ -16,8 +16,8 @@ from sft.compute.hardware import find_peak_tflops
 from sft.compute.ledger import RunRecord
 from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
-from sft.evaluations import format_rate
 from sft.files import write_whole
+from sft.rates import read_rate
 from sft.recipe.recipe import load_yaml
 
 Status = Literal["measured", "estimated", "author"]
@@ -170,12 +170,13 @@ def list_scores(project: Project) -> Iterator[tuple[str, Any, Status]]:
             name = f"{path.parent.relative_to(folder.parent)}, {metrics['mode']}{notes}"
             for matcher, rates in metrics["matchers"].items():
                 for measure in ("swa", "ta"):
-                    yield f"{name}: {measure.upper()} by {matcher} (%), ours", format_rate(rates[measure]), "measured"
+                    label = f"{name}: {measure.upper()} by {matcher} (%), ours"
+                    yield label, read_rate(rates[measure]).format(), "measured"
             baseline = metrics["majority_baseline"]
             label = f"{name}: SWA of always {baseline['action']} (%), baseline"
-            yield label, format_rate({**baseline, "value": baseline["swa"]}), "measured"
+            yield label, read_rate(baseline).format(), "measured"
             label = f"{name}: SWA by action, ours - baseline (points), improvement"
-            yield label, format_rate(metrics["over_majority"]), "measured"
+            yield label, read_rate(metrics["over_majority"]).format(signed=True), "measured"
     if not has_any:
         yield "metrics", "missing: no metrics.json; roll a model out first", "measured"
 

@@ -18,6 +18,7 @@ from typing import Any
 from sft.errors import UserError, run_command
 from sft.files import check_new, write_new
 from sft.models.model_folder import check_model_folder, read_base_model_name
+from sft.rates import Rate
 from sft.recipe.recipe import load_agent_config, load_model_settings
 from sft.training.outputs import RUN_FILES
 
@@ -69,7 +70,9 @@ def export(arguments: argparse.Namespace) -> None:
         n_tensors = merge(folder, base, partial, dtype)
         print(f"Merged {n_tensors} tensors")
         report = {"dtype": dtype, **compare(folder, partial, base, dtype, arguments)}
-        (partial / "export_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (partial / "export_report.json").write_text(
+            json.dumps(report, indent=2, default=Rate.as_json) + "\n", encoding="utf-8"
+        )
 
     from sft.training.card import write_card
 
@@ -111,9 +114,8 @@ def compare(folder: Path, merged: Path, base: Path, dtype: str, arguments: argpa
         compared = compare_rollouts(folder, merged, str(base), arguments.check_csv, arguments.max_tasks)
         report["rollout"] = {"n_tasks": compared["n_tasks"], "n_steps": compared["n_steps"], **compared["matchers"]}
         for matcher, rates in compared["matchers"].items():
-            rate = rates["swa"]["difference"]
-            points = f"{100 * rate['value']:+.1f} [{100 * rate['low']:+.1f}, {100 * rate['high']:+.1f}] points"
-            print(f"SWA by {matcher}, merged - adapter: {points}, {compared['n_steps']} steps")
+            points = rates["swa"]["difference"].format(signed=True)
+            print(f"SWA by {matcher}, merged - adapter: {points} points, {compared['n_steps']} steps")
     return report
 
 

@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 from sft.compute.ledger import load_runs
 from sft.compute.tracking import shorten_path
-from sft.evaluations import format_points, format_rate, load_evaluations
+from sft.evaluations import load_evaluations
 from sft.files import write_whole
+from sft.rates import Rate, read_rate
 
 BEGIN, END = "<!-- generated from the files of this folder: begin -->", "<!-- generated: end -->"
 TAGS = ["gui-agent", "clinical-software", "trl", "sft"]
@@ -82,7 +83,7 @@ def render_body(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, finalize=_escape
     )
-    environment.filters |= {"data": describe_data, "rate": format_rate, "points": format_points, "short": shorten_path}
+    environment.filters |= {"data": describe_data, "rate": read_rate, "interval": Rate.format, "short": shorten_path}
     recipe, runs = _load_recipe(folder), [run for run in load_runs(folder) if run.start["kind"] == "training"]
     shown = {k: v for k, v in recipe.items() if k not in ("actions", "output_dir", "run_purpose", "country_iso_code")}
     shortened = {k: shorten_path(v) if isinstance(v, str) and "/" in v else v for k, v in shown.items()}
@@ -124,7 +125,7 @@ def list_gaps(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     for own in (e for e in evaluations if e["mode"] == "own"):
         what = f"Exposure gap on {describe_data(own)} (SWA with the recording's memory minus own)"
         if gap := own.get("exposure_gap"):
-            gaps = [f"{format_points(difference)} by {name}" for name, difference in gap.items()]
+            gaps = [f"{read_rate(rate).format(signed=True)} points by {name}" for name, rate in gap.items()]
             lines.append(f"{what}, paired by task: {', '.join(gaps)}.")
             continue
         for teacher in evaluations:

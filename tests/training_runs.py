@@ -54,13 +54,13 @@ def write_recipe(folder, base):
 
 @contextmanager
 def start_attempts(recipe):
-    """Give a function that runs attempts (see attempts.py) one after the other on one folder: their exit codes.
+    """Give a function that runs attempts (see training_server.py) one after the other on one folder: their exit codes.
 
     The arguments of an attempt follow the recipe and --output_dir; without any they are `--resume auto`. `recipe`
     takes the place of the common one.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **SECRETS}
-    command = [sys.executable, str(ROOT / "tests/attempts.py")]
+    command = [sys.executable, str(ROOT / "tests/training_server.py")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as server:
 
