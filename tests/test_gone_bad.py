@@ -109,7 +109,7 @@ def test_training_with_data_workers_ends_with_file_and_row_and_leaves_none_behin
     command = [sys.executable, "-c", LOSE_AND_RUN, *arguments, "--dataloader_num_workers", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-    assert GONE.format(folder=tmp_path) in done.stderr
+    assert f"\n{GONE.format(folder=tmp_path)}" in done.stderr, "on the line of a progress bar"
 
 
 def test_rows_of_a_screenshot_that_is_gone_are_refused_with_file_and_row(tmp_path, encoder):

@@ -10,6 +10,7 @@ import time
 import pytest
 from conftest import ROOT
 
+from sft.compute.energy import EnergyMeter
 from sft.compute.fields import FAILED, Project, list_shares, round_shares
 from sft.compute.hardware import find_peak_tflops, name_storage, read_hardware
 from sft.compute.ledger import append_event, close_killed_runs, load_runs, name_ledger
@@ -72,6 +73,37 @@ def test_finished_run_has_outcome_time_hardware_and_energy(tmp_path):
     assert run.figures["energy_sensors"]["cpu"].split()[0] in ("measured", "estimated")
     assert "co2e_kg" not in run.figures  # no country was given
     assert run.start["hardware"]["cpu_cores"] >= 1 and run.start["hardware"]["ram_gb"] > 0
+
+
+def test_energy_that_cannot_be_measured_is_told_and_costs_no_other_figure(tmp_path, monkeypatch, caplog):
+    """As where codecarbon lacks one of its files."""
+
+    def fail(**settings):
+        raise FileNotFoundError("cpu_power.csv")
+
+    monkeypatch.setattr("sft.compute.energy.OfflineEmissionsTracker", fail)
+    with caplog.at_level("WARNING"), _record(tmp_path) as recorder:
+        recorder.note(steps=3)
+    assert "energy is not measured: codecarbon: FileNotFoundError: cpu_power.csv" in caplog.text
+    (run,) = load_runs(tmp_path)
+    assert run.figures["steps"] == 3 and run.figures["cpu_hours"] >= 0
+    assert "energy_kwh" not in run.figures
+
+
+def test_part_that_the_energy_meter_does_not_see_is_named(monkeypatch, caplog):
+    meter = EnergyMeter("DEU")
+    find_parts = meter._tracker._initialize_hardware_tracking
+
+    def find_no_cpu():
+        find_parts()
+        meter._tracker._hardware = [part for part in meter._tracker._hardware if type(part).__name__ != "CPU"]
+
+    monkeypatch.setattr(meter._tracker, "_initialize_hardware_tracking", find_no_cpu)
+    with caplog.at_level("WARNING"):
+        meter.start()
+    sensors = meter.stop()["energy_sensors"]
+    assert sensors["cpu"] == "missing (codecarbon finds none)" and sensors["ram"].startswith("estimated")
+    assert "energy: codecarbon finds no cpu here" in caplog.text
 
 
 def test_failed_run_leaves_the_kind_of_its_error_and_not_its_text(tmp_path):

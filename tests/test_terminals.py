@@ -1,6 +1,7 @@
 """Every command on a terminal, pipe or log that lacks the characters of the data: "?" for them, and no traceback."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -8,8 +9,11 @@ import sys
 import pytest
 from conftest import ROOT
 from conversion_samples import build_pipeline_records, write_pipeline_task
+from tqdm.auto import tqdm
 from training_runs import write_recipe
 from trajectory_samples import build_tasks, format_csv, write_screenshots
+
+from sft.training.processes import log_process
 
 ENVIRONMENTS = {
     "ASCII": {"PYTHONIOENCODING": "ascii"},
@@ -129,3 +133,10 @@ def test_training_and_export_write_what_the_terminal_has(tiny_checkpoints, tmp_p
     assert OWN in (out / "logs/rank-0.log").read_text(encoding="utf-8")
     code, written = run(own, "ASCII", "-m", "sft.export", "--model_path", str(out), "--to", str(own / "merged"))
     assert code == 0, written.decode("latin-1")[-3000:]
+
+
+def test_log_of_a_training_is_printed_above_its_progress_bar(tmp_path, capsys):
+    with log_process(tmp_path, rank=0), tqdm(total=2) as bar:
+        bar.update()
+        logging.getLogger("sft").warning("set aside")
+    assert "WARNING set aside" in capsys.readouterr().err.replace("\r", "\n").splitlines()

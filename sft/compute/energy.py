@@ -7,6 +7,10 @@ from typing import Any
 from codecarbon import OfflineEmissionsTracker
 from codecarbon.output_methods.base_output import BaseOutput
 
+from sft.compute.hardware import has_gpu
+
+log = logging.getLogger("sft")
+
 
 class EnergyMeter:
     """Measures from `start` to `stop`; `country` is an ISO 3166 code of three letters, None for energy alone.
@@ -36,6 +40,8 @@ class EnergyMeter:
 
     def start(self) -> None:
         self._tracker.start()
+        if missing := [part for part, how in self._name_sensors().items() if how.startswith("missing")]:
+            log.warning("energy: codecarbon finds no %s here: theirs is not in the figures", " and no ".join(missing))
 
     def read(self) -> dict[str, Any]:
         """Return energy in kWh by part since `start`, CO2e in kg where the country is known, and how each was had."""
@@ -64,8 +70,8 @@ class EnergyMeter:
         return figures
 
     def _name_sensors(self) -> dict[str, str]:
-        """Say for each part whether a sensor was read or a model estimated its power."""
-        sensors = {"ram": "estimated (codecarbon's model of power by memory size)"}
+        """Say for each part whether a sensor was read, a model estimated its power, or codecarbon does not see it."""
+        sensors = dict.fromkeys(("cpu", "ram", *(["gpu"] if has_gpu() else [])), "missing (codecarbon finds none)")
         for item in self._tracker._hardware:
             kind, mode = type(item).__name__, getattr(item, "_mode", "")
             if kind == "CPU":
@@ -75,6 +81,8 @@ class EnergyMeter:
                 )
             elif kind == "GPU":
                 sensors["gpu"] = "measured (NVML)"
+            elif kind == "RAM":
+                sensors["ram"] = "estimated (codecarbon's model of power by memory size)"
         return sensors
 
 

@@ -16,6 +16,7 @@ from sft.compute.hardware import find_peak_tflops
 from sft.compute.ledger import RunRecord
 from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
+from sft.files import write_whole
 from sft.rates import read_rate
 from sft.recipe.recipe import load_yaml
 
@@ -112,7 +113,7 @@ def load_author(folder: Path) -> dict[str, Any]:
         lines = ["# What the compute report cannot know. Fill in, then run `python -m sft.compute` again."]
         text = "\n".join([*lines, *(f"{row.key}:  # {row.hint}" for row in asked)]) + "\n"
         assert set(yaml.safe_load(text)) == {row.key for row in asked}
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     values: dict[str, Any] = load_yaml(path) or {}
     keys = [row.key for row in asked]
     if unknown := sorted(set(values) - set(keys)):
@@ -212,7 +213,7 @@ def _list_energy(project: Project) -> Iterator[tuple[str, Any, Status]]:
     runs = project.runs
     n_energy = sum(1 for run in runs if run.total("energy_kwh"))
     sensors = sorted({f"{part} {how}" for r in runs for part, how in r.figures.get("energy_sensors", {}).items()})
-    is_estimate = any("estimated" in sensor for sensor in sensors) or n_energy < len(runs)
+    is_estimate = any(" measured" not in sensor for sensor in sensors) or n_energy < len(runs)
     status: Status = "estimated" if is_estimate else "measured"
     yield "energy (kWh)", project.total("energy_kwh"), status
     yield "energy, how it was had", "; ".join(sensors) or "missing: no run measured it", status

@@ -65,18 +65,14 @@ def name_storage(folder: Path) -> str | None:
     place = folder.resolve()
     while not place.exists():
         place = place.parent
-    device = place.stat().st_dev
-    major_minor = f"{os.major(device)}:{os.minor(device)}"
-    file_system = None
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        fields, _, rest = line.partition(" - ")
-        if fields.split()[2] == major_minor:
-            file_system = rest.split()[0]
+    mounted = {mount.mountpoint: mount.fstype for mount in psutil.disk_partitions(all=True)}
+    file_system = next((mounted[str(at)] for at in (place, *place.parents) if str(at) in mounted), None)
     if file_system is None:
         return None
     if file_system in NETWORK_FILE_SYSTEMS:
         return f"{file_system}, network"
-    block = Path("/sys/dev/block") / major_minor
+    device = place.stat().st_dev
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
     for queue in (block / "queue/rotational", block.resolve().parent / "queue/rotational"):
         if queue.is_file():
             return f"{file_system}, {'spinning disk' if queue.read_text().strip() == '1' else 'solid state'}"

@@ -8,13 +8,16 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import psutil
 
 from sft.compute.ledger import Outcome, append_event, close_killed_runs, hash_host, name_ledger
 from sft.recipe.settings import Purpose
 from sft.versions import read_versions
+
+if TYPE_CHECKING:
+    from sft.compute.energy import EnergyMeter
 
 log = logging.getLogger("sft")
 
@@ -105,15 +108,25 @@ class RunRecorder:
 
     def _report(self) -> None:
         """Run beside the work: the energy meter's slow start and the file's writing cost the work nothing."""
-        meter = None
-        if self._measures_energy:
+        meter = self._start_meter() if self._measures_energy else None
+        while not self._is_ending.wait(self.HEARTBEAT_S):
+            self._append_figures(meter.read() if meter else {})
+        energy = meter.stop() if meter else {}
+        if meter and not energy:
+            log.warning("energy: codecarbon measured nothing; this run has no figure of it")
+        self._append_figures(energy)
+
+    def _start_meter(self) -> "EnergyMeter | None":
+        """Start the energy meter, or say why there is none."""
+        try:
             from sft.compute.energy import EnergyMeter
 
             meter = EnergyMeter(self.country, self.n_local_processes)
             meter.start()
-        while not self._is_ending.wait(self.HEARTBEAT_S):
-            self._append_figures(meter.read() if meter else {})
-        self._append_figures(meter.stop() if meter else {})
+        except Exception as error:  # whatever codecarbon lacks on a machine, the other figures are kept
+            log.warning("energy is not measured: codecarbon: %s: %s", type(error).__name__, error)
+            return None
+        return meter
 
     def _append_figures(self, energy: Mapping[str, Any]) -> None:
         wall_s = time.perf_counter() - self._started

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sft.agent import agent_to_json
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
 from sft.data.train_val import TaskSplit, describe_tasks
+from sft.files import write_whole
 from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.versions import read_versions
 
@@ -35,15 +36,13 @@ def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: An
         data["val"] = describe_tasks(split.val, val_csv, split.sha256_of[val_csv])
     write_quarantine(folder / QUARANTINE_NAME, split.quarantined)
     resolved = replace(recipe, training={**recipe.training, "bf16": resolves_to_bf16(recipe.training)})
-    (folder / "recipe.yaml").write_text(resolved.to_yaml(), encoding="utf-8", errors="replace")
+    write_whole(folder / "recipe.yaml", resolved.to_yaml())
     for name, content in (
         ("agent_config.json", agent_to_json(recipe.agent)),
         ("training_data.json", data),
         ("versions.json", read_versions()),
     ):
-        (folder / name).write_text(
-            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"
-        )
+        write_whole(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     save_processor(processor, folder)
 
 
