@@ -27,7 +27,6 @@ AGENT += "sft.rates "
 MAY_IMPORT = {
     "sft.json_text": "",
     "sft.errors": "",
-    "sft.rates": "",
     "sft.lfs": "",
     "sft.rates": "",
     "sft.versions": "sft.files",
