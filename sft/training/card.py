@@ -13,6 +13,7 @@ from sft.compute.ledger import load_runs
 from sft.compute.tracking import shorten_path
 from sft.evaluations import load_evaluations
 from sft.files import write_whole
+from sft.models.model_folder import is_adapter
 from sft.rates import Rate, read_rate
 
 BEGIN, END = "<!-- generated from the files of this folder: begin -->", "<!-- generated: end -->"
@@ -45,7 +46,7 @@ def build_metadata(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> di
     """Return the Hub's metadata, by its own data class; results stand in its `model-index`."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    recipe, is_adapter = _load_recipe(folder), (folder / "adapter_config.json").is_file()
+    recipe = _load_recipe(folder)
     base = shorten_path(str(recipe.get("model_name_or_path", "")))
     is_hub_id = "/" in base
     results = [
@@ -65,16 +66,16 @@ def build_metadata(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> di
         for measure in ("swa", "ta")
     ]
     data = ModelCardData(
-        library_name="peft" if is_adapter else "transformers",
+        library_name="peft" if is_adapter(folder) else "transformers",
         pipeline_tag="image-text-to-text",
-        tags=[*TAGS, "lora"] if is_adapter else TAGS,
+        tags=[*TAGS, "lora"] if is_adapter(folder) else TAGS,
         base_model=base if is_hub_id else None,
         model_name=folder.resolve().name if results else None,
         eval_results=results or None,
     )
     metadata: dict[str, Any] = data.to_dict()
     if is_hub_id:
-        metadata["base_model_relation"] = "adapter" if is_adapter else "finetune"
+        metadata["base_model_relation"] = "adapter" if is_adapter(folder) else "finetune"
     return metadata
 
 
@@ -90,7 +91,7 @@ def render_body(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
     text = environment.get_template("card.md.j2").render(
         name=folder.resolve().name,
         base=shorten_path(str(recipe.get("model_name_or_path", "unknown"))),
-        is_adapter=(folder / "adapter_config.json").is_file(),
+        is_adapter=is_adapter(folder),
         evaluations=evaluations,
         gaps=list_gaps(evaluations),
         data=_load_json(folder / "training_data.json"),

@@ -10,6 +10,7 @@ from sft.agent import agent_to_json
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
 from sft.data.train_val import TaskSplit, describe_tasks
 from sft.files import write_whole
+from sft.models.model_folder import is_adapter
 from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.versions import read_versions
 
@@ -57,7 +58,7 @@ def save_model(trainer: "CheckpointTrainer", folder: Path) -> None:
     trainer.save_state()
     if not trainer.is_world_process_zero():
         return
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         model, needs_update = trainer.accelerator.unwrap_model(trainer.model), trainer.has_rate_by(trainer.final_step)
         n_tensors = check_adapter(folder, model, needs_update)
         if not needs_update:

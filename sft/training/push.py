@@ -9,15 +9,15 @@ import yaml
 
 from sft.compute.tracking import shorten_path, shorten_paths
 from sft.errors import UserError
-from sft.models.model_folder import SMALL_FILES
+from sft.models.model_folder import ADAPTER_CONFIG, ADAPTER_FILE, SMALL_FILES, read_json
 
 # Weights, and what is needed to use them. No data, no ledger, no log, no optimiser state, no training_args.bin.
 ALLOWED = (
     "README.md",
     *SMALL_FILES,
     "agent_config.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
     "model.safetensors",
     "model-*-of-*.safetensors",
     "recipe.yaml",
@@ -39,10 +39,10 @@ def plan_upload(folder: Path) -> dict[str, Path | bytes]:
     if "recipe.yaml" in files:
         recipe = shorten_paths(yaml.safe_load(files["recipe.yaml"].read_text(encoding="utf-8")))
         planned["recipe.yaml"] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
-    if "adapter_config.json" in files:
-        adapter: dict[str, Any] = json.loads(files["adapter_config.json"].read_text(encoding="utf-8"))
+    if ADAPTER_CONFIG in files:
+        adapter = read_json(files[ADAPTER_CONFIG])
         adapter["base_model_name_or_path"] = shorten_path(adapter["base_model_name_or_path"])
-        planned["adapter_config.json"] = (json.dumps(adapter, indent=2) + "\n").encode()
+        planned[ADAPTER_CONFIG] = (json.dumps(adapter, indent=2) + "\n").encode()
     return planned
 
 
