@@ -156,7 +156,7 @@ def test_best_checkpoint_that_disappears_meanwhile_stops_the_run_at_its_end(reci
             (out / "checkpoint-2").rename(kept)
         return {"swa": next(scores)}
 
-    monkeypatch.setattr(run, "build_validation_rollout", lambda *_: score)
+    monkeypatch.setattr("eval.rollouts.validation.build_validation_rollout", lambda *_: score)
     command = [str(recipe), *arguments, "--output_dir", str(out)]
     with pytest.raises(UserError, match="checkpoint-2: there is no such folder; expected the best checkpoint"):
         run.main(command)
