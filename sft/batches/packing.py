@@ -49,7 +49,7 @@ def pack_sequences(sequences: Sequence[TokenSequence]) -> PackedSequence:
     """Merge sequences so that whatever prefix two of them share is computed once.
 
     Sorted by their tokens, each sequence shares its longest prefix with the one before it; the rest is appended as a
-    branch. A branch sees its prefix and itself, and its positions go on as if it stood alone, so that loss and
+    branch. A branch sees its prefix and itself, and its positions continue as if it stood alone, so that loss and
     gradients are those of the separate sequences. A shared prefix never reaches a prompt's last token: the first token
     of a branch is then never a label, and the usual shift of labels by one is right.
     """

@@ -78,7 +78,7 @@ def print_verdict(console: Console, n_problems: int, n_bad_tasks: int, n_tasks: 
     noun = "problem" if n_problems == 1 else "problems"
     tasks = f" in {n_bad_tasks:,} of {n_bad_tasks + n_tasks:,} tasks" if n_bad_tasks else ""
     line = Text(f"✗ {n_problems:,} {noun}{tasks}. ", "bold red")
-    way_out = "Mend the rows, or set such tasks aside whole with on_bad_rows: quarantine." if n_tasks else ""
+    way_out = "Fix the rows, or set such tasks aside whole with on_bad_rows: quarantine." if n_tasks else ""
     console.print(line.append(way_out, "not bold default"))
 
 

@@ -312,7 +312,7 @@ def _list_speed(project: Project) -> Iterator[tuple[str, Any, Status]]:
 
 
 def list_shares(project: Project) -> Iterator[tuple[str, Any, Status]]:
-    """Share the compute among purposes, failed and killed runs apart; the shares add up to exactly 100 %."""
+    """Share the compute among purposes, failed and killed runs being one; the shares add up to exactly 100 %."""
     uses_gpu = any(run.gpu_hours for run in project.runs)
     amounts: dict[str, float] = {}
     for run in project.runs:

@@ -157,7 +157,7 @@ def _read_image(value: Any, images_dir: Path | None) -> bytes | Path | None:
 
 
 def _read_names(value: Any) -> list[str]:
-    """Read file names: a list, however it is spelled, or names parted by commas, semicolons or bars.
+    """Read file names: a list, however it is spelled, or names separated by commas, semicolons or bars.
 
     Raises:
         ValueError: a list that cannot be read.

@@ -129,7 +129,7 @@ class _Reader:
             raise _SyntaxFault
 
     def _read_value(self, depth: int, is_numpy: bool) -> Any:
-        """`is_numpy` says that a list here may be numpy's own print, its items parted by white space alone."""
+        """`is_numpy` says that a list here may be numpy's own print, its items separated by white space alone."""
         if depth > MAX_JSON_DEPTH:
             raise ValueError(f"found more than {MAX_JSON_DEPTH} levels of JSON; expected fewer")
         token = self._take()

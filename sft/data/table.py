@@ -49,7 +49,7 @@ def looks_like_dataset(source: str | Path) -> bool:
 
 
 def split_source(source: str | Path) -> tuple[Path, str | None]:
-    """Part `owner/name:split` or `folder:split` into the data set and its split."""
+    """Split `owner/name:split` or `folder:split` into the data set and its split."""
     name, _, split = str(source).rpartition(":")
     if not name or "/" in split or "\\" in split or Path(source).exists():
         return Path(source), None
@@ -236,7 +236,7 @@ def parse_json_rows(data: bytes, path: Path) -> tuple[Sequence[Row], tuple[Probl
 
 
 def split_lines(text: str) -> list[str]:
-    """Part a text at the line ends of any system; other characters that `str.splitlines` parts at stand in texts."""
+    """Split a text at the line ends of any system; other characters that `str.splitlines` splits at stand in texts."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 

@@ -15,7 +15,7 @@ _BLOCK = 512  # goals compared at once: memory stays small for ten thousand of t
 
 
 def group_tasks(tasks: TaskSet, group_by: str, goal_similarity: float) -> list[list[Trajectory]]:
-    """Return groups of tasks that must not be parted; groups and members are in the order of the data.
+    """Return groups of tasks that must stay together; groups and members are in the order of the data.
 
     Tasks with the same goal are one group under every grouping. Being together is passed on: where a is like b and b
     like c, all three are one group.
