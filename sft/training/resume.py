@@ -13,6 +13,7 @@ import yaml
 from sft.errors import UserError
 from sft.recipe.launch import Launch
 from sft.recipe.recipe import Recipe
+from sft.recipe.training_keys import find_value
 from sft.training.checkpoints import (
     copy_checkpoint,
     find_damage,
@@ -70,7 +71,7 @@ def describe_run(recipe: Recipe, launch: Launch, train: "Dataset", val: "Dataset
     an optimiser step are, and a run may resume with another number of processes.
     """
     settings = {k: v for k, v in yaml.safe_load(recipe.to_yaml()).items() if k not in MAY_CHANGE}
-    accumulation = recipe.training.get("gradient_accumulation_steps", 1)
+    accumulation = find_value(recipe.training, "gradient_accumulation_steps")
     processes: dict[str, Any] = {"batches_per_step": launch.n_processes * accumulation}
     if launch.engine.startswith("zero"):
         processes |= {"engine": launch.engine, "processes": launch.n_processes}
