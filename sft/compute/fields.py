@@ -114,7 +114,7 @@ def load_author(folder: Path) -> dict[str, Any]:
         text = "\n".join([*lines, *(f"{row.key}:  # {row.hint}" for row in asked)]) + "\n"
         assert set(yaml.safe_load(text)) == {row.key for row in asked}
         write_whole(path, text)
-    values: dict[str, Any] = load_yaml(path) or {}
+    values = load_yaml(path)
     keys = [row.key for row in asked]
     if unknown := sorted(set(values) - set(keys)):
         raise UserError(f"{path}: found {', '.join(unknown)}; expected only {', '.join(keys)}")
