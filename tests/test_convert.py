@@ -1,4 +1,4 @@
-"""Foreign formats to the contract: nothing invented, nothing lost silently, memory rebuilt from earlier steps only."""
+"""Foreign formats to a CSV: nothing invented, nothing lost silently, memory rebuilt from earlier steps only."""
 
 import csv
 import hashlib

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
         return
     report = describe(table, tasks, agent, arguments.tokenizer)
     problems = [problem for task in tasks.quarantined for problem in task.problems]
-    problems += find_leak_problems(tasks, list_shown_parts(agent))
+    problems += find_leak_problems(tasks.path, tasks.trajectories, list_shown_parts(agent))
     panels, examples = [], list[Example]()
     if encoder or arguments.dump_prompts or arguments.show:
         examples = list(walk_examples(tasks, agent, encoder))

@@ -1,4 +1,4 @@
-"""Converted tasks to a folder of contract data: CSV, screenshots named by content, report. Whole or not at all."""
+"""Converted tasks to a folder of trajectory data: CSV, screenshots named by content, report. Whole or not at all."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from sft.data.leaks import MEMORY_PARTS
 from sft.data.load import read_table, read_task_set
 from sft.data.problems import TrajectoryError
 from sft.data.screenshots import ScreenshotFacts, inspect_bytes, read_screenshot, store_screenshot
-from sft.data.table import Table, format_csv
+from sft.data.table import format_csv
 from sft.errors import UserError
 from sft.files import write_new
 from sft.json_text import dump_json
@@ -62,7 +62,7 @@ def export_tasks(
     about: Mapping[str, Any],
     actions: Sequence[ActionType] = DEFAULT_ACTIONS,
 ) -> Conversion:
-    """Write tasks as they come; a task that the loader would not take is dropped with the loader's reason.
+    """Write tasks as they come; a task that training would refuse is dropped with the reason it would give.
 
     `about` opens the report. The folder appears under its name only when all of it is written.
 
@@ -98,7 +98,7 @@ def _write(
             continue
         if task.remarks:
             conversion.remarks[task_id] = list(task.remarks)
-    _drop_what_the_loader_refuses(rows_of, folder, conversion, actions)
+    _drop_what_training_refuses(rows_of, folder, conversion, actions)
     if not rows_of:
         reasons = "; ".join(f"{t.task_id}: {t.reason}" for t in conversion.dropped[:5])
         raise UserError(f"found no task that can be converted ({reasons or 'the source is empty'})")
@@ -171,14 +171,14 @@ class _ImageFolder:
         return name, facts.width_height
 
 
-def _drop_what_the_loader_refuses(
+def _drop_what_training_refuses(
     rows_of: dict[str, list[dict[str, str]]], folder: Path, conversion: Conversion, actions: Sequence[ActionType]
 ) -> None:
     """Write the CSV, read it back as training would, and write it again without the tasks that were refused."""
     if not rows_of:
         return
     _write_csv(folder / CSV_NAME, rows_of)
-    table: Table = read_table(folder / CSV_NAME)
+    table = read_table(folder / CSV_NAME)
     try:
         read = read_task_set(table, actions=actions, memory_parts=MEMORY_PARTS, on_bad_rows="quarantine")
         refused = {task.task_id: task.problems for task in read.quarantined}

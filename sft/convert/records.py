@@ -1,4 +1,4 @@
-"""Row-shaped JSONL (one line a step, the contract's columns as keys) to converted tasks.
+"""Row-shaped JSONL (one line a step, the columns of a trajectory CSV as keys) to converted tasks.
 
 Memory is taken from `Output`, but for a task where it tells of the next step. Where `Output` has none, a published
 memory column is used if the audit proves it lagged: what stands at step t + 1 is the memory after step t. In any other
@@ -181,7 +181,7 @@ def _read_cells(path: Path, number: int, line: str | dict[str, Any]) -> dict[str
     except ValueError as error:
         raise UserError(f"{path}: line {number}: {error}") from error
     if is_missing(cells["Task_id"]):
-        raise UserError(f"{path}: line {number}: found no Task_id; expected an object with the contract's columns")
+        raise UserError(f"{path}: line {number}: found no Task_id; expected an object with the columns of a CSV")
     return cells
 
 

@@ -120,7 +120,7 @@ def read_task_set(
         for task_id in chosen
         if by_task[task_id]
     ]
-    leaks = _list_leaks(table.path, [t for t in read if t is not None], memory_parts)
+    leaks = find_leak_problems(table.path, [t for t in read if t is not None], memory_parts)
     problems = sorted([*problems, *reader.problems, *leaks], key=lambda p: p.row or 0)
     unusable = {p.task_id for p in problems}
     trajectories = [t for t in read if t is not None and t.task_id not in unusable]
@@ -137,12 +137,8 @@ def _set_aside(task_id: str, rows: Sequence[int], problems: Sequence[Problem]) -
     return QuarantinedTask(task_id, tuple(sorted({*rows, *(p.row for p in own if p.row is not None)})), own)
 
 
-def find_leak_problems(tasks: TaskSet, memory_parts: Sequence[str]) -> list[Problem]:
+def find_leak_problems(path: Path, trajectories: Sequence[Trajectory], memory_parts: Sequence[str]) -> list[Problem]:
     """Return the rows whose recorded memory tells the next step's action, in those of its parts that prompts show."""
-    return _list_leaks(tasks.path, tasks.trajectories, memory_parts)
-
-
-def _list_leaks(path: Path, trajectories: Sequence[Trajectory], memory_parts: Sequence[str]) -> list[Problem]:
     if not memory_parts:
         return []
     return [
