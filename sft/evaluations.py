@@ -62,4 +62,5 @@ def load_evaluations(folder: Path) -> list[dict[str, Any]]:
 
 
 def hash_weights(folder: Path) -> str:
+    """Return the SHA-256 of a folder's weights, which tells these scores from those of other weights."""
     return hash_files(sorted(folder.glob("*.safetensors")))

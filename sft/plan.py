@@ -1,5 +1,6 @@
 """What a run will take: steps, tokens, sequences and an estimate of GPU memory. Reads configs and data, no weights."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from sft.batches.examples import build_step_rows, read_step_sizes
 from sft.batches.sampler import PackSampler, StepSize
 from sft.data.train_val import TaskSplit
-from sft.models.families import find_family_of
+from sft.models.families import PARTS, Family, find_family_of, part_of
 from sft.models.shapes import read_text_shape, read_vision_shape
 from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.recipe.settings import ModelSettings
@@ -188,7 +189,7 @@ def estimate_rank(memory: Mapping[str, float], largest_gb: float, n_ranks: int) 
     return {"shards": shards, "4-bit scales": scales, "gathered": gathered, "activations": own}
 
 
-def measure_largest_layer(model: Any, settings: ModelSettings, family: Any) -> float:
+def measure_largest_layer(model: Any, settings: ModelSettings, family: Family) -> float:
     """Return the GB of the largest module that ZeRO-3 gathers at once: all experts of a layer, or one matrix."""
     import torch
 
@@ -217,10 +218,8 @@ def format_zero3(memory: Mapping[str, float], largest_gb: float) -> str:
     return "\n".join(lines)
 
 
-def _weight_memory(model: Any, settings: ModelSettings, family: Any, dtype: str) -> dict[str, float]:
+def _weight_memory(model: Any, settings: ModelSettings, family: Family, dtype: str) -> dict[str, float]:
     import torch
-
-    from sft.models.model import PARTS, part_of
 
     linears = {
         f"{name}.weight"
@@ -242,13 +241,11 @@ def _weight_memory(model: Any, settings: ModelSettings, family: Any, dtype: str)
     return sizes
 
 
-def _count_trained(model: Any, settings: ModelSettings, family: Any) -> tuple[int, int]:
+def _count_trained(model: Any, settings: ModelSettings, family: Family) -> tuple[int, int]:
     """Count the parameters that are trained, and those of them that autocast keeps a 16-bit copy of.
 
     These are the weights of linear layers, but for `lm_head`: TRL's fused head casts it piece by piece.
     """
-    import re
-
     import torch
 
     n_trained = n_cast = 0

@@ -384,7 +384,7 @@ NOTES = {
     "FLOPs": "a multiply and an add are two; the first batch is counted with torch's table, other batches are "
     "estimated by the closed formula scaled by measured / formula; rollouts by tokens",
     "energy": "codecarbon, offline, of the run's own process (of the machine where a run has several processes on it)",
-    "seconds a step": "evaluations and checkpoints are left out of tokens a second",
+    "tokens a second": "the time of evaluations and checkpoints is left out",
 }
 SECTIONS: dict[str, Sequence[Rows]] = {
     "hardware": (

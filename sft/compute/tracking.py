@@ -61,7 +61,7 @@ def record_training(recipe: Recipe, split: "TaskSplit", training: "SFTConfig") -
         run=run[0],
         rank=state.process_index,
         n_processes=state.num_processes,
-        n_local_processes=count_local_processes(state.num_processes),
+        n_local_processes=int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)),  # set by the launcher
         is_first_of_machine=state.is_local_main_process,
         uses_gpu=torch.cuda.is_available() and not training.use_cpu,
     )
@@ -87,11 +87,6 @@ def describe_data(trajectories: "Iterable[Trajectory]", csv_path: str, sha256_of
         "n_tasks": len(tasks),
         "n_steps": sum(len(t.steps) for t in tasks),
     }
-
-
-def count_local_processes(n_processes: int) -> int:
-    """Return how many of a run's processes are on this machine, as the launcher says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", n_processes))
 
 
 def shorten_path(name: str) -> str:

@@ -14,26 +14,9 @@ from sft.data.literals import is_missing
 from sft.data.problems import Problem, QuarantinedTask, TrajectoryError
 from sft.data.rows import RowReader, check_screenshots
 from sft.data.screenshots import ScreenshotFacts
-from sft.data.steps import Step, Trajectory
-from sft.data.table import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Table, looks_like_dataset, parse_csv, parse_json_rows
+from sft.data.steps import Trajectory
+from sft.data.table import Table, looks_like_dataset, parse_csv, parse_json_rows
 from sft.file_kinds import CSV, JSON, FileKind, find_kind, is_arrow_file
-
-__all__ = [
-    "OPTIONAL_COLUMNS",
-    "REQUIRED_COLUMNS",
-    "OnBadRows",
-    "Problem",
-    "QuarantinedTask",
-    "Step",
-    "TaskSet",
-    "Trajectory",
-    "TrajectoryError",
-    "find_leak_problems",
-    "load_task_set",
-    "load_trajectories",
-    "natural_key",
-    "read_task_set",
-]
 
 OnBadRows = Literal["refuse", "quarantine"]
 

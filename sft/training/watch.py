@@ -10,7 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sft.batches.packing import IGNORED_LABEL
 from sft.errors import UserError
-from sft.models.model import part_of, trained_parts
+from sft.models.families import part_of
+from sft.models.model import trained_parts
 from sft.training.processes import REQUEUE_EXIT_CODE, is_preempted
 
 log = logging.getLogger("sft")
