@@ -152,8 +152,8 @@ def format_plan(recipe: Recipe, tokens: TokenPlan, memory: Mapping[str, float], 
         f"steps                 {tokens.n_steps:>12,}",
         f"tokens one by one     {tokens.n_tokens_alone:>12,}",
         f"tokens as trained     {tokens.n_tokens_packed:>12,}   ({tokens.packing_factor:.2f} times fewer)",
-        f"sequences an epoch    {tokens.n_sequences:>12,}",
-        f"optimiser steps       {tokens.n_optimizer_steps:>12,}   an epoch, {epochs:g} epochs",
+        f"sequences per epoch   {tokens.n_sequences:>12,}",
+        f"optimiser steps       {tokens.n_optimizer_steps:>12,}   per epoch, {epochs:g} epochs",
         f"longest batch         {tokens.longest:>12,}   tokens",
     ]
     if find_value(recipe.training, "use_cpu"):
