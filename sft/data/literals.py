@@ -118,7 +118,7 @@ class _Reader:
         return token
 
     def _take_mark(self, mark: str) -> bool:
-        """Move on over a mark that comes next."""
+        """Skip a mark where it comes next, and say whether it did."""
         is_next = self._next == _Token("mark", mark)
         if is_next:
             self._take()
