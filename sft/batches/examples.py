@@ -63,7 +63,7 @@ class Example:
 
 
 def build_examples(
-    trajectories: Iterable[Trajectory], agent: AgentConfig, path: Path, encoder: StepEncoder | None = None
+    trajectories: Iterable[Trajectory], agent: AgentConfig, path: Path, encoder: StepEncoder | None
 ) -> Iterator[Example]:
     """Yield every step under gold memory; the only place where one is made, for training and `sft.check` alike.
 

@@ -82,7 +82,7 @@ def print_verdict(console: Console, n_problems: int, n_bad_tasks: int, n_tasks: 
     console.print(line.append(way_out, "not bold default"))
 
 
-def build_step_panel(example: Example, shows_system: bool = True) -> Panel:
+def build_step_panel(example: Example, shows_system: bool) -> Panel:
     """Draw one step: what the model is given in grey, what it is trained to answer in green."""
     step, lines = example.step, Table.grid(padding=(0, 2), expand=True)
     lines.add_column(no_wrap=True)

@@ -323,17 +323,17 @@ def list_shares(project: Project) -> Iterator[tuple[str, Any, Status]]:
         yield f"{name} (% of {'GPU' if uses_gpu else 'CPU'} hours)", share, "measured"
 
 
-def round_shares(amounts: Mapping[str, float], decimals: int = 1) -> dict[str, float]:
-    """Return percentages whose sum is exactly 100: the largest remainders are rounded up."""
-    total, unit = sum(amounts.values()), 10**decimals
+def round_shares(amounts: Mapping[str, float]) -> dict[str, float]:
+    """Return percentages, in tenths, whose sum is exactly 100: the largest remainders are rounded up."""
+    total = sum(amounts.values())
     if not total:
         return {}
-    exact = {name: 100 * unit * amount / total for name, amount in amounts.items()}
+    exact = {name: 1000 * amount / total for name, amount in amounts.items()}
     floors = {name: int(value) for name, value in exact.items()}
-    left = 100 * unit - sum(floors.values())
+    left = 1000 - sum(floors.values())
     for name in sorted(exact, key=lambda n: floors[n] - exact[n])[:left]:
         floors[name] += 1
-    return {name: value / unit for name, value in floors.items()}
+    return {name: value / 10 for name, value in floors.items()}
 
 
 def _list_runs(project: Project) -> Iterator[tuple[str, Any, Status]]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sft.actions import DEFAULT_ACTIONS, ActionType, format_action
+from sft.actions import ActionType, format_action
 from sft.convert.converted import ConvertedTask, DroppedTask, rebuild_memories
 from sft.data.cells import read_text
 from sft.data.leaks import MEMORY_PARTS
@@ -56,11 +56,11 @@ class Conversion:
         }
 
 
-def export_tasks(
+def write_tasks(
     tasks: Iterable[ConvertedTask | DroppedTask],
     output_dir: Path,
     about: Mapping[str, Any],
-    actions: Sequence[ActionType] = DEFAULT_ACTIONS,
+    actions: Sequence[ActionType],
 ) -> Conversion:
     """Write tasks as they come; a task that training would refuse is dropped with the reason it would give.
 

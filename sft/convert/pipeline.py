@@ -51,7 +51,7 @@ def find_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: natural_key(path.name))
 
 
-def audit_records(folder: Path, actions: Sequence[ActionType] = DEFAULT_ACTIONS) -> list[MemoryAudit]:
+def audit_records(folder: Path, actions: Sequence[ActionType]) -> list[MemoryAudit]:
     """Audit the memories that the pipeline recorded, for the report: the evidence for not copying them."""
     cells: dict[str, list[MemoryCell]] = {"Short Term": [], "Long Term": []}
     for path in find_files(folder):

@@ -139,8 +139,8 @@ def parse_csv(data: bytes, path: Path) -> tuple[Sequence[Row], tuple[Problem, ..
         TrajectoryError: the bytes are no CSV with the five columns.
     """
 
-    def fail(message: str, row: int | None = None, column: str | None = None) -> TrajectoryError:
-        return TrajectoryError([Problem(path, row, column, message)])
+    def fail(message: str) -> TrajectoryError:
+        return TrajectoryError([Problem(path, None, None, message)])
 
     text = decode_text(data, path)
     if not text.strip():
