@@ -33,30 +33,21 @@ def build_encoder(model_folder: Path) -> Any:
 
 
 def build_rows(encoder: Any, images: Sequence[Path]) -> list[dict[str, Any]]:
-    """Build one training row an image, in the columns of `build_step_rows`."""
+    """Build one training row an image, in the columns of `build_step_rows`: the second step of a task on it."""
     from sft.actions import Action
-    from sft.answers import Answer, format_answer
-    from sft.memory import Memory
+    from sft.answers import Answer
+    from sft.batches.examples import build_examples
+    from sft.data.cells import Grounding
+    from sft.data.steps import Step, Trajectory
 
-    rows = []
+    tasks = []
     for i, image in enumerate(images):
-        memory = Memory(*_build_memory(f"Layout {i}", ["open study", "zoom in"]))
-        answer = Answer(
-            Action("CLICK", f"Length {i}"), *_build_memory(f"Length {i}", ["open study", "zoom in", "measure"])
-        )
-        prompt, completion = encoder.build_prompt(build_goal(i), memory, image), format_answer(answer, encoder.agent)
-        rows.append(
-            {
-                "image": str(image),
-                "image_sha256": image.name,
-                "prompt": prompt.text,
-                "completion": completion,
-                "n_prefix_tokens": encoder.count_prefix_tokens(image),
-                "n_prompt_tokens": prompt.n_tokens,
-                "n_answer_tokens": len(encoder.encode_completion(completion)),
-            }
-        )
-    return rows
+        targets = {f"Layout {i}": ["open study", "zoom in"], f"Length {i}": ["open study", "zoom in", "measure"]}
+        golds = [Answer(Action("CLICK", target), *_build_memory(target, done)) for target, done in targets.items()]
+        steps = [Step(str(i), n, n, image, image.name, gold, Grounding(), image.name) for n, gold in enumerate(golds)]
+        tasks.append(Trajectory(str(i), build_goal(i), "", "", tuple(steps)))
+    examples = build_examples(tasks, encoder.agent, Path("benchmark"), encoder)
+    return [example.build_row("benchmark") for example in examples if example.step.index == 1]
 
 
 def _build_memory(target: str, done: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:

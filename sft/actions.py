@@ -86,9 +86,7 @@ def parse_action(fields: Mapping[str, Any], actions: Sequence[ActionType] | None
     return action
 
 
-def read_action(
-    fields: Mapping[str, Any], actions: Sequence[ActionType] | None = DEFAULT_ACTIONS
-) -> tuple[Action, dict[str, str]]:
+def read_action(fields: Mapping[str, Any], actions: Sequence[ActionType] | None) -> tuple[Action, dict[str, str]]:
     """Read what can be read of an action: its kind must be known, a target or argument that is no such is left out.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a user wrote and can mend: one error type, and how a command ends with it, on any terminal."""
+"""What a user wrote and can fix: one error type, and how a command ends with it, on any terminal."""
 
 import io
 import sys

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.data.data_notes import is_unseen, list_data_notes
+from sft.errors import UserError
 from sft.files import hash_files
 from sft.rates import Rate
 
@@ -41,18 +42,25 @@ def add_evaluation(
 
 
 def load_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Return the newest scores on each test file, mode, decoding and number of tasks, of the weights as they are."""
+    """Return the newest scores on each test file, mode, decoding and number of tasks, of the weights as they are.
+
+    Raises:
+        UserError: a line that cannot be read.
+    """
     path = folder / EVALUATIONS_NAME
     if not path.is_file():
         return []
     weights, found = hash_weights(folder), {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        evaluation = json.loads(line)
-        if evaluation["weights_sha256"] == weights:
-            key = tuple(evaluation[k] for k in ("csv_sha256", "mode", "engine", "decoding", "n_tasks"))
-            found[key] = evaluation
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        try:
+            if line and (evaluation := json.loads(line))["weights_sha256"] == weights:
+                key = tuple(evaluation[k] for k in ("csv_sha256", "mode", "engine", "decoding", "n_tasks"))
+                found[key] = evaluation
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: line {number}: found something unreadable ({error}); remove the line") from error
     return list(found.values())
 
 
 def hash_weights(folder: Path) -> str:
+    """Return the SHA-256 of a folder's weights, which tells these scores from those of other weights."""
     return hash_files(sorted(folder.glob("*.safetensors")))

@@ -1,5 +1,6 @@
 """What a run will take: steps, tokens, sequences and an estimate of GPU memory. Reads configs and data, no weights."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,17 +8,18 @@ from typing import Any
 from sft.batches.examples import build_step_rows, read_step_sizes
 from sft.batches.sampler import PackSampler, StepSize
 from sft.data.train_val import TaskSplit
-from sft.models.families import find_family_of
+from sft.models.families import PARTS, Family, find_family_of, part_of
 from sft.models.shapes import read_text_shape, read_vision_shape
 from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.recipe.settings import ModelSettings
+from sft.recipe.training_keys import find_value
 
 # Bytes a weight takes in nf4 with double quantisation: 4 bits, 8 bits every 64 weights, 32 bits every 256 of those.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 BYTES_OF_DTYPE = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 TRAINED_BYTES = 4.0  # what is trained is held in fp32, as are its gradients, whatever the rest is held in
 EIGHT_BIT_STATE = 2.0  # bytes of a trained parameter's two moments in an 8-bit optimiser
-FP32_STATE = 8.0  # and else
+FP32_STATE = 8.0  # the same in any other
 DEEPSPEED_COPY = 4.0  # DeepSpeed trains a copy in fp32 and keeps parameters and gradients in the model's format
 CONTEXT_GB = 0.7  # CUDA context and library workspaces
 GB = 1e9
@@ -75,9 +77,9 @@ def build_plan(recipe: Recipe, split: TaskSplit, card_gb: float) -> str:
 def plan_tokens(recipe: Recipe, sizes: list[StepSize], n_ranks: int) -> TokenPlan:
     """Count what one epoch holds under the recipe's packing."""
     alone = [s.n_prefix + s.n_own for s in sizes]
-    accumulation = recipe.training.get("gradient_accumulation_steps", 1)
+    accumulation = find_value(recipe.training, "gradient_accumulation_steps")
     if recipe.batch.packing == "none":
-        batch = recipe.training.get("per_device_train_batch_size", 8)
+        batch = find_value(recipe.training, "per_device_train_batch_size")
         n_batches = -(-len(sizes) // (batch * n_ranks))
         longest = max(alone) * batch
         return TokenPlan(
@@ -120,11 +122,11 @@ def estimate_memory(
     memory = _weight_memory(model, settings, family, settings.dtype if has_deepspeed or not is_full else "float32")
     n_trained, n_cast = _count_trained(model, settings, family)
     trained_bytes = n_bytes if has_deepspeed else TRAINED_BYTES
-    state = EIGHT_BIT_STATE if "8bit" in str(training.get("optim", "")) else FP32_STATE
+    state = EIGHT_BIT_STATE if "8bit" in find_value(training, "optim") else FP32_STATE
     memory["trained parameters"] = 0.0 if is_full else n_trained * trained_bytes / GB
     memory["gradients"] = n_trained * trained_bytes / GB
     memory["optimiser state"] = n_trained * (state + DEEPSPEED_COPY * has_deepspeed) / GB
-    has_autocast = not has_deepspeed and (resolves_to_bf16(training) or training.get("fp16", False))
+    has_autocast = not has_deepspeed and (resolves_to_bf16(training) or find_value(training, "fp16"))
     memory["16-bit copies by autocast"] = n_cast * 2 * has_autocast / GB
     n_patches = tokens.most_prefixes * patches_a_token
     activations = {name: n * n_bytes / GB for name, n in _count_activations(recipe, config, tokens, n_patches).items()}
@@ -133,7 +135,7 @@ def estimate_memory(
     rollout_gb = _count_cache(recipe, config.get_text_config(), tokens) * n_bytes / GB
     memory |= activations
     memory["validation rollout, beyond"] = max(0.0, rollout_gb - sum(activations.values()))
-    n_fetched = training.get("gradient_accumulation_steps", 1) + 1  # an optimiser step's batches and the next one
+    n_fetched = find_value(training, "gradient_accumulation_steps") + 1  # an optimiser step's batches and the next one
     pixel_bytes = 2 if recipe.computes_in_bf16 else 4
     memory["pixels of fetched batches"] = (
         n_fetched * n_patches * _count_pixels(config.vision_config) * pixel_bytes / GB
@@ -144,17 +146,17 @@ def estimate_memory(
 
 def format_plan(recipe: Recipe, tokens: TokenPlan, memory: Mapping[str, float], card_gb: float) -> str:
     """Render the plan as lines of text."""
-    epochs = recipe.training.get("num_train_epochs", 3)
+    epochs = find_value(recipe.training, "num_train_epochs")
     total = sum(memory.values())
     lines = [
         f"steps                 {tokens.n_steps:>12,}",
         f"tokens one by one     {tokens.n_tokens_alone:>12,}",
         f"tokens as trained     {tokens.n_tokens_packed:>12,}   ({tokens.packing_factor:.2f} times fewer)",
-        f"sequences an epoch    {tokens.n_sequences:>12,}",
-        f"optimiser steps       {tokens.n_optimizer_steps:>12,}   an epoch, {epochs:g} epochs",
+        f"sequences per epoch   {tokens.n_sequences:>12,}",
+        f"optimiser steps       {tokens.n_optimizer_steps:>12,}   per epoch, {epochs:g} epochs",
         f"longest batch         {tokens.longest:>12,}   tokens",
     ]
-    if recipe.training.get("use_cpu"):
+    if find_value(recipe.training, "use_cpu"):
         return "\n".join(lines)
     lines += [
         "",
@@ -187,7 +189,7 @@ def estimate_rank(memory: Mapping[str, float], largest_gb: float, n_ranks: int) 
     return {"shards": shards, "4-bit scales": scales, "gathered": gathered, "activations": own}
 
 
-def measure_largest_layer(model: Any, settings: ModelSettings, family: Any) -> float:
+def measure_largest_layer(model: Any, settings: ModelSettings, family: Family) -> float:
     """Return the GB of the largest module that ZeRO-3 gathers at once: all experts of a layer, or one matrix."""
     import torch
 
@@ -216,10 +218,8 @@ def format_zero3(memory: Mapping[str, float], largest_gb: float) -> str:
     return "\n".join(lines)
 
 
-def _weight_memory(model: Any, settings: ModelSettings, family: Any, dtype: str) -> dict[str, float]:
+def _weight_memory(model: Any, settings: ModelSettings, family: Family, dtype: str) -> dict[str, float]:
     import torch
-
-    from sft.models.model import PARTS, part_of
 
     linears = {
         f"{name}.weight"
@@ -241,13 +241,11 @@ def _weight_memory(model: Any, settings: ModelSettings, family: Any, dtype: str)
     return sizes
 
 
-def _count_trained(model: Any, settings: ModelSettings, family: Any) -> tuple[int, int]:
+def _count_trained(model: Any, settings: ModelSettings, family: Family) -> tuple[int, int]:
     """Count the parameters that are trained, and those of them that autocast keeps a 16-bit copy of.
 
     These are the weights of linear layers, but for `lm_head`: TRL's fused head casts it piece by piece.
     """
-    import re
-
     import torch
 
     n_trained = n_cast = 0
@@ -273,7 +271,7 @@ def _count_activations(recipe: Recipe, config: Any, tokens: TokenPlan, n_patches
     """
     settings, text = recipe.model, config.get_text_config()
     shape, vision = read_text_shape(text), read_vision_shape(config.vision_config)
-    is_checkpointed = recipe.training.get("gradient_checkpointing", True)
+    is_checkpointed = find_value(recipe.training, "gradient_checkpointing")
     n_layers = text.num_hidden_layers
     q, kv = text.num_attention_heads * shape.head_dim, text.num_key_value_heads * shape.head_dim
     # a layer with a state has instead: what it convolves, before and after, and in fp32 what it scans
@@ -297,9 +295,8 @@ def _count_activations(recipe: Recipe, config: Any, tokens: TokenPlan, n_patches
 
 def _count_cache(recipe: Recipe, text: Any, tokens: TokenPlan) -> int:
     """Count the numbers of keys, values and states that the validation rollout's largest batch may need."""
-    is_validated = (recipe.data.val_csv or recipe.data.val_split) and recipe.training.get(
-        "eval_strategy", "no"
-    ) != "no"
+    has_tasks = recipe.data.val_csv or recipe.data.val_split
+    is_validated = has_tasks and find_value(recipe.training, "eval_strategy") != "no"
     n_tasks = min(recipe.validation.val_rollout_tasks, recipe.validation.val_rollout_batch_size) if is_validated else 0
     n_tokens = n_tasks * (tokens.longest_step + recipe.agent.max_answer_tokens)
     shape = read_text_shape(text)

@@ -23,6 +23,7 @@ from sft.errors import UserError, run_command
 from sft.models.hub import find_base_model
 from sft.recipe.launch import check_support, read_launch
 from sft.recipe.recipe import Recipe, parse_recipe
+from sft.recipe.training_keys import find_value
 from sft.training.outputs import publish, save_model, save_run_files
 from sft.training.processes import (
     do_in_first_process,
@@ -55,8 +56,8 @@ def main(argv: list[str]) -> None:
     check_support(
         launch,
         recipe.model,
-        has_checkpointing=recipe.training.get("gradient_checkpointing", True),
-        optim=recipe.training.get("optim", "adamw_torch_fused"),
+        has_checkpointing=find_value(recipe.training, "gradient_checkpointing"),
+        optim=find_value(recipe.training, "optim"),
     )
     split = check_inputs(recipe)
 
@@ -77,7 +78,7 @@ def check_inputs(recipe: Recipe, needs_weights: bool = True) -> TaskSplit:
     except UserError as error:
         problems.append(str(error))
     try:
-        split = load_task_split(recipe.data, recipe.agent, seed=recipe.training.get("seed", 42))
+        split = load_task_split(recipe.data, recipe.agent, seed=find_value(recipe.training, "seed"))
     except UserError as error:
         problems.append(str(error))
     if problems:

@@ -281,7 +281,7 @@ def build_trainer(
     pixel_dtype = torch.bfloat16 if recipe.computes_in_bf16 else torch.float32
     accumulation = training.gradient_accumulation_steps
     sampler = build_sampler(recipe, train, training, training.per_device_train_batch_size, accumulation)
-    log.info("%d steps in %d batches an epoch", len(train), len(sampler))
+    log.info("%d steps in %d batches per epoch", len(train), len(sampler))
     packing_factor = 1.0
     if isinstance(sampler, PackSampler):
         packing_factor = sampler.packing_factor

@@ -99,7 +99,7 @@ def test_empty_goal_is_refused(tmp_path):
         (b"", (None, None, "found an empty file; expected a header row")),
         (b"\xef\xbb\xbf", (None, None, "found an empty file; expected a header row")),
         (b" \r\n\r\n", (None, None, "found an empty file; expected a header row")),
-        (format_csv([]), (None, None, "found a header and no rows; expected one row a step")),
+        (format_csv([]), (None, None, "found a header and no rows; expected one row per step")),
         (format_csv(build_tasks(1), delimiter=";"), (1, None, "found columns separated by semicolons; expected")),
         (format_csv(build_tasks(1), delimiter="\t"), (1, None, "found columns separated by tabs; expected commas")),
         (format_csv(build_tasks(1)).encode("utf-16"), (None, None, "found UTF-16 text; expected a trajectory CSV: ")),

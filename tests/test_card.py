@@ -8,7 +8,8 @@ from eval.reporting.files import format_json
 from eval.scoring.comparison import compare_runs
 from eval.scoring.metrics import compute_metrics
 from sft.compute.fields import Project, list_scores
-from sft.evaluations import add_evaluation
+from sft.errors import UserError
+from sft.evaluations import add_evaluation, load_evaluations
 from sft.training.card import write_card
 
 RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
@@ -84,6 +85,15 @@ def test_name_of_the_data_ends_no_cell_and_is_no_html(folder):
     text = read_card(folder)[0]
     assert "| a\\|b &lt;img src=x>.csv, " in text
     assert "<img" not in text.partition("---\n\n")[2]
+
+
+def test_half_a_line_of_scores_is_named_with_the_way_out(folder):
+    add_evaluation(folder, {**INFO, "test_csv": "a\u2028b.csv"}, score(OWN, "own"))  # ends a line for str.splitlines
+    assert [e["csv"] for e in load_evaluations(folder)] == ["a\u2028b.csv"]
+    with (folder / "evaluations.jsonl").open("a") as file:
+        file.write('{"weights_sha256": "')
+    with pytest.raises(UserError, match=r"evaluations\.jsonl: line 2: found something unreadable .*; remove the line"):
+        write_card(folder)
 
 
 @pytest.mark.parametrize(

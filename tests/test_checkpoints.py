@@ -1,4 +1,4 @@
-"""Checkpoints on disk: a damaged or half-written one is never gone on from, the last good one and the best stay."""
+"""Checkpoints on disk: a damaged or half-written one is never resumed from, the last good one and the best stay."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Foreign formats to the contract: nothing invented, nothing lost silently, memory rebuilt from earlier steps only."""
+"""Foreign formats to a CSV: nothing invented, nothing lost silently, memory rebuilt from earlier steps only."""
 
 import csv
 import hashlib
@@ -527,7 +527,7 @@ def test_conversion_that_fails_leaves_no_folder_behind(tmp_path):
         ("careflow", "rows.parquet", "no parquet", "found a file that is no Parquet"),
         ("records", "rows.jsonl", "{", "line 1: found broken JSON"),
         ("records", "rows.jsonl", "{}", "line 1: found no Task_id"),
-        ("records", "rows.json", "[1]", "found no list of objects; expected one object a step"),
+        ("records", "rows.json", "[1]", "found no list of objects; expected one object per step"),
         ("pipeline", "gone", None, "found no such folder"),
     ],
 )

@@ -150,7 +150,7 @@ def test_unseen_part_of_the_split_is_scored_and_its_place_recorded(trained, tmp_
 @pytest.mark.slow
 def test_trained_tasks_are_not_scored(trained, tmp_path):
     folder, out, _ = trained
-    with pytest.raises(UserError, match=r"found 5 tasks that the model was trained on .* go on with --allow_overlap"):
+    with pytest.raises(UserError, match=r"found 5 tasks that the model was trained .* continue with --allow_overlap"):
         _roll_out(folder / "train.csv", tmp_path / "out", "--model_path", out)
     assert not (tmp_path / "out/steps.jsonl").exists()
 

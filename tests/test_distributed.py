@@ -193,7 +193,7 @@ def test_zero3_with_offload_trains_saves_and_goes_on_as_one_process(attempt, one
     (group,) = torch.load(shard, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]["param_groups"]
     assert "bias_correction" in group, "a key of DeepSpeedCPUAdam's, not of torch's AdamW"
     assert attempt(out, two) == [[0, 0]], printed(out)
-    assert "going on from" in printed(out)
+    assert "continuing from" in printed(out)
     assert read_losses(out) == pytest.approx(read_losses(one), rel=1e-5)
     assert_close(out, one)
 
@@ -251,7 +251,7 @@ def test_killed_process_is_reported_by_the_other_and_the_run_goes_on(attempt, on
     two = {**ENGINES[engine], "arguments": arguments}
     assert attempt(tmp_path, {**two, "signal": "SIGKILL", "to_rank": 1, "at_step": 2}) == [[1, -9]]
     assert "rank 0: another process has died, or did not answer for ddp_timeout=1800 s" in printed(tmp_path)
-    assert "go on with --resume auto" in printed(tmp_path)
+    assert "resume with --resume auto" in printed(tmp_path)
     assert "step 2 done" in (tmp_path / "logs/rank-1.log").read_text()
     assert attempt(tmp_path, two) == [[0, 0]], printed(tmp_path)
     assert_close(tmp_path, one_process(LORA))
@@ -272,12 +272,12 @@ def test_shards_half_written_by_one_process_are_never_gone_on_from(attempt, one_
     step = int(half.name.removeprefix("checkpoint-"))
     assert list_checkpoints(tmp_path)[-1].name == f"checkpoint-{step - 1}"
     assert attempt(tmp_path, {**two, **less_than_a_shard, "at_step": 3}) == [[1, 1]], printed(tmp_path)
-    assert f"going on from {tmp_path}/checkpoint-{step - 1}" in printed(tmp_path)
+    assert f"continuing from {tmp_path}/checkpoint-{step - 1}" in printed(tmp_path)
     assert "File too large" in printed(tmp_path) and "rank 1: another process has died" in printed(tmp_path)
     assert (tmp_path / "unfinished").exists()
     last = list_checkpoints(tmp_path)[-1]
     assert attempt(tmp_path, two) == [[0, 0]], printed(tmp_path)
-    assert f"going on from {last}\n" in printed(tmp_path)
+    assert f"continuing from {last}\n" in printed(tmp_path)
     assert_close(tmp_path, one_process(LORA))
 
 

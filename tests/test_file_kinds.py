@@ -89,7 +89,9 @@ def test_table_given_as_a_recipe_is_named(tmp_path):
         load_yaml(tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "source"), [("careflow", "a CareFlow table"), ("records", "JSONL, one line a step")])
+@pytest.mark.parametrize(
+    ("kind", "source"), [("careflow", "a CareFlow table"), ("records", "JSONL, one line per step")]
+)
 def test_file_of_another_kind_given_to_the_converter_is_named(tmp_path, kind, source):
     for name, content in KINDS.items():
         (tmp_path / "in").write_bytes(content)

@@ -88,6 +88,22 @@ def test_saved_folder_names_the_classes_that_auto_processor_knows(
     assert saved["image_processor"]["size"] == {"shortest_edge": 65_536, "longest_edge": 131_072}
 
 
+def test_saved_llama4_processor_reopens_with_equal_inputs_and_the_official_class_names(tiny_checkpoints, tmp_path):
+    processor = load_processor(tiny_checkpoints["llama4"], 1, 5 * 56**2)
+    save_processor(processor, tmp_path)
+    fields = json.loads((tmp_path / "processor_config.json").read_text())
+    assert fields["processor_class"] == "Llama4Processor"
+    assert fields["image_processor"]["image_processor_type"] == "Llama4ImageProcessor"
+    assert fields["image_processor"]["max_patches"] == 5
+    image = Image.effect_noise((320, 200), 60).convert("RGB")
+    before, after = (
+        p(text=["<|image|>Goal"], images=[image], return_tensors="pt")
+        for p in (processor, load_processor(tmp_path, 1, 5 * 56**2))
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_video_settings_of_the_checkpoint_survive_saving_twice(checkpoints, tmp_path):
     original = json.loads((checkpoints["qwen3_vl"] / "video_preprocessor_config.json").read_text())
     for source, target in ((checkpoints["qwen3_vl"], tmp_path / "1"), (tmp_path / "1", tmp_path / "2")):

@@ -142,7 +142,7 @@ def test_zero_jobs_of_one_node_are_requeued_and_end_as_one_process_does(cluster,
         wait_for_end(cluster, job, tmp_path / stage / "job.log")
         assert find_ranks(tmp_path / stage / "out") == [0, 1]
         assert_close(tmp_path / stage / "out", one_process)
-    assert f"resume: going on from {tmp_path}/zero2/out/checkpoint-{saved}" in read_log(tmp_path / "zero2/job.log")
+    assert f"resume: continuing from {tmp_path}/zero2/out/checkpoint-{saved}" in read_log(tmp_path / "zero2/job.log")
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_job_of_two_nodes_is_preempted_on_both_and_ends_as_one_process_does(two_
     for rank in range(2):
         assert f"preempted: saved step {saved};" in (out / f"logs/rank-{rank}.log").read_text()
     wait_for_end(two_nodes, job, log)
-    assert f"resume: going on from {out}/checkpoint-{saved}" in read_log(log)
+    assert f"resume: continuing from {out}/checkpoint-{saved}" in read_log(log)
     assert find_ranks(out) == [0, 1]
     assert_close(out, one_process)
 

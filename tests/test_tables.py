@@ -341,7 +341,7 @@ def test_list_of_pictures_is_a_screenshot_where_it_holds_one(tmp_path):
     assert _load_shots(tmp_path / "one") == SHOTS
     rows[1]["shot"] *= 2
     datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "two")
-    with pytest.raises(TrajectoryError, match="row 3: shot: found 2 pictures; expected one screenshot a step"):
+    with pytest.raises(TrajectoryError, match="row 3: shot: found 2 pictures; expected one screenshot per step"):
         load_trajectories(tmp_path / "two", show_progress=False)
 
 
@@ -383,8 +383,8 @@ def test_careflow_table_of_objects_is_the_one_of_texts(tmp_path, write):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"Task_id": "a"', "row 1: found broken JSON|found JSON that is neither one object a line nor a list"),
-        ("[1, 2]", "found no list of objects; expected one object a step"),
+        ('{"Task_id": "a"', "row 1: found broken JSON|found JSON that is neither one object per line nor a list"),
+        ("[1, 2]", "found no list of objects; expected one object per step"),
         ("[{", "found broken JSON"),
         ('{"Task_id": {"0": "a"}, "Image_id": {}, "Instruction": {}, "Output": {}, "Grounding": {}}',
          "row 1: Task_id: found .*are rows and columns swapped"),

@@ -85,7 +85,8 @@ def write_adapter(base: Path, folder: Path, csv_path: Path, is_tiny: bool) -> No
     from peft import get_peft_model, get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    from sft.models.model import ADAPTER_FILE, build_empty_model, build_lora_config, find_family
+    from sft.models.model import build_empty_model, build_lora_config, find_family
+    from sft.models.model_folder import ADAPTER_FILE
     from sft.recipe.recipe import parse_recipe
 
     limit = 8 if is_tiny else ANSWER_TOKENS

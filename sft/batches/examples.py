@@ -63,7 +63,7 @@ class Example:
 
 
 def build_examples(
-    trajectories: Iterable[Trajectory], agent: AgentConfig, path: Path, encoder: StepEncoder | None = None
+    trajectories: Iterable[Trajectory], agent: AgentConfig, path: Path, encoder: StepEncoder | None
 ) -> Iterator[Example]:
     """Yield every step under gold memory; the only place where one is made, for training and `sft.check` alike.
 
@@ -125,7 +125,7 @@ def build_step_rows(
     encoder: StepEncoder,
     show_progress: bool = True,
 ) -> StepRows:
-    """Build one row a step: prompt text under gold memory, the answer, the screenshot's path. Decodes no image.
+    """Build one row per step: prompt text under gold memory, the answer, the screenshot's path. Decodes no image.
 
     Rows go to a file in the system's folder for temporary ones as they are made and are read from there, so that
     memory does not grow with their number; the file goes with the dataset.

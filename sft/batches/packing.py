@@ -13,9 +13,8 @@ class TokenSequence:
     """One step as tokens, as it would stand alone.
 
     `ids`, `labels`, `types`: (T,) int64; `labels` is -100 up to `n_prompt` and the ids after it; `types` is 1 on image
-    tokens. `weights`: (T,) float32, each token's weight in the loss. `positions`: (3, T) int64. `image_key` identifies
-    the screenshot: two sequences with one key show the same pixels. `positions` has one axis in families that count
-    tokens.
+    tokens. `weights`: (T,) float32, each token's weight in the loss. `positions`: (axes, T) int64, three axes of
+    Qwen-VL, one of Llama-4. `image_key` identifies the screenshot: two sequences with one key show the same pixels.
     """
 
     ids: np.ndarray
@@ -31,9 +30,9 @@ class TokenSequence:
 class PackedSequence:
     """Many sequences merged into one of T tokens: a tree of shared prefixes, written branch after branch.
 
-    `ids`, `labels`, `types`, `weights`: (T,); `positions`: (3, T). `subtree_end`: (T,), token q may see token k just
-    when k <= q < subtree_end[k]. `image_sources` names, in the order in which their tokens stand, the sequences whose
-    screenshot has to be given to the model.
+    `ids`, `labels`, `types`, `weights`: (T,); `positions`: (axes, T). `subtree_end`: (T,), token q may see token k
+    just when k <= q < subtree_end[k]. `image_sources` names, in the order in which their tokens stand, the sequences
+    whose screenshot has to be given to the model.
     """
 
     ids: np.ndarray
@@ -49,7 +48,7 @@ def pack_sequences(sequences: Sequence[TokenSequence]) -> PackedSequence:
     """Merge sequences so that whatever prefix two of them share is computed once.
 
     Sorted by their tokens, each sequence shares its longest prefix with the one before it; the rest is appended as a
-    branch. A branch sees its prefix and itself, and its positions go on as if it stood alone, so that loss and
+    branch. A branch sees its prefix and itself, and its positions continue as if it stood alone, so that loss and
     gradients are those of the separate sequences. A shared prefix never reaches a prompt's last token: the first token
     of a branch is then never a label, and the usual shift of labels by one is right.
     """

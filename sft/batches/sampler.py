@@ -23,6 +23,9 @@ def count_batches(n_batches: int, n_rows: int, n_ranks: int, accumulation: int) 
     """Return the number of batches of an epoch, at least `n_batches` where rows allow it.
 
     Every optimiser step is full where there are rows enough; else processes have as many batches each.
+
+    Raises:
+        UserError: fewer rows than processes.
     """
     if n_rows < n_ranks:
         raise UserError(f"found {n_rows} steps for {n_ranks} processes; expected at least one each")
@@ -81,6 +84,9 @@ class PackSampler(_EpochSampler):
     times `accumulation` packs, of about the same number of tokens) where there are steps enough. The packs of an
     optimiser step are the same however they are spread over processes and accumulation. The largest pack of all
     comes first in the first epoch, so that a budget the memory cannot hold shows at once.
+
+    Raises:
+        UserError: a step is longer than `tokens_per_batch`, or there are fewer steps than processes.
     """
 
     N_TRIALS = 8

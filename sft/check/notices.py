@@ -14,7 +14,7 @@ _BOX_DOUBTS = {
 }
 
 
-def list_warnings(report: Mapping[str, Any], shows_memory: bool = True) -> list[str]:
+def list_warnings(report: Mapping[str, Any], shows_memory: bool) -> list[str]:
     """Say in sentences what a person should look at before training; none of it makes a row unusable.
 
     `shows_memory` says whether prompts show the memory in `Output`; where that leaks, its rows are problems then.

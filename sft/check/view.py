@@ -32,14 +32,14 @@ def print_report(console: Console, report: Mapping[str, Any]) -> None:
     console.print()
     console.print(Text(as_visible(report["data"]), "bold"))
     console.print(
-        f"{report['n_tasks']:,} tasks, {report['n_steps']:,} steps; {steps['min']} to {steps['max']} steps a task, "
+        f"{report['n_tasks']:,} tasks, {report['n_steps']:,} steps; {steps['min']} to {steps['max']} steps per task, "
         f"{steps['mean']:g} on average"
     )
     console.print()
     parts = [_build_part_table("Application", report["applications"])]
     if len(report["groups"]) > 1:
         parts.append(_build_part_table("Group", report["groups"]))
-    histograms = [("Steps a task", steps), *_list_token_counts(report)]
+    histograms = [("Steps per task", steps), *_list_token_counts(report)]
     parts += [_build_action_table(report), *(_build_histogram(t, h) for t, h in histograms if h["min"] < h["max"])]
     for part in parts:
         console.print(part)
@@ -78,11 +78,11 @@ def print_verdict(console: Console, n_problems: int, n_bad_tasks: int, n_tasks: 
     noun = "problem" if n_problems == 1 else "problems"
     tasks = f" in {n_bad_tasks:,} of {n_bad_tasks + n_tasks:,} tasks" if n_bad_tasks else ""
     line = Text(f"✗ {n_problems:,} {noun}{tasks}. ", "bold red")
-    way_out = "Mend the rows, or set such tasks aside whole with on_bad_rows: quarantine." if n_tasks else ""
+    way_out = "Fix the rows, or set such tasks aside whole with on_bad_rows: quarantine." if n_tasks else ""
     console.print(line.append(way_out, "not bold default"))
 
 
-def build_step_panel(example: Example, shows_system: bool = True) -> Panel:
+def build_step_panel(example: Example, shows_system: bool) -> Panel:
     """Draw one step: what the model is given in grey, what it is trained to answer in green."""
     step, lines = example.step, Table.grid(padding=(0, 2), expand=True)
     lines.add_column(no_wrap=True)
@@ -122,8 +122,8 @@ def _print_screenshots(console: Console, report: Mapping[str, Any]) -> None:
     per_step = tokens["per_step"]
     span = f"{per_step['min']:,}" + (f" to {per_step['max']:,}" if per_step["min"] < per_step["max"] else "")
     console.print(
-        f"Image tokens: {span} a step, {tokens['total']:,} in all, at max_pixels {tokens['max_pixels']:,} and "
-        f"{tokens['pixels_per_token']} px a token side"
+        f"Image tokens: {span} per step, {tokens['total']:,} in all, at max_pixels {tokens['max_pixels']:,} and "
+        f"{tokens['pixels_per_token']} px per token side"
     )
     console.print()
 

@@ -74,7 +74,7 @@ def format_markdown(fields: Sequence[Field], plots: Sequence[Path]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Render a value for people: thousands apart, small numbers with four digits."""
+    """Render a value for people: thousands separated, small numbers with four digits."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     if isinstance(value, int):

@@ -114,7 +114,7 @@ def load_author(folder: Path) -> dict[str, Any]:
         text = "\n".join([*lines, *(f"{row.key}:  # {row.hint}" for row in asked)]) + "\n"
         assert set(yaml.safe_load(text)) == {row.key for row in asked}
         write_whole(path, text)
-    values: dict[str, Any] = load_yaml(path) or {}
+    values = load_yaml(path)
     keys = [row.key for row in asked]
     if unknown := sorted(set(values) - set(keys)):
         raise UserError(f"{path}: found {', '.join(unknown)}; expected only {', '.join(keys)}")
@@ -312,7 +312,7 @@ def _list_speed(project: Project) -> Iterator[tuple[str, Any, Status]]:
 
 
 def list_shares(project: Project) -> Iterator[tuple[str, Any, Status]]:
-    """Share the compute among purposes, failed and killed runs apart; the shares add up to exactly 100 %."""
+    """Share the compute among purposes, failed and killed runs being one; the shares add up to exactly 100 %."""
     uses_gpu = any(run.gpu_hours for run in project.runs)
     amounts: dict[str, float] = {}
     for run in project.runs:
@@ -323,17 +323,17 @@ def list_shares(project: Project) -> Iterator[tuple[str, Any, Status]]:
         yield f"{name} (% of {'GPU' if uses_gpu else 'CPU'} hours)", share, "measured"
 
 
-def round_shares(amounts: Mapping[str, float], decimals: int = 1) -> dict[str, float]:
-    """Return percentages whose sum is exactly 100: the largest remainders are rounded up."""
-    total, unit = sum(amounts.values()), 10**decimals
+def round_shares(amounts: Mapping[str, float]) -> dict[str, float]:
+    """Return percentages, in tenths, whose sum is exactly 100: the largest remainders are rounded up."""
+    total = sum(amounts.values())
     if not total:
         return {}
-    exact = {name: 100 * unit * amount / total for name, amount in amounts.items()}
+    exact = {name: 1000 * amount / total for name, amount in amounts.items()}
     floors = {name: int(value) for name, value in exact.items()}
-    left = 100 * unit - sum(floors.values())
+    left = 1000 - sum(floors.values())
     for name in sorted(exact, key=lambda n: floors[n] - exact[n])[:left]:
         floors[name] += 1
-    return {name: value / unit for name, value in floors.items()}
+    return {name: value / 10 for name, value in floors.items()}
 
 
 def _list_runs(project: Project) -> Iterator[tuple[str, Any, Status]]:
@@ -384,7 +384,7 @@ NOTES = {
     "FLOPs": "a multiply and an add are two; the first batch is counted with torch's table, other batches are "
     "estimated by the closed formula scaled by measured / formula; rollouts by tokens",
     "energy": "codecarbon, offline, of the run's own process (of the machine where a run has several processes on it)",
-    "seconds a step": "evaluations and checkpoints are left out of tokens a second",
+    "tokens a second": "the time of evaluations and checkpoints is left out",
 }
 SECTIONS: dict[str, Sequence[Rows]] = {
     "hardware": (

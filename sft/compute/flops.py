@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from sft.models.experts import STOCK_EXPERTS
-from sft.models.model import PARTS, part_of
+from sft.models.families import PARTS, part_of
 from sft.models.shapes import TextShape, read_text_shape, read_vision_shape
 
 CHUNK = 64  # tokens that a gated delta net computes at once

@@ -111,7 +111,7 @@ def close_killed_runs(folder: Path, by: str) -> list[str]:
 
 
 def is_alive(start: Mapping[str, Any], last: str) -> bool:
-    """Tell whether a run without an end still goes on: its process here, its last sign elsewhere."""
+    """Tell whether a run without an end is still running: by its process here, by its last sign elsewhere."""
     if start.get("host") == hash_host():
         try:
             return abs(psutil.Process(start["pid"]).create_time() - start["process_started"]) < 1

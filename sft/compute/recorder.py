@@ -1,4 +1,4 @@
-"""Records one run in the compute ledger while it goes on: outcome, time, memory, energy. Imports no torch."""
+"""Records one run in the compute ledger while it lasts: outcome, time, memory, energy. Imports no torch."""
 
 import logging
 import resource

@@ -1,4 +1,4 @@
-"""What the compute ledger is told of a training run before it starts: recipe, data, packing, processes."""
+"""What is the compute ledger told of a training before it starts: recipe, data and processes; no path, no content."""
 
 import os
 import uuid
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 
 from sft.compute.recorder import RunRecorder
-from sft.recipe.recipe import Recipe
+from sft.recipe.recipe import Recipe, load_yaml
 from sft.recipe.settings import ComputeSettings
 
 if TYPE_CHECKING:
     from trl import SFTConfig
 
-    from sft.data.load import Trajectory
+    from sft.data.steps import Trajectory
     from sft.data.train_val import TaskSplit
 
 
 # What TRL's configuration says of a run, its defaults included.
-TRAINING_KEYS = (
+_NOTED_KEYS = (
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -54,23 +54,27 @@ def record_training(recipe: Recipe, split: "TaskSplit", training: "SFTConfig") -
         country=recipe.compute.country_iso_code,
         about={
             "model": shorten_path(recipe.model.model_name_or_path),
-            "training": {name: _plain(getattr(training, name)) for name in TRAINING_KEYS},
+            "training": {name: _plain(getattr(training, name)) for name in _NOTED_KEYS},
             "recipe": shorten_paths(yaml.safe_load(recipe.to_yaml())),
             "data": describe_data(split.train, recipe.data.train_csv, split.sha256_of),
         },
         run=run[0],
         rank=state.process_index,
         n_processes=state.num_processes,
-        n_local_processes=count_local_processes(state.num_processes),
+        n_local_processes=int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)),  # set by the launcher
         is_first_of_machine=state.is_local_main_process,
         uses_gpu=torch.cuda.is_available() and not training.use_cpu,
     )
 
 
 def read_compute_settings(folder: Path) -> ComputeSettings:
-    """Return what a trained model's recipe says of purpose and country; the defaults where there is no recipe."""
+    """Return what a trained model's recipe says of purpose and country; the defaults where there is no recipe.
+
+    Raises:
+        RecipeError: the recipe cannot be read.
+    """
     path = folder / "recipe.yaml"
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    values = load_yaml(path) if path.is_file() else {}
     return ComputeSettings(**{k: values[k] for k in vars(ComputeSettings()) if k in values})
 
 
@@ -83,11 +87,6 @@ def describe_data(trajectories: "Iterable[Trajectory]", csv_path: str, sha256_of
         "n_tasks": len(tasks),
         "n_steps": sum(len(t.steps) for t in tasks),
     }
-
-
-def count_local_processes(n_processes: int) -> int:
-    """Return how many of a run's processes are on this machine, as the launcher says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", n_processes))
 
 
 def shorten_path(name: str) -> str:

@@ -5,7 +5,7 @@ python -m sft.convert pipeline FOLDER OUTPUT_DIR [--images_dir DIR] [--recipe RE
 python -m sft.convert records FILE.jsonl OUTPUT_DIR [--images_dir DIR] [--recipe RECIPE.yaml]
 
 careflow: task tables (CSV, Parquet, a folder saved by `datasets`, a Hub data set). pipeline: a folder of
-{Software}_endtoend_{NNN}.json. records: JSONL, one line a step. docs/data.md has an example of each.
+{Software}_endtoend_{NNN}.json. records: JSONL, one line per step. docs/data.md has an example of each.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.convert.careflow import read_careflow
-from sft.convert.conversion import CSV_NAME, REPORT_NAME, Conversion, export_tasks
+from sft.convert.conversion import CSV_NAME, REPORT_NAME, Conversion, write_tasks
 from sft.convert.converted import ConvertedTask, DroppedTask
 from sft.convert.pipeline import audit_records, read_pipeline
 from sft.convert.records import load_records, read_records
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     actions = load_agent_settings(arguments.recipe).actions if arguments.recipe else DEFAULT_ACTIONS
     tasks, about = open_source(arguments, actions)
     bar = tqdm(tasks, desc="Converting", unit="task", disable=None)
-    conversion = export_tasks(
+    conversion = write_tasks(
         bar, arguments.output_dir, {"format": arguments.format, "source": arguments.source, **about}, actions
     )
     print_summary(conversion, arguments.output_dir)

@@ -1,4 +1,4 @@
-"""CareFlow task tables (one row a task) to converted tasks. Reads CSV, Parquet and what `datasets` saved."""
+"""CareFlow task tables (one row per task) to converted tasks. Reads CSV, Parquet and what `datasets` saved."""
 
 import csv
 import io
@@ -121,7 +121,7 @@ def _match_images(
     lost = next(name for name, image in zip(wanted, found) if image is None)
     hint = suggest_names(lost, images_dir) if images_dir is not None else ""
     raise ValueError(
-        f"found {len(images)} images for {len(steps)} steps, and none named {lost!r}; expected one image a step, or "
+        f"found {len(images)} images for {len(steps)} steps, and none named {lost!r}; expected one image per step, or "
         f"names that match: give the folder with --images_dir{hint}"
     )
 
@@ -157,7 +157,7 @@ def _read_image(value: Any, images_dir: Path | None) -> bytes | Path | None:
 
 
 def _read_names(value: Any) -> list[str]:
-    """Read file names: a list, however it is spelled, or names parted by commas, semicolons or bars.
+    """Read file names: a list, however it is spelled, or names separated by commas, semicolons or bars.
 
     Raises:
         ValueError: a list that cannot be read.

@@ -1,4 +1,4 @@
-"""Converted tasks to a folder of contract data: CSV, screenshots named by content, report. Whole or not at all."""
+"""Converted tasks to a folder of trajectory data: CSV, screenshots named by content, report. Whole or not at all."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sft.actions import DEFAULT_ACTIONS, ActionType, format_action
+from sft.actions import ActionType, format_action
 from sft.convert.converted import ConvertedTask, DroppedTask, rebuild_memories
 from sft.data.cells import read_text
 from sft.data.leaks import MEMORY_PARTS
 from sft.data.load import read_table, read_task_set
 from sft.data.problems import TrajectoryError
 from sft.data.screenshots import ScreenshotFacts, inspect_bytes, read_screenshot, store_screenshot
-from sft.data.table import Table, format_csv
+from sft.data.table import format_csv
 from sft.errors import UserError
 from sft.files import write_new
 from sft.json_text import dump_json
@@ -56,13 +56,13 @@ class Conversion:
         }
 
 
-def export_tasks(
+def write_tasks(
     tasks: Iterable[ConvertedTask | DroppedTask],
     output_dir: Path,
     about: Mapping[str, Any],
-    actions: Sequence[ActionType] = DEFAULT_ACTIONS,
+    actions: Sequence[ActionType],
 ) -> Conversion:
-    """Write tasks as they come; a task that the loader would not take is dropped with the loader's reason.
+    """Write tasks as they come; a task that training would refuse is dropped with the reason it would give.
 
     `about` opens the report. The folder appears under its name only when all of it is written.
 
@@ -98,7 +98,7 @@ def _write(
             continue
         if task.remarks:
             conversion.remarks[task_id] = list(task.remarks)
-    _drop_what_the_loader_refuses(rows_of, folder, conversion, actions)
+    _drop_what_training_refuses(rows_of, folder, conversion, actions)
     if not rows_of:
         reasons = "; ".join(f"{t.task_id}: {t.reason}" for t in conversion.dropped[:5])
         raise UserError(f"found no task that can be converted ({reasons or 'the source is empty'})")
@@ -171,14 +171,14 @@ class _ImageFolder:
         return name, facts.width_height
 
 
-def _drop_what_the_loader_refuses(
+def _drop_what_training_refuses(
     rows_of: dict[str, list[dict[str, str]]], folder: Path, conversion: Conversion, actions: Sequence[ActionType]
 ) -> None:
     """Write the CSV, read it back as training would, and write it again without the tasks that were refused."""
     if not rows_of:
         return
     _write_csv(folder / CSV_NAME, rows_of)
-    table: Table = read_table(folder / CSV_NAME)
+    table = read_table(folder / CSV_NAME)
     try:
         read = read_task_set(table, actions=actions, memory_parts=MEMORY_PARTS, on_bad_rows="quarantine")
         refused = {task.task_id: task.problems for task in read.quarantined}

@@ -1,4 +1,4 @@
-"""Tasks on their way into the contract: what readers of foreign formats yield, and their memory. Opens no file."""
+"""What do readers of foreign formats yield? Tasks on their way to a CSV, and their memory. Opens no file."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

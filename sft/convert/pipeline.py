@@ -47,11 +47,11 @@ def find_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: found no such folder; expected one with {{Software}}_endtoend_{{NNN}}.json files")
     files = [path for path in folder.iterdir() if FILE_PATTERN.fullmatch(path.name)]
     if not files:
-        raise UserError(f"{folder}: found no file named {{Software}}_endtoend_{{NNN}}.json; expected one a task")
+        raise UserError(f"{folder}: found no file named {{Software}}_endtoend_{{NNN}}.json; expected one per task")
     return sorted(files, key=lambda path: natural_key(path.name))
 
 
-def audit_records(folder: Path, actions: Sequence[ActionType] = DEFAULT_ACTIONS) -> list[MemoryAudit]:
+def audit_records(folder: Path, actions: Sequence[ActionType]) -> list[MemoryAudit]:
     """Audit the memories that the pipeline recorded, for the report: the evidence for not copying them."""
     cells: dict[str, list[MemoryCell]] = {"Short Term": [], "Long Term": []}
     for path in find_files(folder):

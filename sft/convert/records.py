@@ -1,4 +1,4 @@
-"""Row-shaped JSONL (one line a step, the contract's columns as keys) to converted tasks.
+"""Row-shaped JSONL (one line per step, the columns of a trajectory CSV as keys) to converted tasks.
 
 Memory is taken from `Output`, but for a task where it tells of the next step. Where `Output` has none, a published
 memory column is used if the audit proves it lagged: what stands at step t + 1 is the memory after step t. In any other
@@ -48,7 +48,7 @@ def load_records(path: Path, actions: Sequence[ActionType] = DEFAULT_ACTIONS) ->
     Raises:
         UserError: no such file, or a line of which not even the task can be told.
     """
-    expected = "JSONL, one line a step"
+    expected = "JSONL, one line per step"
     if (kind := find_table_kind(path, expected)) not in (None, JSON):
         raise UserError(f"{path}: found {kind.name}; expected {expected}")
     by_task: dict[str, list[tuple[int, dict[str, str]]]] = {}
@@ -60,7 +60,7 @@ def load_records(path: Path, actions: Sequence[ActionType] = DEFAULT_ACTIONS) ->
             cells = _read_cells(path, number, line)
             by_task.setdefault(read_text(cells["Task_id"]), []).append((number, cells))
     if not by_task:
-        raise UserError(f"{path}: found no lines; expected one JSON object a step")
+        raise UserError(f"{path}: found no lines; expected one JSON object per step")
     problems: dict[str, str] = {}
     ordered = {}
     for task_id in sorted(by_task, key=natural_key):
@@ -181,7 +181,7 @@ def _read_cells(path: Path, number: int, line: str | dict[str, Any]) -> dict[str
     except ValueError as error:
         raise UserError(f"{path}: line {number}: {error}") from error
     if is_missing(cells["Task_id"]):
-        raise UserError(f"{path}: line {number}: found no Task_id; expected an object with the contract's columns")
+        raise UserError(f"{path}: line {number}: found no Task_id; expected an object with the columns of a CSV")
     return cells
 
 

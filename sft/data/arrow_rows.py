@@ -227,7 +227,7 @@ def _read_number(value: Any) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> TrajectoryError:
-    kind = "Parquet" if path.suffix.lower() == ".parquet" else "Parquet or Arrow file"
+    kind = "Parquet file" if path.suffix.lower() == ".parquet" else "Parquet or Arrow file"
     message = f"found a file that is no {kind} ({_first_line(error)}); restore it"
     return TrajectoryError([Problem(path, None, None, message)])
 

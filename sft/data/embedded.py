@@ -36,7 +36,7 @@ def read_embedded(source: str | Path, image_root: str | Path | None = None) -> T
     table = open_table(source)
     columns = table.schema.names
     if "json_data" in columns:
-        message = "found a task table (json_data); expected one row a step: run python -m sft.convert careflow"
+        message = "found a task table (json_data); expected one row per step: run python -m sft.convert careflow"
         raise TrajectoryError([Problem(path, None, None, message)])
     refuse_doubled(columns, path)
     picture_column = find_picture_column(table)
@@ -64,7 +64,7 @@ def read_embedded(source: str | Path, image_root: str | Path | None = None) -> T
         rows.append((number, cells))
         digest.update(json.dumps(cells, sort_keys=True).encode("utf-8", "replace"))
     if not rows and not bad_rows:
-        raise TrajectoryError([Problem(path, None, None, "found no rows; expected one row a step")])
+        raise TrajectoryError([Problem(path, None, None, "found no rows; expected one row per step")])
     return Table(path, rows, digest.hexdigest(), folder, tuple(bad_rows))
 
 
@@ -166,7 +166,7 @@ def _store(value: Any, column: str, folder: Path) -> str:
     """
     if isinstance(value, list):
         if len(value) > 1:
-            raise CellError(column, f"found {len(value)} pictures; expected one screenshot a step")
+            raise CellError(column, f"found {len(value)} pictures; expected one screenshot per step")
         value = value[0] if value else None
     data = read_image_bytes(value)
     if data is None:

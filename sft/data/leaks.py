@@ -134,7 +134,7 @@ def find_leaks(trajectory: Trajectory, parts: Sequence[str]) -> Iterator[tuple[i
             yield (
                 row,
                 f"found memory that tells the answer of the next step (row {cell.row}), whose prompt would show it: "
-                f"{told.reason}; expected what was known before that step: mend it, or set memory_writer: rule",
+                f"{told.reason}; expected what was known before that step: fix it, or set memory_writer: rule",
             )
 
 

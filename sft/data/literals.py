@@ -118,7 +118,7 @@ class _Reader:
         return token
 
     def _take_mark(self, mark: str) -> bool:
-        """Move on over a mark that comes next."""
+        """Skip a mark where it comes next, and say whether it did."""
         is_next = self._next == _Token("mark", mark)
         if is_next:
             self._take()
@@ -129,7 +129,7 @@ class _Reader:
             raise _SyntaxFault
 
     def _read_value(self, depth: int, is_numpy: bool) -> Any:
-        """`is_numpy` says that a list here may be numpy's own print, its items parted by white space alone."""
+        """`is_numpy` says that a list here may be numpy's own print, its items separated by white space alone."""
         if depth > MAX_JSON_DEPTH:
             raise ValueError(f"found more than {MAX_JSON_DEPTH} levels of JSON; expected fewer")
         token = self._take()

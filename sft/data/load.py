@@ -14,26 +14,9 @@ from sft.data.literals import is_missing
 from sft.data.problems import Problem, QuarantinedTask, TrajectoryError
 from sft.data.rows import RowReader, check_screenshots
 from sft.data.screenshots import ScreenshotFacts
-from sft.data.steps import Step, Trajectory
-from sft.data.table import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Table, looks_like_dataset, parse_csv, parse_json_rows
+from sft.data.steps import Trajectory
+from sft.data.table import Table, looks_like_dataset, parse_csv, parse_json_rows
 from sft.file_kinds import CSV, JSON, FileKind, find_kind, is_arrow_file
-
-__all__ = [
-    "OPTIONAL_COLUMNS",
-    "REQUIRED_COLUMNS",
-    "OnBadRows",
-    "Problem",
-    "QuarantinedTask",
-    "Step",
-    "TaskSet",
-    "Trajectory",
-    "TrajectoryError",
-    "find_leak_problems",
-    "load_task_set",
-    "load_trajectories",
-    "natural_key",
-    "read_task_set",
-]
 
 OnBadRows = Literal["refuse", "quarantine"]
 
@@ -120,7 +103,7 @@ def read_task_set(
         for task_id in chosen
         if by_task[task_id]
     ]
-    leaks = _list_leaks(table.path, [t for t in read if t is not None], memory_parts)
+    leaks = find_leak_problems(table.path, [t for t in read if t is not None], memory_parts)
     problems = sorted([*problems, *reader.problems, *leaks], key=lambda p: p.row or 0)
     unusable = {p.task_id for p in problems}
     trajectories = [t for t in read if t is not None and t.task_id not in unusable]
@@ -137,12 +120,8 @@ def _set_aside(task_id: str, rows: Sequence[int], problems: Sequence[Problem]) -
     return QuarantinedTask(task_id, tuple(sorted({*rows, *(p.row for p in own if p.row is not None)})), own)
 
 
-def find_leak_problems(tasks: TaskSet, memory_parts: Sequence[str]) -> list[Problem]:
+def find_leak_problems(path: Path, trajectories: Sequence[Trajectory], memory_parts: Sequence[str]) -> list[Problem]:
     """Return the rows whose recorded memory tells the next step's action, in those of its parts that prompts show."""
-    return _list_leaks(tasks.path, tasks.trajectories, memory_parts)
-
-
-def _list_leaks(path: Path, trajectories: Sequence[Trajectory], memory_parts: Sequence[str]) -> list[Problem]:
     if not memory_parts:
         return []
     return [

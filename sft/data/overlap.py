@@ -123,13 +123,13 @@ def refuse_trained_tasks(found: Mapping[str, Sequence[str]], test_csv: str, allo
     """Make sure that no task is scored that the model was trained on, unless that is wanted.
 
     Raises:
-        UserError: naming the tasks and the flag to go on.
+        UserError: naming the tasks and the flag to continue.
     """
     trained = found.get("train", ())
     if trained and not allow_overlap:
         raise UserError(
             f"{test_csv}: found {len(trained)} tasks that the model was trained on ({_list_tasks(trained)}); expected "
-            "unseen tasks: a score on them says nothing. Choose other tasks, or go on with --allow_overlap: the "
+            "unseen tasks: a score on them says nothing. Choose other tasks, or continue with --allow_overlap: the "
             "report then says so"
         )
 
@@ -138,7 +138,7 @@ def refuse_shared_goals(overlap: Overlap, val_csv: str, allow_overlap: bool) -> 
     """Make sure that no validation task is trained on, unless that is wanted; log how many screenshots are.
 
     Raises:
-        UserError: naming the tasks and the key to go on.
+        UserError: naming the tasks and the key to continue.
     """
     if overlap.n_same_screenshots:
         shared = (overlap.n_same_screenshots, overlap.n_screenshots)
@@ -151,7 +151,7 @@ def refuse_shared_goals(overlap: Overlap, val_csv: str, allow_overlap: bool) -> 
         return
     raise UserError(
         f"{found} ({_list_tasks(overlap.same_goals)}); expected unseen tasks: a score on them says nothing. Choose "
-        "other tasks, hold some of train_csv out with val_split, or go on with allow_overlap: true"
+        "other tasks, hold some of train_csv out with val_split, or continue with allow_overlap: true"
     )
 
 

@@ -29,7 +29,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One task: a goal and its steps in order. `group` is a free label by which results are also scored apart."""
+    """One task: a goal and its steps in order. `group` is a free label by which results are also scored separately."""
 
     task_id: str
     instruction: str

@@ -49,7 +49,7 @@ def looks_like_dataset(source: str | Path) -> bool:
 
 
 def split_source(source: str | Path) -> tuple[Path, str | None]:
-    """Part `owner/name:split` or `folder:split` into the data set and its split."""
+    """Split `owner/name:split` or `folder:split` into the data set and its split."""
     name, _, split = str(source).rpartition(":")
     if not name or "/" in split or "\\" in split or Path(source).exists():
         return Path(source), None
@@ -139,12 +139,12 @@ def parse_csv(data: bytes, path: Path) -> tuple[Sequence[Row], tuple[Problem, ..
         TrajectoryError: the bytes are no CSV with the five columns.
     """
 
-    def fail(message: str, row: int | None = None, column: str | None = None) -> TrajectoryError:
-        return TrajectoryError([Problem(path, row, column, message)])
+    def fail(message: str) -> TrajectoryError:
+        return TrajectoryError([Problem(path, None, None, message)])
 
     text = decode_text(data, path)
     if not text.strip():
-        raise fail("found an empty file; expected a header row and one row a step")
+        raise fail("found an empty file; expected a header row and one row per step")
     if "\0" in text:
         raise fail("found a NUL character; expected text: is this a CSV file?")
     csv.field_size_limit(max(131_072, len(text)))
@@ -158,7 +158,7 @@ def parse_csv(data: bytes, path: Path) -> tuple[Sequence[Row], tuple[Problem, ..
     except csv.Error as error:
         raise fail(f"found broken CSV ({error}); expected comma-separated cells, quoted with double quotes") from error
     if not rows and not bad_rows:
-        raise fail("found a header and no rows; expected one row a step")
+        raise fail("found a header and no rows; expected one row per step")
     return rows, tuple(bad_rows)
 
 
@@ -236,7 +236,7 @@ def parse_json_rows(data: bytes, path: Path) -> tuple[Sequence[Row], tuple[Probl
 
 
 def split_lines(text: str) -> list[str]:
-    """Part a text at the line ends of any system; other characters that `str.splitlines` parts at stand in texts."""
+    """Split a text at the line ends of any system; other characters that `str.splitlines` splits at stand in texts."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
@@ -248,7 +248,7 @@ def read_line(line: str) -> dict[str, Any]:
     """
     fields = read_literal(line)
     if not isinstance(fields, dict):
-        raise ValueError(f"found {type(fields).__name__}; expected one object a line")
+        raise ValueError(f"found {type(fields).__name__}; expected one object per line")
     return fields
 
 
@@ -263,7 +263,7 @@ def read_list(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
     except (ValueError, RecursionError) as error:
         raise TrajectoryError([Problem(path, None, None, f"found broken JSON ({error}); restore the file")]) from error
     if not items or not all(isinstance(item, dict) for item in items):
-        raise TrajectoryError([Problem(path, None, None, "found no list of objects; expected one object a step")])
+        raise TrajectoryError([Problem(path, None, None, "found no list of objects; expected one object per step")])
     return list(enumerate(items, start=1))
 
 
@@ -278,6 +278,6 @@ def _read_objects(text: str, path: Path) -> tuple[list[tuple[int, dict[str, Any]
         except ValueError as error:
             problems.append(Problem(path, number, None, str(error)))
     if not objects:
-        message = "found JSON that is neither one object a line nor a list of objects; expected one of the two"
+        message = "found JSON that is neither one object per line nor a list of objects; expected one of the two"
         raise TrajectoryError([Problem(path, None, None, message)])
     return objects, problems

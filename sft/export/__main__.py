@@ -17,7 +17,7 @@ from typing import Any
 
 from sft.errors import UserError, run_command
 from sft.files import check_new, write_new
-from sft.models.model_folder import check_model_folder, find_base_name
+from sft.models.model_folder import DTYPES, check_model_folder, find_base_name
 from sft.rates import Rate
 from sft.recipe.recipe import load_agent_config, load_model_settings
 from sft.training.outputs import RUN_FILES
@@ -28,9 +28,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--model_path", type=Path, required=True, help="folder that sft/run.py wrote")
     parser.add_argument("--to", type=Path, help="new folder for the merged model")
     parser.add_argument("--base_model", help="unquantised base model [the one it was trained on]")
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), help="number format [that of the training]"
-    )
+    parser.add_argument("--dtype", choices=DTYPES, help="number format [that of the training]")
     parser.add_argument("--check_csv", help="trajectory CSV on which both are rolled out")
     parser.add_argument("--max_tasks", type=int, help="roll out only the first tasks of it")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload to this Hub repository")

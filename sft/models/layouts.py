@@ -123,7 +123,7 @@ class Llama4Layout:
 def mrope_positions(types: np.ndarray, grid_thw: Sequence[int], merge_size: int) -> np.ndarray:
     """Return the (3, T) temporal, height and width positions Qwen-VL gives a sequence with one image.
 
-    Text counts on in all three; the image's tokens take their row and column, and the text after it goes on from the
+    Text counts on in all three; the image's tokens take their row and column, and the text after it continues from the
     larger of the two. Source: `get_rope_index` of transformers' Qwen3-VL and Qwen2.5-VL, against which it is tested.
     """
     _, height, width = (int(n) for n in grid_thw)

@@ -69,7 +69,7 @@ def _forward(
         return _run_tree(layer, hidden_states, attention_mask)
     has_state = cache_params is not None and cache_params.get_conv_state(layer.layer_idx, state_idx=0) is not None
     if attention_mask is not None and has_state:
-        return _go_on_padded(layer, hidden_states, cache_params, attention_mask)
+        return _continue_padded(layer, hidden_states, cache_params, attention_mask)
     return type(layer).forward(layer, hidden_states, cache_params, attention_mask, **kwargs)
 
 
@@ -95,8 +95,8 @@ def _run_tree(layer: Any, hidden: torch.Tensor, subtree_end: torch.Tensor) -> to
     return _finish(layer, torch.cat(outputs, dim=1), hidden)
 
 
-def _go_on_padded(layer: Any, hidden: torch.Tensor, cache: Any, mask: torch.Tensor) -> torch.Tensor:
-    """Go on from the cache with rows that are padded on the left, as if the padding were not there.
+def _continue_padded(layer: Any, hidden: torch.Tensor, cache: Any, mask: torch.Tensor) -> torch.Tensor:
+    """Continue from the cache with rows that are padded on the left, as if the padding were not there.
 
     A padding token neither decays nor changes the state; the columns the cache ended with are moved past it.
     """

@@ -194,7 +194,7 @@ def _keep_quantised_weights(model: torch.nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights for inference on a CPU with AVX512-BF16.
 
     Its packed format computes in bf16 whatever the compute dtype is, and the way back rounds the scales again: every
-    validation would leave another base model behind, a resumed run would differ from one that went on, and the same
+    validation would leave another base model behind, a resumed run would differ from an unbroken one, and the same
     adapter would answer differently on another CPU (bitsandbytes 0.50, `_convert_weight_packed_for_cpu_inverse`).
     """
     for module in model.modules():

@@ -29,8 +29,8 @@ class _ImageTextProcessor(ProcessorMixin):
 
     Images are resized by Pillow rather than torchvision, on every machine alike, so that a model sees the same pixels
     in training and in rollout. Size, order of patches and normalisation are torchvision's; a resized pixel may differ
-    by rounding (one in a thousand does, by 1/255 or 2/255). The checkpoint's video settings are kept aside
-    and written back on saving, so that `AutoProcessor` opens the folder where torchvision exists.
+    by rounding (one in a thousand does, by 1/255 or 2/255). The checkpoint's video settings are kept and written back
+    on saving, so that `AutoProcessor` opens the folder where torchvision exists.
     """
 
     video_processor_type: str

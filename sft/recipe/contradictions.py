@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from sft.recipe.settings import ValidationSettings, list_countries
-from sft.recipe.training_keys import TRAINING_KEYS
+from sft.recipe.training_keys import find_value
 
 FOLLOW_A_METRIC = ("reduce_lr_on_plateau", "greedy")  # schedules that do
 _NO_WARMUP = ("constant", *FOLLOW_A_METRIC)
@@ -15,6 +15,7 @@ _OF_THE_ROLLOUT: Mapping[str, bool | None] = {"swa": True, "swa_target": True}
 
 
 def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
+    """Return every problem of values that contradict each other; `settings` are the sections of a recipe by name."""
     data, model, agent, validation = (settings[name] for name in ("data", "model", "agent", "validation"))
     problems = []
     if training.get("dataloader_persistent_workers") and not training.get("dataloader_num_workers"):
@@ -81,7 +82,7 @@ def _find_validation_contradictions(
 ) -> list[str]:
     """Return every problem of the keys that say when to evaluate and what to do with the result."""
     problems = []
-    strategy, has_best = training.get("eval_strategy", "no"), bool(training.get("load_best_model_at_end"))
+    strategy, has_best = find_value(training, "eval_strategy"), bool(training.get("load_best_model_at_end"))
     if not has_validation:
         problems += _find_missing_data(strategy, has_best, training)
     problems += _find_metric_problems(validation, training)
@@ -142,7 +143,7 @@ def _find_metric_problems(validation: ValidationSettings, training: Mapping[str,
 
 def _find_missed_saves(strategy: str, training: Mapping[str, Any]) -> list[str]:
     """The best evaluation's weights are kept where a checkpoint can be saved at each evaluation."""
-    save_strategy = training.get("save_strategy", TRAINING_KEYS["save_strategy"].default)
+    save_strategy = find_value(training, "save_strategy")
     if save_strategy == "best":
         return []
     if save_strategy != strategy:
@@ -152,8 +153,8 @@ def _find_missed_saves(strategy: str, training: Mapping[str, Any]) -> list[str]:
         ]
     if strategy != "steps":
         return []
-    eval_steps = training.get("eval_steps") or training.get("logging_steps", TRAINING_KEYS["logging_steps"].default)
-    save_steps = training.get("save_steps", TRAINING_KEYS["save_steps"].default)
+    eval_steps = training.get("eval_steps") or find_value(training, "logging_steps")
+    save_steps = find_value(training, "save_steps")
     # in millionths, as shares of all steps are no round numbers
     is_multiple = round(save_steps * 1e6) % round(eval_steps * 1e6) == 0 and (save_steps < 1) == (eval_steps < 1)
     if not is_multiple:

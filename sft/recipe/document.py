@@ -41,7 +41,10 @@ def format_help() -> str:
     """Return the keys by section for a terminal of 100 columns; imports no torch."""
     lines = [
         _wrap("A key is set in the recipe (lora_r: 32) or on the command line (--lora_r 32), which wins."),
-        *(line for name, settings in SECTIONS.items() for line in _format_help_section(name, settings)),
+    ]
+    for name, settings in SECTIONS.items():
+        lines += ["", _TITLES[name].upper(), *map(_format_help_entry, list_keys(settings).values())]
+    lines += [
         "",
         "KEYS OF TRL'S SFTConfig",
         _wrap("Every key of TRL's that takes effect here can be set. Those used most:", 2),
@@ -52,10 +55,6 @@ def format_help() -> str:
         _wrap("Every key with its values, and what other tools call it: docs/recipe.md"),
     ]
     return "\n".join(lines)
-
-
-def _format_help_section(name: str, settings: type) -> list[str]:
-    return ["", _TITLES[name].upper(), *(_format_help_entry(key) for key in list_keys(settings).values())]
 
 
 def _format_help_entry(key: Key) -> str:

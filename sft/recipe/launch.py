@@ -15,7 +15,7 @@ from sft.errors import UserError
 from sft.recipe.contradictions import FOLLOW_A_METRIC
 from sft.recipe.recipe import Recipe, RecipeError
 from sft.recipe.settings import ModelSettings
-from sft.recipe.training_keys import FIXED_KEYS
+from sft.recipe.training_keys import FIXED_KEYS, find_value
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -119,7 +119,7 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
     fixed: dict[str, Any] = {**FIXED_KEYS, "push_to_hub": False}  # sft.training.push knows what may leave, not TRL
     if recipe.batch.packing != "none":
         fixed["per_device_train_batch_size"] = fixed["per_device_eval_batch_size"] = 1
-    batch_size = recipe.training.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
+    batch_size = find_value(recipe.training, "per_device_train_batch_size")
     try:
         training = SFTConfig(**{"per_device_eval_batch_size": batch_size, **recipe.training, **fixed})
     except (ValueError, TypeError) as error:

@@ -27,7 +27,7 @@ from sft.recipe.settings import (
     list_keys,
 )
 from sft.recipe.spellings import describe_unknown_key
-from sft.recipe.training_keys import TRAINING_KEYS, find_refusal
+from sft.recipe.training_keys import TRAINING_KEYS, find_refusal, find_value
 
 
 class RecipeError(UserError):
@@ -69,7 +69,7 @@ class Recipe:
     def data_seed(self) -> int:
         """Return what the order of steps is drawn from."""
         seed = self.training.get("data_seed")
-        return self.training.get("seed", 42) if seed is None else seed
+        return find_value(self.training, "seed") if seed is None else seed
 
     def to_yaml(self) -> str:
         """Render the resolved recipe, every setting of ours spelled out, as YAML that `parse_recipe` reads."""
@@ -228,6 +228,11 @@ _RecipeLoader.add_implicit_resolver(_YAML_BOOL, re.compile("^(?:true|True|TRUE|f
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
+    """Read the keys of a YAML file.
+
+    Raises:
+        RecipeError: no such file, one of another kind, broken YAML, or a key that is given twice.
+    """
     expected = "expected a recipe in YAML, e.g. recipes/demo.yaml"
     if not path.is_file():
         raise RecipeError(path, [f"found {'a folder' if path.is_dir() else 'no such file'}; {expected}"])
@@ -249,6 +254,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_overrides(path: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """Read `--key value ...` or `--key=value ...`, values as YAML; `path` is the recipe's, for problems.
+
+    Raises:
+        RecipeError: something that is no key, a key without a value, or a value that is no YAML.
+    """
     overrides: dict[str, Any] = {}
     rest = list(arguments)
     while rest:

@@ -322,6 +322,11 @@ FIXED_KEYS: Mapping[str, Any] = {
 }
 
 
+def find_value(training: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a key that acts: a recipe's, or else TRL's default."""
+    return training.get(name, TRAINING_KEYS[name].default)
+
+
 def find_refusal(key: str, value: Any, default: Any) -> str | None:
     """Return why a key that does not act is refused, or None where it asks for nothing but what is done anyway.
 

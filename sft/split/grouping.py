@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,18 +15,18 @@ _BLOCK = 512  # goals compared at once: memory stays small for ten thousand of t
 
 
 def group_tasks(tasks: TaskSet, group_by: str, goal_similarity: float) -> list[list[Trajectory]]:
-    """Return groups of tasks that must not be parted; groups and members are in the order of the data.
+    """Return groups of tasks that must stay together; groups and members are in the order of the data.
 
     Tasks with the same goal are one group under every grouping. Being together is passed on: where a is like b and b
     like c, all three are one group.
     """
     trajectories = tasks.trajectories
-    links: list[tuple[int, int]] = list(_link_equal([normalise_goal(t.instruction) for t in trajectories]))
+    goals = [normalise_goal(t.instruction) for t in trajectories]
+    links = _link_shared([[goal] for goal in goals])
     if group_by == "goal":
-        links += _link_similar([normalise_goal(t.instruction) for t in trajectories], goal_similarity)
+        links += _link_similar(goals, goal_similarity)
     if group_by == "screenshot":
-        keys = [[tasks.screenshots[s.image_path].sha256 for s in t.steps] for t in trajectories]
-        links += _link_shared(keys)
+        links += _link_shared([[tasks.screenshots[s.image_path].sha256 for s in t.steps] for t in trajectories])
     parent = list(range(len(trajectories)))
 
     def find(i: int) -> int:
@@ -64,10 +64,6 @@ def assign_groups(groups: Sequence[Sequence[Trajectory]], shares: Mapping[str, f
             missing[name] -= len(group)
             part_of.update((t.task_id, name) for t in group)
     return part_of
-
-
-def _link_equal(keys: Sequence[str]) -> Iterable[tuple[int, int]]:
-    return _link_shared([[key] for key in keys])
 
 
 def _link_shared(keys_of: Sequence[Sequence[str]]) -> list[tuple[int, int]]:

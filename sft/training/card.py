@@ -1,6 +1,5 @@
 """The model card, README.md of an output folder: rendered from the files beside it, again after each rollout."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from sft.compute.ledger import load_runs
 from sft.compute.tracking import shorten_path
 from sft.evaluations import load_evaluations
 from sft.files import write_whole
-from sft.models.model_folder import is_adapter
+from sft.models.model_folder import is_adapter, read_json
 from sft.rates import Rate, read_rate
+from sft.recipe.recipe import load_yaml
 
 BEGIN, END = "<!-- generated from the files of this folder: begin -->", "<!-- generated: end -->"
 TAGS = ["gui-agent", "clinical-software", "trl", "sft"]
@@ -84,7 +84,12 @@ def render_body(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, finalize=_escape
     )
-    environment.filters |= {"data": describe_data, "rate": read_rate, "interval": Rate.format, "short": shorten_path}
+    environment.filters |= {
+        "data": describe_rollout,
+        "rate": read_rate,
+        "interval": Rate.format,
+        "short": shorten_path,
+    }
     recipe, runs = _load_recipe(folder), [run for run in load_runs(folder) if run.start["kind"] == "training"]
     shown = {k: v for k, v in recipe.items() if k not in ("actions", "output_dir", "run_purpose", "country_iso_code")}
     shortened = {k: shorten_path(v) if isinstance(v, str) and "/" in v else v for k, v in shown.items()}
@@ -94,11 +99,11 @@ def render_body(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
         is_adapter=is_adapter(folder),
         evaluations=evaluations,
         gaps=list_gaps(evaluations),
-        data=_load_json(folder / "training_data.json"),
+        data=read_json(folder / "training_data.json"),
         recipe=yaml.safe_dump(shortened, sort_keys=False, allow_unicode=True),
-        agent=_load_json(folder / "agent_config.json"),
-        versions=_load_json(folder / "versions.json"),
-        export=_load_json(folder / "export_report.json"),
+        agent=read_json(folder / "agent_config.json"),
+        versions=read_json(folder / "versions.json"),
+        export=read_json(folder / "export_report.json"),
         runs=runs,
         total=lambda name: sum(run.total(name) for run in runs),
     )
@@ -112,7 +117,7 @@ def _escape(value: Any) -> Any:
     return value.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
 
 
-def describe_data(evaluation: Mapping[str, Any]) -> str:
+def describe_rollout(evaluation: Mapping[str, Any]) -> str:
     """Return what was rolled out and how, as far as it is not the usual."""
     parts = [evaluation["csv"], f"{evaluation['n_tasks']} tasks", f"{evaluation['n_steps']} steps"]
     parts += [evaluation[key] for key, usual in (("engine", "hf"), ("decoding", "free")) if evaluation[key] != usual]
@@ -124,7 +129,7 @@ def list_gaps(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     same = ("csv_sha256", "engine", "decoding", "n_tasks", "n_steps")
     lines = []
     for own in (e for e in evaluations if e["mode"] == "own"):
-        what = f"Exposure gap on {describe_data(own)} (SWA with the recording's memory minus own)"
+        what = f"Exposure gap on {describe_rollout(own)} (SWA with the recording's memory minus own)"
         if gap := own.get("exposure_gap"):
             gaps = [f"{read_rate(rate).format(signed=True)} points by {name}" for name, rate in gap.items()]
             lines.append(f"{what}, paired by task: {', '.join(gaps)}.")
@@ -141,8 +146,4 @@ def list_gaps(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _load_recipe(folder: Path) -> dict[str, Any]:
     path = folder / "recipe.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _load_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return load_yaml(path) if path.is_file() else {}

@@ -15,7 +15,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from sft.errors import UserError
-from sft.models.model import ADAPTER_FILE, check_adapter
+from sft.models.model import check_adapter
+from sft.models.model_folder import ADAPTER_FILE
 from sft.training.checkpoints import (
     UNFINISHED_NAME,
     check_disk_space,

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from sft.errors import UserError
 from sft.recipe.launch import Launch, build_training_arguments
 from sft.recipe.recipe import Recipe
+from sft.recipe.training_keys import find_value
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -39,7 +40,7 @@ def training_processes(recipe: Recipe, launch: Launch) -> Iterator["SFTConfig"]:
     """
     if launch.engine.startswith("zero"):
         use_build_lock()
-    limit_waiting(recipe.training.get("ddp_timeout", 1800))  # before the processes meet, in the next line
+    limit_waiting(find_value(recipe.training, "ddp_timeout"))  # before the processes meet, in the next line
     training = build_training_arguments(recipe)
     logs = Path(cast(str, training.output_dir)) / "logs"
     with log_process(logs, training.process_index), explain_lost_process(training, logs):
@@ -133,7 +134,7 @@ def explain_lost_process(training: "SFTConfig", logs: Path) -> Iterator[None]:
         raise SystemExit(
             f"rank {training.process_index}: another process has died, or did not answer for ddp_timeout="
             f"{training.ddp_timeout} s ({text.splitlines()[0][:200]}). What each process did last is in "
-            f"{logs}; go on with --resume auto"
+            f"{logs}; resume with --resume auto"
         ) from error
 
 

@@ -10,6 +10,7 @@ import yaml
 from sft.compute.tracking import shorten_path, shorten_paths
 from sft.errors import UserError
 from sft.models.model_folder import ADAPTER_CONFIG, ADAPTER_FILE, SMALL_FILES, read_json
+from sft.recipe.recipe import load_yaml
 
 # Weights, and what is needed to use them. No data, no ledger, no log, no optimiser state, no training_args.bin.
 ALLOWED = (
@@ -37,7 +38,7 @@ def plan_upload(folder: Path) -> dict[str, Path | bytes]:
         raise UserError(f"{folder}: found no weights; expected the folder of a trained or exported model")
     planned: dict[str, Path | bytes] = dict(files)
     if "recipe.yaml" in files:
-        recipe = shorten_paths(yaml.safe_load(files["recipe.yaml"].read_text(encoding="utf-8")))
+        recipe = shorten_paths(load_yaml(files["recipe.yaml"]))
         planned["recipe.yaml"] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
     if ADAPTER_CONFIG in files:
         adapter = read_json(files[ADAPTER_CONFIG])

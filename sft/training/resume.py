@@ -1,4 +1,4 @@
-"""Whether and from where a run goes on, refused where recipe or data are no longer those it began with."""
+"""Whether and from where a run resumes; refused where recipe or data are no longer those it began with."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ import yaml
 from sft.errors import UserError
 from sft.recipe.launch import Launch
 from sft.recipe.recipe import Recipe
+from sft.recipe.training_keys import find_value
 from sft.training.checkpoints import (
     copy_checkpoint,
     find_damage,
@@ -28,7 +29,7 @@ from sft.training.checkpoints import (
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# What a run may go on with changed: where things are and what is told of them, not what is computed. The files named
+# What may change when a run resumes: where things are and what is told of them, not what is computed. The files named
 # here are compared by content, and accumulation by the batches of an optimiser step.
 MAY_CHANGE = {
     "output_dir",
@@ -67,10 +68,10 @@ def describe_run(recipe: Recipe, launch: Launch, train: "Dataset", val: "Dataset
     """Return what decides the course of a run, as JSON: recipe, a hash of each task's rows, and the batches of a step.
 
     ZeRO's optimiser state is cut for a number of processes, so that is part of it there; elsewhere only the batches of
-    an optimiser step are, and a run may go on with another number of processes.
+    an optimiser step are, and a run may resume with another number of processes.
     """
     settings = {k: v for k, v in yaml.safe_load(recipe.to_yaml()).items() if k not in MAY_CHANGE}
-    accumulation = recipe.training.get("gradient_accumulation_steps", 1)
+    accumulation = find_value(recipe.training, "gradient_accumulation_steps")
     processes: dict[str, Any] = {"batches_per_step": launch.n_processes * accumulation}
     if launch.engine.startswith("zero"):
         processes |= {"engine": launch.engine, "processes": launch.n_processes}
@@ -83,9 +84,9 @@ def describe_run(recipe: Recipe, launch: Launch, train: "Dataset", val: "Dataset
 
 
 def choose_checkpoint(recipe: Recipe, output_dir: Path, run: Mapping[str, Mapping[str, Any]]) -> Path | None:
-    """Return the checkpoint to go on from by `resume` (`auto`, a path or nothing), or None for a start at step 0.
+    """Return the checkpoint to resume from by `resume` (`auto`, a path or nothing), or None for a start at step 0.
 
-    Checkpoints of higher steps than the one gone on from are set aside: the run will write its own.
+    Checkpoints of higher steps than the one resumed from are set aside: the run will write its own.
 
     Raises:
         UserError: the one named is missing or damaged, recipe or data have changed, or a run that is to start at step
@@ -95,7 +96,7 @@ def choose_checkpoint(recipe: Recipe, output_dir: Path, run: Mapping[str, Mappin
     if resume is None:
         if found := list_checkpoints(output_dir):
             raise UserError(
-                f"{output_dir}: found {found[-1].name} of an earlier run; expected --resume auto to go on from it, "
+                f"{output_dir}: found {found[-1].name} of an earlier run; expected --resume auto to resume from it, "
                 "another output_dir, or that folder removed"
             )
         return None
@@ -113,17 +114,17 @@ def choose_checkpoint(recipe: Recipe, output_dir: Path, run: Mapping[str, Mappin
     state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
     for superseded in list_checkpoints(output_dir):
         if read_step(superseded) > state["global_step"]:
-            log.warning("%s: of a later step than the one gone on from; set aside", set_aside(superseded))
+            log.warning("%s: of a later step than the one resumed from; set aside", set_aside(superseded))
     if state.get("best_global_step"):
         keep_best(checkpoint, output_dir, state, recipe)
-    log.info("resume: going on from %s", checkpoint)
+    log.info("resume: continuing from %s", checkpoint)
     return checkpoint
 
 
 def keep_best(checkpoint: Path, output_dir: Path, state: Mapping[str, Any], recipe: Recipe) -> None:
     """Make sure that the best checkpoint so far is in `output_dir`, under its step: where the trainer looks for it.
 
-    It is known by its step alone, so that a run's folder can be moved. Where the run goes on in another folder than
+    It is known by its step alone, so that a run's folder can be moved. Where the run resumes in another folder than
     that of its checkpoint, the best one is copied there. A best one that cannot be used is set aside.
 
     Raises:

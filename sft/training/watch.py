@@ -1,4 +1,4 @@
-"""Training's watch over itself: stops a run that learns nothing, was preempted or lost a process, and says why."""
+"""Training's watch over itself: stops a run that learns nothing, diverges or was preempted, and says why."""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sft.batches.packing import IGNORED_LABEL
 from sft.errors import UserError
-from sft.models.model import part_of, trained_parts
+from sft.models.families import part_of
+from sft.models.model import trained_parts
 from sft.training.processes import REQUEUE_EXIT_CODE, is_preempted
 
 log = logging.getLogger("sft")
@@ -35,7 +36,7 @@ class GradientCheck(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Watch every trained parameter; a run that goes on behind its first steps waits for no part."""
+        """Watch every trained parameter; a run resumed behind its first steps waits for no part."""
         self._is_waiting = state.global_step < self.N_STEPS
         trained = [(name, p) for name, p in kwargs["model"].named_parameters() if p.requires_grad]
         self._hooks = [p.register_hook(partial(self._note, part_of(name))) for name, p in trained]
@@ -103,7 +104,7 @@ class StopWhenPreempted(TrainerCallback):
         """End the process once the checkpoint has its name."""
         if self._is_stopping:
             level = logging.WARNING if state.is_world_process_zero else logging.DEBUG
-            log.log(level, "preempted: saved step %d; go on with --resume auto", state.global_step)
+            log.log(level, "preempted: saved step %d; resume with --resume auto", state.global_step)
             raise SystemExit(REQUEUE_EXIT_CODE)
 
 
@@ -117,7 +118,7 @@ def check_batch(labels: torch.Tensor, step: int) -> None:
 
 
 def check_loss(loss: torch.Tensor, step: int) -> None:
-    """Refuse to go on with a loss that is no number; the optimiser has not used it yet."""
+    """Refuse to continue with a loss that is no number; the optimiser has not used it yet."""
     if not bool(torch.isfinite(loss)):
         raise UserError(
             f"step {step + 1}: found a loss of {loss.item()}; expected a finite number: training has diverged: lower "
@@ -126,14 +127,14 @@ def check_loss(loss: torch.Tensor, step: int) -> None:
 
 
 def refuse_gradient(parts: Sequence[str], step: int) -> NoReturn:
-    """Refuse to go on with gradients that are no finite numbers; the optimiser has not used them yet.
+    """Refuse to continue with gradients that are no finite numbers; the optimiser has not used them yet.
 
     `parts` are those that had some; none where each number is finite and only the norm of all is not.
     """
     what = f"gradients in the {' and '.join(parts)} part that are" if parts else "a gradient norm that is"
     raise UserError(
         f"step {step + 1}: found {what} not finite; expected finite numbers. The optimiser has not used them: the "
-        "checkpoints are intact, go on with --resume auto. Where it stops at the same step again, "
+        "checkpoints are intact, resume with --resume auto. Where it stops at the same step again, "
         "an operation overflows: try attn_implementation: eager, or dtype: float32 with bf16: false. Where grad_norm "
         "in the log grew before it, training diverges: lower learning_rate"
     )
