@@ -12,7 +12,7 @@ from eval.reporting.report import Images, write_report
 from eval.reporting.tables import print_comparison, print_summary
 from eval.rollouts.run_info import RunInfo
 from eval.scoring.comparison import compare_runs
-from eval.scoring.matching import Verdicts, judge
+from eval.scoring.matching import Verdicts, cut_at_first_error, judge
 from eval.scoring.metrics import compute_metrics
 from eval.step_result import NOT_RUN, StepResult
 from sft.actions import DEFAULT_ACTIONS, ActionType
@@ -52,7 +52,10 @@ def judge_run(run_dir: Path, results: Sequence[StepResult], run_info: RunInfo) -
             "scored; finish it with the command that started it"
         )
     actions = [ActionType(**a) for a in run_info.agent["actions"]] if run_info.agent else DEFAULT_ACTIONS
-    return Run(judge(results, actions), run_info)
+    verdicts = judge(results, actions)
+    if run_info.mode == "own_stop":  # a rollout that was killed after its last answer has not cut its tasks yet
+        verdicts = judge(cut_at_first_error(verdicts), actions)
+    return Run(verdicts, run_info)
 
 
 def publish_run(
