@@ -68,15 +68,18 @@ def merge(argv: list[str]) -> None:
     parser.add_argument("shards", type=Path, nargs="+", metavar="SHARD", help="the --output_dir of every shard")
     arguments = parser.parse_args(argv)
     if (arguments.run_dir / "steps.jsonl").exists():
-        raise UserError(f"{arguments.run_dir}: found a rollout; expected a new folder")
+        raise UserError(
+            f"{arguments.run_dir}: found a rollout; expected a new folder. To score this one again, give it alone: "
+            f"python eval/score.py {arguments.run_dir}"
+        )
     runs = {folder: load_run(folder) for folder in arguments.shards}
     run_info = merge_run_infos({folder: info for folder, (_, info) in runs.items()})
     results = [step for steps, _ in runs.values() for step in steps]
     results.sort(key=lambda step: (natural_key(step.task_id), step.index))
+    run = judge_run(arguments.run_dir, results, run_info)
     arguments.run_dir.mkdir(parents=True, exist_ok=True)
     write_run(arguments.run_dir, run_info)
     write_whole(arguments.run_dir / "steps.jsonl", "".join(map(format_result, results)))
-    run = judge_run(arguments.run_dir, results, run_info)
     metrics = publish_run(arguments.run_dir, run, **read_settings(arguments))
     if hash_model(run_info.model_path) == run_info.model_sha256:
         enter_results(run_info, metrics)
