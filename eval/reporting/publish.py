@@ -150,7 +150,7 @@ def describe_silence(results: Sequence[StepResult]) -> list[str]:
     silent = [step for step in run if not step.raw_text.strip()]
     if not silent:
         return []
-    told = f"{len(silent)} of {len(results)} answers are without text, and so count as unreadable."
+    told = f"{len(silent)} of {len(run)} answers are without text, and so count as unreadable."
     places = Counter(name for step in silent for name in step.said_elsewhere)
     places.update(f"finish_reason {s.finish_reason}" for s in silent if s.finish_reason not in ("stop", "length"))
     if places:
@@ -171,7 +171,7 @@ def refuse_all_errors(run_dir: Path, run: Run) -> None:
     if all(step.error is not None for step in steps):
         raise UserError(
             f"{run_dir}: found an error at every step; the first: {steps[0].error}; expected answers: its scores say "
-            "nothing of the model; mend the cause and roll out into another --output_dir"
+            "nothing of the model; fix the cause and roll out into another --output_dir"
         )
 
 
