@@ -56,7 +56,7 @@ def _build_argument_schema(name: str, values: tuple[str, ...]) -> dict[str, Any]
 
 
 class SchemaConstraint:
-    """Lets each answer of a batch go on only with tokens that the schema allows."""
+    """Restricts the next token of each answer of a batch to those that the schema allows."""
 
     def __init__(self, tokenizer: Any, schema: Mapping[str, Any], vocabulary_size: int):
         """Compile the schema.

@@ -40,7 +40,7 @@ class GeneratedAnswer:
 
 
 class Constraint(Protocol):
-    """Restricts what each answer of a batch may go on with."""
+    """Restricts the next token of each answer of a batch."""
 
     def start(self, n_answers: int) -> Any: ...
 
@@ -88,7 +88,7 @@ def generate_greedy(
     """Answer prompts greedily, each with at most `limit` tokens.
 
     The system message is run once, a screenshot that several prompts stand on is run once, and their keys and values
-    are copied. An answer that is complete leaves the batch, so that the others go on in a smaller one.
+    are copied. An answer that is complete leaves the batch, so that the others continue in a smaller one.
     """
     if len(prompts) > 1 and _is_too_wide(model, prompts, limit):
         half = len(prompts) // 2

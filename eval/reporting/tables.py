@@ -66,14 +66,14 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     console.print(table)
     for name, signs in comparison["tasks"].items():
         counts = ", ".join(f"{signs[sign]} {sign}" for sign in ("better", "same", "worse"))
-        console.print(Text(f"Tasks in which A has more steps right than B, {name}: {counts}."))
+        console.print(Text(f"Tasks by their number of right steps, A compared with B, {name}: {counts}."))
     console.print(Text("Numbers in %; in brackets the 95% interval, bootstrap over tasks, paired.", "dim"))
     for note in describe_intervals(comparison["matchers"]):
         console.print(Text(note, "dim"))
 
 
 def describe_progress(metrics: Mapping[str, Any]) -> str:
-    """Say in a few sentences how tasks go on from step to step."""
+    """Say in a few sentences how right and wrong steps follow one another."""
     progress = metrics["progress"]
 
     def rate(key: str) -> str:

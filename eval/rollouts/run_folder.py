@@ -1,4 +1,4 @@
-"""One rollout in one folder: goes on where it stopped, appends every step, ends in one order. Knows no metrics."""
+"""One rollout in one folder: resumes where it stopped, appends every step, ends in one order. Knows no metrics."""
 
 import fcntl
 import logging

@@ -1,4 +1,4 @@
-"""`run.json`: what a rollout ran on, and whether an interrupted one may go on. Knows nothing of models in memory."""
+"""`run.json`: what a rollout ran on, and whether an interrupted one may resume. Knows nothing of models in memory."""
 
 import hashlib
 import json
@@ -160,7 +160,7 @@ def read_earlier(output_dir: Path, info: RunInfo) -> RunInfo | None:
 
 
 def open_run(output_dir: Path, info: RunInfo) -> RunInfo:
-    """Start a run in a folder, or take up the one that stopped there; returns the run's `run.json`.
+    """Start a run in a folder, or resume the one that stopped there; returns the run's `run.json`.
 
     Raises:
         UserError: the folder holds a rollout of something else.

@@ -57,7 +57,7 @@ def walk_tasks(
     Each call of the policy answers one step of up to `batch_size` tasks, chosen anew each time from `POOL` times as
     many under way; a task that ends makes room for the next. In mode "own" the memory is made from the policy's
     answers, in "teacher" from the gold answers; in both it is made from earlier steps only. `done` holds the results
-    of an interrupted run: its steps are not answered again and the walk goes on with the memory they left.
+    of an interrupted rollout: its steps are not answered again, and the walk continues with the memory they left.
     """
     waiting, active = deque(trajectories), list[_Walk]()
     while active or waiting:

@@ -113,7 +113,7 @@ def _score_tasks(tasks: Verdicts, bootstrap: Bootstrap) -> dict[str, Any]:
 def _score_parts(
     tasks: Verdicts, find_part: Callable[[Sequence[Verdict]], str], bootstrap: Bootstrap
 ) -> dict[str, dict[str, Any]]:
-    """Score the tasks of each application, group or length apart; what has no label is scored as "(none)"."""
+    """Score the tasks of each application, group or length separately; what has no label is scored as "(none)"."""
     parts: defaultdict[str, Verdicts] = defaultdict(dict)
     for task_id, task in tasks.items():
         parts[find_part(task) or "(none)"][task_id] = task
