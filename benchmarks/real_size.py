@@ -5,8 +5,8 @@ python -m benchmarks.real_size WORK --tiny              # the same code with a t
 
 WORK gets the model folder (published config, chat template and BPE, the last from the package dashscope; random bf16
 weights, 17.5 GB), the adapter, the rollout and the merged model. Training uses recipes/qwen3vl.yaml on the
-demonstration's screens, at most 1,536 tokens a step. Each phase is a process of its own with a time limit; its result
-is written when it ends, and a phase that has finished is not run again when the same command is given again.
+demonstration's screens, at most 1,536 tokens per step. Each phase is a process of its own with a time limit; its
+result is written when it ends, and a phase that has finished is not run again when the same command is given again.
 
 Memory is sampled from outside: `anonymous` is what the process needs; what it maps of files beside that (the weights
 while they are read) the system may drop.

@@ -53,7 +53,7 @@ Plan = Mapping[str, Sequence[tuple[Action, str]]]  # plan item -> its actions, e
 
 @dataclass(frozen=True)
 class PracticeTask:
-    """A goal and its right answers, one a step; each answer carries the memory after its step."""
+    """A goal and its right answers, one per step; each answer carries the memory after its step."""
 
     instruction: str
     answers: tuple[Answer, ...]

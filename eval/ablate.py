@@ -126,7 +126,7 @@ def run(command: list[str], what: str) -> None:
     """Run a command and show its output.
 
     Raises:
-        UserError: it failed; what it said stands above.
+        UserError: it failed; its own output says why.
     """
     print(f"\n{what}: {shlex.join(command)}", flush=True)
     if code := subprocess.run(command).returncode:

@@ -181,7 +181,7 @@ def find_image_root(run_info: RunInfo) -> Path:
 
 
 def find_figures(run_info: RunInfo) -> list[Path]:
-    """Return the training curves that lie beside the model, where there are any."""
+    """Return the training curves in the model's folder, where there are any."""
     if not run_info.model_path:
         return []
     return [path for path in [Path(run_info.model_path) / "training_curves.png"] if path.is_file()]

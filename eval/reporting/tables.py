@@ -117,7 +117,7 @@ def _build_score_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def build_ablation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return one row a variant: its parts, SWA and TA with intervals, and what each is above `full`."""
+    """Return one row per variant: its parts, SWA and TA with intervals, and what each is above `full`."""
     table = _new_table(
         "Variant", "Short", "Long", "Elements", "Writer", *("SWA", "TA"), "SWA above full", "TA above full"
     )

@@ -38,8 +38,8 @@ def compare_logits(folder: Path, merged: Path, base: str, dtype: Any, check_csv:
     loaded.
 
     Returns:
-        One row a form, that of the unquantised base first: `form`, `max_gap`, `mean_gap`, `same_choice`, the share of
-        tokens with the same best one, and `spread`, the standard deviation of the adapter's logits.
+        One row per form, that of the unquantised base first: `form`, `max_gap`, `mean_gap`, `same_choice`, the share
+        of tokens with the same best one, and `spread`, the standard deviation of the adapter's logits.
     """
     trained = replace(load_model_settings(folder), model_name_or_path=base)
     forms = {f"adapter on the {dtype} base": replace(trained, load_in_4bit=False, dtype=dtype)}

@@ -103,7 +103,7 @@ def for_mode(info: RunInfo, mode: str) -> RunInfo:
 def for_shard(info: RunInfo, shard: int, num_shards: int, trajectories: Sequence[Trajectory]) -> RunInfo:
     """Describe the part of a rollout that one of several machines does; the hashes stay those of the whole data."""
     if not trajectories:
-        raise UserError(f"--num_shards: found {num_shards} for {info.n_tasks} tasks; expected at most one a task")
+        raise UserError(f"--num_shards: found {num_shards} for {info.n_tasks} tasks; expected at most one per task")
     n_steps = sum(len(t.steps) for t in trajectories)
     return replace(info, shard=[shard, num_shards], n_tasks=len(trajectories), n_steps=n_steps).seal()
 

@@ -14,7 +14,7 @@ from sft.memory import EMPTY_MEMORY, Memory, lagged, memory_chars
 
 Mode = Literal["teacher", "own"]
 
-POOL = 4  # tasks under way for each place in a batch: enough to find some that stand on the same screenshot
+POOL = 4  # tasks under way for each place in a batch: enough to find some that show the same screenshot
 
 
 @dataclass
@@ -115,7 +115,7 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
     parsed = parse_answer(raw.text, agent, is_truncated=raw.finish_reason == "length")
     problem = parsed.problem
     if raw.said_elsewhere and not raw.text.strip():
-        problem = f"no text in the answer; what the server said stands in {', '.join(raw.said_elsewhere)}"
+        problem = f"no text in the answer; what the server said is in {', '.join(raw.said_elsewhere)}"
     walk.next_index += 1
     if mode != "teacher":
         walk.answers.append(parsed.answer)

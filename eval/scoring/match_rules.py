@@ -141,7 +141,7 @@ def load_synonyms(path: Path) -> dict[str, str]:
         Each normalised label of a row to the row's own.
 
     Raises:
-        UserError: the file is no such object, or a label stands in two rows.
+        UserError: the file is no such object, or a label is in two rows.
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
