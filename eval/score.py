@@ -18,7 +18,7 @@ from typing import Any
 from eval.reporting.publish import enter_results, judge_run, publish_comparison, publish_run
 from eval.rollouts.run_folder import load_run
 from eval.rollouts.run_info import hash_model, merge_run_infos, write_run
-from eval.scoring.match_rules import build_variants, load_synonyms
+from eval.scoring.match_rules import build_rules, load_synonyms
 from eval.step_result import format_result
 from sft.data.load import natural_key
 from sft.errors import UserError, run_command
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
 def score(argv: list[str]) -> None:
     parser = build_parser()
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="the --output_dir of a rollout")
-    names = [variant.name for variant in build_variants({"": ""})]
+    names = [rule.name for rule in build_rules({"": ""})]
     parser.add_argument("--matcher", nargs="+", choices=names, default=[], help="rules to print [all]", metavar="NAME")
     parser.add_argument("--synonyms", type=Path, help="JSON object: label -> list of labels that mean the same")
     arguments = parser.parse_args(argv)

@@ -6,7 +6,7 @@ import pytest
 from rollout_samples import judge, make_step, make_task
 
 from eval.score import main
-from eval.scoring.match_rules import build_variants, load_synonyms
+from eval.scoring.match_rules import build_rules, load_synonyms
 from eval.scoring.metrics import compute_metrics
 from sft.actions import DEFAULT_ACTIONS, ActionType, parse_action
 from sft.errors import UserError
@@ -131,7 +131,7 @@ def test_synonyms_come_from_the_table_alone(tmp_path):
 
 
 def test_every_rule_says_its_version_and_threshold():
-    rules = {v.name: (v.version, v.threshold) for v in build_variants()}
+    rules = {v.name: (v.version, v.threshold) for v in build_rules()}
     assert rules["action_target_fuzzy"] == ("1", 90) and rules["text_anls"] == ("1", 0.5)
     assert rules["text_token_f1"] == ("1", 0.5) and rules["point_0.14"] == ("1", 0.14)
     assert rules["action"] == ("1", None)

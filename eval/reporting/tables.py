@@ -32,7 +32,9 @@ def print_summary(metrics: Mapping[str, Any], shown: Sequence[str] = ()) -> None
         Text(f"{metrics['n_tasks']} tasks, {metrics['n_steps']} steps, memory mode {metrics['mode']}", "bold")
     )
     console.print(_build_score_table(metrics))
-    console.print(_build_variant_table([v for v in metrics["variants"] if (v["name"] in shown if shown else v["n"])]))
+    console.print(
+        _build_rule_table([rule for rule in metrics["variants"] if (rule["name"] in shown if shown else rule["n"])])
+    )
     kinds = [kind for kind in ("per_group", "per_application") if len(metrics[kind]) > 1]
     for kind in kinds:
         console.print(_build_part_table(metrics[kind]))
@@ -133,13 +135,13 @@ def build_ablation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _build_variant_table(variants: Sequence[Mapping[str, Any]]) -> Table:
+def _build_rule_table(rules: Sequence[Mapping[str, Any]]) -> Table:
     table = _new_table("Rule, version, threshold", "Steps", "Right", "Above action")
-    for variant in variants:
-        threshold = "" if variant["threshold"] is None else f", {variant['threshold']:g}"
-        right = variant["rate"].format() if variant["rate"] else "not applicable"
-        above = variant["over_action"].format(signed=True) if variant["over_action"] else ""
-        table.add_row(f"{variant['name']} v{variant['version']}{threshold}", str(variant["n"]), right, above)
+    for rule in rules:
+        threshold = "" if rule["threshold"] is None else f", {rule['threshold']:g}"
+        right = rule["rate"].format() if rule["rate"] else "not applicable"
+        above = rule["over_action"].format(signed=True) if rule["over_action"] else ""
+        table.add_row(f"{rule['name']} v{rule['version']}{threshold}", str(rule["n"]), right, above)
     return table
 
 

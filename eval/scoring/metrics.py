@@ -20,7 +20,7 @@ from eval.scoring.breakdowns import (
     describe_answers,
     describe_memory,
 )
-from eval.scoring.match_rules import build_variants, score_variants
+from eval.scoring.match_rules import build_rules, score_rules
 from eval.scoring.matching import HEADLINE, MATCHERS, OUTCOMES, Verdict, Verdicts
 from sft.data.load import natural_key
 from sft.errors import UserError
@@ -60,7 +60,7 @@ def compute_metrics(
         "per_step_index": compute_per_step_index(verdicts),
         "confusion": compute_confusion(verdicts),
         "progress": compute_progress(tasks, bootstrap),
-        "variants": score_variants(tasks, build_variants(synonyms), bootstrap),
+        "variants": score_rules(tasks, build_rules(synonyms), bootstrap),
         "answers": describe_answers(steps),
         "memory": describe_memory(steps),
     }
