@@ -38,6 +38,8 @@ def score(argv: list[str]) -> None:
     parser.add_argument("--matcher", nargs="+", choices=names, default=[], help="rules to print [all]", metavar="NAME")
     parser.add_argument("--synonyms", type=Path, help="JSON object: label -> list of labels that mean the same")
     arguments = parser.parse_args(argv)
+    if "action_target_synonyms" in arguments.matcher and not arguments.synonyms:
+        parser.error("--matcher action_target_synonyms: found no --synonyms; expected its table of labels")
     publish_run(
         arguments.run_dir,
         judge_run(arguments.run_dir, *load_run(arguments.run_dir)),

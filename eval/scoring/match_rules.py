@@ -49,8 +49,8 @@ def build_rules(synonyms: Synonyms | None = None) -> list[Rule]:
     """Return every rule. `synonyms` maps a normalised label to the one it stands for (`load_synonyms`)."""
 
     def main(name: str) -> Rule:
-        text = MATCHERS[name].description
-        return Rule(name, "1", "step", text, None, lambda _: True, lambda verdict, _: verdict.is_right(name))
+        version, text = MATCHERS[name].version, MATCHERS[name].description
+        return Rule(name, version, "step", text, None, lambda _: True, lambda verdict, _: verdict.is_right(name))
 
     def step(name: str, description: str, is_right: _ActionRule, least: float | None = None) -> Rule:
         return Rule(name, "1", "step", description, least, lambda _: True, lambda v, p: is_right(v.wanted, p))
