@@ -1,8 +1,8 @@
 """How does a score move with the rule? Other definitions of "right", scored on the same tasks and draws.
 
 Two kinds. A *step* rule judges every step, as the two main matchers do. A *part* rule judges one part of an action on
-the steps whose gold has that part, whatever was answered: on those a wrong action type or an unreadable answer without
-that part is wrong, so that nothing leaves the denominator.
+the steps whose gold has that part, whatever was answered: there an answer that lacks the part or cannot be read is
+wrong, so that nothing leaves the denominator. It does not ask whether the action type is right.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Verdicts to numbers: SWA, TA, baselines, intervals, tables. Knows nothing of models or files; numpy only.
+"""Verdicts to numbers: SWA, TA, baselines, intervals, tables. Knows nothing of models or files.
 
 Every rate is a fraction in 0..1. `docs/evaluation.md` defines each number by formula.
 """
