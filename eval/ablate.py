@@ -59,10 +59,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--launch", default=sys.executable, help="what starts a training [python]; e.g. accelerate launch"
     )
     parser.add_argument("--batch_size", type=int, default=16, help="steps answered at once in the rollout [16]")
-    parser.add_argument("--max_tasks", type=int, help="roll out only the first tasks")
+    parser.add_argument("--max_tasks", type=int, help="roll out only the first so many tasks")
     arguments = parser.parse_args(argv)
     if "full" not in arguments.variants:
         parser.error("--variants: found no full; expected it among them: every difference is to it")
+    for name in ("batch_size", "max_tasks"):
+        if (number := getattr(arguments, name)) is not None and number < 1:
+            parser.error(f"--{name}: found {number}; expected at least 1")
     return arguments
 
 
