@@ -67,7 +67,7 @@ def parse_result(line: str) -> StepResult:
     """Read the line that `format_result` wrote.
 
     Raises:
-        ValueError, TypeError, KeyError: the line is not one.
+        ValueError, TypeError, KeyError, AttributeError: the line is not one.
     """
     values = json.loads(line)
     actions = {name: _parse_action(values[name]) for name in ("gold", "predicted")}
@@ -87,13 +87,16 @@ def load_results(path: Path) -> Iterator[StepResult]:
     Raises:
         UserError: a line before the last one cannot be read, or a step is in two lines.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     seen: dict[tuple[str, int], int] = {}
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            result = parse_result(line)
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}:{number}: found a line that is no step result ({error})") from error
+            result = parse_result(line.decode("utf-8"))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path}:{number}: found a line that is no step result ({error}); expected what the rollout wrote: "
+                "restore the file, or delete it and roll out again"
+            ) from error
         first = seen.setdefault((result.task_id, result.index), number)
         if first != number:
             raise UserError(
