@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.machine import describe_machine, publish, save
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes/qwen3vl.yaml"
@@ -59,8 +59,7 @@ def main() -> None:
     table = [{name: row[name] for name in ("phase", "seconds", "anonymous_gb", "with_files_gb")} for row in rows]
     publish(f"{size}, on the CPU", table, describe_machine(), None)
     if arguments.json:
-        content = {"title": size, "machine": describe_machine(), "rows": rows}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        save(size, rows, describe_machine(), arguments.json)
 
 
 def run_phase(phase: str, work: Path, tiny: bool) -> dict[str, Any]:
