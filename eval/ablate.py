@@ -98,7 +98,10 @@ def find_models(arguments: argparse.Namespace) -> dict[str, Path]:
     for given in arguments.model:
         name, _, folder = given.partition("=")
         if name not in VARIANTS or not is_trained(Path(folder)):
-            raise UserError(f"--model: found {given}; expected VARIANT=FOLDER, the folder with a trained model")
+            raise UserError(
+                f"--model: found {given}; expected VARIANT=FOLDER, one of {', '.join(VARIANTS)} and the folder with a "
+                "trained model"
+            )
         models[name] = Path(folder)
     return models
 

@@ -118,12 +118,18 @@ def merge_run_infos(infos: Mapping[Path, RunInfo]) -> RunInfo:
     shards, ends = [], []
     for path, info in infos.items():
         if info.shard is None or info.finished is None:
-            raise UserError(f"{path}: found no finished shard; expected one that --num_shards wrote")
+            raise UserError(
+                f"{path}: found no finished shard; expected one that --num_shards wrote: a shard that was stopped is "
+                "resumed by its own command"
+            )
         shards.append(info.shard)
         ends.append(info.finished)
         whole = replace(info, shard=first.shard, n_tasks=first.n_tasks, n_steps=first.n_steps)
         if different := _list_differences(whole, first):
-            raise UserError(f"{path}: found another rollout than in {first_path} (different: {', '.join(different)})")
+            raise UserError(
+                f"{path}: found another rollout than in {first_path} (different: {', '.join(different)}); expected "
+                "shards of one rollout: leave this one out, or roll it out again as the others were"
+            )
     expected = [[i, shards[0][1]] for i in range(shards[0][1])]
     if sorted(shards) != expected:
         raise UserError(f"found the shards {sorted(shards)}; expected each of {expected} once")
