@@ -1,4 +1,4 @@
-"""Trainer callbacks that time optimiser steps. Apart, so that no command line waits for transformers."""
+"""Trainer callbacks that time optimiser steps. In a file of their own: no command line waits for transformers."""
 
 import time
 from multiprocessing.connection import Connection

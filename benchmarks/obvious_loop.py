@@ -7,7 +7,7 @@ from eval.policies.policy import RawAnswer, StepRequest
 
 
 class ObviousLoop:
-    """One step at a time through `generate`, which goes on to the end-of-turn token."""
+    """One step at a time through `generate`, which runs to the end-of-turn token."""
 
     def __init__(self, policy: ModelPolicy):
         self.model, self.encoder = policy.model, policy.encoder

@@ -5,8 +5,8 @@ python -m benchmarks.real_size WORK --tiny              # the same code with a t
 
 WORK gets the model folder (published config, chat template and BPE, the last from the package dashscope; random bf16
 weights, 17.5 GB), the adapter, the rollout and the merged model. Training uses recipes/qwen3vl.yaml on the
-demonstration's screens, at most 1,536 tokens a step. Each phase is a process of its own with a time limit; its result
-is written when it ends, and a phase that has finished is not run again when the same command is given again.
+demonstration's screens, at most 1,536 tokens per step. Each phase is a process of its own with a time limit; its
+result is written when it ends, and a phase that has finished is not run again when the same command is given again.
 
 Memory is sampled from outside: `anonymous` is what the process needs; what it maps of files beside that (the weights
 while they are read) the system may drop.
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.machine import describe_machine, publish, save
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes/qwen3vl.yaml"
@@ -59,8 +59,7 @@ def main() -> None:
     table = [{name: row[name] for name in ("phase", "seconds", "anonymous_gb", "with_files_gb")} for row in rows]
     publish(f"{size}, on the CPU", table, describe_machine(), None)
     if arguments.json:
-        content = {"title": size, "machine": describe_machine(), "rows": rows}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        save(size, rows, describe_machine(), arguments.json)
 
 
 def run_phase(phase: str, work: Path, tiny: bool) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def build_encoder(model_folder: Path) -> Any:
 
 
 def build_rows(encoder: Any, images: Sequence[Path]) -> list[dict[str, Any]]:
-    """Build one training row an image, in the columns of `build_step_rows`: the second step of a task on it."""
+    """Build one training row per image, in the columns of `build_step_rows`: the second step of a task on it."""
     from sft.actions import Action
     from sft.answers import Answer
     from sft.batches.examples import build_examples

@@ -8,7 +8,7 @@ from demo.practice_procedures import PROCEDURES
 from sft.actions import Action
 from sft.agent import AgentConfig
 from sft.answers import Answer, format_answer
-from sft.memory import EMPTY_MEMORY, Memory, update
+from sft.memory import Memory, lagged
 from sft.prompts import Message, build_prompt
 
 CLAUSES = {
@@ -53,7 +53,7 @@ Plan = Mapping[str, Sequence[tuple[Action, str]]]  # plan item -> its actions, e
 
 @dataclass(frozen=True)
 class PracticeTask:
-    """A goal and its right answers, one a step; each answer carries the memory after its step."""
+    """A goal and its right answers, one per step; each answer carries the memory after its step."""
 
     instruction: str
     answers: tuple[Answer, ...]
@@ -105,10 +105,8 @@ def build_step(
 
 
 def remember(task: PracticeTask, step: int, agent: AgentConfig) -> Memory:
-    """Return the memory before a step whose steps before were all right."""
-    memory: Memory = EMPTY_MEMORY
-    for answer in task.answers[:step]:
-        memory = update(memory, answer, agent.memory_writer, agent.memory_budget_chars)
+    """Return the memory that a step is shown where all steps before it were right."""
+    *_, memory = lagged(task.answers[:step], agent.memory_writer, agent.memory_budget_chars)
     return memory
 
 

@@ -101,9 +101,9 @@ def parse_arguments() -> argparse.Namespace:
         type=float,
         nargs=2,
         default=(0.9, 0.1),
-        help="share of copying in the former, at first and half-way",
+        help="share of copying among exercises without a screenshot: at first, and from half-way on",
     )
-    parser.add_argument("--planning", type=float, default=0.6, help="share of planning in the rest of them")
+    parser.add_argument("--planning", type=float, default=0.6, help="share of planning among the rest of these")
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

@@ -4,7 +4,7 @@ python eval/ablate.py RECIPE.yaml --test_csv test.csv --output_dir ablations/ [-
 
 Each variant is the recipe with the settings below, trained into OUTPUT_DIR/VARIANT/model and rolled out into
 OUTPUT_DIR/VARIANT/rollout. A variant that is trained already, there or in a folder given by `--model VARIANT=FOLDER`,
-is taken as it is; a training or rollout that was stopped goes on. Ends with ablations.json and a table with 95 %
+is taken as it is; a training or rollout that was stopped is resumed. Ends with ablations.json and a table with 95 %
 intervals, in which each difference is to `full`, paired by task.
 
   full            the recipe with both memories, written by the model, without detected elements
@@ -59,10 +59,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--launch", default=sys.executable, help="what starts a training [python]; e.g. accelerate launch"
     )
     parser.add_argument("--batch_size", type=int, default=16, help="steps answered at once in the rollout [16]")
-    parser.add_argument("--max_tasks", type=int, help="roll out only the first tasks")
+    parser.add_argument("--max_tasks", type=int, help="roll out only the first so many tasks")
     arguments = parser.parse_args(argv)
     if "full" not in arguments.variants:
         parser.error("--variants: found no full; expected it among them: every difference is to it")
+    for name in ("batch_size", "max_tasks"):
+        if (number := getattr(arguments, name)) is not None and number < 1:
+            parser.error(f"--{name}: found {number}; expected at least 1")
     return arguments
 
 
@@ -95,7 +98,10 @@ def find_models(arguments: argparse.Namespace) -> dict[str, Path]:
     for given in arguments.model:
         name, _, folder = given.partition("=")
         if name not in VARIANTS or not is_trained(Path(folder)):
-            raise UserError(f"--model: found {given}; expected VARIANT=FOLDER, the folder with a trained model")
+            raise UserError(
+                f"--model: found {given}; expected VARIANT=FOLDER, one of {', '.join(VARIANTS)} and the folder with a "
+                "trained model"
+            )
         models[name] = Path(folder)
     return models
 
@@ -126,11 +132,11 @@ def run(command: list[str], what: str) -> None:
     """Run a command and show its output.
 
     Raises:
-        UserError: it failed; what it said stands above.
+        UserError: it failed; its own output says why.
     """
     print(f"\n{what}: {shlex.join(command)}", flush=True)
     if code := subprocess.run(command).returncode:
-        raise UserError(f"{what}: found exit code {code}; mend what it says above and give the same command again")
+        raise UserError(f"{what}: found exit code {code}; fix what it says above and give the same command again")
 
 
 def check_variant(name: str, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 python eval/rollout.py --model_path outputs/qwen3vl --test_csv test.csv --output_dir results/
 
-A run that was stopped goes on where it stopped when the same command is given again. `--self_check` instead of
+The same command, given again, resumes a rollout that was stopped. `--self_check` instead of
 `--output_dir` checks the evaluation itself on the data, and with --model_path that answers do not depend on the batch.
 """
 
@@ -10,7 +10,7 @@ import argparse
 import sys
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval.reporting.publish import enter_results, judge_run, publish_comparison, publish_run, refuse_all_errors
 from eval.rollouts.metering import meter, record_rollout
@@ -27,7 +27,11 @@ from sft.data.problems import QUARANTINE_NAME, write_quarantine
 from sft.errors import run_command
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from eval.policies.policy import Policy
+
+    BuildPolicy = Callable[[], Policy]
 
 
 def main(argv: list[str]) -> None:
@@ -82,7 +86,7 @@ def roll_out(
     info: RunInfo,
     agent: AgentConfig,
     trajectories: list[Trajectory],
-    build: Any,
+    build: "BuildPolicy",
 ) -> None:
     """Answer what is left to answer, score it and write everything a run publishes."""
     if arguments.mode == "all":
@@ -96,7 +100,7 @@ def roll_out(
 
 
 def run_self_check(
-    arguments: argparse.Namespace, agent: AgentConfig, trajectories: list[Trajectory], build: Any
+    arguments: argparse.Namespace, agent: AgentConfig, trajectories: list[Trajectory], build: "BuildPolicy"
 ) -> None:
     """Print every check; end with exit code 1 where one fails."""
     from eval.rollouts.self_check import run_self_checks
@@ -117,7 +121,7 @@ def run_all_modes(
     info: RunInfo,
     agent: AgentConfig,
     trajectories: list[Trajectory],
-    build: Any,
+    build: "BuildPolicy",
 ) -> None:
     """Run each mode in a folder of its own, on one loaded model, and report the exposure gap: teacher against own."""
     runs, metrics = {}, {}

@@ -18,7 +18,7 @@ from typing import Any
 from eval.reporting.publish import enter_results, judge_run, publish_comparison, publish_run
 from eval.rollouts.run_folder import load_run
 from eval.rollouts.run_info import hash_model, merge_run_infos, write_run
-from eval.scoring.match_rules import build_variants, load_synonyms
+from eval.scoring.match_rules import build_rules, load_synonyms
 from eval.step_result import format_result
 from sft.data.load import natural_key
 from sft.errors import UserError, run_command
@@ -34,10 +34,12 @@ def main(argv: list[str]) -> None:
 def score(argv: list[str]) -> None:
     parser = build_parser()
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="the --output_dir of a rollout")
-    names = [variant.name for variant in build_variants({"": ""})]
+    names = [rule.name for rule in build_rules({"": ""})]
     parser.add_argument("--matcher", nargs="+", choices=names, default=[], help="rules to print [all]", metavar="NAME")
     parser.add_argument("--synonyms", type=Path, help="JSON object: label -> list of labels that mean the same")
     arguments = parser.parse_args(argv)
+    if "action_target_synonyms" in arguments.matcher and not arguments.synonyms:
+        parser.error("--matcher action_target_synonyms: found no --synonyms; expected its table of labels")
     publish_run(
         arguments.run_dir,
         judge_run(arguments.run_dir, *load_run(arguments.run_dir)),
@@ -68,15 +70,18 @@ def merge(argv: list[str]) -> None:
     parser.add_argument("shards", type=Path, nargs="+", metavar="SHARD", help="the --output_dir of every shard")
     arguments = parser.parse_args(argv)
     if (arguments.run_dir / "steps.jsonl").exists():
-        raise UserError(f"{arguments.run_dir}: found a rollout; expected a new folder")
+        raise UserError(
+            f"{arguments.run_dir}: found a rollout; expected a new folder. To score this one again, give it alone: "
+            f"python eval/score.py {arguments.run_dir}"
+        )
     runs = {folder: load_run(folder) for folder in arguments.shards}
     run_info = merge_run_infos({folder: info for folder, (_, info) in runs.items()})
     results = [step for steps, _ in runs.values() for step in steps]
     results.sort(key=lambda step: (natural_key(step.task_id), step.index))
+    run = judge_run(arguments.run_dir, results, run_info)
     arguments.run_dir.mkdir(parents=True, exist_ok=True)
     write_run(arguments.run_dir, run_info)
     write_whole(arguments.run_dir / "steps.jsonl", "".join(map(format_result, results)))
-    run = judge_run(arguments.run_dir, results, run_info)
     metrics = publish_run(arguments.run_dir, run, **read_settings(arguments))
     if hash_model(run_info.model_path) == run_info.model_sha256:
         enter_results(run_info, metrics)
@@ -89,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap [0]")
     parser.add_argument("--n_resamples", type=int, default=10_000, help="resamples of the bootstrap [10000]")
-    parser.add_argument("--report_images", choices=["embed", "link"], default="embed", help="screenshots [embed]")
+    parser.add_argument("--report_images", choices=["embed", "link"], default="embed", help="of report.html [embed]")
     return parser
 
 

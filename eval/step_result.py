@@ -22,8 +22,8 @@ class StepResult:
     `parse_status` is one of ok, no_json, no_action, truncated, not_run; `left_out` names the parts of a read answer
     that could not be taken ("target", an argument, "short_term", "long_term"). `error` is the message of a policy that
     failed, else None. `bbox` is [x1, y1, x2, y2] and `screen` [width, height], in pixels, both None where the data has
-    none. `latency_s` is the step's share of its batch's generation time. `said_elsewhere` is what a server said beside
-    the answer, by where it stood: a thought, a call of a tool; it is not scored.
+    none. `latency_s` is the step's share of its batch's generation time. `said_elsewhere` is what a server said
+    outside the answer's text, by where: a thought, a tool call; it is not scored.
     """
 
     task_id: str
@@ -51,7 +51,7 @@ class StepResult:
     said_elsewhere: dict[str, str] = field(default_factory=dict)
 
     def as_not_run(self, memory: dict[str, Any]) -> "StepResult":
-        """Return the step as if it had never been answered, with the memory that stood then."""
+        """Return the step as if it had never been answered, with the memory as it was then."""
         required = [f.name for f in fields(self) if f.default is MISSING and f.default_factory is MISSING]
         known = {name: getattr(self, name) for name in required}
         return StepResult(**{**known, "memory_before": memory, "memory_after": memory})
@@ -67,7 +67,7 @@ def parse_result(line: str) -> StepResult:
     """Read the line that `format_result` wrote.
 
     Raises:
-        ValueError, TypeError, KeyError: the line is not one.
+        ValueError, TypeError, KeyError, AttributeError: the line is not one.
     """
     values = json.loads(line)
     actions = {name: _parse_action(values[name]) for name in ("gold", "predicted")}
@@ -85,15 +85,18 @@ def load_results(path: Path) -> Iterator[StepResult]:
     """Yield the results of `steps.jsonl`; a last line that was cut off by a kill is left out.
 
     Raises:
-        UserError: a line before the last one cannot be read, or a step stands in two lines.
+        UserError: a line before the last one cannot be read, or a step is in two lines.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     seen: dict[tuple[str, int], int] = {}
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            result = parse_result(line)
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}:{number}: found a line that is no step result ({error})") from error
+            result = parse_result(line.decode("utf-8"))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path}:{number}: found a line that is no step result ({error}); expected what the rollout wrote: "
+                "restore the file, or delete it and roll out again"
+            ) from error
         first = seen.setdefault((result.task_id, result.index), number)
         if first != number:
             raise UserError(

@@ -75,6 +75,15 @@ def test_a_folder_without_a_model_is_refused(folder):
         main([*command, "--model", f"full={folder}"])
 
 
+@pytest.mark.parametrize("option", ["--max_tasks", "--batch_size"])
+def test_rollout_of_nothing_is_refused_before_anything_is_trained(folder, option, capsys):
+    command = [str(folder / "recipe.yaml"), "--output_dir", str(folder / "out"), "--test_csv", "unused.csv"]
+    with pytest.raises(SystemExit):
+        main([*command, option, "0"])
+    assert f"{option}: found 0; expected at least 1" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
 def test_every_variant_differs_from_full_in_what_its_name_says():
     changed = {n: {k for k, v in s.items() if v != VARIANTS["full"][k]} for n, s in VARIANTS.items()}
     assert changed == {

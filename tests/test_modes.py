@@ -106,6 +106,18 @@ def test_own_stop_resumes_after_a_kill(csv, tasks, tmp_path, n_done):
     assert roll_out(csv, tmp_path / "whole", policy, "own_stop") == whole  # cut already
 
 
+def test_own_stop_is_scored_as_cut_where_a_kill_came_before_the_cut(csv, tmp_path, monkeypatch):
+    monkeypatch.setattr(rollout, "build_policy", lambda _, __, tasks: WrongAt(tasks, {(tasks[0].task_id, 1)}))
+    common = ["--policy", "replay", "--test_csv", str(csv), "--output_dir"]
+    for mode in ("own", "own_stop"):
+        main([*common, str(tmp_path / mode), "--mode", mode])
+    expected = json.loads((tmp_path / "own_stop/metrics.json").read_text())
+    (tmp_path / "own_stop/steps.jsonl").write_bytes((tmp_path / "own/steps.jsonl").read_bytes())
+    score([str(tmp_path / "own_stop")])
+    assert json.loads((tmp_path / "own_stop/metrics.json").read_text()) == expected
+    assert expected["outcomes"]["not_run"] == 1
+
+
 @pytest.mark.parametrize("mode", ["teacher", "own"])
 def test_replay_is_all_right_in_every_mode(tasks, mode):
     results = walk(tasks, ReplayPolicy(tasks, AGENT), mode)

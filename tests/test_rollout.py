@@ -220,7 +220,7 @@ def test_step_that_stands_twice_is_named_with_a_way_out(tasks_csv, tmp_path):
     _roll_out(tasks_csv, tmp_path, "--policy", "replay")
     steps = tmp_path / "steps.jsonl"
     lines = steps.read_text().splitlines(keepends=True)
-    for kept in (lines, lines[:5]):  # a whole run and one that is to go on
+    for kept in (lines, lines[:5]):  # a whole run and one that is to resume
         steps.write_text("".join([*kept, lines[2]]))
         with pytest.raises(UserError, match=rf":{len(kept) + 1}: found step 3 of task t1 again.*Delete this file"):
             _roll_out(tasks_csv, tmp_path, "--policy", "replay")

@@ -94,6 +94,7 @@ def test_scoring_imports_no_model_library():
         (lambda run: (run / "run.json").write_text("{"), "run.json: found no JSON"),
         (lambda run: (run / "run.json").write_text("{}"), "run.json: found no image_root, mode, model_path"),
         (lambda run: (run / "steps.jsonl").write_text("{}\n"), "steps.jsonl:1: found a line that is no step result"),
+        (lambda run: (run / "steps.jsonl").write_bytes(b"\xff\n"), "steps.jsonl:1: found a line .* roll out again"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_in_one_message(run_dir, spoil, message):

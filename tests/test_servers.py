@@ -252,9 +252,9 @@ def test_what_a_server_says_elsewhere_is_kept_and_told_and_not_scored(roll_out, 
         steps, metrics = roll_out(server)
     assert metrics["outcomes"]["unparsable"] == 3
     assert all(step["raw_text"] == "" and step["said_elsewhere"][where] for step in steps)
-    assert steps[0]["parse_problem"] == f"no text in the answer; what the server said stands in {where}"
+    assert steps[0]["parse_problem"] == f"no text in the answer; what the server said is in {where}"
     assert [record.getMessage() for record in caplog.records if "without text" in record.getMessage()] == [
-        f"{server.url}/chat/completions: found an answer without text; what the server said stands in {where}: it is "
+        f"{server.url}/chat/completions: found an answer without text; what the server said is in {where}: it is "
         "kept in steps.jsonl and not scored. Switch off its parser of thoughts or tool calls (docs/serving.md)"
     ]
     out = " ".join(capsys.readouterr().out.split())

@@ -6,7 +6,8 @@ import pytest
 from rollout_samples import judge, make_step, make_task
 
 from eval.score import main
-from eval.scoring.match_rules import build_variants, load_synonyms
+from eval.scoring.match_rules import build_rules, load_synonyms
+from eval.scoring.matching import MATCHERS
 from eval.scoring.metrics import compute_metrics
 from sft.actions import DEFAULT_ACTIONS, ActionType, parse_action
 from sft.errors import UserError
@@ -131,16 +132,19 @@ def test_synonyms_come_from_the_table_alone(tmp_path):
 
 
 def test_every_rule_says_its_version_and_threshold():
-    rules = {v.name: (v.version, v.threshold) for v in build_variants()}
+    rules = {rule.name: (rule.version, rule.threshold) for rule in build_rules()}
     assert rules["action_target_fuzzy"] == ("1", 90) and rules["text_anls"] == ("1", 0.5)
     assert rules["text_token_f1"] == ("1", 0.5) and rules["point_0.14"] == ("1", 0.14)
-    assert rules["action"] == ("1", None)
+    assert all(rules[name] == (matcher.version, None) for name, matcher in MATCHERS.items())
 
 
-def test_an_unknown_rule_is_refused_by_the_command(capsys):
+@pytest.mark.parametrize(
+    ("rule", "message"), [("guess", "action_target_fuzzy"), ("action_target_synonyms", "found no --synonyms")]
+)
+def test_rule_that_cannot_be_printed_is_refused_by_the_command(capsys, rule, message):
     with pytest.raises(SystemExit):
-        main(["run", "--matcher", "guess"])
-    assert "action_target_fuzzy" in capsys.readouterr().err
+        main(["run", "--matcher", rule])
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("written", [[1], [1, 2, 3], [1, 1001], ["1", 2], "1,2", [True, 2], [float("nan"), 1]])

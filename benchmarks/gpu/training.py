@@ -241,7 +241,7 @@ class _Figures:
         self.noted.update(figures)
 
     def log(self, **fields: Any) -> None:
-        """Keep no course."""
+        """Ignore it: nobody reads how the figures went."""
 
 
 def _divide(number: float | None, by: float | None) -> float | None:

@@ -23,7 +23,7 @@ _ANY = {
 
 
 def build_answer_schema(agent: AgentConfig) -> dict[str, Any]:
-    """Return the schema of an answer: one alternative an action type, keys in their order.
+    """Return the schema of an answer: one alternative per action type, keys in their order.
 
     An action's arguments are optional, as in the data; the memory parts the agent writes are required objects. An
     empty target is admitted: xgrammar's strings of a least length may hold control characters, which JSON may not.
@@ -56,7 +56,7 @@ def _build_argument_schema(name: str, values: tuple[str, ...]) -> dict[str, Any]
 
 
 class SchemaConstraint:
-    """Lets each answer of a batch go on only with tokens that the schema allows."""
+    """Restricts the next token of each answer of a batch to those that the schema allows."""
 
     def __init__(self, tokenizer: Any, schema: Mapping[str, Any], vocabulary_size: int):
         """Compile the schema.

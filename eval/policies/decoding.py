@@ -40,7 +40,7 @@ class GeneratedAnswer:
 
 
 class Constraint(Protocol):
-    """Restricts what each answer of a batch may go on with."""
+    """Restricts the next token of each answer of a batch."""
 
     def start(self, n_answers: int) -> Any: ...
 
@@ -52,7 +52,7 @@ class Constraint(Protocol):
 class AnswerEnd:
     """Finds where an answer is complete: at a token that ends it, or where the object that will be read closes.
 
-    `end_ids` are the model's own ends beside the tokenizer's end of turn (`read_end_ids`).
+    `end_ids` are the model's own ends, in addition to the tokenizer's end of turn (`read_end_ids`).
     """
 
     def __init__(self, tokenizer: Any, end_ids: Collection[int] = ()):
@@ -71,10 +71,10 @@ class AnswerEnd:
 
 
 def read_end_ids(model: Any) -> list[int]:
-    """Return the tokens that a model's generation config says end its answers; nothing else of it acts here.
+    """Return the tokens that a model's generation config says end its answers; nothing else in it is used.
 
-    The published Qwen models name `<|endoftext|>` beside `<|im_end|>`, and sampling defaults, which greedy decoding
-    does not use.
+    The published Qwen models name `<|endoftext|>` as well as `<|im_end|>`, and sampling defaults, which greedy
+    decoding does not use.
     """
     config = getattr(model, "generation_config", None)
     ids = config.eos_token_id if config is not None else None
@@ -87,8 +87,8 @@ def generate_greedy(
 ) -> list[GeneratedAnswer]:
     """Answer prompts greedily, each with at most `limit` tokens.
 
-    The system message is run once, a screenshot that several prompts stand on is run once, and their keys and values
-    are copied. An answer that is complete leaves the batch, so that the others go on in a smaller one.
+    The system message is run once, a screenshot that several prompts show is run once, and their keys and values
+    are copied. An answer that is complete leaves the batch, so that the others continue in a smaller one.
     """
     if len(prompts) > 1 and _is_too_wide(model, prompts, limit):
         half = len(prompts) // 2

@@ -90,9 +90,7 @@ def build_constraint(model: Any, encoder: StepEncoder) -> SchemaConstraint:
 
 
 class ScreenshotLoader:
-    """Prepares screenshots for the vision tower in threads, each once while it is in use.
-
-    The least recently used ones make room.
+    """Prepares screenshots for the vision tower in threads; holds the `CAPACITY` most recently used.
 
     A file that is written anew is another screenshot.
     """
@@ -105,7 +103,7 @@ class ScreenshotLoader:
     def load(self, paths: Iterable[Path]) -> dict[Path, Prepared]:
         """Return what `StepEncoder.encode_screenshots` gives of each distinct screenshot; waits where needed.
 
-        One that cannot be opened stands as its error.
+        One that cannot be opened is there as its error.
         """
         return {path: prepared.result() for path, prepared in self.prepare(paths).items()}
 

@@ -34,7 +34,7 @@ class OpenAIPolicy:
     """Asks a server for each step, a whole batch in parallel; the key is read from `OPENAI_API_KEY`.
 
     The prompt's messages are those of training (`build_prompt`), the screenshot is the one it showed. The
-    server fits pixels and counts tokens by rules of its own: `max_pixels` and `max_prompt_tokens` do not act here.
+    server fits pixels and counts tokens by rules of its own: `max_pixels` and `max_prompt_tokens` have no effect.
     """
 
     def __init__(self, url: str, model: str, agent: AgentConfig, is_constrained: bool):
@@ -104,7 +104,7 @@ class OpenAIPolicy:
         if silent and not self._has_told:
             self._has_told = True
             logger.warning(
-                "%s: found an answer without text; what the server said stands in %s: it is kept in steps.jsonl and "
+                "%s: found an answer without text; what the server said is in %s: it is kept in steps.jsonl and "
                 "not scored. Switch off its parser of thoughts or tool calls (docs/serving.md)",
                 self.url,
                 ", ".join(silent[0].said_elsewhere),
@@ -162,7 +162,7 @@ class OpenAIPolicy:
         if isinstance(reply, Mapping) and "error" not in reply:  # the server works, and says nothing to this step
             raise _RefusedStep(f"{problem}, in {tries} tries")
         raise UserError(
-            f"{self.url}: found no answer in {tries} tries ({problem}); give the same command again to go on"
+            f"{self.url}: found no answer in {tries} tries ({problem}); give the same command again to resume"
         )
 
 

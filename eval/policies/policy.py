@@ -32,8 +32,8 @@ class RawAnswer:
     """What a policy said. `finish_reason` is "stop", or "length" where the token limit cut the answer.
 
     `error` says why a step could not be answered at all; the text is then empty. `memory_shown` is the memory that the
-    prompt held, shortened where it had to be; None is the whole one. `said_elsewhere` is what a server said beside the
-    answer, by where it stood: "reasoning_content", "tool_calls", "refusal".
+    prompt held, shortened where it had to be; None is the whole one. `said_elsewhere` is what a server said
+    outside the answer's text, by where: "reasoning_content", "tool_calls", "refusal".
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""One request to a server and what came of it, in one line. Knows nothing of what is asked; never shows the key."""
+"""Post one request to a server: its reply, or in one line why there is none. Never shows the key."""
 
 import http.client
 import json

@@ -119,8 +119,8 @@ def round_rank(rank: int) -> int:
 def find_left_out(folder: Path) -> list[str]:
     """Return in words what vLLM would leave out of an adapter's weights, nothing where it takes them all.
 
-    vLLM (0.32) puts LoRA on the language model alone: it warns of LoRA elsewhere and goes on without, and of weights
-    saved in full it takes none.
+    vLLM (0.32) puts LoRA on the language model alone: it warns of LoRA elsewhere and continues without it, and of
+    weights saved in full it takes none.
     """
     path = folder / ADAPTER_FILE
     names = list(read_header(path)) if path.is_file() else []

@@ -43,12 +43,12 @@ def write_outputs(output_dir: Path, verdicts: Verdicts, metrics: Mapping[str, An
     output_dir.mkdir(parents=True, exist_ok=True)
     write_whole(output_dir / "predictions.csv", format_predictions(verdicts))
     write_whole(output_dir / "metrics.json", format_json({**metrics, "run": run_info.to_json()}, indent=2))
-    tasks = ",\n".join(format_json(task) for task in build_details(verdicts))  # one a line: indenting is slow
+    tasks = ",\n".join(format_json(task) for task in build_details(verdicts))  # one per line: indenting is slow
     write_whole(output_dir / "details.json", f'{{"run":{format_json(run_info.to_json())},"tasks":[\n{tasks}\n]}}\n')
 
 
 def format_predictions(verdicts: Verdicts) -> str:
-    """Return predictions.csv: one row a step in the published columns, in natural task order.
+    """Return predictions.csv: one row per step in the published columns, in natural task order.
 
     The memory columns hold what the step's prompt showed. Cells hold what the data or the model wrote, unchanged: a
     text that a spreadsheet would take for a formula is not altered here.

@@ -12,7 +12,7 @@ from eval.reporting.report import Images, write_report
 from eval.reporting.tables import print_comparison, print_summary
 from eval.rollouts.run_info import RunInfo
 from eval.scoring.comparison import compare_runs
-from eval.scoring.matching import Verdicts, judge
+from eval.scoring.matching import Verdicts, cut_at_first_error, judge
 from eval.scoring.metrics import compute_metrics
 from eval.step_result import NOT_RUN, StepResult
 from sft.actions import DEFAULT_ACTIONS, ActionType
@@ -52,7 +52,10 @@ def judge_run(run_dir: Path, results: Sequence[StepResult], run_info: RunInfo) -
             "scored; finish it with the command that started it"
         )
     actions = [ActionType(**a) for a in run_info.agent["actions"]] if run_info.agent else DEFAULT_ACTIONS
-    return Run(judge(results, actions), run_info)
+    verdicts = judge(results, actions)
+    if run_info.mode == "own_stop":  # a rollout that was killed after its last answer has not cut its tasks yet
+        verdicts = judge(cut_at_first_error(verdicts), actions)
+    return Run(verdicts, run_info)
 
 
 def publish_run(
@@ -147,7 +150,7 @@ def describe_silence(results: Sequence[StepResult]) -> list[str]:
     silent = [step for step in run if not step.raw_text.strip()]
     if not silent:
         return []
-    told = f"{len(silent)} of {len(results)} answers are without text, and so count as unreadable."
+    told = f"{len(silent)} of {len(run)} answers are without text, and so count as unreadable."
     places = Counter(name for step in silent for name in step.said_elsewhere)
     places.update(f"finish_reason {s.finish_reason}" for s in silent if s.finish_reason not in ("stop", "length"))
     if places:
@@ -168,7 +171,7 @@ def refuse_all_errors(run_dir: Path, run: Run) -> None:
     if all(step.error is not None for step in steps):
         raise UserError(
             f"{run_dir}: found an error at every step; the first: {steps[0].error}; expected answers: its scores say "
-            "nothing of the model; mend the cause and roll out into another --output_dir"
+            "nothing of the model; fix the cause and roll out into another --output_dir"
         )
 
 
@@ -178,7 +181,7 @@ def find_image_root(run_info: RunInfo) -> Path:
 
 
 def find_figures(run_info: RunInfo) -> list[Path]:
-    """Return the training curves that lie beside the model, where there are any."""
+    """Return the training curves in the model's folder, where there are any."""
     if not run_info.model_path:
         return []
     return [path for path in [Path(run_info.model_path) / "training_curves.png"] if path.is_file()]

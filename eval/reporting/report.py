@@ -116,7 +116,7 @@ def write_report(
     stand as a note where the picture would be.
     """
     link_from = output_dir if images == "link" else None
-    thumbnails = load_thumbnails([v.step.image_id for v in chain(*verdicts.values())], Path(image_root), link_from)
+    thumbnails = load_thumbnails([v.step.image_id for v in chain(*verdicts.values())], image_root, link_from)
     if thumbnails.problems:
         first = thumbnails.problems[0]
         logger.warning("report.html lacks %d screenshots; the first: %s", len(thumbnails.problems), first)
@@ -171,7 +171,7 @@ def render_report(
         thumbnails=thumbnails,
         comparison=comparison,
         progress_text=describe_progress(metrics),
-        figures=[(Path(figure).stem, _encode_file(Path(figure))) for figure in figures],
+        figures=[(path.stem, _encode_file(path)) for path in figures],
         style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=digest,

@@ -32,7 +32,9 @@ def print_summary(metrics: Mapping[str, Any], shown: Sequence[str] = ()) -> None
         Text(f"{metrics['n_tasks']} tasks, {metrics['n_steps']} steps, memory mode {metrics['mode']}", "bold")
     )
     console.print(_build_score_table(metrics))
-    console.print(_build_variant_table([v for v in metrics["variants"] if (v["name"] in shown if shown else v["n"])]))
+    console.print(
+        _build_rule_table([rule for rule in metrics["variants"] if (rule["name"] in shown if shown else rule["n"])])
+    )
     kinds = [kind for kind in ("per_group", "per_application") if len(metrics[kind]) > 1]
     for kind in kinds:
         console.print(_build_part_table(metrics[kind]))
@@ -66,14 +68,14 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     console.print(table)
     for name, signs in comparison["tasks"].items():
         counts = ", ".join(f"{signs[sign]} {sign}" for sign in ("better", "same", "worse"))
-        console.print(Text(f"Tasks in which A has more steps right than B, {name}: {counts}."))
+        console.print(Text(f"Tasks by their number of right steps, A compared with B, {name}: {counts}."))
     console.print(Text("Numbers in %; in brackets the 95% interval, bootstrap over tasks, paired.", "dim"))
     for note in describe_intervals(comparison["matchers"]):
         console.print(Text(note, "dim"))
 
 
 def describe_progress(metrics: Mapping[str, Any]) -> str:
-    """Say in a few sentences how tasks go on from step to step."""
+    """Say in a few sentences how right and wrong steps follow one another."""
     progress = metrics["progress"]
 
     def rate(key: str) -> str:
@@ -117,7 +119,7 @@ def _build_score_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def build_ablation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return one row a variant: its parts, SWA and TA with intervals, and what each is above `full`."""
+    """Return one row per variant: its parts, SWA and TA with intervals, and what each is above `full`."""
     table = _new_table(
         "Variant", "Short", "Long", "Elements", "Writer", *("SWA", "TA"), "SWA above full", "TA above full"
     )
@@ -133,13 +135,13 @@ def build_ablation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _build_variant_table(variants: Sequence[Mapping[str, Any]]) -> Table:
+def _build_rule_table(rules: Sequence[Mapping[str, Any]]) -> Table:
     table = _new_table("Rule, version, threshold", "Steps", "Right", "Above action")
-    for variant in variants:
-        threshold = "" if variant["threshold"] is None else f", {variant['threshold']:g}"
-        right = variant["rate"].format() if variant["rate"] else "not applicable"
-        above = variant["over_action"].format(signed=True) if variant["over_action"] else ""
-        table.add_row(f"{variant['name']} v{variant['version']}{threshold}", str(variant["n"]), right, above)
+    for rule in rules:
+        threshold = "" if rule["threshold"] is None else f", {rule['threshold']:g}"
+        right = rule["rate"].format() if rule["rate"] else "not applicable"
+        above = rule["over_action"].format(signed=True) if rule["over_action"] else ""
+        table.add_row(f"{rule['name']} v{rule['version']}{threshold}", str(rule["n"]), right, above)
     return table
 
 

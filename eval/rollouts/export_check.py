@@ -17,7 +17,7 @@ from eval.scoring.matching import judge
 from sft.batches.collator import PaddingCollator
 from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_step_rows
-from sft.data.load import Trajectory, load_task_set
+from sft.data.load import load_task_set
 from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY
 from sft.models.model import load_for_inference
@@ -34,12 +34,12 @@ ANSWER = '{"action":"CLICK","target":"Search"}'
 def compare_logits(folder: Path, merged: Path, base: str, dtype: Any, check_csv: str | None) -> list[dict[str, Any]]:
     """Compare the logits of a few answers between the merged model and the adapter on each form of its base.
 
-    The steps are the first of `check_csv`, or one made up where there is none. Each model is gone before the next is
-    loaded.
+    The steps are some of the first tasks of `check_csv`, or one made up where there is none. Each model is
+    gone before the next is loaded.
 
     Returns:
-        One row a form, that of the unquantised base first: `form`, `max_gap`, `mean_gap`, `same_choice`, the share of
-        tokens with the same best one, and `spread`, the standard deviation of the adapter's logits.
+        One row per form, that of the unquantised base first: `form`, `max_gap`, `mean_gap`, `same_choice`, the share
+        of tokens with the same best one, and `spread`, the standard deviation of the adapter's logits.
     """
     trained = replace(load_model_settings(folder), model_name_or_path=base)
     forms = {f"adapter on the {dtype} base": replace(trained, load_in_4bit=False, dtype=dtype)}
@@ -92,10 +92,10 @@ def _build_batches(folder: Path, check_csv: str | None, scratch: Path) -> Iterat
         yield collate([{"prompt": prompt.text, "completion": ANSWER, "image": str(path)}])
         return
     tasks = load_task_set(check_csv, actions=agent.actions, needs_elements=agent.use_grounding).trajectories
-    steps: Sequence[Trajectory] = tasks[:N_STEPS]
-    rows = build_step_rows(steps, check_csv, encoder, show_progress=False).dataset
-    for i in range(min(N_STEPS, len(rows))):
-        yield collate([rows[i * len(rows) // min(N_STEPS, len(rows))]])
+    rows = build_step_rows(tasks[:N_STEPS], check_csv, encoder, show_progress=False).dataset
+    n_chosen = min(N_STEPS, len(rows))
+    for i in range(n_chosen):  # spread over the tasks
+        yield collate([rows[i * len(rows) // n_chosen]])
 
 
 def _read_logits(

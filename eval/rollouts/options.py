@@ -18,17 +18,27 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     model.add_argument("--model_path", help="folder that sft/run.py wrote, or a full model; openai: the model's name")
     model.add_argument("--base_model", help="base model of the adapter [the one it was trained on]")
     model.add_argument("--agent_config", help="agent_config.json, or a recipe [the one in --model_path]")
-    model.add_argument("--policy", choices=["model", "replay", "empty"], default="model", help="what answers [model]")
+    model.add_argument(
+        "--policy",
+        choices=["model", "replay", "empty"],
+        default="model",
+        help="a model, the recording's right answers, or no answer at all [model]",
+    )
     model.add_argument("--engine", choices=["hf", "vllm", "openai"], default="hf", help="what runs the model [hf]")
     model.add_argument(
         "--api_url", default="http://localhost:8000/v1", help="openai: server [http://localhost:8000/v1]"
     )
-    model.add_argument("--decoding", choices=["free", "constrained"], default="free", help="to the schema? [free]")
+    model.add_argument(
+        "--decoding",
+        choices=["free", "constrained"],
+        default="free",
+        help="constrained: hold every answer to the JSON schema of the agent's actions [free]",
+    )
     model.add_argument("--batch_size", type=int, default=16, help="steps answered at once [16]")
     data = parser.add_argument_group("data")
     data.add_argument("--test_csv", required=True, help="trajectory CSV to roll out")
     data.add_argument("--image_root", help="folder of the screenshots [folder of the CSV]")
-    data.add_argument("--max_tasks", type=int, help="roll out only the first tasks")
+    data.add_argument("--max_tasks", type=int, help="roll out only the first so many tasks")
     data.add_argument(
         "--on_bad_rows",
         choices=["refuse", "quarantine"],
@@ -48,9 +58,12 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     )
     run.add_argument("--num_shards", type=int, default=1, help="machines that share the tasks [1]")
     run.add_argument("--shard", type=int, default=0, help="which of them this is, from 0 [0]")
-    run.add_argument("--report_images", choices=["embed", "link"], default="embed", help="screenshots [embed]")
+    run.add_argument("--report_images", choices=["embed", "link"], default="embed", help="of report.html [embed]")
     run.add_argument(
-        "--run_purpose", choices=get_args(Purpose), default="inference", help="for the compute report [inference]"
+        "--run_purpose",
+        choices=get_args(Purpose),
+        default="inference",
+        help="what the compute report counts it as [inference]",
     )
     run.add_argument("--country_iso_code", help="where this runs, e.g. DEU, for CO2e [as in the model's recipe]")
     run.add_argument("--self_check", action="store_true", help="check the evaluation itself; exit code 1 if it fails")
@@ -66,8 +79,9 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
         return "--policy model needs --model_path"
     if arguments.output_dir is None and not arguments.self_check:
         return "the following arguments are required: --output_dir"
-    if arguments.batch_size < 1 or (arguments.max_tasks is not None and arguments.max_tasks < 1):
-        return "--batch_size and --max_tasks: expected at least 1"
+    for name in ("batch_size", "max_tasks"):
+        if (number := getattr(arguments, name)) is not None and number < 1:
+            return f"--{name}: found {number}; expected at least 1"
     if not 0 <= arguments.shard < arguments.num_shards:
         return f"--shard: found {arguments.shard} of {arguments.num_shards}; expected 0 to --num_shards - 1"
     if arguments.country_iso_code and arguments.country_iso_code not in list_countries():

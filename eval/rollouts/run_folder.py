@@ -1,7 +1,8 @@
-"""One rollout in one folder: goes on where it stopped, appends every step, ends in one order. Knows no metrics."""
+"""One rollout in one folder: resumes where it stopped, appends every step, ends in one order. Knows no metrics."""
 
 import fcntl
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -123,6 +124,4 @@ def cut_last_line(path: Path) -> None:
     """Remove a last line that a kill left half-written."""
     if path.is_file():
         content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            path.write_bytes(whole)
+        os.truncate(path, content.rfind(b"\n") + 1)  # in place: a kill now must not cost the lines before it

@@ -1,4 +1,4 @@
-"""`run.json`: what a rollout ran on, and whether an interrupted one may go on. Knows nothing of models in memory."""
+"""`run.json`: what a rollout ran on, and whether an interrupted one may resume. Knows nothing of models in memory."""
 
 import hashlib
 import json
@@ -103,7 +103,7 @@ def for_mode(info: RunInfo, mode: str) -> RunInfo:
 def for_shard(info: RunInfo, shard: int, num_shards: int, trajectories: Sequence[Trajectory]) -> RunInfo:
     """Describe the part of a rollout that one of several machines does; the hashes stay those of the whole data."""
     if not trajectories:
-        raise UserError(f"--num_shards: found {num_shards} for {info.n_tasks} tasks; expected at most one a task")
+        raise UserError(f"--num_shards: found {num_shards} for {info.n_tasks} tasks; expected at most one per task")
     n_steps = sum(len(t.steps) for t in trajectories)
     return replace(info, shard=[shard, num_shards], n_tasks=len(trajectories), n_steps=n_steps).seal()
 
@@ -118,12 +118,18 @@ def merge_run_infos(infos: Mapping[Path, RunInfo]) -> RunInfo:
     shards, ends = [], []
     for path, info in infos.items():
         if info.shard is None or info.finished is None:
-            raise UserError(f"{path}: found no finished shard; expected one that --num_shards wrote")
+            raise UserError(
+                f"{path}: found no finished shard; expected one that --num_shards wrote: a shard that was stopped is "
+                "resumed by its own command"
+            )
         shards.append(info.shard)
         ends.append(info.finished)
         whole = replace(info, shard=first.shard, n_tasks=first.n_tasks, n_steps=first.n_steps)
         if different := _list_differences(whole, first):
-            raise UserError(f"{path}: found another rollout than in {first_path} (different: {', '.join(different)})")
+            raise UserError(
+                f"{path}: found another rollout than in {first_path} (different: {', '.join(different)}); expected "
+                "shards of one rollout: leave this one out, or roll it out again as the others were"
+            )
     expected = [[i, shards[0][1]] for i in range(shards[0][1])]
     if sorted(shards) != expected:
         raise UserError(f"found the shards {sorted(shards)}; expected each of {expected} once")
@@ -160,7 +166,7 @@ def read_earlier(output_dir: Path, info: RunInfo) -> RunInfo | None:
 
 
 def open_run(output_dir: Path, info: RunInfo) -> RunInfo:
-    """Start a run in a folder, or take up the one that stopped there; returns the run's `run.json`.
+    """Start a run in a folder, or resume the one that stopped there; returns the run's `run.json`.
 
     Raises:
         UserError: the folder holds a rollout of something else.

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eval.policies.policy import EmptyPolicy, Policy, RawAnswer, ReplayPolicy, StepRequest
 from eval.rollouts.options import MODES
@@ -17,9 +17,6 @@ from sft.answers import Answer, format_answer
 from sft.data.steps import Step, Trajectory
 from sft.memory import Memory, lagged
 from sft.prompts import build_prompt
-
-if TYPE_CHECKING:
-    from eval.policies.hf import ModelPolicy
 
 N_CANARY_TASKS, N_BATCH_TASKS = 20, 4
 CANARY = "XCANARYX"
@@ -35,7 +32,7 @@ class Check:
 
 
 def run_self_checks(
-    trajectories: Sequence[Trajectory], agent: AgentConfig, batch_size: int, policy: "ModelPolicy | None" = None
+    trajectories: Sequence[Trajectory], agent: AgentConfig, batch_size: int, policy: Policy | None = None
 ) -> Iterator[Check]:
     """Yield the outcome of each check as it ends; those of the model only where a `policy` is given."""
     for mode in MODES:
@@ -127,9 +124,7 @@ def check_shortcuts(trajectories: Sequence[Trajectory], agent: AgentConfig) -> C
     return Check(name, True, f"{n_prompts} prompts, {len(trajectories)} tasks")
 
 
-def check_batches(
-    trajectories: Sequence[Trajectory], agent: AgentConfig, policy: "ModelPolicy", batch_size: int
-) -> Check:
+def check_batches(trajectories: Sequence[Trajectory], agent: AgentConfig, policy: Policy, batch_size: int) -> Check:
     """The model answers the same whatever else is in the batch."""
     alone, together = (
         {(r.task_id, r.index): r.raw_text for r in walk_tasks(trajectories, policy, agent, "own", n)}

@@ -14,7 +14,7 @@ from sft.memory import EMPTY_MEMORY, Memory, lagged, memory_chars
 
 Mode = Literal["teacher", "own"]
 
-POOL = 4  # tasks under way for each place in a batch: enough to find some that stand on the same screenshot
+POOL = 4  # tasks under way for each place in a batch: enough to find some that show the same screenshot
 
 
 @dataclass
@@ -57,7 +57,7 @@ def walk_tasks(
     Each call of the policy answers one step of up to `batch_size` tasks, chosen anew each time from `POOL` times as
     many under way; a task that ends makes room for the next. In mode "own" the memory is made from the policy's
     answers, in "teacher" from the gold answers; in both it is made from earlier steps only. `done` holds the results
-    of an interrupted run: its steps are not answered again and the walk goes on with the memory they left.
+    of an interrupted rollout: its steps are not answered again, and the walk continues with the memory they left.
     """
     waiting, active = deque(trajectories), list[_Walk]()
     while active or waiting:
@@ -115,7 +115,7 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
     parsed = parse_answer(raw.text, agent, is_truncated=raw.finish_reason == "length")
     problem = parsed.problem
     if raw.said_elsewhere and not raw.text.strip():
-        problem = f"no text in the answer; what the server said stands in {', '.join(raw.said_elsewhere)}"
+        problem = f"no text in the answer; what the server said is in {', '.join(raw.said_elsewhere)}"
     walk.next_index += 1
     if mode != "teacher":
         walk.answers.append(parsed.answer)

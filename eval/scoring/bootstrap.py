@@ -34,7 +34,7 @@ class Bootstrap:
 def resample_sums(per_task: FloatArray, bootstrap: Bootstrap) -> FloatArray:
     """Sum the columns over tasks drawn with replacement, again and again.
 
-    `per_task`: (n_tasks, n_columns), one row a task. All columns see the same draws, so that what is computed from two
+    `per_task`: (n_tasks, n_columns). All columns see the same draws, so that what is computed from two
     of them is paired. Sums of whole numbers are exact, hence independent of the machine.
 
     Returns:
@@ -53,7 +53,7 @@ def resample_sums(per_task: FloatArray, bootstrap: Bootstrap) -> FloatArray:
 
 
 class Rates:
-    """Ratios of sums of named columns, one row a task; all come from one set of draws, so differences are paired."""
+    """Ratios of sums of named columns, one row per task; all come from one set of draws, so differences are paired."""
 
     def __init__(self, columns: Mapping[str, Sequence[float]], bootstrap: Bootstrap):
         per_task = np.array(list(columns.values()), dtype=np.float64).T

@@ -1,8 +1,8 @@
-"""Other definitions of "right", to show how a score moves with the rule. Statistics are elsewhere.
+"""How does a score move with the rule? Other definitions of "right", scored on the same tasks and draws.
 
 Two kinds. A *step* rule judges every step, as the two main matchers do. A *part* rule judges one part of an action on
-the steps whose gold has that part, whatever was answered: on those a wrong action type or an unreadable answer without
-that part is wrong, so that nothing leaves the denominator.
+the steps whose gold has that part, whatever was answered: there an answer that lacks the part or cannot be read is
+wrong, so that nothing leaves the denominator. It does not ask whether the action type is right.
 """
 
 import json
@@ -33,7 +33,7 @@ _PointRule = Callable[[StepResult, float, float], bool]
 
 
 @dataclass(frozen=True)
-class Variant:
+class Rule:
     """One rule. `applies(verdict)` looks at the gold alone; `is_right(verdict, answer)` is asked where it applies."""
 
     name: str
@@ -45,18 +45,18 @@ class Variant:
     is_right: Callable[[Verdict, Action], bool]
 
 
-def build_variants(synonyms: Synonyms | None = None) -> list[Variant]:
+def build_rules(synonyms: Synonyms | None = None) -> list[Rule]:
     """Return every rule. `synonyms` maps a normalised label to the one it stands for (`load_synonyms`)."""
 
-    def main(name: str) -> Variant:
-        text = MATCHERS[name].description
-        return Variant(name, "1", "step", text, None, lambda _: True, lambda verdict, _: verdict.is_right(name))
+    def main(name: str) -> Rule:
+        version, text = MATCHERS[name].version, MATCHERS[name].description
+        return Rule(name, version, "step", text, None, lambda _: True, lambda verdict, _: verdict.is_right(name))
 
-    def step(name: str, description: str, is_right: _ActionRule, least: float | None = None) -> Variant:
-        return Variant(name, "1", "step", description, least, lambda _: True, lambda v, p: is_right(v.wanted, p))
+    def step(name: str, description: str, is_right: _ActionRule, least: float | None = None) -> Rule:
+        return Rule(name, "1", "step", description, least, lambda _: True, lambda v, p: is_right(v.wanted, p))
 
-    def part(name: str, field: str, description: str, is_right: _TextRule, least: float | None = None) -> Variant:
-        return Variant(
+    def part(name: str, field: str, description: str, is_right: _TextRule, least: float | None = None) -> Rule:
+        return Rule(
             name,
             "1",
             "part",
@@ -66,8 +66,8 @@ def build_variants(synonyms: Synonyms | None = None) -> list[Variant]:
             lambda v, p: field in p.arguments and is_right(str(v.wanted.arguments[field]), str(p.arguments[field])),
         )
 
-    def point(name: str, description: str, is_right: _PointRule, radius: float | None = None) -> Variant:
-        return Variant(
+    def point(name: str, description: str, is_right: _PointRule, radius: float | None = None) -> Rule:
+        return Rule(
             name,
             "1",
             "part",
@@ -99,38 +99,36 @@ def build_variants(synonyms: Synonyms | None = None) -> list[Variant]:
     return rules
 
 
-def score_variants(tasks: Verdicts, variants: Sequence[Variant], bootstrap: Bootstrap) -> list[dict[str, Any]]:
+def score_rules(tasks: Verdicts, rules: Sequence[Rule], bootstrap: Bootstrap) -> list[dict[str, Any]]:
     """Score every rule on the same tasks and draws.
 
     `rate` is right steps over the `n` steps the rule applies to, and `ta` tasks right in all of those, both None where
     it applies to none; `over_action` is the paired difference to the published definition, for step rules only.
     """
     columns: dict[str, list[float]] = {}
-    for variant in variants:
-        judged = [
-            [_is_right(verdict, variant) for verdict in task if variant.applies(verdict)] for task in tasks.values()
-        ]
-        columns[f"{variant.name}.right"] = [sum(task) for task in judged]
-        columns[f"{variant.name}.n"] = [len(task) for task in judged]
-        columns[f"{variant.name}.tasks_right"] = [int(bool(task) and all(task)) for task in judged]
-        columns[f"{variant.name}.tasks"] = [int(bool(task)) for task in judged]
+    for rule in rules:
+        judged = [[_is_right(verdict, rule) for verdict in task if rule.applies(verdict)] for task in tasks.values()]
+        columns[f"{rule.name}.right"] = [sum(task) for task in judged]
+        columns[f"{rule.name}.n"] = [len(task) for task in judged]
+        columns[f"{rule.name}.tasks_right"] = [int(bool(task) and all(task)) for task in judged]
+        columns[f"{rule.name}.tasks"] = [int(bool(task)) for task in judged]
     rates = Rates(columns, bootstrap)
     return [
         {
-            "name": variant.name,
-            "version": variant.version,
-            "kind": variant.kind,
-            "description": variant.description,
-            "threshold": variant.threshold,
-            "n": int(sum(columns[f"{variant.name}.n"])),
-            "n_right": int(sum(columns[f"{variant.name}.right"])),
-            "rate": rates.compute(f"{variant.name}.right", f"{variant.name}.n"),
-            "ta": rates.compute_share(f"{variant.name}.tasks_right", f"{variant.name}.tasks"),
-            "over_action": rates.compute(f"{variant.name}.right", f"{variant.name}.n", minus=f"{HEADLINE}.right")
-            if variant.kind == "step"
+            "name": rule.name,
+            "version": rule.version,
+            "kind": rule.kind,
+            "description": rule.description,
+            "threshold": rule.threshold,
+            "n": int(sum(columns[f"{rule.name}.n"])),
+            "n_right": int(sum(columns[f"{rule.name}.right"])),
+            "rate": rates.compute(f"{rule.name}.right", f"{rule.name}.n"),
+            "ta": rates.compute_share(f"{rule.name}.tasks_right", f"{rule.name}.tasks"),
+            "over_action": rates.compute(f"{rule.name}.right", f"{rule.name}.n", minus=f"{HEADLINE}.right")
+            if rule.kind == "step"
             else None,
         }
-        for variant in variants
+        for rule in rules
     ]
 
 
@@ -141,7 +139,7 @@ def load_synonyms(path: Path) -> dict[str, str]:
         Each normalised label of a row to the row's own.
 
     Raises:
-        UserError: the file is no such object, or a label stands in two rows.
+        UserError: the file is no such object, or a label is in two rows.
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
@@ -158,8 +156,8 @@ def load_synonyms(path: Path) -> dict[str, str]:
     return synonyms
 
 
-def _is_right(verdict: Verdict, variant: Variant) -> bool:
-    return verdict.answer is not None and variant.is_right(verdict, verdict.answer)
+def _is_right(verdict: Verdict, rule: Rule) -> bool:
+    return verdict.answer is not None and rule.is_right(verdict, verdict.answer)
 
 
 def _is_exact(gold: Action, predicted: Action) -> bool:

@@ -65,7 +65,7 @@ def judge(results: Iterable[StepResult], actions: Sequence[ActionType]) -> Verdi
     `actions` is the agent's vocabulary; it says which actions are final.
 
     Raises:
-        UserError: a step stands twice, or a task lacks a step before its last one.
+        UserError: a step occurs twice, or a task lacks a step before its last one.
     """
     tasks: defaultdict[str, list[Verdict]] = defaultdict(list)
     for result in results:

@@ -1,4 +1,4 @@
-"""Verdicts to numbers: SWA, TA, baselines, intervals, tables. Knows nothing of models or files; numpy only.
+"""Verdicts to numbers: SWA, TA, baselines, intervals, tables. Knows nothing of models or files.
 
 Every rate is a fraction in 0..1. `docs/evaluation.md` defines each number by formula.
 """
@@ -20,7 +20,7 @@ from eval.scoring.breakdowns import (
     describe_answers,
     describe_memory,
 )
-from eval.scoring.match_rules import build_variants, score_variants
+from eval.scoring.match_rules import build_rules, score_rules
 from eval.scoring.matching import HEADLINE, MATCHERS, OUTCOMES, Verdict, Verdicts
 from sft.data.load import natural_key
 from sft.errors import UserError
@@ -60,7 +60,7 @@ def compute_metrics(
         "per_step_index": compute_per_step_index(verdicts),
         "confusion": compute_confusion(verdicts),
         "progress": compute_progress(tasks, bootstrap),
-        "variants": score_variants(tasks, build_variants(synonyms), bootstrap),
+        "variants": score_rules(tasks, build_rules(synonyms), bootstrap),
         "answers": describe_answers(steps),
         "memory": describe_memory(steps),
     }
@@ -113,7 +113,7 @@ def _score_tasks(tasks: Verdicts, bootstrap: Bootstrap) -> dict[str, Any]:
 def _score_parts(
     tasks: Verdicts, find_part: Callable[[Sequence[Verdict]], str], bootstrap: Bootstrap
 ) -> dict[str, dict[str, Any]]:
-    """Score the tasks of each application, group or length apart; what has no label is scored as "(none)"."""
+    """Score the tasks of each application, group or length separately; what has no label is scored as "(none)"."""
     parts: defaultdict[str, Verdicts] = defaultdict(dict)
     for task_id, task in tasks.items():
         parts[find_part(task) or "(none)"][task_id] = task
