@@ -4,7 +4,7 @@ python eval/ablate.py RECIPE.yaml --test_csv test.csv --output_dir ablations/ [-
 
 Each variant is the recipe with the settings below, trained into OUTPUT_DIR/VARIANT/model and rolled out into
 OUTPUT_DIR/VARIANT/rollout. A variant that is trained already, there or in a folder given by `--model VARIANT=FOLDER`,
-is taken as it is; a training or rollout that was stopped goes on. Ends with ablations.json and a table with 95 %
+is taken as it is; a training or rollout that was stopped is resumed. Ends with ablations.json and a table with 95 %
 intervals, in which each difference is to `full`, paired by task.
 
   full            the recipe with both memories, written by the model, without detected elements

@@ -23,7 +23,12 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     model.add_argument(
         "--api_url", default="http://localhost:8000/v1", help="openai: server [http://localhost:8000/v1]"
     )
-    model.add_argument("--decoding", choices=["free", "constrained"], default="free", help="to the schema? [free]")
+    model.add_argument(
+        "--decoding",
+        choices=["free", "constrained"],
+        default="free",
+        help="constrained: answers follow a schema [free]",
+    )
     model.add_argument("--batch_size", type=int, default=16, help="steps answered at once [16]")
     data = parser.add_argument_group("data")
     data.add_argument("--test_csv", required=True, help="trajectory CSV to roll out")
@@ -33,7 +38,7 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
         "--on_bad_rows",
         choices=["refuse", "quarantine"],
         default="refuse",
-        help="refuse a file with a bad row, or set its tasks with one aside whole [refuse]",
+        help="refuse a file with a bad row, or set each task with one aside [refuse]",
     )
     data.add_argument(
         "--allow_overlap", action="store_true", help="score tasks that the model was trained on; the report says so"
@@ -48,7 +53,12 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     )
     run.add_argument("--num_shards", type=int, default=1, help="machines that share the tasks [1]")
     run.add_argument("--shard", type=int, default=0, help="which of them this is, from 0 [0]")
-    run.add_argument("--report_images", choices=["embed", "link"], default="embed", help="screenshots [embed]")
+    run.add_argument(
+        "--report_images",
+        choices=["embed", "link"],
+        default="embed",
+        help="embed: the report holds its screenshots; link: it refers to them [embed]",
+    )
     run.add_argument(
         "--run_purpose", choices=get_args(Purpose), default="inference", help="for the compute report [inference]"
     )

@@ -51,7 +51,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, help="folder of the base model: counts tokens, checks the limits")
     parser.add_argument("--against", metavar="OTHER", help="data whose tasks (goals) must not be in DATA")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
-    parser.add_argument("--dump_prompts", type=Path, metavar="FILE", help="write one JSON line a step there")
+    parser.add_argument("--dump_prompts", type=Path, metavar="FILE", help="write one JSON line per step there")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="show N steps as the model sees them")
     arguments = parser.parse_args(argv)
     if arguments.show < 0:
