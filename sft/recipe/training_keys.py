@@ -198,7 +198,8 @@ ACTING_KEYS: Mapping[str, tuple[Key, ...]] = {
             "metric_for_best_model",
             str | None,
             None,
-            "What is best: loss, mean_token_accuracy, entropy, swa or swa_target; null: loss.",
+            "What is best: loss, mean_token_accuracy, entropy, or of the rollout swa (action right) or swa_target "
+            "(target too); null: loss.",
         ),
         Key("greater_is_better", bool | None, None, "Whether more of the metric is better; needed for entropy only."),
     ),
