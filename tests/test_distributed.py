@@ -251,7 +251,7 @@ def test_killed_process_is_reported_by_the_other_and_the_run_goes_on(attempt, on
     two = {**ENGINES[engine], "arguments": arguments}
     assert attempt(tmp_path, {**two, "signal": "SIGKILL", "to_rank": 1, "at_step": 2}) == [[1, -9]]
     assert "rank 0: another process has died, or did not answer for ddp_timeout=1800 s" in printed(tmp_path)
-    assert "go on with --resume auto" in printed(tmp_path)
+    assert "resume with --resume auto" in printed(tmp_path)
     assert "step 2 done" in (tmp_path / "logs/rank-1.log").read_text()
     assert attempt(tmp_path, two) == [[0, 0]], printed(tmp_path)
     assert_close(tmp_path, one_process(LORA))

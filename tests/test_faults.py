@@ -59,7 +59,7 @@ def test_five_kills_at_random_points_change_no_bit_of_the_adapter(attempt, undis
 def test_preempted_run_saves_the_step_it_is_in_and_asks_to_be_started_again(attempt, undisturbed, tmp_path, signal):
     codes = attempt(tmp_path, {"signal": signal, "at_step": 4}, {"signal": signal, "at_step": 7}, {})
     assert codes == [PREEMPTED, PREEMPTED, 0]
-    assert "preempted: saved step 5; go on with --resume auto" in printed(tmp_path, 0)
+    assert "preempted: saved step 5; resume with --resume auto" in printed(tmp_path, 0)
     assert "going on from " in printed(tmp_path, 1) and "checkpoint-5\n" in printed(tmp_path, 1)
     assert_ends_the_same(tmp_path, undisturbed)
 

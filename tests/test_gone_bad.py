@@ -60,7 +60,7 @@ def policy(tiny_checkpoints, encoder):
 
 GONE = (
     "{folder}/tasks.csv: row 7: Image_id: found no file {folder}/screens/5.png; expected a screenshot there (paths "
-    "are relative to image_root); it was whole when the data was checked: restore it and go on with --resume auto"
+    "are relative to image_root); it was whole when the data was checked: restore it and resume with --resume auto"
 )
 LOSE_AND_RUN = """
 import pathlib, sys

@@ -31,7 +31,7 @@ def test_run_stops_at_the_step_and_goes_on_from_the_one_before_it(attempt, tmp_p
     out = tmp_path / "out"
     assert attempt(out, spoilt, {"arguments": arguments}) == [2, 0], printed(out)
     assert stops_at(3, "language") in printed(out)
-    assert "the checkpoints are intact, go on with --resume auto" in printed(out)
+    assert "the checkpoints are intact, resume with --resume auto" in printed(out)
     assert "going on from" in printed(out, 1) and "checkpoint-2\n" in printed(out, 1)
     assert_same_bits(out, tmp_path / "quiet")
 

@@ -162,7 +162,7 @@ class OpenAIPolicy:
         if isinstance(reply, Mapping) and "error" not in reply:  # the server works, and says nothing to this step
             raise _RefusedStep(f"{problem}, in {tries} tries")
         raise UserError(
-            f"{self.url}: found no answer in {tries} tries ({problem}); give the same command again to go on"
+            f"{self.url}: found no answer in {tries} tries ({problem}); give the same command again to resume"
         )
 
 

@@ -106,7 +106,7 @@ def encode_row_screenshots(encoder: StepEncoder, rows: Sequence[Row], paths: Seq
     except ScreenshotError as error:
         place = next(row["place"] for row in rows if Path(row["image"]) == error.path)
         raise UserError(
-            f"{place}: Image_id: {error}; it was whole when the data was checked: restore it and go on with "
+            f"{place}: Image_id: {error}; it was whole when the data was checked: restore it and resume with "
             "--resume auto"
         ) from error
 

@@ -159,7 +159,7 @@ def check_disk_space(output_dir: Path, n_bytes: int) -> None:
     if free < n_bytes:
         raise UserError(
             f"{output_dir}: found {free / 1e6:.1f} MB free on the disk; expected {n_bytes / 1e6:.1f} MB for the next "
-            "checkpoint: make room, then go on with --resume auto; earlier checkpoints are untouched"
+            "checkpoint: make room, then resume with --resume auto; earlier checkpoints are untouched"
         )
 
 

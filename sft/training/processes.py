@@ -133,7 +133,7 @@ def explain_lost_process(training: "SFTConfig", logs: Path) -> Iterator[None]:
         raise SystemExit(
             f"rank {training.process_index}: another process has died, or did not answer for ddp_timeout="
             f"{training.ddp_timeout} s ({text.splitlines()[0][:200]}). What each process did last is in "
-            f"{logs}; go on with --resume auto"
+            f"{logs}; resume with --resume auto"
         ) from error
 
 

@@ -95,7 +95,7 @@ def choose_checkpoint(recipe: Recipe, output_dir: Path, run: Mapping[str, Mappin
     if resume is None:
         if found := list_checkpoints(output_dir):
             raise UserError(
-                f"{output_dir}: found {found[-1].name} of an earlier run; expected --resume auto to go on from it, "
+                f"{output_dir}: found {found[-1].name} of an earlier run; expected --resume auto to resume it, "
                 "another output_dir, or that folder removed"
             )
         return None

@@ -103,7 +103,7 @@ class StopWhenPreempted(TrainerCallback):
         """End the process once the checkpoint has its name."""
         if self._is_stopping:
             level = logging.WARNING if state.is_world_process_zero else logging.DEBUG
-            log.log(level, "preempted: saved step %d; go on with --resume auto", state.global_step)
+            log.log(level, "preempted: saved step %d; resume with --resume auto", state.global_step)
             raise SystemExit(REQUEUE_EXIT_CODE)
 
 
@@ -133,7 +133,7 @@ def refuse_gradient(parts: Sequence[str], step: int) -> NoReturn:
     what = f"gradients in the {' and '.join(parts)} part that are" if parts else "a gradient norm that is"
     raise UserError(
         f"step {step + 1}: found {what} not finite; expected finite numbers. The optimiser has not used them: the "
-        "checkpoints are intact, go on with --resume auto. Where it stops at the same step again, "
+        "checkpoints are intact, resume with --resume auto. Where it stops at the same step again, "
         "an operation overflows: try attn_implementation: eager, or dtype: float32 with bf16: false. Where grad_norm "
         "in the log grew before it, training diverges: lower learning_rate"
     )
