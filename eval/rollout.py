@@ -2,8 +2,8 @@
 
 python eval/rollout.py --model_path outputs/qwen3vl --test_csv test.csv --output_dir results/
 
-The same command, given again, resumes a rollout that was stopped. `--self_check` instead of
-`--output_dir` checks the evaluation itself on the data, and with --model_path that answers do not depend on the batch.
+The same command resumes a rollout that was stopped. `--self_check` instead of `--output_dir` checks the evaluation
+itself on the data, and with --model_path that answers do not depend on the batch.
 """
 
 import argparse

@@ -94,7 +94,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap [0]")
     parser.add_argument("--n_resamples", type=int, default=10_000, help="resamples of the bootstrap [10000]")
-    parser.add_argument("--report_images", choices=["embed", "link"], default="embed", help="of report.html [embed]")
+    parser.add_argument(
+        "--report_images",
+        choices=["embed", "link"],
+        default="embed",
+        help="embed: the report holds its screenshots; link: it refers to them [embed]",
+    )
     return parser
 
 

@@ -3,7 +3,7 @@
 #
 #   bash scripts/launch.sh CONFIG RECIPE.yaml [--key value ...]
 #
-# CONFIG is a file of accelerate_configs/. Training goes on from the newest whole checkpoint of output_dir.
+# CONFIG is a file of accelerate_configs/. The training resumes from the newest whole checkpoint of output_dir.
 # Environment: LAUNCH_OPTIONS, more options of `accelerate launch`, e.g. "--num_processes 4"; PYTHON [python].
 # Exit codes: 0 finished; 75 preempted and saved: start the same command again; anything else is a failure.
 set -uo pipefail

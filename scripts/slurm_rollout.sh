@@ -7,7 +7,7 @@
 #   bash scripts/slurm_rollout.sh N OUTPUT_DIR [sbatch options] -- --model_path FOLDER --test_csv test.csv [...]
 #
 # submits N members and a job that merges OUTPUT_DIR/shard-0 ... into OUTPUT_DIR/merged once all have ended well. What
-# follows -- goes to eval/rollout.py. A member that is preempted is requeued and goes on where it stopped.
+# follows -- goes to eval/rollout.py. A member that is preempted is requeued and resumes.
 # sbatch options may be needed for GPUs: --gpus=1. Environment: PYTHON [python].
 set -euo pipefail
 cd "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}" || exit 2

@@ -8,7 +8,7 @@
 #   bash scripts/slurm_sweep.sh RECIPE.yaml OUTPUT_DIR [sbatch options] -- KEY=VALUE,VALUE ... [KEY=VALUE,VALUE ...]
 #
 # e.g. bash scripts/slurm_sweep.sh recipes/qwen3vl.yaml outputs/sweep --gpus=1 -- learning_rate=1e-4,2e-4 lora_r=16,64
-# writes outputs/sweep/learning_rate=1e-4,lora_r=16 and so on. Members that are preempted are requeued and go on.
+# writes outputs/sweep/learning_rate=1e-4,lora_r=16 and so on. Members that are preempted are requeued and resume.
 # Environment: CONFIG, the accelerate configuration [accelerate_configs/single_gpu.yaml]; LAUNCH_OPTIONS; PYTHON.
 set -uo pipefail
 cd "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}" || exit 2

@@ -34,17 +34,21 @@ class AgentConfig:
     memory_budget_chars: int = field(
         default=1200,
         metadata={
-            "help": "Longest memory a prompt shows; the oldest entries are dropped.",
+            "help": "Longest memory a prompt shows; of a longer one, the oldest entries are dropped.",
             "least": 4,
             "unit": "characters",
         },
     )  # 4: two empty objects
     min_pixels: int = field(
-        default=65_536, metadata={"help": "A smaller screenshot is enlarged.", "least": 1, "unit": "pixels"}
+        default=65_536, metadata={"help": "A screenshot with fewer pixels is enlarged.", "least": 1, "unit": "pixels"}
     )
     max_pixels: int = field(
         default=1_310_720,
-        metadata={"help": "A larger screenshot is made smaller; at least min_pixels.", "least": 1, "unit": "pixels"},
+        metadata={
+            "help": "A screenshot with more pixels is made smaller; at least min_pixels.",
+            "least": 1,
+            "unit": "pixels",
+        },
     )
     max_prompt_tokens: int = field(
         default=8192,

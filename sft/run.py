@@ -3,12 +3,12 @@
 accelerate launch sft/run.py RECIPE.yaml [--key value ...]
 python sft/run.py RECIPE.yaml --plan [--card_gb 40]
 
-`--resume auto` resumes from the newest complete checkpoint in output_dir, or starts at step 0 if
-there is none. After SIGTERM or SIGUSR1 the run finishes its step, saves a checkpoint and exits with
-code 75: start the same command again.
+`--resume auto` resumes from the newest whole checkpoint of output_dir, or starts at step 0 if there
+is none. After SIGTERM or SIGUSR1 the training finishes its step, saves a checkpoint and ends with
+exit code 75: give the same command, with `--resume auto`, to resume it.
 
-`--plan` prints what the run will take (tokens, packing, GPU memory) and ends. It needs the base
-model's config, tokenizer and processor files, but no weights and no GPU.
+`--plan` prints what the training will take (tokens, packing, GPU memory) and ends. It needs the
+base model's config, tokenizer and processor files, but no weights and no GPU.
 """
 
 import logging

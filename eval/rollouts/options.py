@@ -43,7 +43,7 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
         "--on_bad_rows",
         choices=["refuse", "quarantine"],
         default="refuse",
-        help="refuse a file with a bad row, or set its tasks with one aside whole [refuse]",
+        help="refuse a file with a bad row, or set each task with one aside [refuse]",
     )
     data.add_argument(
         "--allow_overlap", action="store_true", help="score tasks that the model was trained on; the report says so"
@@ -58,7 +58,12 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     )
     run.add_argument("--num_shards", type=int, default=1, help="machines that share the tasks [1]")
     run.add_argument("--shard", type=int, default=0, help="which of them this is, from 0 [0]")
-    run.add_argument("--report_images", choices=["embed", "link"], default="embed", help="of report.html [embed]")
+    run.add_argument(
+        "--report_images",
+        choices=["embed", "link"],
+        default="embed",
+        help="embed: the report holds its screenshots; link: it refers to them [embed]",
+    )
     run.add_argument(
         "--run_purpose",
         choices=get_args(Purpose),

@@ -24,7 +24,9 @@ from sft.files import write_whole
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m sft.compute", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", nargs="+", type=Path, metavar="OUTPUTS_DIR", help="where the runs' folders are")
     folders: list[Path] = [folder.resolve() for folder in parser.parse_args(argv).folders]
     runs = [run for folder in folders if folder.is_dir() for run in load_runs(folder)]

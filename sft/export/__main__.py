@@ -24,7 +24,9 @@ from sft.training.outputs import RUN_FILES
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m sft.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model_path", type=Path, required=True, help="folder that sft/run.py wrote")
     parser.add_argument("--to", type=Path, help="new folder for the merged model")
     parser.add_argument("--base_model", help="unquantised base model [the one it was trained on]")

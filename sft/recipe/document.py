@@ -16,7 +16,7 @@ from sft.recipe.settings import OWN_KEYS, SECTIONS, Key, describe_type, find_def
 from sft.recipe.spellings import SPELLINGS
 from sft.recipe.training_keys import ACTING_KEYS, FIXED_KEYS, MOST_USED, REFUSED_KEYS, TRAINING_KEYS
 
-GENERATED = "<!-- The rest of this page is written by `python -m sft.recipe`; its words stand in sft/recipe/. -->"
+GENERATED = "<!-- `python -m sft.recipe` writes the rest of this page from texts in sft/recipe/ and sft/agent.py. -->"
 _TITLES = {
     "data": "Data",
     "model": "Model and LoRA",

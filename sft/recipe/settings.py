@@ -132,9 +132,11 @@ class DataSettings:
     """Where the trajectories are and which of them are trained on."""
 
     train_csv: str = _key(
-        MISSING, "Trajectories to train on: CSV, JSON Lines, Parquet or a saved data set.", is_filled=True
+        MISSING,
+        "Trajectories to train on: CSV, JSON Lines, JSON, Parquet, Arrow, or a data set (folder or Hub id).",
+        is_filled=True,
     )
-    val_csv: str | None = _key(None, "Trajectories to validate on, in the same formats.", is_filled=True)
+    val_csv: str | None = _key(None, "Trajectories to validate on, in any of the same formats.", is_filled=True)
     val_split: float = _key(
         0.0, "Without val_csv: the share of train_csv's tasks that is held out for validation.", is_share=True
     )
@@ -144,7 +146,7 @@ class DataSettings:
     )
     allow_overlap: bool = _key(False, "Validate even on tasks of val_csv whose goals are also trained on.")
     screenshot_cache: str | None = _key(
-        None, "Folder that keeps resized screenshots between epochs and runs; null: none.", is_filled=True
+        None, "Folder that keeps resized screenshots for later epochs and trainings; null: none.", is_filled=True
     )
     task_start: int = _key(
         0,
@@ -203,7 +205,7 @@ class ValidationSettings:
     val_rollout_tasks: int = _key(
         16, "Validation tasks rolled out at each evaluation; 0 switches the rollout off.", least=0
     )
-    val_rollout_batch_size: int = _key(16, "Tasks that advance together in that rollout.", least=1)
+    val_rollout_batch_size: int = _key(16, "Steps answered at once in that rollout.", least=1)
     early_stopping_patience: int | None = _key(
         None, "Stop after this many evaluations without a better metric_for_best_model.", least=1
     )
@@ -211,21 +213,21 @@ class ValidationSettings:
 
 @dataclass(frozen=True)
 class ComputeSettings:
-    """What the compute ledger notes about a run."""
+    """What the compute ledger notes about a training."""
 
-    run_purpose: Purpose = _key("training", "What the run is for, in the compute report's breakdown.")
+    run_purpose: Purpose = _key("training", "What the training is for, in the compute report's breakdown.")
     country_iso_code: str | None = _key(
-        None, "Where the run takes place, as an ISO 3166 code such as DEU: needed for CO2e; null: energy only."
+        None, "Where the training takes place, as an ISO 3166 code such as DEU: needed for CO2e; null: energy only."
     )
 
 
 @dataclass(frozen=True)
 class ResumeSettings:
-    """Whether a run resumes from a checkpoint."""
+    """Whether a training resumes from a checkpoint."""
 
     resume: str | None = _key(
         None,
-        "auto: the newest complete checkpoint of output_dir, if there is one; or a checkpoint's folder; null: step 0.",
+        "auto: the newest whole checkpoint of output_dir, if there is one; or a checkpoint's folder; null: step 0.",
         is_filled=True,
     )
     resume_anyway: bool = _key(False, "Resume although recipe or data have changed; the changes are logged.")

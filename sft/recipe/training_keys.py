@@ -24,9 +24,9 @@ _STRATEGIES = ("no", "steps", "epoch")
 
 # Keys that act, by what they change; the tests try them family by family.
 ACTING_KEYS: Mapping[str, tuple[Key, ...]] = {
-    "length of the run": (
+    "length of the training": (
         Key("num_train_epochs", float, 3.0, "How many times each step is trained on.", above=0),
-        Key("max_steps", int, -1, "Optimiser steps of the run.", least=1, otherwise="-1 for num_train_epochs"),
+        Key("max_steps", int, -1, "Optimiser steps of the training.", least=1, otherwise="-1 for num_train_epochs"),
         Key("gradient_accumulation_steps", int, 1, "Batches per process in one optimiser step.", least=1),
         Key("seed", int, 42, "Seed of every random choice.", least=0, most=_MOST_SEED),
         Key(
@@ -44,13 +44,13 @@ ACTING_KEYS: Mapping[str, tuple[Key, ...]] = {
             "lr_scheduler_type",
             str,
             "linear",
-            "Course of the learning rate: linear, cosine, constant_with_warmup and others.",
+            "Schedule of the learning rate: linear, cosine, constant_with_warmup and others.",
         ),
         Key(
             "lr_scheduler_kwargs",
             dict | str | None,
             None,
-            "Settings of that course, such as {min_lr_rate: 0.1} for cosine_with_min_lr.",
+            "Settings of that schedule, such as {min_lr_rate: 0.1} for cosine_with_min_lr.",
         ),
         Key("warmup_steps", float, 0, f"Steps of the warm-up: {_STEPS_OR_SHARE}.", least=0),
         Key(
@@ -108,7 +108,7 @@ ACTING_KEYS: Mapping[str, tuple[Key, ...]] = {
         ),
     ),
     "arithmetic": (
-        Key("bf16", bool | None, None, "Mixed precision in bf16; null: unless fp16 is true or dtype is float32."),
+        Key("bf16", bool | None, None, "Mixed precision in bf16; null: yes, unless fp16 is true or dtype is float32."),
         Key("fp16", bool, False, "Mixed precision in fp16, on a GPU."),
         Key("tf32", bool | None, None, "TF32 arithmetic on Ampere and newer GPUs."),
         Key("use_cpu", bool, False, "Train on the CPU."),
@@ -142,7 +142,7 @@ ACTING_KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("logging_first_step", bool, False, "Log the first step too."),
         Key("logging_nan_inf_filter", bool, True, "Leave losses that are not finite out of the logged mean."),
         Key("log_on_each_node", bool, True, "Log on each machine, or on the first only."),
-        Key("log_level", str, "passive", "Least level that transformers logs.", among=_LOG_LEVELS),
+        Key("log_level", str, "passive", "Lowest level that transformers logs.", among=_LOG_LEVELS),
         Key("log_level_replica", str, "warning", "The same, for processes other than the first.", among=_LOG_LEVELS),
         Key("disable_tqdm", bool | None, None, "Show no progress bar."),
         Key(
@@ -179,7 +179,7 @@ ACTING_KEYS: Mapping[str, tuple[Key, ...]] = {
             "output_dir",
             str | None,
             None,
-            "Folder for everything the run writes; null: trainer_output.",
+            "Folder for everything the training writes; null: trainer_output.",
             is_filled=True,
         ),
         Key("save_strategy", str, "steps", "When to save a checkpoint.", among=(*_STRATEGIES, "best")),
@@ -198,7 +198,8 @@ ACTING_KEYS: Mapping[str, tuple[Key, ...]] = {
             "metric_for_best_model",
             str | None,
             None,
-            "What is best: loss, mean_token_accuracy, entropy, swa or swa_target; null: loss.",
+            "What is best: loss, mean_token_accuracy, entropy, or of the rollout swa (action right) or swa_target "
+            "(target too); null: loss.",
         ),
         Key("greater_is_better", bool | None, None, "Whether more of the metric is better; needed for entropy only."),
     ),
@@ -257,7 +258,7 @@ REFUSED_KEYS: Mapping[str, str] = {
     "train_sampling_strategy": _BATCHES,
     "length_column_name": _BATCHES,
     "dataloader_drop_last": "every step is trained on once per epoch",
-    "dataloader_in_order": "batches keep their order, so that a resumed run continues exactly",
+    "dataloader_in_order": "batches keep their order, so that a resumed training is the same",
     "dataloader_multiprocessing_context": "loading processes are forked, to share the rows: dataloader_num_workers",
     "auto_find_batch_size": "lower tokens_per_batch, or without packing per_device_train_batch_size",
     "accelerator_config": f"{_BATCHES}; {_LAUNCH}",
@@ -285,12 +286,12 @@ REFUSED_KEYS: Mapping[str, str] = {
     "bf16_full_eval": "an evaluation runs in the arithmetic of the training: bf16",
     "fp16_full_eval": "an evaluation runs in the arithmetic of the training: fp16",
     # checkpoints
-    "save_only_model": "a run cannot resume from weights alone; save_total_limit keeps checkpoints few",
+    "save_only_model": "a training cannot resume from weights alone; save_total_limit keeps checkpoints few",
     "save_on_each_node": "checkpoints are written once, to an output_dir that all machines share",
-    "enable_jit_checkpoint": "after SIGTERM or SIGUSR1 a run always saves first",
+    "enable_jit_checkpoint": "after SIGTERM or SIGUSR1 a training always saves first",
     "resume_from_checkpoint": "use resume: auto, or resume: PATH",
-    "ignore_data_skip": "a run resumes at the batch it stopped at",
-    "restore_callback_states_from_checkpoint": "a resumed run always restores its counters",
+    "ignore_data_skip": "a training resumes at the batch it stopped at",
+    "restore_callback_states_from_checkpoint": "a resumed training always restores its counters",
     # upload
     "hub_token": "a recipe is saved with the model; log in with `hf auth login` or set HF_TOKEN",
     "hub_strategy": "the model is uploaded once, when it is saved",
