@@ -20,8 +20,8 @@ from eval.rollouts.run_info import RunInfo, build_run_info, for_mode, for_shard,
 from eval.scoring.matching import cut_at_first_error
 from sft.agent import AgentConfig
 from sft.data.data_notes import describe_test_data
-from sft.data.leaks import list_shown_parts
 from sft.data.load import Trajectory, load_task_set
+from sft.data.memory_audit import list_shown_parts
 from sft.data.overlap import find_trained_tasks, refuse_trained_tasks
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
 from sft.errors import run_command

@@ -18,7 +18,7 @@ from typing import Any
 from eval.reporting.publish import enter_results, judge_run, publish_comparison, publish_run
 from eval.rollouts.run_folder import load_run
 from eval.rollouts.run_info import hash_model, merge_run_infos, write_run
-from eval.scoring.match_rules import build_rules, load_synonyms
+from eval.scoring.other_rules import build_rules, load_synonyms
 from eval.step_result import format_result
 from sft.data.load import natural_key
 from sft.errors import UserError, run_command

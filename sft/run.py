@@ -44,7 +44,7 @@ log = logging.getLogger("sft")
 
 def main(argv: list[str]) -> None:
     if not argv or {"-h", "--help"} & set(argv):
-        from sft.recipe.document import print_help
+        from sft.recipe.key_reference import print_help
 
         print_help(__doc__)
         return

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from sft.errors import UserError
-from sft.training.checkpoints import (
+from sft.training.checkpoint_folder import (
     check_disk_space,
     clear_unfinished,
     find_damage,

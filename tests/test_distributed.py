@@ -12,7 +12,7 @@ from training_runs import PREEMPTED, ROOT, load_adapter, printed, read_losses
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft.batches.sampler import PackSampler, PaddedSampler, StepSize
-from sft.training.checkpoints import list_checkpoints
+from sft.training.checkpoint_folder import list_checkpoints
 
 # One process accumulates over what two work on at the same time. Dropout is off: processes draw other random numbers.
 COMMON = ("--lora_dropout", "0", "--max_steps", "5", "--learning_rate", "1e-3", "--save_strategy", "no")

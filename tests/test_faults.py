@@ -22,7 +22,7 @@ from training_runs import (
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft.errors import UserError
-from sft.training.checkpoints import finish_checkpoint, read_run
+from sft.training.checkpoint_folder import finish_checkpoint, read_run
 from sft.training.processes import leave_signals_to_parent
 from sft.training.watch import check_batch
 

@@ -15,9 +15,9 @@ from trajectory_samples import build_tasks, write_trajectories
 from sft.actions import Action
 from sft.convert import __main__ as convert
 from sft.data.cells import read_elements, read_grounding
-from sft.data.leaks import MemoryCell, read_cell
 from sft.data.literals import is_missing, read_literal
 from sft.data.load import load_trajectories
+from sft.data.memory_audit import MemoryCell, read_cell
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)

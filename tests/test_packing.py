@@ -28,7 +28,7 @@ from sft.batches.packing import TokenSequence, pack_sequences
 from sft.data.screenshots import hash_screenshot
 from sft.memory import Memory
 from sft.models import tree_attention
-from sft.models.layouts import mrope_positions
+from sft.models.images import mrope_positions
 from sft.models.model import build_lora_config, find_family, load_model
 from sft.models.processors import load_processor
 from sft.models.tree_attention import attend, count_pairs, find_blocks, find_nodes, use_tree_attention

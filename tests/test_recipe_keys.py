@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from test_config import MINIMAL, RECIPES
 
-from sft.recipe.document import GENERATED, build_schema, format_help, format_tables
+from sft.recipe.key_reference import GENERATED, build_schema, format_help, format_tables
 from sft.recipe.recipe import RecipeError, load_yaml, parse_recipe
 from sft.recipe.settings import OWN_KEYS
 from sft.recipe.training_keys import MOST_USED, REFUSED_KEYS, TRAINING_KEYS

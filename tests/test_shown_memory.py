@@ -9,8 +9,8 @@ from eval import rollout
 from sft.actions import Action
 from sft.agent import AgentConfig
 from sft.answers import Answer
-from sft.data.leaks import has_leak, list_shown_parts
 from sft.data.load import TrajectoryError
+from sft.data.memory_audit import has_leak, list_shown_parts
 from sft.data.train_val import load_task_split
 from sft.recipe.settings import DataSettings
 

@@ -16,8 +16,8 @@ from sft import run
 from sft.recipe.launch import build_training_arguments
 from sft.recipe.recipe import RecipeError, parse_recipe
 from sft.recipe.settings import find_default
-from sft.recipe.spellings import KNOWN_SPELLINGS
 from sft.recipe.training_keys import ACTING_KEYS, REFUSED_KEYS, TRAINING_KEYS
+from sft.recipe.unknown_keys import KNOWN_SPELLINGS
 from sft.trainer import TrajectoryTrainer
 
 FIELDS = {field.name for field in dataclasses.fields(SFTConfig) if field.init}

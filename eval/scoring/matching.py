@@ -101,7 +101,7 @@ def is_same_action_and_target(gold: Action, predicted: Action) -> bool:
     """Say whether action type, normalised target and every argument that the gold action has are the same.
 
     An argument that only the prediction has is ignored: the data does not say whether it is wrong. A `point` is judged
-    by rules of its own (`eval/scoring/match_rules.py`): no two people click the same pixel.
+    by rules of its own (`eval/scoring/other_rules.py`): no two people click the same pixel.
     """
     return (
         is_same_action(gold, predicted)

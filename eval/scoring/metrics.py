@@ -20,8 +20,8 @@ from eval.scoring.breakdowns import (
     describe_answers,
     describe_memory,
 )
-from eval.scoring.match_rules import build_rules, score_rules
 from eval.scoring.matching import HEADLINE, MATCHERS, OUTCOMES, Verdict, Verdicts
+from eval.scoring.other_rules import build_rules, score_rules
 from sft.data.load import natural_key
 from sft.errors import UserError
 from sft.rates import Rate
@@ -38,7 +38,7 @@ def compute_metrics(
     confidence: float = 0.95,
     synonyms: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Score a judged rollout; the content of `metrics.json`. `synonyms`: see `eval/scoring/match_rules.py`.
+    """Score a judged rollout; the content of `metrics.json`. `synonyms`: see `eval/scoring/other_rules.py`.
 
     Raises:
         UserError: no results, or settings of the bootstrap out of range.

@@ -11,7 +11,7 @@ from sft.batches.encoder import StepEncoder
 from sft.batches.packing import IGNORED_LABEL, TokenSequence, pack_sequences
 from sft.data.screenshots import ScreenshotError
 from sft.errors import UserError
-from sft.models.layouts import Layout
+from sft.models.images import Layout
 
 Row = Mapping[str, Any]
 

@@ -15,7 +15,7 @@ from sft.data.screenshots import RULES_VERSION, hash_screenshot, open_screenshot
 from sft.errors import UserError
 from sft.files import write_whole
 from sft.memory import EMPTY_MEMORY, Memory, fit_memory, memory_chars
-from sft.models.layouts import Layout
+from sft.models.images import Layout
 from sft.prompts import Message, build_prompt
 
 Field = Literal["action", "target", "memory"]

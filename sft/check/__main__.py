@@ -30,8 +30,8 @@ from sft.check.view import (
     print_report,
     print_verdict,
 )
-from sft.data.leaks import list_shown_parts
 from sft.data.load import TaskSet, find_leak_problems, read_table, read_task_set
+from sft.data.memory_audit import list_shown_parts
 from sft.data.overlap import Overlap, describe_overlap, find_overlap
 from sft.data.problems import Problem, TrajectoryError
 from sft.data.steps import Step

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from sft.agent import AgentConfig
 from sft.data.cells import Box, Size
 from sft.data.hints import find_hidden_characters, find_personal_data
-from sft.data.leaks import MemoryAudit, MemoryCell, audit_memory, audit_shown_memory
 from sft.data.load import TaskSet
+from sft.data.memory_audit import MemoryAudit, MemoryCell, audit_memory, audit_shown_memory
 from sft.data.overlap import find_duplicate_goals
 from sft.data.steps import Step, Trajectory
 from sft.data.table import MEMORY_COLUMNS, Cells, Table

@@ -9,8 +9,8 @@ from typing import Any
 from sft.actions import ActionType, format_action
 from sft.convert.converted import ConvertedTask, DroppedTask, rebuild_memories
 from sft.data.cells import read_text
-from sft.data.leaks import MEMORY_PARTS
 from sft.data.load import read_table, read_task_set
+from sft.data.memory_audit import MEMORY_PARTS
 from sft.data.problems import TrajectoryError
 from sft.data.screenshots import ScreenshotFacts, inspect_bytes, read_screenshot, store_screenshot
 from sft.data.table import format_csv

@@ -16,9 +16,9 @@ from typing import Any
 from sft.actions import DEFAULT_ACTIONS, Action, ActionType
 from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, pick_box
 from sft.data.image_paths import find_screenshot, suggest_names
-from sft.data.leaks import MemoryAudit, MemoryCell, audit_memory
 from sft.data.literals import read_literal
 from sft.data.load import natural_key
+from sft.data.memory_audit import MemoryAudit, MemoryCell, audit_memory
 from sft.errors import UserError
 
 FILE_PATTERN = re.compile(r"(?P<software>.+)_endtoend_?(?P<number>\d+)\.json", re.I)

@@ -16,9 +16,9 @@ from sft.answers import Answer
 from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask
 from sft.data.cells import Grounding, read_application, read_gold, read_grounding, read_object, read_text
 from sft.data.image_paths import find_screenshot, suggest_names
-from sft.data.leaks import MemoryAudit, MemoryCell, audit_memory, has_leak
 from sft.data.literals import is_missing
 from sft.data.load import find_table_kind, natural_key
+from sft.data.memory_audit import MemoryAudit, MemoryCell, audit_memory, has_leak
 from sft.data.table import MEMORY_COLUMNS, build_cells, decode_text, read_line, read_list, split_lines
 from sft.errors import UserError
 from sft.file_kinds import JSON

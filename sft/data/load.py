@@ -9,8 +9,8 @@ from typing import Literal, TypedDict, Unpack
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.data.cells import read_text
-from sft.data.leaks import find_leaks
 from sft.data.literals import is_missing
+from sft.data.memory_audit import find_leaks
 from sft.data.problems import Problem, QuarantinedTask, TrajectoryError
 from sft.data.rows import RowReader, check_screenshots
 from sft.data.screenshots import ScreenshotFacts

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft.agent import AgentConfig
-from sft.data.leaks import list_shown_parts
 from sft.data.load import TaskSet, load_task_set
+from sft.data.memory_audit import list_shown_parts
 from sft.data.overlap import find_overlap, hash_goal, refuse_shared_goals
 from sft.data.problems import QuarantinedTask
 from sft.data.split_file import find_split

@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from sft.errors import UserError
 from sft.models.chat_template import check_chat_template, close_thought, read_chat_template
 from sft.models.hub import find_folder
-from sft.models.layouts import Layout, Llama4Layout, QwenLayout
+from sft.models.images import Layout, Llama4Layout, QwenLayout
 from sft.models.llama4_images import Llama4ImageProcessor
 from sft.models.model_folder import check_small_files, read_json
 from sft.models.token_counts import choose_canvas, count_tiles_in_budget, write_image_tokens

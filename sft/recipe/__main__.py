@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from sft.errors import run_command
-from sft.recipe.document import GENERATED, build_schema, format_tables
+from sft.recipe.key_reference import GENERATED, build_schema, format_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 

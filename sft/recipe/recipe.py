@@ -26,8 +26,8 @@ from sft.recipe.settings import (
     find_default,
     list_keys,
 )
-from sft.recipe.spellings import describe_unknown_key
 from sft.recipe.training_keys import TRAINING_KEYS, find_refusal, find_value
+from sft.recipe.unknown_keys import describe_unknown_key
 
 
 class RecipeError(UserError):

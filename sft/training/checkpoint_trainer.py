@@ -17,7 +17,7 @@ from trl import SFTTrainer
 from sft.errors import UserError
 from sft.models.model import check_adapter
 from sft.models.model_folder import ADAPTER_FILE
-from sft.training.checkpoints import (
+from sft.training.checkpoint_folder import (
     UNFINISHED_NAME,
     check_disk_space,
     clear_unfinished,

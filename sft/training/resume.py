@@ -14,7 +14,7 @@ from sft.errors import UserError
 from sft.recipe.launch import Launch
 from sft.recipe.recipe import Recipe
 from sft.recipe.training_keys import find_value
-from sft.training.checkpoints import (
+from sft.training.checkpoint_folder import (
     copy_checkpoint,
     find_damage,
     find_newest_whole,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sft.actions import Action
-from sft.data.leaks import MemoryCell, audit_memory
+from sft.data.memory_audit import MemoryCell, audit_memory
 
 ACTIONS = (
     Action("CLICK", "Load Data"),

@@ -6,9 +6,9 @@ import pytest
 from rollout_samples import judge, make_step, make_task
 
 from eval.score import main
-from eval.scoring.match_rules import build_rules, load_synonyms
 from eval.scoring.matching import MATCHERS
 from eval.scoring.metrics import compute_metrics
+from eval.scoring.other_rules import build_rules, load_synonyms
 from sft.actions import DEFAULT_ACTIONS, ActionType, parse_action
 from sft.errors import UserError
 

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 
 from sft.actions import ActionType
 from sft.recipe.settings import OWN_KEYS, SECTIONS, Key, describe_type, find_default, list_keys
-from sft.recipe.spellings import SPELLINGS
 from sft.recipe.training_keys import ACTING_KEYS, FIXED_KEYS, MOST_USED, REFUSED_KEYS, TRAINING_KEYS
+from sft.recipe.unknown_keys import SPELLINGS
 
 GENERATED = "<!-- `python -m sft.recipe` writes the rest of this page from texts in sft/recipe/ and sft/agent.py. -->"
 _TITLES = {
