@@ -25,13 +25,9 @@ from sft.recipe.launch import check_support, read_launch
 from sft.recipe.recipe import Recipe, parse_recipe
 from sft.recipe.training_keys import find_value
 from sft.training.outputs import publish, save_model, save_run_files
-from sft.training.processes import (
-    do_in_first_process,
-    training_processes,
-    unwrap_worker_errors,
-    watch_for_preemption,
-)
+from sft.training.processes import do_in_first_process, training_processes, unwrap_worker_errors
 from sft.training.resume import choose_checkpoint, describe_run
+from sft.training.signals import watch_for_preemption
 
 if TYPE_CHECKING:
     from trl import SFTConfig

@@ -34,7 +34,7 @@ from sft.models.processors import load_processor
 from sft.models.tree_attention import use_tree_attention
 from sft.recipe.recipe import Recipe
 from sft.training.checkpoint_trainer import CheckpointTrainer
-from sft.training.processes import leave_signals_to_parent
+from sft.training.signals import leave_signals_to_parent
 from sft.training.watch import GradientCheck, StopWhenPreempted, check_batch, check_loss, refuse_gradient
 
 log = logging.getLogger("sft")

@@ -23,7 +23,7 @@ from trajectory_samples import build_tasks, write_trajectories
 
 from sft.errors import UserError
 from sft.training.checkpoint_folder import finish_checkpoint, read_run
-from sft.training.processes import leave_signals_to_parent
+from sft.training.signals import leave_signals_to_parent
 from sft.training.watch import check_batch
 
 

@@ -66,7 +66,7 @@ LOSE_AND_RUN = """
 import pathlib, sys
 from sft import run
 from sft.errors import run_command
-from sft.training.processes import watch_for_preemption
+from sft.training.signals import watch_for_preemption
 
 def save_and_lose(*arguments, save=run.save_run_files):
     save(*arguments)

@@ -31,7 +31,7 @@ import eval.predictor  # noqa: F401
 from sft import run
 from sft.errors import run_command
 from sft.trainer import TrajectoryTrainer
-from sft.training.processes import watch_for_preemption
+from sft.training.signals import watch_for_preemption
 
 torch.set_num_threads(1)
 

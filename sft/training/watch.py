@@ -12,7 +12,7 @@ from sft.batches.packing import IGNORED_LABEL
 from sft.errors import UserError
 from sft.models.families import part_of
 from sft.models.model import trained_parts
-from sft.training.processes import REQUEUE_EXIT_CODE, is_preempted
+from sft.training.signals import REQUEUE_EXIT_CODE, is_preempted
 
 log = logging.getLogger("sft")
 
