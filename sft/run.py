@@ -11,6 +11,7 @@ exit code 75: give the same command, with `--resume auto`, to resume it.
 base model's config, tokenizer and processor files, but no weights and no GPU.
 """
 
+import argparse
 import logging
 import os
 from pathlib import Path
@@ -121,16 +122,14 @@ def print_plan(argv: list[str]) -> None:
     """Print what a run will take, from configs and data alone."""
     from sft.plan import build_plan
 
-    card_gb = 40.0
-    if "--card_gb" in argv:
-        at = argv.index("--card_gb")
-        try:
-            card_gb = float(argv[at + 1])
-        except (IndexError, ValueError) as error:
-            raise UserError("--card_gb: expected the card's memory in GB, e.g. --card_gb 40") from error
-        argv = argv[:at] + argv[at + 2 :]
-    recipe = parse_recipe(argv)
-    print(build_plan(recipe, check_inputs(recipe, needs_weights=False), card_gb))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--card_gb", type=float, default=40.0)
+    try:
+        own, others = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError("--card_gb: expected the card's memory in GB, e.g. --card_gb 40") from error
+    recipe = parse_recipe(others)
+    print(build_plan(recipe, check_inputs(recipe, needs_weights=False), own.card_gb))
 
 
 if __name__ == "__main__":

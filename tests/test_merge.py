@@ -185,10 +185,12 @@ def test_no_model_is_in_memory_when_the_next_is_loaded(tmp_path, tiny_checkpoint
         ({"lora_bias": True}, "found lora_bias; expected plain LoRA"),
         ({"bias": "all"}, "found bias 'all'; expected none"),
         ({"peft_type": "LOHA"}, "found peft_type 'LOHA'; expected LORA"),
+        ({"r": None}, "found r None; expected the rank of LoRA"),
+        ({"lora_alpha": "16"}, "found lora_alpha '16'; expected a number"),
     ],
-    ids=["dora", "rank_pattern", "lora_bias", "bias", "loha"],
+    ids=["dora", "rank_pattern", "lora_bias", "bias", "loha", "no rank", "alpha"],
 )
-def test_adapter_whose_merge_is_another_sum_is_refused(tmp_path, tiny_checkpoints, change, found):
+def test_adapter_whose_merge_is_another_sum_or_unknown_is_refused(tmp_path, tiny_checkpoints, change, found):
     adapter = _build_adapter(tmp_path / "adapter", tiny_checkpoints["qwen3_vl"], "qwen3_vl")
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

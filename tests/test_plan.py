@@ -7,9 +7,11 @@ import pytest
 from benchmarks.gpu.base_8b import use_8b_shapes
 from demo.tiny_qwen3vl import build_tiny_checkpoint
 from sft.batches.sampler import StepSize
+from sft.errors import UserError
 from sft.models.model import build_empty_model, build_lora_config, find_family, load_model
 from sft.plan import GB, TokenPlan, estimate_memory, format_plan, plan_tokens
 from sft.recipe.recipe import parse_recipe
+from sft.run import print_plan
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +183,9 @@ def test_the_plan_says_whether_it_fits_the_card(checkpoint):
     assert format_plan(full, tokens, {"weights": 60.0}, 40).endswith("or share the model out with ZeRO-3")
     on_cpu = format_plan(build_recipe(checkpoint, "--use_cpu", "true"), tokens, {"weights": 6.0}, 40)
     assert "longest batch" in on_cpu and "GPU" not in on_cpu
+
+
+@pytest.mark.parametrize("card", [["--card_gb"], ["--card_gb", "forty"], ["--card_gb="]])
+def test_card_that_is_no_number_is_refused(card):
+    with pytest.raises(UserError, match="--card_gb: expected the card's memory in GB, e.g. --card_gb 40"):
+        print_plan(["recipes/demo.yaml", *card])

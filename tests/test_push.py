@@ -163,6 +163,12 @@ def test_folder_without_weights_is_not_uploaded(tmp_path):
         plan_upload(tmp_path)
 
 
+def test_adapter_that_names_no_base_is_not_uploaded(model):
+    (model / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="found no base_model_name_or_path"):
+        plan_upload(model)
+
+
 def test_plan_holds_the_shards_of_an_export(model):
     (model / "model-00001-of-00002.safetensors").touch()
     assert "model-00001-of-00002.safetensors" in plan_upload(model)

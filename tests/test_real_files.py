@@ -156,7 +156,7 @@ def test_plan_of_the_recipe_is_made_from_the_folder_without_weights(folder, fami
     arguments = ["--model_name_or_path", str(folder), "--train_csv", str(csv), "--val_csv", "null"]
     arguments += ["--eval_strategy", "no", "--eval_on_start", "false"]
     arguments += ["--load_best_model_at_end", "false", "--metric_for_best_model", "loss"]
-    arguments += ["--val_rollout_tasks", "0", "--image_root", str(ROOT / "demo/data"), "--card_gb", "40"]
+    arguments += ["--val_rollout_tasks", "0", "--image_root", str(ROOT / "demo/data"), "--card_gb=40"]
     print_plan([str(RECIPES[family]), *arguments])
     plan = capsys.readouterr().out
     assert "of 40: fits" in plan

@@ -16,7 +16,7 @@ from sft.data.screenshots import open_screenshot
 from sft.errors import UserError
 from sft.json_text import find_object
 from sft.models.families import part_of
-from sft.models.model_folder import ADAPTER_CONFIG, ADAPTER_FILE, find_base_name, read_dtype, read_header, read_json
+from sft.models.model_folder import ADAPTER_FILE, find_base_name, read_dtype, read_header, read_rank
 from sft.models.processors import load_processor
 from sft.recipe.recipe import load_model_settings
 
@@ -53,9 +53,8 @@ class VllmPolicy:
         base = find_base_name(folder, base_model)
         options: dict[str, Any] = {}
         if base:
-            rank = read_json(folder / ADAPTER_CONFIG)["r"]
             dtype = load_model_settings(folder).dtype
-            options = {"enable_lora": True, "max_lora_rank": round_rank(rank), "dtype": dtype}
+            options = {"enable_lora": True, "max_lora_rank": round_rank(read_rank(folder)), "dtype": dtype}
         elif (folder / "config.json").is_file():  # vLLM's own choice would round an fp32 model to half precision
             options["dtype"] = read_dtype(folder)
         self.encoder = StepEncoder(load_processor(model_path, agent.min_pixels, agent.max_pixels), agent)

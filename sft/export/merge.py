@@ -14,7 +14,7 @@ from sft.errors import UserError
 from sft.models.experts import find_pieces, is_transposed
 from sft.models.families import list_file_names
 from sft.models.model import open_adapter
-from sft.models.model_folder import ADAPTER_CONFIG, list_weight_files, read_json
+from sft.models.model_folder import ADAPTER_CONFIG, list_weight_files, read_json, read_rank
 
 PREFIX = "base_model.model."
 HEAD = "lm_head.weight"
@@ -88,9 +88,11 @@ def load_adapter(folder: Path) -> Adapter:
                 if name.endswith(f".lora_{which}.weight"):
                     name, kind = name.removesuffix(f".lora_{which}.weight") + ".weight", which
             parts.setdefault(name, {})[kind] = file.get_tensor(key)
-    rank: float = config["r"]
+    rank, alpha = read_rank(folder), config.get("lora_alpha")
+    if not isinstance(alpha, int | float):
+        raise UserError(f"{path}: found lora_alpha {alpha!r}; expected a number: restore the file")
     return Adapter(
-        config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank),
+        alpha / (rank**0.5 if config.get("use_rslora") else rank),
         {name: (part["A"], part["B"]) for name, part in parts.items() if "A" in part},
         {name: part["replaced"] for name, part in parts.items() if "replaced" in part},
     )

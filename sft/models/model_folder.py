@@ -240,6 +240,18 @@ def find_base_name(folder: str | Path, given: str | None = None) -> str | None:
     return name
 
 
+def read_rank(folder: Path) -> int:
+    """Return the rank of the LoRA matrices in an adapter's folder.
+
+    Raises:
+        UserError: `adapter_config.json` is broken or has no rank.
+    """
+    rank = read_json(folder / ADAPTER_CONFIG).get("r")
+    if not isinstance(rank, int) or rank < 1:
+        raise UserError(f"{folder / ADAPTER_CONFIG}: found r {rank!r}; expected the rank of LoRA: restore the file")
+    return rank
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, or an empty one where there is no such file.
 

@@ -9,7 +9,7 @@ import yaml
 
 from sft.compute.tracking import shorten_path, shorten_paths
 from sft.errors import UserError
-from sft.models.model_folder import ADAPTER_CONFIG, ADAPTER_FILE, SMALL_FILES, read_json
+from sft.models.model_folder import ADAPTER_CONFIG, ADAPTER_FILE, SMALL_FILES, find_base_name, read_json
 from sft.recipe.recipe import load_yaml
 
 # Weights, and what is needed to use them. No data, no ledger, no log, no optimiser state, no training_args.bin.
@@ -31,7 +31,7 @@ def plan_upload(folder: Path) -> dict[str, Path | bytes]:
     """Return what is uploaded: each name in the repository with its file, or its content where paths are taken out.
 
     Raises:
-        UserError: the folder holds no weights.
+        UserError: the folder holds no weights, or an adapter that names no base.
     """
     files = {path.name: path for pattern in ALLOWED for path in sorted(folder.glob(pattern)) if path.is_file()}
     if not any(name.endswith(".safetensors") for name in files):
@@ -42,7 +42,7 @@ def plan_upload(folder: Path) -> dict[str, Path | bytes]:
         planned["recipe.yaml"] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
     if ADAPTER_CONFIG in files:
         adapter = read_json(files[ADAPTER_CONFIG])
-        adapter["base_model_name_or_path"] = shorten_path(adapter["base_model_name_or_path"])
+        adapter["base_model_name_or_path"] = shorten_path(str(find_base_name(folder)))
         planned[ADAPTER_CONFIG] = (json.dumps(adapter, indent=2) + "\n").encode()
     return planned
 
