@@ -68,6 +68,15 @@ def describe_action_type(action_type: ActionType) -> dict[str, Any]:
     return fields if not action_type.takes_target else {k: v for k, v in fields.items() if k != "takes_target"}
 
 
+def read_action_type(fields: Mapping[str, Any]) -> ActionType:
+    """Read what `describe_action_type` wrote: JSON has no tuples.
+
+    Raises:
+        KeyError, TypeError, AttributeError: the fields are not an action type's.
+    """
+    return ActionType(**{**fields, "arguments": {name: tuple(values) for name, values in fields["arguments"].items()}})
+
+
 def parse_action(fields: Mapping[str, Any], actions: Sequence[ActionType] | None = DEFAULT_ACTIONS) -> Action:
     """Read an action from a JSON object `{"action", "target", ...arguments}`.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from sft.actions import DEFAULT_ACTIONS, ActionType, describe_action_type
+from sft.actions import DEFAULT_ACTIONS, ActionType, describe_action_type, read_action_type
 
 PROMPT_VERSION = "1"
 
@@ -89,10 +89,6 @@ def agent_from_json(fields: Mapping[str, Any]) -> AgentConfig:
             "roll out with the version of this package that trained the adapter"
         )
     try:
-        actions = tuple(
-            ActionType(**{**a, "arguments": {k: tuple(v) for k, v in a["arguments"].items()}})
-            for a in fields["actions"]
-        )
-        return AgentConfig(**{**fields, "actions": actions})
+        return AgentConfig(**{**fields, "actions": tuple(map(read_action_type, fields["actions"]))})
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"found something unreadable ({error}); train again or restore the file") from error

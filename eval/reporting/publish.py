@@ -15,7 +15,7 @@ from eval.scoring.comparison import compare_runs
 from eval.scoring.matching import Verdicts, cut_at_first_error, judge
 from eval.scoring.metrics import compute_metrics
 from eval.step_result import NOT_RUN, StepResult
-from sft.actions import DEFAULT_ACTIONS, ActionType
+from sft.actions import DEFAULT_ACTIONS, read_action_type
 from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
 from sft.evaluations import add_evaluation
@@ -51,7 +51,7 @@ def judge_run(run_dir: Path, results: Sequence[StepResult], run_info: RunInfo) -
             f"{run_dir}: found {len(results)} step results; expected {run_info.n_steps}: a part of a run is not "
             "scored; finish it with the command that started it"
         )
-    actions = [ActionType(**a) for a in run_info.agent["actions"]] if run_info.agent else DEFAULT_ACTIONS
+    actions = tuple(map(read_action_type, run_info.agent["actions"])) if run_info.agent else DEFAULT_ACTIONS
     verdicts = judge(results, actions)
     if run_info.mode == "own_stop":  # a rollout that was killed after its last answer has not cut its tasks yet
         verdicts = judge(cut_at_first_error(verdicts), actions)
