@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.reporting.publish import enter_results, judge_run, publish_comparison, publish_run
+from eval.rollouts.options import add_report_images
 from eval.rollouts.run_folder import load_run
 from eval.rollouts.run_info import hash_model, merge_run_infos, write_run
 from eval.scoring.other_rules import build_rules, load_synonyms
@@ -94,12 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap [0]")
     parser.add_argument("--n_resamples", type=int, default=10_000, help="resamples of the bootstrap [10000]")
-    parser.add_argument(
-        "--report_images",
-        choices=["embed", "link"],
-        default="embed",
-        help="embed: the report holds its screenshots; link: it refers to them [embed]",
-    )
+    add_report_images(parser)
     return parser
 
 

@@ -58,12 +58,7 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     )
     run.add_argument("--num_shards", type=int, default=1, help="machines that share the tasks [1]")
     run.add_argument("--shard", type=int, default=0, help="which of them this is, from 0 [0]")
-    run.add_argument(
-        "--report_images",
-        choices=["embed", "link"],
-        default="embed",
-        help="embed: the report holds its screenshots; link: it refers to them [embed]",
-    )
+    add_report_images(run)
     run.add_argument(
         "--run_purpose",
         choices=get_args(Purpose),
@@ -76,6 +71,16 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     if problem := find_problem(arguments):
         parser.error(problem)
     return arguments
+
+
+def add_report_images(parser: argparse._ActionsContainer) -> None:
+    """Add the option of every command that writes a report."""
+    parser.add_argument(
+        "--report_images",
+        choices=["embed", "link"],
+        default="embed",
+        help="embed: the report holds its screenshots; link: it refers to them [embed]",
+    )
 
 
 def find_problem(arguments: argparse.Namespace) -> str | None:
