@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers.models.qwen3_5 import modeling_qwen3_5 as qwen3_5
 from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe as qwen3_5_moe
 
-from sft.models.tree_attention import find_nodes
+from sft.models.tree_attention import read_nodes
 
 LAYERS = (qwen3_5.Qwen3_5GatedDeltaNet, qwen3_5_moe.Qwen3_5MoeGatedDeltaNet)
 LANGUAGE_MODELS = (qwen3_5.Qwen3_5TextModel, qwen3_5_moe.Qwen3_5MoeTextModel)
@@ -75,7 +75,7 @@ def _forward(
 
 def _run_tree(layer: Any, hidden: torch.Tensor, subtree_end: torch.Tensor) -> torch.Tensor:
     """Compute node by node: each begins with the state and the last columns that its parent ended with."""
-    nodes = find_nodes(subtree_end.flatten().tolist())
+    nodes = read_nodes(subtree_end)
     sizes = [node.size for node in nodes]
     n_before = layer.conv_kernel_size - 1  # columns that a convolution sees before its own
     columns, decay, step = _project(layer, hidden)

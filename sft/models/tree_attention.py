@@ -104,6 +104,12 @@ def find_nodes(subtree_end: Sequence[int]) -> list[Node]:
     return nodes
 
 
+@lru_cache(maxsize=1)  # every layer asks with the same tensor
+def read_nodes(subtree_end: torch.Tensor) -> list[Node]:
+    """Return the nodes of a packed sequence; reading the tensor waits for the GPU."""
+    return find_nodes(subtree_end.flatten().tolist())
+
+
 def find_blocks(subtree_end: Sequence[int]) -> tuple[list[Block], list[Block]]:
     """Return the chains, which are causal, and for each fork what hangs on it with the path above, which is not.
 
