@@ -160,21 +160,15 @@ def attend_in_fp32(end: Any, query: Any, key: Any, value: Any) -> Any:
     """Compute the reference, a quarter of the heads at a time."""
     import torch
 
+    from sft.models.tree_attention import build_mask
+
     n = HEADS // KEY_HEADS
-    mask, outputs = build_mask(end), []
+    mask, outputs = build_mask(end[None, None, None]), []
     for q, k, v in zip(*(tensor.float().chunk(4, dim=1) for tensor in (query, key, value))):
         k, v = k.repeat_interleave(n, dim=1), v.repeat_interleave(n, dim=1)
         scores = (q @ k.transpose(-1, -2) * WIDTH**-0.5).masked_fill(~mask, float("-inf"))
         outputs.append(scores.softmax(-1) @ v)
     return torch.cat(outputs, dim=1).transpose(1, 2)
-
-
-def build_mask(end: Any) -> Any:
-    """Return (1, 1, T, T): what each query may see."""
-    import torch
-
-    tokens = torch.arange(end.numel(), device=end.device)
-    return ((tokens <= tokens[:, None]) & (tokens[:, None] < end))[None, None]
 
 
 def build_two_calls(end: Any) -> Attention:
@@ -187,7 +181,9 @@ def build_two_calls(end: Any) -> Attention:
 def build_dense(end: Any) -> Attention:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    module, mask = build_module(), build_mask(end)
+    from sft.models.tree_attention import build_mask
+
+    module, mask = build_module(), build_mask(end[None, None, None])
     return lambda *qkv: sdpa_attention_forward(module, *qkv, mask)[0]
 
 

@@ -12,6 +12,7 @@ from sft.batches.packing import IGNORED_LABEL, TokenSequence, pack_sequences
 from sft.data.screenshots import ScreenshotError
 from sft.errors import UserError
 from sft.models.images import Layout
+from sft.models.tree_attention import build_mask
 
 Row = Mapping[str, Any]
 
@@ -153,10 +154,8 @@ def as_position_ids(positions: torch.Tensor) -> torch.Tensor:
 
 def build_dense_mask(subtree_end: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Spread `subtree_end` (1, T) out into the (1, 1, T, T) additive mask that eager attention takes."""
-    end = subtree_end[0]
-    index = torch.arange(len(end), device=end.device)
-    may_see = (index[None, :] <= index[:, None]) & (index[:, None] < end[None, :])
-    return torch.zeros_like(may_see, dtype=dtype).masked_fill(~may_see, torch.finfo(dtype).min)[None, None]
+    may_see = build_mask(subtree_end[:, None, None])
+    return torch.zeros_like(may_see, dtype=dtype).masked_fill(~may_see, torch.finfo(dtype).min)
 
 
 def check_answer_only_labels(encoder: StepEncoder, rows: Sequence[Row]) -> str:

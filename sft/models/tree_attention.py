@@ -84,7 +84,7 @@ def attend(
         if calls and not dropout and _has_kernel(*inputs):
             rows = [tensor[0].transpose(0, 1) for tensor in inputs]
             return _TreeAttention.apply(*rows, calls, scaling)[None], None
-        mask = _build_mask(mask) if calls else None
+        mask = _keep_mask(mask) if calls else None
     return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
@@ -340,8 +340,10 @@ def _rows(blocks: Sequence[Sequence[Range]], device: torch.device) -> Rows:
     return torch.cat([torch.arange(start, stop) for start, stop in ranges]).to(device)
 
 
-@lru_cache(maxsize=1)
-def _build_mask(subtree_end: torch.Tensor) -> torch.Tensor:
-    """Return the dense mask (1, 1, T, T): what each query may see."""
+def build_mask(subtree_end: torch.Tensor) -> torch.Tensor:
+    """Spread `subtree_end` (1, 1, 1, T) out into the dense mask (1, 1, T, T), bool: what each query may see."""
     tokens = torch.arange(subtree_end.shape[-1], device=subtree_end.device)
     return (tokens <= tokens[:, None]) & (tokens[:, None] < subtree_end)
+
+
+_keep_mask = lru_cache(maxsize=1)(build_mask)  # every layer asks with the same tensor
