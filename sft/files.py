@@ -10,6 +10,9 @@ from pathlib import Path
 
 from sft.errors import UserError
 
+_UMASK = os.umask(0o077)  # can be read by setting it alone
+os.umask(_UMASK)
+
 
 def write_whole(path: Path, content: str | bytes, is_forced: bool = True) -> None:
     """Write a file under a name of its own beside it, then rename it: no reader, and no kill, finds half of it.
@@ -25,7 +28,7 @@ def write_whole(path: Path, content: str | bytes, is_forced: bool = True) -> Non
             if is_forced:
                 file.flush()
                 os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+        share_as_usual(Path(temporary))
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -54,12 +57,23 @@ def write_new(folder: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
     try:
         yield partial
-        partial.chmod(0o755)
+        share_as_usual(partial)
         if folder.is_dir():
             folder.rmdir()
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def share_as_usual(path: Path) -> None:
+    """Give a file, or a folder with all that is in it, the mode that the user's umask gives to new ones.
+
+    Libraries that write to a temporary file first, as safetensors does, leave one that nobody else can read: a
+    colleague of the same group could read all of a model but its weights.
+    """
+    for each in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        if not each.is_symlink():
+            each.chmod((0o777 if each.is_dir() else 0o666) & ~_UMASK)
 
 
 def hash_file(path: Path) -> str:

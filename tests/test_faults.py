@@ -223,7 +223,7 @@ def test_optimizer_state_that_would_run_code_is_refused(attempt, tmp_path):
 @pytest.mark.slow
 def test_secrets_of_the_environment_are_in_no_file_of_a_run(undisturbed):
     names = {path.name for path in undisturbed.rglob("*") if path.is_file()}
-    assert {"attempt-0.log", "rank-0.log", "recipe.yaml", "training_args.bin", "compute_ledger.jsonl"} <= names
+    assert {"attempt-0.log", "rank-0.log", "recipe.yaml", "compute_ledger.jsonl"} <= names
     assert find_secrets(undisturbed) == []
 
 
