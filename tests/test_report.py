@@ -163,7 +163,13 @@ def test_names_of_data_and_model_are_text_in_the_page_and_no_markup(tmp_path, im
     page = path.read_text(encoding="utf-8")
     for markup in ("<b>x", "<script>group", "<i>&amp;", "<u>2", "<s>first"):
         assert markup not in page
-    for text in ("OHIF &lt;b&gt;x", "&lt;script&gt;group", "models/&lt;i&gt;&amp;amp;", "&lt;u&gt;2", "&lt;s&gt;first"):
+    for text in (
+        "OHIF &lt;b&gt;x",
+        "&lt;script&gt;group",
+        "models/&lt;i&gt;&amp;amp;",
+        "&lt;u&gt;2",
+        "&lt;s&gt;first",
+    ):
         assert text in page
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import load_file, save_file
 from trajectory_samples import TINY_AGENT, build_output, build_tasks, write_trajectories
 
 from eval.rollout import main
@@ -190,6 +191,19 @@ def test_another_rollout_in_the_same_folder_is_refused(model_folder, tmp_path, c
     with pytest.raises(UserError, match=rf"found a rollout of something else \(different: [^)]*{different}"):
         _roll_out(csv, tmp_path / "results", "--model_path", model, *arguments)
     assert (tmp_path / "results/steps.jsonl").read_bytes() == before
+
+
+def test_base_that_was_replaced_under_its_adapter_is_refused(model_folder, tiny_checkpoints, tasks_csv, tmp_path):
+    base = shutil.copytree(tiny_checkpoints["qwen3_vl"], tmp_path / "base")
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    adapter = json.loads((model / "adapter_config.json").read_text())
+    (model / "adapter_config.json").write_text(json.dumps({**adapter, "base_model_name_or_path": str(base)}))
+    _roll_out(tasks_csv, tmp_path / "results", "--model_path", model)
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in sorted(weights) if "norm" in name)
+    save_file({**weights, name: weights[name] + 0.5}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"\(different: base_model_sha256\)"):
+        _roll_out(tasks_csv, tmp_path / "results", "--model_path", model)
 
 
 def test_refused_command_leaves_no_trace_in_the_other_run(tasks_csv, tmp_path):

@@ -61,7 +61,16 @@ def try_fault(copy: Path, file: str, line: str, fault: str, gets: str, tests: li
         return f"does not fit: {file} holds the line {text.count(line)} times"
     path.write_text(text.replace(line, fault), encoding="utf-8")
     try:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(f"tests/{t}" for t in tests)]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *(f"tests/{t}" for t in tests),
+        ]
         done = subprocess.run(
             command, cwd=copy, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(copy)}
         )
@@ -70,7 +79,9 @@ def try_fault(copy: Path, file: str, line: str, fault: str, gets: str, tests: li
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
     if done.returncode == 1 and failed:
         return f"caught by {failed[1]}"
-    return "NOT noticed: " + gets if done.returncode == 0 else f"tests did not run (pytest ended with {done.returncode})"
+    return (
+        "NOT noticed: " + gets if done.returncode == 0 else f"tests did not run (pytest ended with {done.returncode})"
+    )
 
 
 if __name__ == "__main__":
