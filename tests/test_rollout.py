@@ -226,7 +226,7 @@ def test_second_process_in_one_folder_is_refused(tasks_csv, tmp_path):
     with claim_folders({tmp_path: {}}):
         with pytest.raises(UserError, match="found another process that rolls out into this folder"):
             _roll_out(tasks_csv, tmp_path, "--policy", "replay")
-        assert {path.name for path in tmp_path.iterdir()} == {"steps.jsonl"}
+        assert {path.name for path in tmp_path.iterdir()} == {".lock"}
     assert _roll_out(tasks_csv, tmp_path, "--policy", "replay")["n_steps"] == 12
 
 
