@@ -2,11 +2,11 @@
 
 python benchmarks/scaling.py [--json FILE] [--plot FILE.png] [--rows 1000 10000 100000 500000]
 
-The data are the demonstration's steps, repeated under other tasks and goals, on its 802 training screenshots: time that
-grows with the number of screenshots (each is opened and hashed once) is a constant here. Each number of rows is measured
-in a process of its own. Seconds are CPU time, so that other programs matter little; memory is the most
-that was the process's own (RssAnon, every 10 ms) by the end of each part. The last column of each part is its time
-per 1,000 steps: where that stays the same, time is proportional to the number of steps. Needs Linux.
+The data are the demonstration's steps, repeated under other tasks and goals, on its 802 training screenshots: what
+grows with the number of screenshots (each is opened and hashed once) is a constant here. Each number of rows is
+measured in a process of its own. Seconds are CPU time, so that other programs matter little; memory is the most that
+was the process's own (RssAnon, every 10 ms) by the end of each part. Where the time per 1,000 steps stays the same,
+time is proportional to the number of steps. Needs Linux.
 """
 
 import argparse
