@@ -35,8 +35,8 @@ SHARDED = ("trained parameters", "gradients", "optimiser state")
 class TokenPlan:
     """Token counts of one epoch.
 
-    `longest` is its longest batch, `longest_step` the longest of all steps, `most_prefixes` the most tokens that
-    screenshots (with what precedes them) have in one batch.
+    `longest` is its longest batch, `longest_step` the longest of all steps, `most_image_tokens` the most tokens
+    that screenshots have in one batch.
     """
 
     n_steps: int
@@ -45,7 +45,7 @@ class TokenPlan:
     n_sequences: int
     longest: int
     longest_step: int
-    most_prefixes: int
+    most_image_tokens: int
     n_optimizer_steps: int
 
     @property
@@ -76,7 +76,7 @@ def build_plan(recipe: Recipe, split: TaskSplit, card_gb: float) -> str:
 
 def plan_tokens(recipe: Recipe, sizes: list[StepSize], n_ranks: int) -> TokenPlan:
     """Count what one epoch holds under the recipe's packing."""
-    alone = [s.n_prefix + s.n_own for s in sizes]
+    alone = [size.n_tokens for size in sizes]
     accumulation = find_value(recipe.training, "gradient_accumulation_steps")
     if recipe.batch.packing == "none":
         batch = find_value(recipe.training, "per_device_train_batch_size")
@@ -89,7 +89,7 @@ def plan_tokens(recipe: Recipe, sizes: list[StepSize], n_ranks: int) -> TokenPla
             n_sequences=len(sizes),
             longest=longest,
             longest_step=max(alone),
-            most_prefixes=max(s.n_prefix for s in sizes) * batch,
+            most_image_tokens=max(size.n_image for size in sizes) * batch,
             n_optimizer_steps=-(-n_batches // accumulation),
         )
     sampler = PackSampler(sizes, recipe.batch.tokens_per_batch, recipe.data_seed, n_ranks, accumulation)
@@ -102,7 +102,7 @@ def plan_tokens(recipe: Recipe, sizes: list[StepSize], n_ranks: int) -> TokenPla
         n_sequences=len(packs),
         longest=max(counts),
         longest_step=max(alone),
-        most_prefixes=max(sum({sizes[i].image: sizes[i].n_prefix for i in pack}.values()) for pack in packs),
+        most_image_tokens=max(sum({sizes[i].image: sizes[i].n_image for i in pack}.values()) for pack in packs),
         n_optimizer_steps=-(-len(packs) // (n_ranks * accumulation)),
     )
 
@@ -128,7 +128,7 @@ def estimate_memory(
     memory["optimiser state"] = n_trained * (state + DEEPSPEED_COPY * has_deepspeed) / GB
     has_autocast = not has_deepspeed and (resolves_to_bf16(training) or find_value(training, "fp16"))
     memory["16-bit copies by autocast"] = n_cast * 2 * has_autocast / GB
-    n_patches = tokens.most_prefixes * patches_a_token
+    n_patches = tokens.most_image_tokens * patches_a_token
     activations = {name: n * n_bytes / GB for name, n in _count_activations(recipe, config, tokens, n_patches).items()}
     # the input in fp32, as the norm computes, and what it makes of it
     activations["final norm"] = 2 * tokens.longest * config.get_text_config().hidden_size * 4 / GB

@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT
 from datasets import Dataset
 
+from sft.batches.sampler import PACKING_RULE
 from sft.errors import UserError
-from sft.recipe.launch import Launch
+from sft.recipe.launch import Launch, read_launch
 from sft.recipe.recipe import parse_recipe
 from sft.training.checkpoint_folder import (
     check_disk_space,
@@ -142,6 +143,19 @@ def test_changes_name_the_key_the_value_found_and_the_one_the_run_began_with():
         "train tasks: t2 is missing",
         "train tasks: t3 is new",
     ]
+
+
+def test_checkpoint_of_an_earlier_packing_rule_is_refused_and_one_without_packing_is_not(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("model_name_or_path: m\ntrain_csv: train.csv\n")
+    rows = Dataset.from_dict({name: ["x"] for name in ("task_id", "image_sha256", "prompt", "completion")})
+    for packing, changes in (
+        ("shared_screenshot", [f"launch: packing_rule: found {PACKING_RULE}; the run began with None"]),
+        ("none", []),
+    ):
+        recipe = parse_recipe([str(tmp_path / "recipe.yaml"), "--packing", packing])
+        run = describe_run(recipe, read_launch({}), rows, None)
+        earlier = {**run, "launch": {k: v for k, v in run["launch"].items() if k != "packing_rule"}}
+        assert find_changes(earlier, run) == changes
 
 
 def test_change_that_the_saved_optimiser_undoes_says_so():

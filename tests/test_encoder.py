@@ -153,7 +153,8 @@ def test_image_tokens_counted_from_the_size_are_those_the_processor_makes(checkp
         ids, types = encoder.encode_prompt(prompt.text, grid.tolist())
         assert encoder.count_image_tokens(path) == sum(types) > 0
         assert prompt.n_tokens == len(ids)
-        assert encoder.count_prefix_tokens(path) == types.index(1) + sum(types)
+        assert prompt.n_image_tokens == sum(types)
+        assert prompt.tail.tolist() == ids[types.index(1) + sum(types) :]
 
 
 def test_screenshot_turned_by_its_exif_tag_is_counted_as_it_is_shown(checkpoint, tmp_path):

@@ -1,6 +1,7 @@
 """Packed steps train exactly as separate ones: same loss, same gradients, and no branch sees another."""
 
 import contextlib
+import itertools
 import random
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from sft.batches.collator import (
     check_answer_only_labels,
 )
 from sft.batches.encoder import StepEncoder
-from sft.batches.packing import TokenSequence, pack_sequences
+from sft.batches.packing import TokenSequence, find_shared_parts, pack_sequences
 from sft.data.screenshots import hash_screenshot
 from sft.memory import Memory
 from sft.models import tree_attention
@@ -277,6 +278,27 @@ def test_mask_lets_a_token_see_its_ancestors_and_itself_only():
         [1, 0, 0, 1, 0],
         [1, 0, 0, 1, 1],
     ]
+
+
+def test_shared_parts_are_those_that_two_prompts_begin_with():
+    """By hand: all begin with 1 2; two go on with 3 4; equal prompts share all but their last token."""
+    prompts = [[1, 2, 3, 4, 5], [1, 2, 9], [1, 2, 3, 4, 6, 7], [1, 2, 9]]
+    parts = find_shared_parts([np.array(ids) for ids in prompts], itertools.count())
+    assert [[n for _, n in part] for part in parts] == [[2, 2], [2], [2, 2], [2]]
+    assert len({part for each in parts for part in each}) == 2
+    assert find_shared_parts([np.array(ids) for ids in ([1, 2], [3, 4])], itertools.count()) == [(), ()]
+    assert find_shared_parts([np.array([1, 2])], itertools.count()) == [()]
+
+
+def test_shared_parts_count_what_a_packed_sequence_of_any_of_the_prompts_holds():
+    rng = random.Random(0)
+    prompts = [[*rng.choices([1, 2], k=rng.randint(1, 9)), 0] for _ in range(60)]  # 0 ends a prompt and is in no other
+    parts = find_shared_parts([np.array(ids) for ids in prompts], itertools.count())
+    for _ in range(200):
+        chosen = rng.sample(range(60), rng.randint(1, 20))
+        packed = pack_sequences([sequence([*prompts[i], 7, 7], len(prompts[i])) for i in chosen])
+        n_own = sum(len(prompts[i]) + 2 - sum(n for _, n in parts[i]) for i in chosen)
+        assert len(packed.ids) == n_own + sum(dict(part for i in chosen for part in parts[i]).values())
 
 
 TREE = ([1, 2, 3, 4, 5, 6, 9], [1, 2, 3, 4, 7, 9, 9, 9, 9], [1, 2, 6, 9], [7, 8, 9, 9, 9])

@@ -27,7 +27,7 @@ def build_recipe(folder: Path, *overrides: str):
 
 def plan(recipe, longest=8192, has_deepspeed=False, **changes):
     """Plan the memory of a batch of `longest` tokens on six screenshots."""
-    counts = {"longest_step": 1500, "most_prefixes": 5000, **changes}
+    counts = {"longest_step": 1500, "most_image_tokens": 5000, **changes}
     tokens = TokenPlan(100, 200_000, 100_000, 50, longest, n_optimizer_steps=50, **counts)
     return estimate_memory(recipe, build_empty_model(recipe.model), tokens, 4, has_deepspeed)
 
@@ -147,11 +147,11 @@ def test_validation_rollout_s_cache_counts_where_it_is_larger_than_a_training_st
 
 
 def test_tokens_are_counted_with_and_without_packing(checkpoint):
-    sizes = [StepSize(f"image{i // 4}", 1000, 100) for i in range(8)]
+    sizes = [StepSize(f"image{i // 4}", 100, 900, 100) for i in range(8)]
     packed = plan_tokens(build_recipe(checkpoint, "--tokens_per_batch", "1400"), sizes, n_ranks=1)
     assert (packed.n_tokens_alone, packed.n_tokens_packed, packed.n_sequences) == (8800, 2800, 2)
     assert (packed.longest, packed.longest_step) == (1400, 1100)
-    assert (packed.most_prefixes, packed.n_optimizer_steps) == (1000, 1)
+    assert (packed.most_image_tokens, packed.n_optimizer_steps) == (900, 1)
     padded = plan_tokens(build_recipe(checkpoint, "--packing", "none"), sizes, n_ranks=1)
     assert (padded.n_tokens_packed, padded.n_sequences, padded.longest) == (8800, 8, 8 * 1100)
 
@@ -162,21 +162,21 @@ def test_optimiser_steps_without_packing_count_batches_processes_and_accumulatio
 ):
     """Batches of 2, two of them an optimiser step: 4 steps a process; what is left over is a step of its own."""
     recipe = build_recipe(checkpoint, "--packing", "none", "--per_device_train_batch_size", "2")
-    sizes = [StepSize(f"image{i}", 1000, 100) for i in range(n_steps)]
+    sizes = [StepSize(f"image{i}", 100, 900, 100) for i in range(n_steps)]
     assert plan_tokens(recipe, sizes, n_ranks).n_optimizer_steps == n_optimizer_steps
 
 
 @pytest.mark.parametrize(("n_ranks", "n_optimizer_steps"), [(1, 2), (2, 1)])
 def test_optimiser_steps_with_packing_count_packs_processes_and_accumulation(checkpoint, n_ranks, n_optimizer_steps):
     """Four packs of two steps each, two of them an optimiser step."""
-    sizes = [StepSize(f"image{i // 2}", 1000, 100) for i in range(8)]
+    sizes = [StepSize(f"image{i // 2}", 100, 900, 100) for i in range(8)]
     packed = plan_tokens(build_recipe(checkpoint, "--tokens_per_batch", "1200"), sizes, n_ranks)
     assert (packed.n_sequences, packed.n_optimizer_steps) == (4, n_optimizer_steps)
 
 
 def test_the_plan_says_whether_it_fits_the_card(checkpoint):
     recipe = build_recipe(checkpoint)
-    tokens = plan_tokens(recipe, [StepSize("image", 1000, 100)], n_ranks=1)
+    tokens = plan_tokens(recipe, [StepSize("image", 100, 900, 100)], n_ranks=1)
     assert "of 40: fits" in format_plan(recipe, tokens, {"weights": 6.0}, 40)
     assert "of 40: does not fit" in format_plan(recipe, tokens, {"weights": 60.0}, 40)
     full = build_recipe(checkpoint, "--use_peft", "false", "--load_in_4bit", "false")

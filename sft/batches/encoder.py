@@ -14,7 +14,7 @@ from sft.agent import AgentConfig
 from sft.data.screenshots import RULES_VERSION, hash_screenshot, open_screenshot, read_upright_size, read_version
 from sft.errors import UserError
 from sft.files import write_whole
-from sft.memory import EMPTY_MEMORY, Memory, fit_memory, memory_chars
+from sft.memory import Memory, fit_memory, memory_chars
 from sft.models.images import Layout
 from sft.prompts import Message, build_prompt
 
@@ -28,11 +28,14 @@ _DECODER = json.JSONDecoder()
 class Prompt:
     """One step's model input as text, and the messages it was rendered from.
 
-    `n_tokens` counts image tokens in; `memory` is the memory that the text shows, `is_shortened` says that it was cut.
+    `n_tokens` counts the `n_image_tokens` in. `tail`: (n,) int32, the ids of the text behind the screenshot. `memory`
+    is the memory that the text shows, `is_shortened` says that it was cut.
     """
 
     text: str
     n_tokens: int
+    n_image_tokens: int
+    tail: np.ndarray
     is_shortened: bool
     messages: Sequence[Message]
     memory: Memory
@@ -118,17 +121,6 @@ class StepEncoder:
         """Return how many tokens a screenshot takes at the agent's pixel budget, from its size alone."""
         return self._count_tokens_of_size(*_read_size(image_path, read_version(image_path)))
 
-    def count_prefix_tokens(self, image_path: Path) -> int:
-        """Return how many tokens every prompt on a screenshot begins with: system message and image."""
-        return self._n_system_tokens + self.count_image_tokens(image_path)
-
-    @cached_property
-    def _n_system_tokens(self) -> int:
-        messages = build_prompt("", EMPTY_MEMORY, self.agent)
-        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids.index(self.processor.image_token_id)
-
     def _count_tokens_of_size(self, width: int, height: int) -> int:
         return int(self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens[0])
 
@@ -142,9 +134,12 @@ class StepEncoder:
     ) -> Prompt:
         messages = build_prompt(instruction, memory, self.agent, elements)
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        n_text_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         # the template holds one placeholder that the processor repeats once an image token
-        return Prompt(text, n_text_tokens - 1 + self.count_image_tokens(image_path), is_shortened, messages, memory)
+        n_image_tokens = self.count_image_tokens(image_path)
+        n_tokens = len(ids) - 1 + n_image_tokens
+        tail = np.array(ids[ids.index(self.processor.image_token_id) + 1 :], dtype=np.int32)
+        return Prompt(text, n_tokens, n_image_tokens, tail, is_shortened, messages, memory)
 
 
 class ScreenshotCache:
