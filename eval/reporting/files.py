@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.rollouts.run_info import RunInfo
+from eval.scoring.error_sources import find_root
 from eval.scoring.matching import MATCHERS, Verdict, Verdicts, is_same_target
 from sft.actions import format_action
 from sft.files import write_whole
@@ -78,7 +79,7 @@ def build_details(verdicts: Verdicts) -> list[dict[str, Any]]:
 
 
 def build_step_details(verdict: Verdict) -> dict[str, Any]:
-    """Return one step of details.json; `outcomes` has its outcome under each matcher."""
+    """Return one step of details.json; `outcomes` has its outcome under each matcher, `roots` the root of an error."""
     step = verdict.step
     return {
         "index": step.index,
@@ -88,6 +89,7 @@ def build_step_details(verdict: Verdict) -> dict[str, Any]:
         "gold": format_action(step.gold),
         "predicted": format_action(step.predicted) if step.predicted else None,
         "outcomes": dict(verdict.outcomes),
+        "roots": {name: root for name in MATCHERS if (root := find_root(verdict, name))},
         "gold_memory": step.gold_memory,
         "memory_before": step.memory_before,
         "memory_after": step.memory_after,

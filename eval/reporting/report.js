@@ -95,6 +95,7 @@ function makeAction(label, action, grade) {
   return node;
 }
 
+const asWords = (name) => name.replaceAll("_", " ");
 const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value) ?? "");
 
 function makeValue(value, other, markOfNew) {
@@ -138,8 +139,10 @@ function makeStep(task, position) {
     shot.setAttribute("aria-label", `Enlarge the screenshot of step ${step.index + 1}`);
     shot.addEventListener("click", () => view(task, position));
   }
-  const verdict = data.matchers.map((name) => `${name}: ${step.outcomes[name]}`).join(" · ");
-  const heading = make("h4", "", symbolOf(grade, ""), `Step ${step.index + 1}`, make("span", "verdict", verdict));
+  const judge = ({ outcomes, roots }) =>
+    data.matchers.map((name) => `${name}: ${outcomes[name]}${roots[name] ? ` (${asWords(roots[name])})` : ""}`).join(" · ");
+  const heading = make("h4", "", symbolOf(grade, ""), `Step ${step.index + 1}`, make("span", "verdict", judge(step)));
+  if (step.other) heading.append(make("span", "verdict", `${data.names[1]} ${judge(step.other)}`));
   const gold = makeAction("Gold", step.gold, "");
   const predicted = makeAction(`${data.names ? data.names[0] : "Predicted"} ${SYMBOLS[grade]}`, step.predicted, grade);
   const actions = make("div", "actions", gold, predicted);
@@ -189,6 +192,11 @@ addOptions("application", data.tasks.map((task) => task.application));
 addOptions("group", data.tasks.map((task) => task.group));
 form.elements.matcher.append(...data.matchers.map((name) => new Option(name, name)));
 
+// Of two runs side by side, the errors of either may have a root.
+function hasRoot(task, matcher, root) {
+  return task.steps.some((step) => [step, step.other ?? step].some(({ roots }) => roots[matcher] === root));
+}
+
 function filter() {
   const chosen = Object.fromEntries(new FormData(form));
   const text = chosen.text.trim().toLowerCase();
@@ -199,6 +207,7 @@ function filter() {
       (chosen.verdict === "all" || isRight === (chosen.verdict === "right")) &&
       (!chosen.application || task.application === chosen.application) &&
       (!chosen.group || task.group === chosen.group) &&
+      (!chosen.root || hasRoot(task, chosen.matcher, chosen.root)) &&
       words.includes(text)
     );
     shown += !node.hidden;

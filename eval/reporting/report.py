@@ -25,9 +25,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.reporting.files import build_details, build_step_details, format_json
-from eval.reporting.tables import describe_intervals, describe_progress
+from eval.reporting.tables import ROOTS_TOLD, describe_absent, describe_intervals, describe_progress
 from eval.rollouts.run_info import RunInfo
 from eval.scoring.breakdowns import SKIPPED, UNREADABLE
+from eval.scoring.error_sources import ROOTS
 from eval.scoring.matching import HEADLINE, Verdicts
 from sft.data.data_notes import list_data_notes
 from sft.data.image_paths import resolve_image
@@ -47,6 +48,7 @@ _SHOWN = (
     "gold",
     "predicted",
     "outcomes",
+    "roots",
     "memory_before",
     "memory_after",
     "raw_text",
@@ -157,8 +159,13 @@ def render_report(
     if comparison is not None and others is not None:
         data["names"] = comparison["names"]
         _add_other_run(data["tasks"], others)
+    sources = (comparison and comparison.get("error_sources")) or metrics["error_sources"]
     return environment.get_template("report.html.j2").render(
         metrics=metrics,
+        sources=sources,
+        roots=ROOTS,
+        roots_told=ROOTS_TOLD,
+        absent_told=describe_absent(sources),
         headline=HEADLINE,
         predicted_kinds=_list_predicted_kinds(metrics["confusion"]),
         interval_notes=describe_intervals(
@@ -253,7 +260,7 @@ def _add_other_run(tasks: list[dict[str, Any]], others: Verdicts) -> None:
     for task in tasks:
         for step, verdict in zip(task["steps"], others[task["task_id"]], strict=True):
             other = build_step_details(verdict)
-            step["other"] = {key: other[key] for key in ("predicted", "outcomes", "raw_text")}
+            step["other"] = {key: other[key] for key in ("predicted", "outcomes", "roots", "raw_text")}
 
 
 def _scale_box(step: Mapping[str, Any], thumbnails: Thumbnails) -> list[float] | None:

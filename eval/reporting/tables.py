@@ -8,11 +8,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eval.scoring.error_sources import ROOTS
 from eval.scoring.matching import HEADLINE, MATCHERS
 from sft.rates import Rate, read_rate
 
 MIN_WIDTH = 80  # below this the numbers would be cut, and a cut number is a wrong number
 FILE_WIDTH = 96  # what is piped or logged has no width of its own; names and four columns with intervals fit
+ROOTS_TOLD = (
+    "Seeing or knowing: wrong with the recorded memory too. Memory: right with the recorded memory, wrong with the "
+    "model's own."
+)
+_PARTS = {"by_memory": "accuracy by memory", "first_plan": "first plan", "roots": "roots of errors"}
 EXACT = "* Exact binomial interval (Clopper-Pearson): every task has the same verdict, where the bootstrap is blind."
 BLIND = (
     "An interval without width says that every task has the same value or difference, not that the number is certain: "
@@ -38,6 +44,11 @@ def print_summary(metrics: Mapping[str, Any], shown: Sequence[str] = ()) -> None
     kinds = [kind for kind in ("per_group", "per_application") if len(metrics[kind]) > 1]
     for kind in kinds:
         console.print(_build_part_table(metrics[kind]))
+    if metrics["mode"] == "own":  # own_stop is a view of it, and teacher has no memory of its own
+        table = _build_source_table(metrics["error_sources"])
+        if table.rows:
+            console.print(table)
+        console.print(Text(describe_sources(metrics["error_sources"])))
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in metrics["outcomes"].items())
     console.print(Text(f"Steps: {outcomes}; {metrics['n_steps']} in all."))
     console.print(Text(describe_progress(metrics)))
@@ -66,6 +77,8 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     rates = comparison["parse_rate"]
     table.add_row("answers read", f"{100 * rates['a']:.1f}", f"{100 * rates['b']:.1f}")
     console.print(table)
+    if sources := comparison.get("error_sources"):
+        console.print(Text(describe_roots(sources["roots"])))
     for name, signs in comparison["tasks"].items():
         counts = ", ".join(f"{signs[sign]} {sign}" for sign in ("better", "same", "worse"))
         console.print(Text(f"Tasks by their number of right steps, A compared with B, {name}: {counts}."))
@@ -88,6 +101,27 @@ def describe_progress(metrics: Mapping[str, Any]) -> str:
         f"{rate('recovery')}. TA {100 * independence['ta']:.1f}; if steps were independent "
         f"{100 * independence['expected_ta']:.1f}."
     )
+
+
+def describe_sources(sources: Mapping[str, Any]) -> str:
+    """Say how many first plans are right, what the roots of errors mean, and why a part is missing."""
+    plan = sources["first_plan"]
+    told = [f"First plan right: {plan['rate'].format()} of {plan['n_tasks']} tasks."] if plan else []
+    return " ".join([*told, *[ROOTS_TOLD] * bool(sources["roots"]), describe_absent(sources)]).strip()
+
+
+def describe_absent(sources: Mapping[str, Any]) -> str:
+    """Say why a part of the error sources is missing; nothing where none is."""
+    return " ".join(f"No {_PARTS[part]}: {reason}." for part, reason in sources["absent"].items())
+
+
+def describe_roots(roots: Mapping[str, Any]) -> str:
+    """Say in one sentence per matcher where the errors with the model's own memory come from."""
+    sentences = []
+    for name, found in roots.items():
+        shares = [f"{found[root]['share'].format()} {root.replace('_', ' ')}" for root in ROOTS if found[root]["n"]]
+        sentences.append(f"Errors with its own memory, {name}: {', '.join([str(found['n_wrong']), *shares])}.")
+    return "\n".join([*sentences, ROOTS_TOLD])
 
 
 def describe_intervals(*content: Any) -> list[str]:
@@ -132,6 +166,28 @@ def build_ablation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             for measure in ("swa", "ta")
         ]
         table.add_row(row["variant"], *parts, row["memory_writer"], *rates, *above)
+    return table
+
+
+def _build_source_table(sources: Mapping[str, Any]) -> Table:
+    """Return accuracy by memory shown and by first plan, and the errors by root, one column per matcher."""
+    table = _new_table("Where the errors come from", "Steps", *MATCHERS)
+    rows = []
+    if by_memory := sources["by_memory"]:
+        rows += [("SWA, recorded memory shown", by_memory["recorded"])]
+        rows += [("SWA, other memory shown", by_memory["other"])]
+    if plan := sources["first_plan"]:
+        n_wrong = plan["n_tasks"] - plan["n_right"]
+        rows += [(f"SWA, first plan right ({plan['n_right']} tasks)", plan["right"])]
+        rows += [(f"SWA, first plan wrong ({n_wrong} tasks)", plan["wrong"])]
+    for label, side in rows:
+        table.add_row(label, str(side["n_steps"]), *(rate.format() if rate else "" for rate in side["swa"].values()))
+    if roots := sources["roots"]:
+        table.add_row("errors", "", *(str(found["n_wrong"]) for found in roots.values()))
+        for root in ROOTS:
+            if any(found[root]["n"] for found in roots.values()):
+                shares = [found[root]["share"].format() if found["n_wrong"] else "" for found in roots.values()]
+                table.add_row(f"  {root.replace('_', ' ')}", "", *shares)
     return table
 
 

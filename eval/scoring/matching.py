@@ -39,13 +39,15 @@ class Verdict:
     """One step of a run, judged; `outcomes` has its one outcome under each matcher.
 
     `wanted` is the gold action as it is matched: without its target where it is final, which needs none. `takes_point`
-    says whether an action of its type may carry a point.
+    says whether an action of its type may carry a point. `teacher_outcomes` are those of the same step where it was
+    shown the recorded memory, in mode teacher; None where that is not known.
     """
 
     step: StepResult
     wanted: Action
     takes_point: bool
     outcomes: Mapping[str, Outcome]
+    teacher_outcomes: Mapping[str, Outcome] | None = None
 
     def is_right(self, matcher: str = HEADLINE) -> bool:
         return self.outcomes[matcher] == "right"

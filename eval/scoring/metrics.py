@@ -20,6 +20,7 @@ from eval.scoring.breakdowns import (
     describe_answers,
     describe_memory,
 )
+from eval.scoring.error_sources import find_error_sources
 from eval.scoring.matching import HEADLINE, MATCHERS, OUTCOMES, Verdict, Verdicts
 from eval.scoring.other_rules import build_rules, score_rules
 from sft.data.load import natural_key
@@ -37,8 +38,11 @@ def compute_metrics(
     n_resamples: int = 10_000,
     confidence: float = 0.95,
     synonyms: Mapping[str, str] | None = None,
+    agent: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Score a judged rollout; the content of `metrics.json`. `synonyms`: see `eval/scoring/other_rules.py`.
+    """Score a judged rollout; the content of `metrics.json`.
+
+    `synonyms`: see `eval/scoring/other_rules.py`. `agent` is the agent as `run.json` has it.
 
     Raises:
         UserError: no results, or settings of the bootstrap out of range.
@@ -60,6 +64,7 @@ def compute_metrics(
         "per_step_index": compute_per_step_index(verdicts),
         "confusion": compute_confusion(verdicts),
         "progress": compute_progress(tasks, bootstrap),
+        "error_sources": find_error_sources(tasks, mode, agent or {}, bootstrap),
         "variants": score_rules(tasks, build_rules(synonyms), bootstrap),
         "answers": describe_answers(steps),
         "memory": describe_memory(steps),
