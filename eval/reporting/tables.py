@@ -1,6 +1,7 @@
 """The final tables a person reads in the terminal. Knows metrics and comparisons alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from rich import box
@@ -19,7 +20,7 @@ ROOTS_TOLD = (
     "model's own."
 )
 _PARTS = {"by_memory": "accuracy by memory", "first_plan": "first plan", "roots": "roots of errors"}
-EXACT = "* Exact binomial interval (Clopper-Pearson): every task has the same verdict, where the bootstrap is blind."
+INTERVALS = "bootstrap over tasks; of TA the exact binomial one (Clopper-Pearson)"
 BLIND = (
     "An interval without width says that every task has the same value or difference, not that the number is certain: "
     "there the bootstrap is blind."
@@ -53,7 +54,7 @@ def print_summary(metrics: Mapping[str, Any], shown: Sequence[str] = ()) -> None
     console.print(Text(f"Steps: {outcomes}; {metrics['n_steps']} in all."))
     console.print(Text(describe_progress(metrics)))
     confidence = metrics["bootstrap"]["confidence"]
-    console.print(Text(f"Numbers in %; in brackets the {confidence:.0%} interval, bootstrap over tasks.", "dim"))
+    console.print(Text(f"Numbers in %; in brackets the {confidence:.0%} interval: {INTERVALS}.", "dim"))
     shown_parts = [
         part["matchers"][name]["swa"] for kind in kinds for part in metrics[kind].values() for name in MATCHERS
     ]
@@ -82,7 +83,7 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     for name, signs in comparison["tasks"].items():
         counts = ", ".join(f"{signs[sign]} {sign}" for sign in ("better", "same", "worse"))
         console.print(Text(f"Tasks by their number of right steps, A compared with B, {name}: {counts}."))
-    console.print(Text("Numbers in %; in brackets the 95% interval, bootstrap over tasks, paired.", "dim"))
+    console.print(Text(f"Numbers in %; in brackets the 95% interval: {INTERVALS}; differences paired.", "dim"))
     for note in describe_intervals(comparison["matchers"]):
         console.print(Text(note, "dim"))
 
@@ -126,9 +127,8 @@ def describe_roots(roots: Mapping[str, Any]) -> str:
 
 def describe_intervals(*content: Any) -> list[str]:
     """Return what a reader must know of the intervals in parts of metrics or of a comparison; usually nothing."""
-    rates = [rate for part in content for rate in _find_rates(part)]
-    notes = [EXACT] if any(rate.is_exact for rate in rates) else []
-    return [*notes, BLIND] if any(rate.high - rate.low < 1e-9 for rate in rates) else notes
+    rates = chain.from_iterable(map(_find_rates, content))
+    return [BLIND] if any(rate.high - rate.low < 1e-9 for rate in rates) else []
 
 
 def _find_rates(content: Any) -> Iterator[Rate]:

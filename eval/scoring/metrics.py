@@ -27,7 +27,7 @@ from sft.data.load import natural_key
 from sft.errors import UserError
 from sft.rates import Rate
 
-METRICS_VERSION = "2"
+METRICS_VERSION = "3"
 
 
 def compute_metrics(
