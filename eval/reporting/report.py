@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.reporting.files import build_details, build_step_details, format_json
-from eval.reporting.tables import ROOTS_TOLD, describe_absent, describe_intervals, describe_progress
+from eval.reporting.tables import ROOTS_TOLD, describe_absent, describe_intervals, describe_loops, describe_progress
 from eval.rollouts.run_info import RunInfo
 from eval.scoring.breakdowns import SKIPPED, UNREADABLE
 from eval.scoring.error_sources import ROOTS
@@ -178,6 +178,7 @@ def render_report(
         thumbnails=thumbnails,
         comparison=comparison,
         progress_text=describe_progress(metrics),
+        loops_text=describe_loops(metrics),
         figures=[(path.stem, _encode_file(path)) for path in figures],
         style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),

@@ -53,6 +53,7 @@ def print_summary(metrics: Mapping[str, Any], shown: Sequence[str] = ()) -> None
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in metrics["outcomes"].items())
     console.print(Text(f"Steps: {outcomes}; {metrics['n_steps']} in all."))
     console.print(Text(describe_progress(metrics)))
+    console.print(Text(describe_loops(metrics)))
     confidence = metrics["bootstrap"]["confidence"]
     console.print(Text(f"Numbers in %; in brackets the {confidence:.0%} interval: {INTERVALS}.", "dim"))
     shown_parts = [
@@ -102,6 +103,24 @@ def describe_progress(metrics: Mapping[str, Any]) -> str:
         f"{rate('recovery')}. TA {100 * independence['ta']:.1f}; if steps were independent "
         f"{100 * independence['expected_ta']:.1f}."
     )
+
+
+def describe_loops(metrics: Mapping[str, Any]) -> str:
+    """Say how often the model repeats itself, beside how often the recording does, and leaves its memory as it was."""
+    loops = metrics["loops"]
+    told = []
+    if loops["repeats"]:
+        recorded = 100 * loops["recorded_repeats"].value
+        told.append(f"Own last action and target again: {loops['repeats'].format()} (recording: {recorded:.1f})")
+    recorded = 100 * loops["recorded_in_long_runs"].value
+    told.append(
+        f"steps in runs of three or more: {loops['in_long_runs'].format()} (recording: {recorded:.1f}; longest run: "
+        f"{loops['longest_run']})"
+    )
+    if loops["memory_unchanged"]:
+        told.append(f"memory unchanged though the screenshot changed: {loops['memory_unchanged'].format()}")
+    text = "; ".join(told)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def describe_sources(sources: Mapping[str, Any]) -> str:

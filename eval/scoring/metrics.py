@@ -21,6 +21,7 @@ from eval.scoring.breakdowns import (
     describe_memory,
 )
 from eval.scoring.error_sources import find_error_sources
+from eval.scoring.loops import compute_loops
 from eval.scoring.matching import HEADLINE, MATCHERS, OUTCOMES, Verdict, Verdicts
 from eval.scoring.other_rules import build_rules, score_rules
 from sft.data.load import natural_key
@@ -65,6 +66,7 @@ def compute_metrics(
         "confusion": compute_confusion(verdicts),
         "progress": compute_progress(tasks, bootstrap),
         "error_sources": find_error_sources(tasks, mode, agent or {}, bootstrap),
+        "loops": compute_loops(tasks, mode, agent or {}, bootstrap),
         "variants": score_rules(tasks, build_rules(synonyms), bootstrap),
         "answers": describe_answers(steps),
         "memory": describe_memory(steps),
