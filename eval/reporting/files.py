@@ -87,6 +87,7 @@ def build_step_details(verdict: Verdict) -> dict[str, Any]:
         "bbox": step.bbox,
         "screen": step.screen,
         "gold": format_action(step.gold),
+        "also_right": [format_action(action) for action in step.also_right],
         "predicted": format_action(step.predicted) if step.predicted else None,
         "outcomes": dict(verdict.outcomes),
         "roots": {name: root for name in MATCHERS if (root := find_root(verdict, name))},
@@ -137,8 +138,10 @@ def _build_prediction(verdict: Verdict) -> dict[str, Any]:
         "Ground_Truth_Target": step.gold.target,
         "Ground_Truth_Output_JSON": dump_json(format_action(step.gold)),
         "Action_Match": verdict.is_right("action"),
-        "Target_Exact_Match": predicted is not None and predicted.target == step.gold.target,
-        "Target_Semantic_Match": predicted is not None and is_same_target(verdict.wanted, predicted),
+        "Target_Exact_Match": predicted is not None
+        and predicted.target in {action.target for action in (step.gold, *step.also_right)},
+        "Target_Semantic_Match": predicted is not None
+        and any(is_same_target(wanted, predicted) for wanted in verdict.accepted),
         "Combined_Match": verdict.is_right("action_target"),
         "Image_id": step.image_id,
     }

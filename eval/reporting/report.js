@@ -144,6 +144,7 @@ function makeStep(task, position) {
   const heading = make("h4", "", symbolOf(grade, ""), `Step ${step.index + 1}`, make("span", "verdict", judge(step)));
   if (step.other) heading.append(make("span", "verdict", `${data.names[1]} ${judge(step.other)}`));
   const gold = makeAction("Gold", step.gold, "");
+  for (const action of step.also_right) gold.append(...makeAction("also right", action, "").childNodes);
   const predicted = makeAction(`${data.names ? data.names[0] : "Predicted"} ${SYMBOLS[grade]}`, step.predicted, grade);
   const actions = make("div", "actions", gold, predicted);
   if (step.other) {

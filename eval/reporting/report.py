@@ -25,7 +25,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.reporting.files import build_details, build_step_details, format_json
-from eval.reporting.tables import ROOTS_TOLD, describe_absent, describe_intervals, describe_loops, describe_progress
+from eval.reporting.tables import (
+    ROOTS_TOLD,
+    describe_absent,
+    describe_also_right,
+    describe_intervals,
+    describe_loops,
+    describe_progress,
+)
 from eval.rollouts.run_info import RunInfo
 from eval.scoring.breakdowns import SKIPPED, UNREADABLE
 from eval.scoring.error_sources import ROOTS
@@ -46,6 +53,7 @@ _SHOWN = (
     "index",
     "image_id",
     "gold",
+    "also_right",
     "predicted",
     "outcomes",
     "roots",
@@ -178,6 +186,7 @@ def render_report(
         thumbnails=thumbnails,
         comparison=comparison,
         progress_text=describe_progress(metrics),
+        also_right_text=describe_also_right(metrics["also_right"]) if metrics["also_right"] else "",
         loops_text=describe_loops(metrics),
         figures=[(path.stem, _encode_file(path)) for path in figures],
         style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),

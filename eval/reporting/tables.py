@@ -52,6 +52,8 @@ def print_summary(metrics: Mapping[str, Any], shown: Sequence[str] = ()) -> None
         console.print(Text(describe_sources(metrics["error_sources"])))
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in metrics["outcomes"].items())
     console.print(Text(f"Steps: {outcomes}; {metrics['n_steps']} in all."))
+    if metrics["also_right"]:
+        console.print(Text(describe_also_right(metrics["also_right"])))
     console.print(Text(describe_progress(metrics)))
     console.print(Text(describe_loops(metrics)))
     confidence = metrics["bootstrap"]["confidence"]
@@ -103,6 +105,12 @@ def describe_progress(metrics: Mapping[str, Any]) -> str:
         f"{rate('recovery')}. TA {100 * independence['ta']:.1f}; if steps were independent "
         f"{100 * independence['expected_ta']:.1f}."
     )
+
+
+def describe_also_right(others: Mapping[str, Any]) -> str:
+    """Say how many steps are right by another answer than the recorded one."""
+    counts = ", ".join(f"{found['n_right_by_other']} under {name}" for name, found in others["matchers"].items())
+    return f"Right by another answer than the recorded one: {counts}, of {others['n_steps']} steps that have one."
 
 
 def describe_loops(metrics: Mapping[str, Any]) -> str:
@@ -162,6 +170,11 @@ def _build_score_table(metrics: Mapping[str, Any]) -> Table:
     table = _new_table("Right under", "Step-wise (SWA)", "Task (TA)")
     for name, scores in metrics["matchers"].items():
         table.add_row(name, scores["swa"].format(), scores["ta"].format())
+        if others := metrics["also_right"]:
+            recorded = others["matchers"][name]
+            table.add_row(
+                "  the recorded answer alone", recorded["swa_recorded"].format(), recorded["ta_recorded"].format()
+            )
     majority, previous = metrics["majority_baseline"], metrics["previous_action_baseline"]
     table.add_row(f"always {majority['action']}", read_rate(majority).format())
     table.add_row("the action before, again", read_rate(previous).format())
