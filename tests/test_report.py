@@ -182,6 +182,7 @@ def test_errors_of_one_root_are_found_in_a_real_browser(browser, tmp_path, image
     page.select_option("[name=matcher]", "action_target")
     assert tasks.count() == 2
     tasks.nth(1).locator("summary").first.click()
+    assert tasks.nth(1).locator("text=the recorded one").count() == 1  # at the error of memory
     assert tasks.nth(1).locator(".step .verdict").all_inner_texts() == [
         "action: unparsable (seeing or knowing) · action_target: unparsable (seeing or knowing)",
         "action: wrong (memory) · action_target: wrong (memory)",

@@ -106,9 +106,9 @@ function makeValue(value, other, markOfNew) {
   return make("ul", "", ...items);
 }
 
-function makeMemory(before, after) {
+function makeMemory(before, after, names) {
   const table = make("table", "memory");
-  table.append(make("thead", "", make("tr", "", ...["Memory", "before", "after"].map((text) => make("th", "", text)))));
+  table.append(make("thead", "", make("tr", "", ...["Memory", ...names].map((text) => make("th", "", text)))));
   const body = table.appendChild(make("tbody"));
   for (const part of ["short_term", "long_term"]) {
     const [old, now] = [before[part] ?? {}, after[part] ?? {}];
@@ -154,7 +154,11 @@ function makeStep(task, position) {
   const body = make("div", "", heading, actions);
   const problem = step.error ?? step.parse_problem;
   if (problem) body.append(make("p", "note", `${step.error ? "error" : step.parse_status}: ${problem}`));
-  body.append(makeMemory(step.memory_before, step.memory_after));
+  body.append(makeMemory(step.memory_before, step.memory_after, ["before", "after"]));
+  if (step.recorded_memory) {
+    const compared = makeMemory(step.memory_before, step.recorded_memory, ["shown", "recorded"]);
+    body.append(make("details", "fold", make("summary", "", "Memory shown, and the recorded one"), compared));
+  }
   const raw = make("pre", "", step.raw_text || "(empty)");
   const reason = step.finish_reason ? `Raw answer (stopped by: ${step.finish_reason})` : "Raw answer";
   body.append(make("details", "fold", make("summary", "", reason), raw));

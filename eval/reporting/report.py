@@ -32,6 +32,7 @@ from eval.reporting.tables import (
     describe_intervals,
     describe_loops,
     describe_progress,
+    list_source_rates,
 )
 from eval.rollouts.run_info import RunInfo
 from eval.scoring.breakdowns import SKIPPED, UNREADABLE
@@ -177,7 +178,11 @@ def render_report(
         headline=HEADLINE,
         predicted_kinds=_list_predicted_kinds(metrics["confusion"]),
         interval_notes=describe_intervals(
-            *(metrics[key] for key in ("matchers", "over_majority", "per_group", "per_application", "per_task_length"))
+            *(
+                metrics[key]
+                for key in ("matchers", "over_majority", "per_group", "per_application", "per_task_length")
+            ),
+            *list_source_rates(sources),
         ),
         comparison_notes=describe_intervals(comparison["matchers"]) if comparison else [],
         run=_describe_run(run_info),
@@ -257,6 +262,7 @@ def _build_tasks(verdicts: Verdicts, thumbnails: Thumbnails) -> list[dict[str, A
         task["steps"] = [
             {
                 **{key: step[key] for key in _SHOWN},
+                "recorded_memory": step["gold_memory"] if "memory" in step["roots"].values() else None,
                 "image": thumbnails.index_of.get(step["image_id"]),
                 "box": _scale_box(step, thumbnails),
             }

@@ -20,7 +20,7 @@ ROOTS_TOLD = (
     "model's own."
 )
 _PARTS = {"by_memory": "accuracy by memory", "first_plan": "first plan", "roots": "roots of errors"}
-INTERVALS = "bootstrap over tasks; of TA the exact binomial one (Clopper-Pearson)"
+INTERVALS = "bootstrap over tasks; of shares of tasks (TA, first plan) the exact binomial one (Clopper-Pearson)"
 BLIND = (
     "An interval without width says that every task has the same value or difference, not that the number is certain: "
     "there the bootstrap is blind."
@@ -61,7 +61,8 @@ def print_summary(metrics: Mapping[str, Any], shown: Sequence[str] = ()) -> None
     shown_parts = [
         part["matchers"][name]["swa"] for kind in kinds for part in metrics[kind].values() for name in MATCHERS
     ]
-    for note in describe_intervals(metrics["matchers"], metrics["over_majority"], *shown_parts):
+    sources = list_source_rates(metrics["error_sources"]) if metrics["mode"] == "own" else []
+    for note in describe_intervals(metrics["matchers"], metrics["over_majority"], *shown_parts, *sources):
         console.print(Text(note, "dim"))
 
 
@@ -136,6 +137,13 @@ def describe_sources(sources: Mapping[str, Any]) -> str:
     plan = sources["first_plan"]
     told = [f"First plan right: {plan['rate'].format()} of {plan['n_tasks']} tasks."] if plan else []
     return " ".join([*told, *[ROOTS_TOLD] * bool(sources["roots"]), describe_absent(sources)]).strip()
+
+
+def list_source_rates(sources: Mapping[str, Any]) -> list[Any]:
+    """Return the parts of the error sources whose intervals are the bootstrap's, as they are shown."""
+    sides = [side for part in ("by_memory", "first_plan") for side in (sources[part] or {}).values()]
+    shown = [found[root] for found in (sources["roots"] or {}).values() for root in ROOTS if found[root]["n"]]
+    return [side for side in sides if isinstance(side, Mapping)] + shown
 
 
 def describe_absent(sources: Mapping[str, Any]) -> str:
