@@ -67,6 +67,12 @@ def test_an_error_is_of_memory_where_the_recorded_memory_makes_the_step_right():
     assert target["memory"]["share"].value == pytest.approx(3 / 5)
 
 
+def test_a_target_that_is_wrong_in_both_is_no_error_of_memory():
+    roots = find_sources(make_task("a", [OTHER_TARGET]), make_task("a", [OTHER_TARGET]))["roots"]
+    assert roots["action"]["n_wrong"] == 0
+    assert roots["action_target"]["seeing_or_knowing"]["n"] == roots["action_target"]["n_wrong"] == 1
+
+
 def test_the_exposure_gap_is_what_memory_costs_less_what_own_memory_alone_has_right():
     scores = [compute_metrics(judge(steps), mode="own", n_resamples=10)["matchers"] for steps in (TEACHER, OWN)]
     for name, found in find_sources(OWN, TEACHER)["roots"].items():
