@@ -16,6 +16,7 @@ from eval.reporting.files import PREDICTION_COLUMNS, format_json, format_predict
 from eval.reporting.report import escape_json, write_report
 from eval.reporting.tables import print_summary
 from eval.scoring.comparison import compare_runs
+from eval.scoring.error_sources import add_teacher
 from eval.scoring.metrics import compute_metrics
 from sft.actions import ActionType
 from sft.files import write_whole
@@ -188,6 +189,27 @@ def test_a_missing_screenshot_is_named_and_the_report_still_written(tmp_path, im
 def test_report_works_with_315_tasks_of_13_steps(tmp_path, image_root):
     steps = [step for i in range(315) for step in make_task(f"t{i}", [("CLICK", "CLICK")] * 13)]
     assert write_page(steps, tmp_path, image_root).stat().st_size < 5e6
+
+
+@pytest.mark.slow
+def test_errors_of_one_root_are_found_in_a_real_browser(browser, tmp_path, image_root):
+    others = [*make_task("t2", [("CLICK", "CLICK")] * 2), *make_task("t10", [("CLICK", None), ("ZOOM", "ZOOM")])]
+    verdicts = add_teacher(judge(STEPS), judge([*others, STEPS[4]]))
+    metrics = compute_metrics(verdicts, mode="own")
+    page = browser.new_page()
+    page.goto(write_report(tmp_path, verdicts, metrics, RUN, image_root).as_uri())
+    page.select_option("[name=root]", "memory")
+    tasks = page.locator(".task:not([hidden])")
+    assert tasks.count() == 1  # under action
+    page.select_option("[name=matcher]", "action_target")
+    assert tasks.count() == 2
+    tasks.nth(1).locator("summary").first.click()
+    assert tasks.nth(1).locator("text=the recorded one").count() == 1  # at the error of memory
+    assert tasks.nth(1).locator(".step .verdict").all_inner_texts() == [
+        "action: unparsable (seeing or knowing) · action_target: unparsable (seeing or knowing)",
+        "action: wrong (memory) · action_target: wrong (memory)",
+    ]
+    page.close()
 
 
 @pytest.mark.slow
