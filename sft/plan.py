@@ -67,6 +67,8 @@ def build_plan(recipe: Recipe, split: TaskSplit, card_gb: float) -> str:
     model, patches_a_token = build_empty_model(settings), encoder.layout.patches_a_token
     memory = estimate_memory(recipe, model, tokens, patches_a_token)
     plan = format_plan(recipe, tokens, memory, card_gb)
+    if recipe.data.vision_cache_gb:
+        plan += f"\n{format_vision_cache(recipe, split, encoder, model.config)}"
     if sum(memory.values()) <= min(CARDS_GB):
         return plan
     largest_gb = measure_largest_layer(model, settings, find_family_of(model.config.model_type))
@@ -169,6 +171,19 @@ def format_plan(recipe: Recipe, tokens: TokenPlan, memory: Mapping[str, float], 
         if not recipe.model.use_peft:
             lines.append("  train an adapter (use_peft: true), or share the model out with ZeRO-3")
     return "\n".join(lines)
+
+
+def format_vision_cache(recipe: Recipe, split: TaskSplit, encoder: Any, config: Any) -> str:
+    """Render what the vision tower's outputs for all screenshots take on disk, and how many `vision_cache_gb` holds."""
+    from sft.models.vision_features import count_output_numbers
+
+    screenshots = {step.image_sha256: step.image_path for task in (*split.train, *split.val) for step in task.steps}
+    n_tokens = sum(encoder.count_image_tokens(path) for path in screenshots.values())
+    is_short = recipe.model.dtype != "float32" or resolves_to_bf16(recipe.training) or recipe.training.get("fp16")
+    gb, allowed = n_tokens * count_output_numbers(config) * (2 if is_short else 4) / GB, recipe.data.vision_cache_gb
+    kept = "all are kept" if gb <= allowed else f"{allowed / gb:.0%} are kept"
+    on_disk = f"GB on disk for {len(screenshots):,} screenshots"
+    return f"vision outputs        {gb:>12,.2f}   {on_disk}; of {allowed:g}: {kept}"
 
 
 def estimate_rank(memory: Mapping[str, float], largest_gb: float, n_ranks: int) -> dict[str, float]:

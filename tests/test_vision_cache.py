@@ -24,10 +24,11 @@ from sft.errors import UserError
 from sft.models.model import build_lora_config, find_family, load_model
 from sft.models.processors import load_processor
 from sft.models.tree_attention import use_tree_attention
-from sft.models.vision_features import FrozenTower, find_tower, identify_tower
+from sft.models.vision_features import FrozenTower, count_output_numbers, find_tower, identify_tower
 from sft.recipe.settings import ModelSettings
 
 TOLERANCE = 1e-6
+PADDED = ["--packing", "none", "--gradient_checkpointing", "true"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -105,6 +106,11 @@ def test_kept_outputs_train_as_those_computed_anew(base, encoder, screenshots, t
                 assert gradient.norm() > 0 and (found[2][name] - gradient).norm() <= TOLERANCE * gradient.norm(), name
     finally:
         tower.forward = plain
+    n_tokens = sum(encoder.count_image_tokens(path) for path in screenshots)
+    n_numbers = sum(load_file(file)["features"].numel() for file in cache.folder.iterdir())
+    assert n_numbers == pytest.approx(
+        n_tokens * count_output_numbers(base.config), rel=0.25 if base.config.model_type == "llama4" else 0
+    )
 
 
 @pytest.fixture
@@ -251,15 +257,17 @@ def test_identity_is_that_of_the_weights_whatever_file_they_came_from(tiny_check
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lines", ["packing: shared_screenshot", "packing: none\ngradient_checkpointing: true"])
-def test_training_with_kept_outputs_ends_where_one_without_does(tiny_checkpoints, tmp_path, lines):
+@pytest.mark.parametrize(
+    "how", [[], ["--packing", "none", "--gradient_checkpointing", "true"]], ids=["packed", "none"]
+)
+def test_training_with_kept_outputs_ends_where_one_without_does(tiny_checkpoints, tmp_path, how):
     """Each with evaluations and rollouts, loaded by a worker; the second one with the key finds all outputs kept."""
-    recipe = _write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"], f"{lines}\nscreenshot_cache: {tmp_path}/cache\n")
+    recipe = _write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"], f"screenshot_cache: {tmp_path}/cache\n")
     more = ["--vision_cache_gb", "0.001", "--dataloader_num_workers", "1"]
     for name, arguments in {"without": [], "first": more, "second": more}.items():
         if name == "second":
             written = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache/vision").iterdir()}
-        run.main([str(recipe), "--output_dir", str(tmp_path / name), *arguments])
+        run.main([str(recipe), "--output_dir", str(tmp_path / name), *how, *arguments])
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache/vision").iterdir()} == written
     figures = {name: load_runs(tmp_path / name)[0].figures for name in ("without", "first", "second")}
     for name in ("first", "second"):
@@ -268,7 +276,6 @@ def test_training_with_kept_outputs_ends_where_one_without_does(tiny_checkpoints
             assert found == pytest.approx(expected, rel=1e-5), key
         for key, weight in _adapter(tmp_path / "without").items():
             torch.testing.assert_close(_adapter(tmp_path / name)[key], weight, rtol=1e-3, atol=2e-5)
-        # of a batch without vision attention is a larger share, half of whose pairs the counter sees and nobody needs
         assert figures[name]["flops_batch_measured"] / figures[name]["flops_batch_formula"] == pytest.approx(
             1, abs=0.1
         )

@@ -18,6 +18,7 @@ from sft.errors import UserError
 from sft.files import write_whole
 from sft.models.families import part_of
 from sft.models.vision_features import identify_tower, view_bytes
+from sft.recipe.launch import read_launch
 from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.recipe.training_keys import find_value
 
@@ -97,12 +98,13 @@ def build_vision_cache(recipe: Recipe, encoder: StepEncoder, model: torch.nn.Mod
         return None
     assert recipe.data.screenshot_cache is not None, "checked with the recipe"
     _refuse_changing_tower(recipe, model)
+    launch = read_launch(os.environ)
     circumstances = [
         transformers.__version__,
         f"opened by rules {RULES_VERSION}, resized to {encoder.layout.name_budget()}",
         json.dumps(encoder.processor.image_processor.to_dict(), sort_keys=True, default=str),
         f"autocast: bf16 {resolves_to_bf16(recipe.training)}, fp16 {bool(find_value(recipe.training, 'fp16'))}",
-        f"DeepSpeed: {os.environ.get('ACCELERATE_USE_DEEPSPEED', 'false')}",  # casts weights to the format of its own
+        f"weights cast by DeepSpeed: {launch.engine.startswith('zero')}",
     ]
     folder, tower = Path(recipe.data.screenshot_cache) / FOLDER_NAME, identify_tower(model, circumstances)
     sizes = {file: file.stat().st_size for file in folder.glob("*")} if folder.is_dir() else {}
@@ -111,8 +113,7 @@ def build_vision_cache(recipe: Recipe, encoder: StepEncoder, model: torch.nn.Mod
         "outputs of the vision tower are kept in %s: %.2f of %g GB used, %.2f of them by other models or settings",
         *(folder, used / GB, gb, others / GB),
     )
-    n_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return VisionCache(folder, tower, max(0.0, gb * GB - used) / n_processes)
+    return VisionCache(folder, tower, max(0.0, gb * GB - used) / launch.n_processes)
 
 
 def _refuse_changing_tower(recipe: Recipe, model: Any) -> None:
