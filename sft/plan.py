@@ -174,7 +174,7 @@ def format_plan(recipe: Recipe, tokens: TokenPlan, memory: Mapping[str, float], 
 
 
 def format_vision_cache(recipe: Recipe, split: TaskSplit, encoder: Any, config: Any) -> str:
-    """Render what the vision tower's outputs for all screenshots take on disk, and how many `vision_cache_gb` holds."""
+    """Render what the vision tower's outputs for all screenshots take on disk, and the share that is kept."""
     from sft.models.vision_features import count_output_numbers
 
     screenshots = {step.image_sha256: step.image_path for task in (*split.train, *split.val) for step in task.steps}

@@ -98,6 +98,7 @@ def test_kept_outputs_train_as_those_computed_anew(base, encoder, screenshots, t
             batch = collate(rows)
             with computed_patches(base) as counts:
                 found = compute_gradients(model, [batch])
+            model.tower.finish()
             assert sum(counts) == len(batch["pixel_values"]) and bool(sum(counts)) == (n_kept < 3)
             assert len(list(cache.folder.iterdir())) == 3
             assert found[0] == pytest.approx(expected[0], rel=TOLERANCE) and found[1] == expected[1]

@@ -1,7 +1,8 @@
 """What a frozen vision tower makes of screenshots: given to the model in place of pixels where it is known already."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,11 +50,13 @@ class ShownScreenshots:
 class FrozenTower:
     """Stands before the vision tower of a model: computes what is not known, and hands it to `keep`.
 
+    That is called in a thread of its own, so that a step waits for no disk unless the one before has not finished.
     Outside `show` the tower is what it was.
     """
 
     def __init__(self, model: torch.nn.Module, keep: Keep):
-        self._keep = keep
+        self._keep, self._thread = keep, ThreadPoolExecutor(1)
+        self._keeping: Future[None] | None = None
         self._shown: ShownScreenshots | None = None
         tower = find_tower(model)
         self._compute = tower.forward
@@ -68,6 +71,11 @@ class FrozenTower:
         finally:
             self._shown = None
 
+    def finish(self) -> None:
+        """Wait until everything that was computed is kept."""
+        if self._keeping is not None:
+            self._keeping.result()
+
     def _forward(self, pixels: torch.Tensor, **kwargs: Any) -> Any:
         shown = self._shown
         if shown is None:
@@ -79,9 +87,11 @@ class FrozenTower:
             output = self._compute(pixels, **kwargs)
             computed = torch.stack([output.get("pooler_output", output["last_hidden_state"]), *_deepstack(output)])
             sizes = [shown.n_rows[i] * computed.shape[1] // len(pixels) for i in new]
-            for i, part in zip(new, computed.split(sizes, dim=1)):
+            parts = computed.detach().split(sizes, dim=1)
+            self.finish()
+            self._keeping = self._thread.submit(self._keep_all, shown, dict(zip(new, parts)))
+            for i, part in zip(new, parts):
                 features[i] = part
-                self._keep(shown.hashes[i], part, shown.grids[i])
             if len(new) == len(features):
                 return output
         main, *deepstack = torch.cat([f for f in features if f is not None], dim=1)
@@ -89,6 +99,10 @@ class FrozenTower:
         return BaseModelOutputWithDeepstackFeatures(
             last_hidden_state=main, pooler_output=main, deepstack_features=deepstack or None
         )
+
+    def _keep_all(self, shown: ShownScreenshots, features: Mapping[int, torch.Tensor]) -> None:
+        for i, part in features.items():
+            self._keep(shown.hashes[i], part, shown.grids[i])
 
 
 def find_tower(model: torch.nn.Module) -> Any:
