@@ -43,9 +43,8 @@ N_DEMO_PACKS = 5
 DEMO = "demo"
 KEPT_VISION = ("1", "8")  # steps per screenshot at which keeping vision outputs is compared with computing them
 SPAWN = multiprocessing.get_context("spawn")
-Side = dict[
-    str, Any
-]  # `side`: stock, ours or one of ours with LoRA: frozen vision, kept vision; `size`: its micro-batch size or token budget
+# `side`: stock, ours, or ours with LoRA (frozen vision, kept vision); `size`: its micro-batch size or token budget
+Side = dict[str, Any]
 
 
 def main() -> None:
