@@ -9,7 +9,7 @@ from sft.batches.examples import build_step_rows, read_step_sizes
 from sft.batches.sampler import PackSampler, StepSize
 from sft.data.train_val import TaskSplit
 from sft.models.families import PARTS, Family, find_family_of, part_of
-from sft.models.shapes import read_text_shape, read_vision_shape
+from sft.models.shapes import count_output_numbers, read_text_shape, read_vision_shape
 from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.recipe.settings import ModelSettings
 from sft.recipe.training_keys import find_value
@@ -139,9 +139,10 @@ def estimate_memory(
     memory["validation rollout, beyond"] = max(0.0, rollout_gb - sum(activations.values()))
     n_fetched = find_value(training, "gradient_accumulation_steps") + 1  # an optimiser step's batches and the next one
     pixel_bytes = 2 if recipe.computes_in_bf16 else 4
-    memory["pixels of fetched batches"] = (
-        n_fetched * n_patches * _count_pixels(config.vision_config) * pixel_bytes / GB
-    )
+    n_numbers: float = _count_pixels(config.vision_config)
+    if recipe.data.vision_cache_gb:  # kept outputs are in the place of pixels
+        n_numbers = max(n_numbers, count_output_numbers(config) / patches_a_token)
+    memory["pixels of fetched batches"] = n_fetched * n_patches * n_numbers * pixel_bytes / GB
     memory["CUDA context"] = CONTEXT_GB
     return memory
 
@@ -175,8 +176,6 @@ def format_plan(recipe: Recipe, tokens: TokenPlan, memory: Mapping[str, float], 
 
 def format_vision_cache(recipe: Recipe, split: TaskSplit, encoder: Any, config: Any) -> str:
     """Render what the vision tower's outputs for all screenshots take on disk, and the share that is kept."""
-    from sft.models.vision_features import count_output_numbers
-
     screenshots = {step.image_sha256: step.image_path for task in (*split.train, *split.val) for step in task.steps}
     n_tokens = sum(encoder.count_image_tokens(path) for path in screenshots.values())
     is_short = recipe.model.dtype != "float32" or resolves_to_bf16(recipe.training) or recipe.training.get("fp16")

@@ -118,6 +118,9 @@ def test_batches_of_an_optimiser_step_are_on_the_card_with_the_next_one(folder_8
         for more in ((), ("--dtype", "float32", "--bf16", "false"))
     )
     assert (in_bf16, in_fp32) == (pytest.approx(5 * patches * 2 / GB), pytest.approx(5 * patches * 4 / GB))
+    kept = plan(build_recipe(folder_8b, *accumulated, "--vision_cache_gb", "40", "--screenshot_cache", "cache"))
+    outputs = 5000 * 4 * 4096  # four of each token's
+    assert kept["pixels of fetched batches"] == pytest.approx(5 * outputs * 2 / GB)
 
 
 def test_activations_are_planned_by_what_is_trained_and_kept(folder_8b):

@@ -23,8 +23,9 @@ from sft.data.screenshots import hash_screenshot
 from sft.errors import UserError
 from sft.models.model import build_lora_config, find_family, load_model
 from sft.models.processors import load_processor
+from sft.models.shapes import count_output_numbers
 from sft.models.tree_attention import use_tree_attention
-from sft.models.vision_features import FrozenTower, count_output_numbers, find_tower, identify_tower
+from sft.models.vision_features import FrozenTower, find_tower, identify_tower
 from sft.recipe.settings import ModelSettings
 
 TOLERANCE = 1e-6

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from sft.batches.encoder import StepEncoder
-from sft.data.screenshots import RULES_VERSION
+from sft.data.screenshots import RULES_VERSION, read_version
 from sft.errors import UserError
 from sft.files import write_whole
 from sft.models.families import part_of
@@ -107,7 +107,7 @@ def build_vision_cache(recipe: Recipe, encoder: StepEncoder, model: torch.nn.Mod
         f"weights cast by DeepSpeed: {launch.engine.startswith('zero')}",
     ]
     folder, tower = Path(recipe.data.screenshot_cache) / FOLDER_NAME, identify_tower(model, circumstances)
-    sizes = {file: file.stat().st_size for file in folder.glob("*")} if folder.is_dir() else {}
+    sizes = {file: read_version(file)[1] for file in folder.glob("*")}  # 0 of one that was only half written
     used, others = sum(sizes.values()), sum(n for file, n in sizes.items() if not file.stem.endswith(tower))
     log.info(
         "outputs of the vision tower are kept in %s: %.2f of %g GB used, %.2f of them by other models or settings",

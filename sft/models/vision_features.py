@@ -134,13 +134,5 @@ def view_bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def count_output_numbers(config: Any) -> int:
-    """Count the numbers that a tower gives for one image token, by a model's config."""
-    if config.model_type == "llama4":
-        return config.vision_config.vision_output_dim
-    n_outputs = 1 + len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
-    return n_outputs * config.get_text_config().hidden_size
-
-
 def _deepstack(output: Any) -> list[torch.Tensor]:
     return output.get("deepstack_features") or []
