@@ -7,10 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import FAMILIES
-from peft import get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_packing import AGENT, build_rows, compute_gradients, screenshots  # noqa: F401
+from test_packing import AGENT, build_lora_model, build_rows, compute_gradients, screenshots  # noqa: F401
 from test_training import _adapter, _history, _write_recipe
 
 from sft import run
@@ -21,10 +20,9 @@ from sft.batches.vision_cache import VisionCache, build_vision_cache
 from sft.compute.ledger import load_runs
 from sft.data.screenshots import hash_screenshot
 from sft.errors import UserError
-from sft.models.model import build_lora_config, find_family, load_model
+from sft.models.model import find_family, load_model
 from sft.models.processors import load_processor
 from sft.models.shapes import count_output_numbers
-from sft.models.tree_attention import use_tree_attention
 from sft.models.vision_features import FrozenTower, find_tower, identify_tower
 from sft.recipe.settings import ModelSettings
 
@@ -45,14 +43,7 @@ def encoder(checkpoint):
 @pytest.fixture(scope="module")
 def base(checkpoint):
     """A tiny model with LoRA on its language layers, checkpointed as TRL and transformers do it."""
-    settings = ModelSettings(str(checkpoint), dtype="float32", load_in_4bit=False, lora_dropout=0.0)
-    family = find_family(str(checkpoint))
-    torch.manual_seed(1)
-    model = get_peft_model(load_model(settings, family), build_lora_config(settings, family))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-    use_tree_attention(model.config)
+    model = build_lora_model(checkpoint)
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
