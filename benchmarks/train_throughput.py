@@ -9,6 +9,7 @@ and a branch about 180 tokens; the last row trains packs of the demonstration da
 
 Each side has a process of its own, hence a peak of its own. They take turns optimiser step by optimiser step; `ratio`
 is the median over the turns of stock's time by ours, after a warm-up. Fetching a batch is not in the time of either.
+Two rows compare our side with itself: vision outputs kept (`vision_cache_gb`) against computed, LoRA on the language.
 """
 
 import argparse
@@ -40,8 +41,10 @@ N_WARMUP = 1
 DEMO_TOKENS_PER_BATCH = 4608  # of the packs of which the demonstration data's steps are taken
 N_DEMO_PACKS = 5
 DEMO = "demo"
+KEPT_VISION = ("1", "8")  # steps per screenshot at which keeping vision outputs is compared with computing them
 SPAWN = multiprocessing.get_context("spawn")
-Side = dict[str, Any]  # `side`: stock or ours; `size`: its micro-batch size or token budget
+# `side`: stock, ours, or ours with LoRA (frozen vision, kept vision); `size`: its micro-batch size or token budget
+Side = dict[str, Any]
 
 
 def main() -> None:
@@ -62,6 +65,9 @@ def main() -> None:
             ours = choose(folder, setting, [{"side": "ours", "size": n} for n in arguments.token_budgets])
             rows.append(compare(folder, setting, [stock, ours], arguments.turns))
             print(rows[-1], file=sys.stderr)
+            if setting in KEPT_VISION:
+                rows.append(compare_kept_vision(folder, setting, ours["size"], arguments.turns))
+                print(rows[-1], file=sys.stderr)
     publish("Training: ours against stock TRL", rows, describe_machine(), arguments.json)
 
 
@@ -113,6 +119,26 @@ def compare(folder: str, setting: str, sides: list[Side], n_timed: int) -> dict[
     }
 
 
+def compare_kept_vision(folder: str, setting: str, size: int, n_timed: int) -> dict[str, Any]:
+    """Measure our side with LoRA on the language layers, vision outputs computed and kept, in turn.
+
+    The warm-up sees every screenshot, so that all are kept by the turns that are timed.
+    """
+    sides: list[Side] = [{"side": "frozen vision", "size": size}, {"side": "kept vision", "size": size}]
+    seconds, (computed, kept) = take_turns(folder, setting, sides, N_WARMUP + n_timed)
+    computed_s, kept_s = (times[N_WARMUP:] for times in seconds)
+    return {
+        "setting": "vision outputs kept: on against off",
+        "steps_per_screenshot": kept["steps_per_screenshot"],
+        "n_steps": kept["n_steps"],
+        "our_tokens_per_batch": size,
+        "computed_s": statistics.median(computed_s),
+        "kept_s": statistics.median(kept_s),
+        "ratio": statistics.median(c / k for c, k in zip(computed_s, kept_s)),
+        "loss_difference": abs(computed["loss"] - kept["loss"]) / computed["loss"],
+    }
+
+
 def take_turns(
     folder: str, setting: str, sides: list[Side], n_turns: int
 ) -> tuple[list[list[float]], list[dict[str, Any]]]:
@@ -155,7 +181,9 @@ def train(connection: Connection, folder: str, setting: str, n_turns: int, side:
     else:
         sampler = build_pack_sampler(rows, size)
         arguments = build_cpu_arguments(folder, n_turns, 1, len(sampler))
-        trainer = build_our_trainer(rows, encoder, sampler, model=load_model(Path(folder) / "model"), args=arguments)
+        model = load_model(Path(folder) / "model")
+        more = {} if side == "ours" else freeze_vision(model, encoder, Path(folder), is_kept=side == "kept vision")
+        trainer = build_our_trainer(rows, encoder, sampler, model=model, args=arguments, **more)
     from benchmarks.clocks import Turns
 
     trainer.add_callback(Turns(connection))
@@ -175,6 +203,23 @@ def train(connection: Connection, folder: str, setting: str, n_turns: int, side:
             "peak_mb": peak_mb,
         }
     )
+
+
+def freeze_vision(model: Any, encoder: Any, folder: Path, is_kept: bool) -> dict[str, Any]:
+    """Return what of our trainer puts LoRA on the language layers alone, and keeps what the vision tower makes."""
+    from sft.batches.collator import PackingCollator
+    from sft.batches.vision_cache import VisionCache
+    from sft.models.model import build_lora_config, find_family
+    from sft.models.vision_features import FrozenTower
+    from sft.recipe.settings import ModelSettings
+
+    base = str(folder / "model")
+    lora = {"peft_config": build_lora_config(ModelSettings(base), find_family(base))}
+    if not is_kept:
+        return lora
+    cache = VisionCache(folder / "vision", "benchmark", free_bytes=1e9)
+    collator = PackingCollator(encoder, vision_cache=cache)
+    return {**lora, "frozen_tower": FrozenTower(model, cache.keep), "data_collator": collator}
 
 
 def build_shared_rows(encoder: Any, folder: Path, shared: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from sft.batches.examples import build_step_rows, read_step_sizes
 from sft.batches.sampler import PackSampler, StepSize
 from sft.data.train_val import TaskSplit
 from sft.models.families import PARTS, Family, find_family_of, part_of
-from sft.models.shapes import read_text_shape, read_vision_shape
+from sft.models.shapes import count_output_numbers, read_text_shape, read_vision_shape
 from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.recipe.settings import ModelSettings
 from sft.recipe.training_keys import find_value
@@ -67,6 +67,8 @@ def build_plan(recipe: Recipe, split: TaskSplit, card_gb: float) -> str:
     model, patches_a_token = build_empty_model(settings), encoder.layout.patches_a_token
     memory = estimate_memory(recipe, model, tokens, patches_a_token)
     plan = format_plan(recipe, tokens, memory, card_gb)
+    if recipe.data.vision_cache_gb:
+        plan += f"\n{format_vision_cache(recipe, split, encoder, model.config)}"
     if sum(memory.values()) <= min(CARDS_GB):
         return plan
     largest_gb = measure_largest_layer(model, settings, find_family_of(model.config.model_type))
@@ -137,9 +139,10 @@ def estimate_memory(
     memory["validation rollout, beyond"] = max(0.0, rollout_gb - sum(activations.values()))
     n_fetched = find_value(training, "gradient_accumulation_steps") + 1  # an optimiser step's batches and the next one
     pixel_bytes = 2 if recipe.computes_in_bf16 else 4
-    memory["pixels of fetched batches"] = (
-        n_fetched * n_patches * _count_pixels(config.vision_config) * pixel_bytes / GB
-    )
+    n_numbers: float = _count_pixels(config.vision_config)
+    if recipe.data.vision_cache_gb:  # kept outputs are in the place of pixels
+        n_numbers = max(n_numbers, count_output_numbers(config) / patches_a_token)
+    memory["pixels of fetched batches"] = n_fetched * n_patches * n_numbers * pixel_bytes / GB
     memory["CUDA context"] = CONTEXT_GB
     return memory
 
@@ -169,6 +172,17 @@ def format_plan(recipe: Recipe, tokens: TokenPlan, memory: Mapping[str, float], 
         if not recipe.model.use_peft:
             lines.append("  train an adapter (use_peft: true), or share the model out with ZeRO-3")
     return "\n".join(lines)
+
+
+def format_vision_cache(recipe: Recipe, split: TaskSplit, encoder: Any, config: Any) -> str:
+    """Render what the vision tower's outputs for all screenshots take on disk, and the share that is kept."""
+    screenshots = {step.image_sha256: step.image_path for task in (*split.train, *split.val) for step in task.steps}
+    n_tokens = sum(encoder.count_image_tokens(path) for path in screenshots.values())
+    is_short = recipe.model.dtype != "float32" or resolves_to_bf16(recipe.training) or recipe.training.get("fp16")
+    gb, allowed = n_tokens * count_output_numbers(config) * (2 if is_short else 4) / GB, recipe.data.vision_cache_gb
+    kept = "all are kept" if gb <= allowed else f"{allowed / gb:.0%} are kept"
+    on_disk = f"GB on disk for {len(screenshots):,} screenshots"
+    return f"vision outputs        {gb:>12,.2f}   {on_disk}; of {allowed:g}: {kept}"
 
 
 def estimate_rank(memory: Mapping[str, float], largest_gb: float, n_ranks: int) -> dict[str, float]:

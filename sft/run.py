@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
         recipe.model,
         has_checkpointing=find_value(recipe.training, "gradient_checkpointing"),
         optim=find_value(recipe.training, "optim"),
+        keeps_vision=bool(recipe.data.vision_cache_gb),
     )
     split = check_inputs(recipe)
 

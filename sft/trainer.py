@@ -19,6 +19,7 @@ from sft.batches.collator import PackingCollator, PaddingCollator, build_dense_m
 from sft.batches.encoder import StepEncoder
 from sft.batches.examples import read_step_sizes
 from sft.batches.sampler import PackSampler, PaddedSampler
+from sft.batches.vision_cache import build_vision_cache
 from sft.compute.recorder import RunRecorder
 from sft.compute.step_meter import StepMeter
 from sft.models.model import (
@@ -32,6 +33,7 @@ from sft.models.model import (
 )
 from sft.models.processors import load_processor
 from sft.models.tree_attention import use_tree_attention
+from sft.models.vision_features import FrozenTower
 from sft.recipe.recipe import Recipe
 from sft.training.checkpoint_trainer import CheckpointTrainer
 from sft.training.signals import leave_signals_to_parent
@@ -52,6 +54,7 @@ class TrajectoryTrainer(CheckpointTrainer):
         eval_sampler: PackSampler | PaddedSampler | None = None,
         validation_rollout: ValidationRollout | None = None,
         step_meter: StepMeter | None = None,
+        frozen_tower: FrozenTower | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -59,7 +62,7 @@ class TrajectoryTrainer(CheckpointTrainer):
         self.eval_sampler = eval_sampler
         self._eval_tokens_a_batch: float | None = None
         self.validation_rollout = validation_rollout
-        self.step_meter = step_meter
+        self.step_meter, self.frozen_tower = step_meter, frozen_tower
         if step_meter is not None:
             self.add_callback(step_meter)
         self._wait_s, self._logged_at = 0.0, time.perf_counter()
@@ -197,13 +200,18 @@ class TrajectoryTrainer(CheckpointTrainer):
                 n_tokens *= self.accelerator.num_processes  # TRL multiplies by it
             num_items_in_batch = torch.tensor(n_tokens, device=self.args.device)
         subtree_end, weights = inputs.pop("subtree_end", None), inputs.pop("loss_weights", None)
+        screenshots = inputs.pop("screenshots", None)
         n_tokens_before = self._total_train_tokens
         if subtree_end is not None:
             is_dense = self.model.config._attn_implementation == "eager"
             inputs["attention_mask"] = (
                 build_dense_mask(subtree_end, self.model.dtype) if is_dense else subtree_end[:, None, None]
             )
-        with contextlib.nullcontext() if weights is None else weighted_log_probs(model, weights):
+        with contextlib.ExitStack() as within:
+            if weights is not None:
+                within.enter_context(weighted_log_probs(model, weights))
+            if screenshots is not None:
+                within.enter_context(cast(FrozenTower, self.frozen_tower).show(screenshots))
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.model.training:
             self._last_loss = loss.detach()
@@ -287,19 +295,22 @@ def build_trainer(
         packing_factor = sampler.packing_factor
         log.info("packing: %.2f times fewer tokens", packing_factor)
     recorder.note(packing_factor=packing_factor)
+    model = load_model(recipe.model, family)
+    vision_cache = build_vision_cache(recipe, encoder, model)
     trainer = TrajectoryTrainer(
-        model=load_model(recipe.model, family),
+        model=model,
         args=training,
         train_dataset=train,
         eval_dataset=val,
         processing_class=encoder.processor,
-        data_collator=collator_class(encoder, recipe.batch.loss_weights, pixel_dtype),
+        data_collator=collator_class(encoder, recipe.batch.loss_weights, pixel_dtype, vision_cache),
         pack_sampler=sampler,
         eval_sampler=build_sampler(recipe, val, training, training.per_device_eval_batch_size) if val else None,
         run=run,
         peft_config=build_lora_config(recipe.model, family),
         validation_rollout=validation_rollout,
         step_meter=StepMeter(recorder),
+        frozen_tower=FrozenTower(model, vision_cache.keep) if vision_cache else None,
     )
     if recipe.validation.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.validation.early_stopping_patience))

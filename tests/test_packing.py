@@ -53,7 +53,11 @@ def encoder(checkpoint):
 
 @pytest.fixture
 def model(checkpoint):
-    """The tiny model with LoRA on its language layers, `lora_B` random so that every matrix has a gradient."""
+    return build_lora_model(checkpoint)
+
+
+def build_lora_model(checkpoint):
+    """Load the tiny model with LoRA on its language layers, `lora_B` random so that every matrix has a gradient."""
     from peft import get_peft_model
 
     settings = ModelSettings(str(checkpoint), dtype="float32", load_in_4bit=False, lora_dropout=0.0)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from trajectory_samples import build_task, write_screenshots, write_trajectories
 
 from benchmarks.gpu.base_8b import use_8b_shapes
 from demo.tiny_qwen3vl import build_tiny_checkpoint
@@ -117,6 +118,9 @@ def test_batches_of_an_optimiser_step_are_on_the_card_with_the_next_one(folder_8
         for more in ((), ("--dtype", "float32", "--bf16", "false"))
     )
     assert (in_bf16, in_fp32) == (pytest.approx(5 * patches * 2 / GB), pytest.approx(5 * patches * 4 / GB))
+    kept = plan(build_recipe(folder_8b, *accumulated, "--vision_cache_gb", "40", "--screenshot_cache", "cache"))
+    outputs = 5000 * 4 * 4096  # four of each token's
+    assert kept["pixels of fetched batches"] == pytest.approx(5 * outputs * 2 / GB)
 
 
 def test_activations_are_planned_by_what_is_trained_and_kept(folder_8b):
@@ -183,6 +187,19 @@ def test_the_plan_says_whether_it_fits_the_card(checkpoint):
     assert format_plan(full, tokens, {"weights": 60.0}, 40).endswith("or share the model out with ZeRO-3")
     on_cpu = format_plan(build_recipe(checkpoint, "--use_cpu", "true"), tokens, {"weights": 6.0}, 40)
     assert "longest batch" in on_cpu and "GPU" not in on_cpu
+
+
+@pytest.mark.parametrize(("allowed", "kept"), [("1", "all are kept"), ("0.02", "50% are kept")])
+def test_the_plan_says_what_kept_vision_outputs_take(folder_8b, tmp_path, capsys, allowed, kept):
+    """1,222 tokens of a 1920x1080 screenshot, 4,096 numbers for each of four outputs, 2 bytes each: 40.04 MB."""
+    csv_path = write_trajectories(tmp_path, build_task("t1", "Open the study of DOE001", n_images=1))
+    write_screenshots(tmp_path, n_images=1, width=1920, height=1080)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model_name_or_path: {folder_8b}\ntrain_csv: {csv_path}\nscreenshot_cache: {tmp_path}/cache\n")
+    print_plan([str(recipe), "--vision_cache_gb", allowed])
+    assert f"0.04   GB on disk for 1 screenshots; of {allowed}: {kept}" in capsys.readouterr().out
+    print_plan([str(recipe)])
+    assert "vision outputs" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("card", [["--card_gb"], ["--card_gb", "forty"], ["--card_gb="]])

@@ -67,6 +67,13 @@ def test_combination_is_taken_or_refused_with_the_reason(engine, model, checkpoi
             check_support(launch, model, checkpointing, "adamw_torch")
 
 
+@pytest.mark.parametrize("engine", ["single", "ddp", "zero2"])
+def test_vision_outputs_are_kept_where_each_process_has_the_whole_tower(engine):
+    check_support(Launch(engine, 2), QLORA, True, "adamw_torch", keeps_vision=True)
+    with pytest.raises(UserError, match="vision_cache_gb: found under ZeRO-3.*null, or ZeRO-2"):
+        check_support(Launch("zero3", 2), LORA, True, "adamw_torch", keeps_vision=True)
+
+
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "paged_adamw_8bit", "adamw_8bit", "sgd"])
 def test_offload_takes_torchs_adamw_alone(engine, optim):

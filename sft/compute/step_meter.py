@@ -165,6 +165,8 @@ class _Counts:
         n_tokens = labels.numel() if mask is None else mask.sum()
         starts = (labels[:, 1:] & ~labels[:, :-1]).sum()  # every answer follows a prompt
         grids = inputs.get("image_grid_thw")  # families that cut tiles have none: see `_fixed_size`
+        if grids is not None and "screenshots" in inputs:
+            grids = grids[inputs["screenshots"].new]  # what is kept of the others was computed before
         pairs = torch.zeros_like(n_image) if grids is None else grids.prod(dim=1).square().sum().to(n_image.device)
         sums = torch.stack([n_tokens - n_image, n_image, labels.sum(), starts, pairs])
         self._sums = sums if self._sums is None else self._sums + sums

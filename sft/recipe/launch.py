@@ -74,7 +74,9 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     return Launch("ddp" if n_processes > 1 else "single", n_processes)
 
 
-def check_support(launch: Launch, model: ModelSettings, has_checkpointing: bool, optim: str) -> None:
+def check_support(
+    launch: Launch, model: ModelSettings, has_checkpointing: bool, optim: str, keeps_vision: bool = False
+) -> None:
     """Refuse what is known not to work; docs/cluster.md has every combination.
 
     Raises:
@@ -100,6 +102,11 @@ def check_support(launch: Launch, model: ModelSettings, has_checkpointing: bool,
             problems.append(
                 "lora_parts: found vision with gradient_checkpointing under ZeRO-3, where TRL checkpoints reentrantly "
                 "and the vision tower gets no gradient; expected gradient_checkpointing: false, or ZeRO-2"
+            )
+        if keeps_vision:
+            problems.append(
+                "vision_cache_gb: found under ZeRO-3, where a process that has its outputs on disk would leave the "
+                "others waiting for its share of the vision tower; expected vision_cache_gb: null, or ZeRO-2"
             )
     if launch.offload not in ("none", "cpu"):
         problems.append(f"offload: found {launch.offload}; expected cpu or none in the accelerate configuration")

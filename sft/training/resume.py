@@ -42,6 +42,7 @@ MAY_CHANGE = {
     "hub_model_id",
     "hub_private_repo",
     "screenshot_cache",
+    "vision_cache_gb",
     "image_root",
     "train_csv",
     "val_csv",
