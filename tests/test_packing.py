@@ -215,7 +215,7 @@ def test_loss_weights_multiply_each_field_s_share_of_the_gradient(model, encoder
         loss_weights = batch.pop("loss_weights", None)
         if (end := batch.pop("subtree_end", None)) is not None:
             batch["attention_mask"] = end[:, None, None]
-        with weighted_log_probs(model, loss_weights) if loss_weights is not None else contextlib.nullcontext():
+        with weighted_log_probs(model, loss_weights[:, 1:]) if loss_weights is not None else contextlib.nullcontext():
             return -model(**batch, fused_lm_head=True, use_cache=False).log_probs.sum().item()
 
     plain = loss_under({})
