@@ -78,7 +78,7 @@ class TrajectoryTrainer(CheckpointTrainer):
         fuse_lora(self.model)
         # The logits of all tokens are asked for where labels are smoothed; the router's of a whole layer by its loss.
         self.scores_alone = self.label_smoother is None and self.compute_loss_func is None
-        self.cuts_last_layer = prepare_last_layer(self.model) and not self.aux_loss_enabled
+        self.cuts_last_layer = self.scores_alone and not self.aux_loss_enabled and prepare_last_layer(self.model)
         if self.model.dtype == torch.float32 or not self.is_deepspeed_enabled:
             # TRL casts a QLoRA adapter to bf16, in which an update below 1/256 of a weight is lost: LoRA's A hardly
             # moves at a learning rate of 3e-5. PEFT keeps an adapter of an unquantised base in fp32 for that reason,
@@ -180,8 +180,14 @@ class TrajectoryTrainer(CheckpointTrainer):
     def _measure(self, inputs: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
         if self.step_meter is None:
             return contextlib.nullcontext()
-        is_checkpointed, is_sharded = bool(self.args.gradient_checkpointing), bool(self.is_deepspeed_enabled)
-        return self.step_meter.measure(self.model, inputs, is_checkpointed=is_checkpointed, is_sharded=is_sharded)
+        return self.step_meter.measure(
+            self.model,
+            inputs,
+            is_checkpointed=bool(self.args.gradient_checkpointing),
+            is_sharded=bool(self.is_deepspeed_enabled),
+            scores_alone=self.scores_alone,
+            cuts_last_layer=self.cuts_last_layer,
+        )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: `sft.training.card` writes the model card, once the weights are saved."""

@@ -173,10 +173,14 @@ def count_pairs(subtree_end: torch.Tensor, places: torch.Tensor | None = None) -
 
     That is without regard to what causality leaves out. With `places`, those whose queries are at these places.
     """
-    blocks: Sequence[Sequence[Block]] = find_blocks(subtree_end.flatten().tolist())
-    if places is not None:
-        blocks = choose_queries(*blocks, places.flatten().tolist())
-    return sum(_count(block.queries) * _count(block.keys) for group in blocks for block in group)
+    groups = _list_blocks(subtree_end, places)
+    return sum(_count(block.queries) * _count(block.keys) for group in groups for block in group)
+
+
+def _list_blocks(subtree_end: torch.Tensor, places: torch.Tensor | None) -> Sequence[Sequence[Block]]:
+    """Return the blocks by the call that computes them, those of chains first; a group may be empty."""
+    chains, above = find_blocks(subtree_end.flatten().tolist())
+    return (chains, above) if places is None else choose_queries(chains, above, places.flatten().tolist())
 
 
 class _TreeAttention(torch.autograd.Function):
@@ -362,14 +366,11 @@ def _plan_calls(subtree_end: torch.Tensor, places: torch.Tensor | None) -> tuple
 
     With `places`, those of `choose_queries`.
     """
-    blocks: Sequence[Sequence[Block]] = find_blocks(subtree_end.flatten().tolist())
-    if places is not None:
-        blocks = choose_queries(*blocks, places.flatten().tolist())
-    elif len(blocks[0]) == 1:
+    own, *others = _list_blocks(subtree_end, places)
+    if places is None and len(own) == 1:
         return ()
-    own, *others = (group for group in blocks if group)
     device = subtree_end.device
-    return (_plan_call(own, True, device), *(_plan_call(group, False, device) for group in others))
+    return (_plan_call(own, True, device), *(_plan_call(group, False, device) for group in others if group))
 
 
 def _plan_call(blocks: Sequence[Block], is_causal: bool, device: torch.device) -> _Call:
