@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, build_tiny
-from PIL import Image
 from transformers import AutoModelForImageTextToText
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
@@ -64,17 +63,6 @@ def model(checkpoint):
             torch.nn.init.normal_(parameter, std=0.02)
     use_tree_attention(model.config)
     return model
-
-
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory):
-    """Three screenshots of different sizes with different pixels."""
-    folder, rng = tmp_path_factory.mktemp("screens"), np.random.default_rng(0)
-    paths = []
-    for i, (width, height) in enumerate([(320, 200), (200, 320), (256, 256)]):
-        paths.append(folder / f"{i}.png")
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(paths[-1])
-    return paths
 
 
 def build_rows(encoder: StepEncoder, images: list[Path]) -> list[dict]:

@@ -1,6 +1,6 @@
 """LoRA's sum in one product: W x + s B (A x) as `addmm`, in the place of PEFT's clone, product, scaling and addition.
 
-The same parameters under the same names, and the same sum, of which bf16 rounds the result alone and not each term.
+The same parameters under the same names, and the same sum with fewer roundings on its way.
 """
 
 from collections.abc import Mapping
