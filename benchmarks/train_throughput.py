@@ -228,7 +228,7 @@ def measure_savings(n_turns: int) -> list[dict[str, Any]]:
     recipe = parse_recipe([str(DEMO_DATA.parents[1] / "recipes/demo.yaml")])
     base = Path(DEMO_DATA.parent / "base")
     encoder = StepEncoder(load_processor(base, recipe.agent.min_pixels, recipe.agent.max_pixels), recipe.agent)
-    rows = build_demo_rows(encoder, recipe.batch.tokens_per_batch, n_turns)
+    rows = build_demo_rows(encoder, recipe.batch.tokens_per_batch, N_WARMUP + n_turns)
     sampler = build_pack_sampler(rows, recipe.batch.tokens_per_batch)
     with tempfile.TemporaryDirectory() as folder:
         names = list(SAVINGS)
@@ -237,7 +237,7 @@ def measure_savings(n_turns: int) -> list[dict[str, Any]]:
             for n in range(len(names) + 1)
         ]
         batches = list(trainers[0].get_train_dataloader())
-    results = [[compute_step(trainer, batch) for trainer in trainers] for batch in batches[: N_WARMUP + n_turns]]
+    results = [[compute_step(trainer, batch) for trainer in trainers] for batch in batches]
     timed = results[N_WARMUP:]
     return [
         {
