@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import bitsandbytes  # noqa: F401  registers its operations
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, shape_wrapper
@@ -93,7 +94,7 @@ def _build_counts() -> Mapping[Any, Any]:
     torch 2.11 and 2.12 refuses fewer key heads than query heads. In-place products, composed operations outside
     autograd, attention on a CPU and bitsandbytes' product are in no version's table.
     """
-    aten, bitsandbytes = torch.ops.aten, torch.ops.bitsandbytes
+    aten, four_bits = torch.ops.aten, torch.ops.bitsandbytes
     names = {
         _count_product: "mm bmm _grouped_mm",
         _count_added_product: "addmm addmm_ baddbmm baddbmm_",
@@ -109,7 +110,7 @@ def _build_counts() -> Mapping[Any, Any]:
     }
     own = {getattr(aten, name): count for count, listed in names.items() for name in listed.split()}
     # bitsandbytes before 0.50 has a kernel for one token alone, (1, K) by the packed (N, K)
-    own |= {bitsandbytes.gemm_4bit: _count_gemm_4bit, bitsandbytes.gemv_4bit: _count_gemm_4bit}
+    own |= {four_bits.gemm_4bit: _count_gemm_4bit, four_bits.gemv_4bit: _count_gemm_4bit}
     blocks = {
         aten._flash_attention_forward: _count_blocks,
         aten._flash_attention_backward: _count_blocks_backward,
