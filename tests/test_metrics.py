@@ -55,6 +55,17 @@ def test_majority_and_previous_action_baselines_are_of_the_same_steps():
     assert metrics["over_majority"].value == pytest.approx(0)
 
 
+def test_baselines_guess_the_recorded_actions_whatever_was_predicted():
+    # Recorded: 3 CLICK, 1 TEXT, 1 ZOOM. Predicted: 1 CLICK, 4 TEXT, of which CLICK and one TEXT are right.
+    pairs = [("CLICK", "CLICK"), ("CLICK", "TEXT"), ("CLICK", "TEXT"), ("TEXT", "TEXT"), ("ZOOM", "TEXT")]
+    metrics = score(make_task("a", pairs))
+    assert metrics["majority_baseline"]["action"] == "CLICK"
+    assert metrics["majority_baseline"]["swa"] == pytest.approx(3 / 5)
+    # CLICK guessed for the first; CLICK=CLICK, CLICK=CLICK, CLICK!=TEXT, TEXT!=ZOOM
+    assert metrics["previous_action_baseline"]["swa"] == pytest.approx(3 / 5)
+    assert metrics["over_majority"].value == pytest.approx(2 / 5 - 3 / 5)
+
+
 def test_equally_frequent_actions_give_the_first_by_name():
     metrics = score(make_task("a", [("ZOOM", "ZOOM"), ("CLICK", "ZOOM")]))
     assert metrics["majority_baseline"]["action"] == "CLICK"

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,27 @@ def test_report_is_one_file_that_names_nothing_outside_itself(tmp_path, image_ro
     assert not re.search(r"""(src|href)=["']?(?!data:)\w""", page)
     assert "http:" not in page.replace("http-equiv", "") and "https:" not in page
     assert "default-src 'none'" in page
+
+
+def test_names_of_data_and_model_are_text_in_the_page_and_no_markup(tmp_path, image_root):
+    """What stands in tables and headings: application, group, paths and versions of the run, names of two runs."""
+    steps = make_task("t1", [("CLICK", "CLICK")], application="OHIF <b>x</b>", group="<script>group</script>")
+    run = replace(RUN, model_path="models/<i>&amp;", versions={"torch": "<u>2</u>"})
+    verdicts = judge(steps)
+    metrics = compute_metrics(verdicts, mode="own")
+    comparison = compare_runs(verdicts, verdicts, names=("<s>first</s>", "second"), n_resamples=50)
+    path = write_report(tmp_path, verdicts, metrics, run, image_root, comparison=comparison, others=verdicts)
+    page = path.read_text(encoding="utf-8")
+    for markup in ("<b>x", "<script>group", "<i>&amp;", "<u>2", "<s>first"):
+        assert markup not in page
+    for text in (
+        "OHIF &lt;b&gt;x",
+        "&lt;script&gt;group",
+        "models/&lt;i&gt;&amp;amp;",
+        "&lt;u&gt;2",
+        "&lt;s&gt;first",
+    ):
+        assert text in page
 
 
 def test_a_screenshot_is_embedded_once_whatever_its_names(tmp_path, image_root):

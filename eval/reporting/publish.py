@@ -19,7 +19,7 @@ from sft.actions import DEFAULT_ACTIONS, read_action_type
 from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
 from sft.evaluations import add_evaluation
-from sft.files import write_whole
+from sft.files import is_within, refuse_foreign, write_whole
 from sft.training.card import BEGIN, write_card
 
 
@@ -104,6 +104,7 @@ def publish_comparison(
     comparison = compare_runs(run_a.verdicts, run_b.verdicts, names=names, seed=seed, n_resamples=n_resamples)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_foreign(folder, ["report.html"], "comparison.json")
         write_whole(folder / "comparison.json", format_json(comparison, indent=2))
         metrics = compute_metrics(run_a.verdicts, mode=run_a.info.mode, seed=seed, n_resamples=n_resamples)
         report = write_report(
@@ -184,4 +185,5 @@ def find_figures(run_info: RunInfo) -> list[Path]:
     """Return the training curves in the model's folder, where there are any."""
     if not run_info.model_path:
         return []
-    return [path for path in [Path(run_info.model_path) / "training_curves.png"] if path.is_file()]
+    folder = Path(run_info.model_path)
+    return [path for path in [folder / "training_curves.png"] if path.is_file() and is_within(path, folder)]

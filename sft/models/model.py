@@ -56,7 +56,7 @@ def read_config(model_name_or_path: str, revision: str) -> Any:
     """
     fields, _ = PreTrainedConfig.get_config_dict(model_name_or_path, revision=revision)
     find_family_of(str(fields.get("model_type")))
-    return AutoConfig.from_pretrained(model_name_or_path, revision=revision)
+    return AutoConfig.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
 
 
 def check_sequence_lengths(settings: ModelSettings, lengths: Mapping[str, int]) -> None:
@@ -118,6 +118,7 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
     model = model_class.from_pretrained(
         settings.model_name_or_path,
         revision=settings.model_revision,
+        trust_remote_code=False,
         dtype=dtype,
         attn_implementation=settings.attn_implementation,
         quantization_config=quantisation if settings.load_in_4bit else None,
