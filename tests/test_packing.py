@@ -413,6 +413,26 @@ def test_kernel_that_takes_all_blocks_at_once_gets_their_borders(kernel_of_cuda,
             assert (found.double() - expected).norm() <= 1e-6 * expected.norm()
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_chosen_queries_reach_that_kernel_as_blocks_too(kernel_of_cuda, depth):
+    rng = random.Random(depth)
+    module = torch.nn.Module()
+    module.is_causal, module.num_key_value_groups = True, 2
+    for share in (0.1, 0.5, 1.0) * 3:
+        end = grow_tree(rng, depth)
+        n = end.numel()
+        places = torch.tensor(sorted(rng.sample(range(n), max(1, int(share * n)))))
+        inputs = [torch.randn(1, heads, n, 8, requires_grad=True) for heads in (4, 2, 2)]
+        ahead = torch.randn(1, len(places), 4, 8)
+        end = end.reshape(1, 1, 1, n)
+        whole = attend(module, *inputs, end)[0][:, places]
+        found = attend(module, inputs[0][:, :, places], *inputs[1:], end, places=places[None])[0]
+        torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+        expected = torch.autograd.grad((whole * ahead).sum(), inputs)
+        for gradient, other in zip(torch.autograd.grad((found * ahead).sum(), inputs), expected):
+            assert (gradient - other).norm() <= 1e-5 * other.norm() + 1e-6
+
+
 def test_single_tokens_are_no_step_of_decoding_for_the_kernel(kernel_of_cuda):
     """A tree of chains of one token each but the first; a bound of 1 query would have torch reshape them."""
     inputs = [torch.randn(1, 2, 4, 8) for _ in range(3)]
