@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sft.errors import UserError
+from sft.models.dequantised import dequantise_once
 from sft.models.experts import (
     MakeLinear,
     Qwen3_5MoeForConditionalGeneration,
@@ -132,6 +133,8 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
         read_experts(model, folder, build_linear_maker(settings, dtype, model.device))
     carry_states(model)
     _keep_quantised_weights(model)
+    if process.device.type == "cpu" and not is_deepspeed_zero3_enabled():
+        dequantise_once(model)
     choose_kernels(model)
     if settings.use_peft and "vision" not in settings.lora_parts:
         _keep_gradients_out_of_vision(model)
