@@ -21,6 +21,7 @@ from sft.batches.examples import read_step_sizes
 from sft.batches.sampler import PackSampler, PaddedSampler
 from sft.compute.recorder import RunRecorder
 from sft.compute.step_meter import StepMeter
+from sft.models.checkpointing import keep_products
 from sft.models.model import (
     build_lora_config,
     check_saved_modules,
@@ -52,9 +53,11 @@ class TrajectoryTrainer(CheckpointTrainer):
         eval_sampler: PackSampler | PaddedSampler | None = None,
         validation_rollout: ValidationRollout | None = None,
         step_meter: StepMeter | None = None,
+        keeps_products: bool = False,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.keeps_products = keeps_products  # where gradients are checkpointed
         self.pack_sampler = pack_sampler
         self.eval_sampler = eval_sampler
         self._eval_tokens_a_batch: float | None = None
@@ -149,6 +152,9 @@ class TrajectoryTrainer(CheckpointTrainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """Wrap the model as transformers does; DeepSpeed, which steps within the backward pass, checks before it."""
+        if self.keeps_products:
+            peft_config = getattr(self.model, "peft_config", {})
+            keep_products(self.model, max((adapter.r for adapter in peft_config.values()), default=0))
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self._checks_gradients and self.is_deepspeed_enabled:
             engine = cast(Any, self.model_wrapped)
@@ -173,7 +179,8 @@ class TrajectoryTrainer(CheckpointTrainer):
     def _measure(self, inputs: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
         if self.step_meter is None:
             return contextlib.nullcontext()
-        is_checkpointed, is_sharded = bool(self.args.gradient_checkpointing), bool(self.is_deepspeed_enabled)
+        is_checkpointed = bool(self.args.gradient_checkpointing) and not self.keeps_products
+        is_sharded = bool(self.is_deepspeed_enabled)
         return self.step_meter.measure(self.model, inputs, is_checkpointed=is_checkpointed, is_sharded=is_sharded)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -83,7 +83,7 @@ def attend(
         inputs = _cast_as_autocast_does(query, key, value)
         if calls and not dropout and _has_kernel(*inputs):
             rows = [tensor[0].transpose(0, 1) for tensor in inputs]
-            return _TreeAttention.apply(*rows, calls, scaling)[None], None
+            return _TreeAttention.apply(*rows, mask, scaling)[None], None
         mask = _keep_mask(mask) if calls else None
     return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
 
@@ -155,23 +155,12 @@ class _TreeAttention(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        calls: Sequence[_Call],
+        subtree_end: torch.Tensor,
         scale: float | None,
     ) -> torch.Tensor:
-        def run(call: _Call) -> tuple[torch.Tensor, torch.Tensor]:
-            return _attend_forward(query[call.queries], key[call.keys], value[call.keys], call, scale)
-
-        own, *others = calls
-        output, log_sum = run(own)
-        for call in others:
-            rows = call.queries
-            above, above_sum = run(call)
-            # what part of the joined softmax is above
-            share = torch.sigmoid(above_sum - log_sum[:, rows]).t()[..., None]
-            output[rows] = output[rows].mul_(1 - share).add_(above * share)
-            log_sum[:, rows] = torch.logaddexp(log_sum[:, rows], above_sum)
+        output, log_sum = torch.ops.sft.attend_tree(query, key, value, subtree_end, scale)
         ctx.save_for_backward(query, key, value, output, log_sum)
-        ctx.calls, ctx.scale = calls, scale
+        ctx.calls, ctx.scale = _plan_calls(subtree_end), scale
         return output
 
     @staticmethod
@@ -195,6 +184,35 @@ class _TreeAttention(torch.autograd.Function):
             for total, grad in zip(sums, above_grads):
                 _add_rows(total, call.keys, grad.to(total.dtype))
         return grad_query, sums[0].to(key.dtype), sums[1].to(value.dtype), None, None
+
+
+def _attend_tree(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, subtree_end: torch.Tensor, scale: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the outputs (T, heads, D) of all calls, joined, and the logarithms of their sums (heads, T)."""
+
+    def run(call: _Call) -> tuple[torch.Tensor, torch.Tensor]:
+        return _attend_forward(query[call.queries], key[call.keys], value[call.keys], call, scale)
+
+    own, *others = _plan_calls(subtree_end)
+    output, log_sum = run(own)
+    for call in others:
+        rows = call.queries
+        above, above_sum = run(call)
+        # what part of the joined softmax is above
+        share = torch.sigmoid(above_sum - log_sum[:, rows]).t()[..., None]
+        output[rows] = output[rows].mul_(1 - share).add_(above * share)
+        log_sum[:, rows] = torch.logaddexp(log_sum[:, rows], above_sum)
+    return output, log_sum
+
+
+# An operation of its own, so that selective checkpointing keeps what all calls give together, in the place of each
+# one's outputs, some of which are then changed in place.
+_library = torch.library.Library("sft", "FRAGMENT")
+_library.define(
+    "attend_tree(Tensor query, Tensor key, Tensor value, Tensor subtree_end, float? scale) -> (Tensor, Tensor)"
+)
+_library.impl("attend_tree", _attend_tree, "CompositeExplicitAutograd")
 
 
 def _attend_forward(
