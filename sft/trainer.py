@@ -34,6 +34,7 @@ from sft.models.model import (
 from sft.models.processors import load_processor
 from sft.models.tree_attention import use_tree_attention
 from sft.recipe.recipe import Recipe
+from sft.recipe.training_keys import find_value
 from sft.training.checkpoint_trainer import CheckpointTrainer
 from sft.training.signals import leave_signals_to_parent
 from sft.training.watch import GradientCheck, StopWhenPreempted, check_batch, check_loss, refuse_gradient
@@ -307,6 +308,7 @@ def build_trainer(
         peft_config=build_lora_config(recipe.model, family),
         validation_rollout=validation_rollout,
         step_meter=StepMeter(recorder),
+        keeps_products=find_value(recipe.training, "gradient_checkpointing") == "selective",
     )
     if recipe.validation.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.validation.early_stopping_patience))

@@ -12,10 +12,8 @@ from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from sft.models.experts import STOCK_EXPERTS
 from sft.models.families import PARTS, part_of
-from sft.models.shapes import TextShape, read_text_shape, read_vision_shape
+from sft.models.shapes import CHUNK, TextShape, read_text_shape, read_vision_shape
 from sft.models.tree_attention import count_pairs
-
-CHUNK = 64  # tokens that a gated delta net computes at once
 
 log = logging.getLogger("sft")
 
