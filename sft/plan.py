@@ -32,9 +32,8 @@ CODE_BYTES = 0.5  # of NF4_BYTES: the 4-bit codes. The scales are no parameters,
 MAX_LIVE_ELEMENTS = 1e9  # DeepSpeed's stage3_max_live_parameters; an element of 4-bit storage is one of bfloat16
 # The values of gradient_checkpointing that `auto` chooses from, the fastest first.
 FORMS: tuple[bool | str, ...] = (False, "selective", True)
-FILLED = (
-    0.85  # share of a card that the estimate of the chosen form may fill; allocators lose some, formulas miss some
-)
+# Share of a card that the chosen form may fill by estimate: allocators lose some memory, and formulas miss some.
+FILLED = 0.85
 SHARDED = ("trained parameters", "gradients", "optimiser state")
 
 
@@ -123,8 +122,9 @@ def estimate_memory(
 ) -> dict[str, float]:
     """Estimate the GPU memory of one process without sharding, in GB by purpose.
 
-    `model` is `sft.models.model.build_empty_model`'s, so parameter counts are exact; activations are a formula: what the
-    form of checkpointing keeps of every layer (`sft.models.activations`), and the inside of one that is checkpointed.
+    `model` is `sft.models.model.build_empty_model`'s, so parameter counts are exact; activations are a formula: what
+    the form of checkpointing keeps of every layer (`sft.models.activations`), and the inside of one that it computes
+    again.
     """
     settings, training, config = recipe.model, recipe.training, model.config
     family = find_family_of(config.model_type)
@@ -156,10 +156,11 @@ def estimate_memory(
 
 
 def estimate_forms(
-    recipe: Recipe, model: Any, tokens: TokenPlan, patches_a_token: int, launch: Launch = Launch("single", 1)
+    recipe: Recipe, model: Any, tokens: TokenPlan, patches_a_token: int, launch: Launch | None = None
 ) -> dict[bool | str, float]:
     """Estimate the memory of one process, in GB, by the value of `gradient_checkpointing`."""
     estimates: dict[bool | str, float] = {}
+    launch = launch or Launch("single", 1)
     for form in FORMS:
         if form == "selective" and launch.engine == "zero3":
             continue  # refused there: see `check_support`

@@ -115,7 +115,7 @@ def settle_checkpointing(
     run: dict[str, dict[str, Any]],
     checkpoint: Path | None,
 ) -> Recipe:
-    """Return the recipe with `gradient_checkpointing: auto` decided, the same way in every process, and noted in `run`.
+    """Return the recipe with `gradient_checkpointing: auto` decided, alike in every process, and noted in `run`.
 
     The smallest card of all decides. A training that resumes takes what it began with.
     """

@@ -87,7 +87,5 @@ def test_details_that_contradict_the_value_are_refused(tmp_path, value, details)
 def test_value_that_is_none_of_the_four_is_refused(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("model_name_or_path: m\ntrain_csv: t.csv\ngradient_checkpointing: some\n")
-    with pytest.raises(
-        RecipeError, match="gradient_checkpointing: found 'some'; expected bool or one of selective, a"
-    ):
+    with pytest.raises(RecipeError, match="gradient_checkpointing: found 'some'; expected bool or one of sel"):
         parse_recipe([str(path)])

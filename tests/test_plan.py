@@ -209,10 +209,8 @@ def test_auto_takes_the_fastest_form_that_leaves_room(folder_8b):
     assert choose_form(recipe, forms, None) is False
     assert choose_form(build_recipe(folder_8b, "--gradient_checkpointing", "selective"), forms, 1) == "selective"
     text = describe_forms(forms, 40)
-    assert text.startswith(
-        f"gradient_checkpointing (GB): false {forms[False]:.1f}, selective {forms['selective']:.1f}, "
-    )
-    assert text.endswith("with at most 85 % of 40 auto takes selective")
+    sizes = f"false {forms[False]:.1f}, selective {forms['selective']:.1f}, true {forms[True]:.1f}"
+    assert text == f"gradient_checkpointing (GB): {sizes}; with at most 85 % of 40 auto takes selective"
     assert describe_forms(forms, 1).endswith("none fits, auto takes true")
 
 

@@ -29,9 +29,10 @@ def keep_products(model: torch.nn.Module, rank: int) -> None:
     second one, as large as the layer's own output. Its first, of `rank` numbers a token, is kept.
     """
     contexts = partial(create_selective_checkpoint_contexts, partial(_choose, rank))
-    for module in model.modules():
+    modules: Any = model.modules()
+    for module in modules:
         if hasattr(module, "_gradient_checkpointing_func"):
-            checkpoint: Any = module._gradient_checkpointing_func
+            checkpoint = module._gradient_checkpointing_func
             module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=contexts)
 
 
