@@ -10,7 +10,6 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForImageTextToText
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 
-from sft.compute.flops import FlopCounter
 from sft.models import compiled
 from sft.models.checkpointing import keep_products
 from sft.models.compiled import Compiled, compile_functions
@@ -93,22 +92,24 @@ def test_compiled_layers_have_the_same_outputs_and_gradients(checkpoint, on_cpu)
 @pytest.mark.slow
 def test_checkpointing_computes_compiled_functions_again_to_the_bit(tiny_checkpoints, on_cpu):
     """And the first batch of a training, whose operations are counted, leaves them compiled."""
+    pytest.importorskip("bitsandbytes")  # whose operations are counted too
+    from sft.compute.flops import FlopCounter
+
     model = load(tiny_checkpoints["qwen3_vl"])
     compile_functions(model)
-    with FlopCounter() as counter:
+    with torch.compiler.set_stance("force_eager"), FlopCounter() as counter:  # as the step meter does
         compute(model)
     assert counter.total > 0
-    found = {}
-    for form in ("none", "true", "selective"):
+    found, n_graphs = {}, []
+    for form in ("selective", "true", "none"):
+        model.gradient_checkpointing_disable()
         if form != "none":
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if form == "selective":
             keep_products(model, 0)
-        n_graphs = counters["stats"]["unique_graphs"]
         found[form] = compute(model)
-        assert form != "none" or counters["stats"]["unique_graphs"] >= 3
-        assert form == "none" or counters["stats"]["unique_graphs"] == n_graphs
-    assert not Compiled.has_failed
+        n_graphs.append(counters["stats"]["unique_graphs"])
+    assert not Compiled.has_failed and 3 <= n_graphs[0] == n_graphs[2]
     for form in ("true", "selective"):
         assert torch.equal(found[form][0], found["none"][0])
         for name, gradient in found["none"][1].items():

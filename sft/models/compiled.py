@@ -1,4 +1,4 @@
-"""Which element-wise functions of a language model does torch compile? RMSNorm, RoPE and SwiGLU, on a GPU, in training.
+"""Which functions of a language model does torch compile? RMSNorm, RoPE and SwiGLU, on a GPU, in training.
 
 Computed operation by operation, each writes what it makes to memory, and a norm does so seven times. Compiled, each is
 one kernel. Nothing else is compiled: packed batches have new shapes, and attention plans anew for every tree.
@@ -89,20 +89,21 @@ def compile_functions(model: torch.nn.Module) -> None:
     for name, module in model.named_modules():
         if part_of(f"{name}.") not in ("language", "experts"):
             continue
-        kind = type(module).__name__
+        own_class: Any = type(module)
+        kind = own_class.__name__
         if kind.endswith("RMSNorm") and hasattr(module, "weight"):
-            module.__class__ = _override(type(module), _norm_centred if kind.startswith("Qwen3_5") else _norm)
+            module.__class__ = _override(own_class, _norm_centred if kind.startswith("Qwen3_5") else _norm)
         elif {"gate_proj", "up_proj", "down_proj"} <= module._modules.keys() and _has_silu(module):
-            module.__class__ = _override(type(module), _run_mlp)
+            module.__class__ = _override(own_class, _run_mlp)
         elif kind.endswith("Attention"):
-            functions: Any = sys.modules[type(module).__module__]
+            functions: Any = sys.modules[own_class.__module__]
             rotate = getattr(functions, "apply_rotary_pos_emb", None)
             if rotate is not None and not isinstance(rotate, Compiled):
                 functions.apply_rotary_pos_emb = Compiled(rotate)  # layers find it by its name there
 
 
 @cache
-def _override(kind: type, forward: Callable[..., Any]) -> type:
+def _override(kind: Any, forward: Callable[..., Any]) -> type:
     """Return a class of the same name with another `forward`; a copy of a module has it too."""
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
@@ -118,7 +119,8 @@ def _norm_centred(self: Any, hidden: torch.Tensor) -> torch.Tensor:
 def _flatten(norm: Compiled, module: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Compute a norm of whatever shape as one of rows, which is compiled once for all; else as it was computed."""
     if not _is_worth_it(hidden):
-        return type(module).__mro__[1].forward(module, hidden)
+        kind: Any = type(module).__mro__[1]
+        return kind.forward(module, hidden)
     eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     return norm(hidden.reshape(-1, hidden.shape[-1]), module.weight, eps).view(hidden.shape)
 
