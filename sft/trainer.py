@@ -23,6 +23,7 @@ from sft.batches.sampler import PackSampler, PaddedSampler
 from sft.batches.vision_cache import build_vision_cache
 from sft.compute.recorder import RunRecorder
 from sft.compute.step_meter import StepMeter
+from sft.models.checkpointing import keep_products
 from sft.models.fused_lora import fuse_lora
 from sft.models.model import (
     build_lora_config,
@@ -38,6 +39,7 @@ from sft.models.scored_tokens import find_scored_tokens, prepare_last_layer, sco
 from sft.models.tree_attention import use_tree_attention
 from sft.models.vision_features import FrozenTower
 from sft.recipe.recipe import Recipe
+from sft.recipe.training_keys import find_value
 from sft.training.checkpoint_trainer import CheckpointTrainer
 from sft.training.signals import leave_signals_to_parent
 from sft.training.watch import GradientCheck, StopWhenPreempted, check_batch, check_loss, refuse_gradient
@@ -58,9 +60,11 @@ class TrajectoryTrainer(CheckpointTrainer):
         validation_rollout: ValidationRollout | None = None,
         step_meter: StepMeter | None = None,
         frozen_tower: FrozenTower | None = None,
+        keeps_products: bool = False,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.keeps_products = keeps_products  # where gradients are checkpointed
         self.pack_sampler = pack_sampler
         self.eval_sampler = eval_sampler
         self._eval_tokens_a_batch: float | None = None
@@ -159,6 +163,9 @@ class TrajectoryTrainer(CheckpointTrainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """Wrap the model as transformers does; DeepSpeed, which steps within the backward pass, checks before it."""
+        if self.keeps_products:
+            peft_config = getattr(self.model, "peft_config", {})
+            keep_products(self.model, max((adapter.r for adapter in peft_config.values()), default=0))
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self._checks_gradients and self.is_deepspeed_enabled:
             engine = cast(Any, self.model_wrapped)
@@ -186,7 +193,7 @@ class TrajectoryTrainer(CheckpointTrainer):
         return self.step_meter.measure(
             self.model,
             inputs,
-            is_checkpointed=bool(self.args.gradient_checkpointing),
+            is_checkpointed=bool(self.args.gradient_checkpointing) and not self.keeps_products,
             is_sharded=bool(self.is_deepspeed_enabled),
             scores_alone=self.scores_alone,
             cuts_last_layer=self.cuts_last_layer,
@@ -333,6 +340,7 @@ def build_trainer(
         validation_rollout=validation_rollout,
         step_meter=StepMeter(recorder),
         frozen_tower=FrozenTower(model, vision_cache.keep) if vision_cache else None,
+        keeps_products=find_value(recipe.training, "gradient_checkpointing") == "selective",
     )
     if recipe.validation.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.validation.early_stopping_patience))

@@ -14,11 +14,11 @@ from torch.utils.flop_counter import flop_registry, shape_wrapper
 from sft.models.experts import STOCK_EXPERTS
 from sft.models.families import PARTS, part_of
 from sft.models.scored_tokens import find_text_model
-from sft.models.shapes import TextShape, read_text_shape, read_vision_shape
+from sft.models.shapes import CHUNK, TextShape, read_text_shape, read_vision_shape
+from sft.models.tree_attention import count_pairs
 
 LANGUAGE = ("language", "experts")
 LAST = ("last", "last_experts")  # of the last layer, where it computes supervised tokens alone
-CHUNK = 64  # tokens that a gated delta net computes at once
 
 log = logging.getLogger("sft")
 
@@ -42,11 +42,9 @@ def _count_attention_backward(grad: Any, query: Any, key: Any, value: Any, *args
     return 2 * prod(query[:-1]) * key[-2] * (3 * query[-1] + 2 * value[-1])
 
 
-def _count_blocks(
-    query: Any, key: Any, value: Any, query_borders: Any, key_borders: Any, *args: Any, **kwargs: Any
-) -> int:
-    """Count attention within blocks that lie side by side, given as tensors: (T, heads, D)."""
-    return 2 * _count_pairs(query_borders, key_borders) * query.shape[1] * (query.shape[2] + value.shape[2])
+def _count_tree(query: Any, key: Any, value: Any, subtree_end: Any, places: Any, *args: Any, **kwargs: Any) -> int:
+    """Count attention over a packed sequence, given as tensors: (n, heads, D)."""
+    return 2 * count_pairs(subtree_end, places) * query.shape[1] * (query.shape[2] + value.shape[2])
 
 
 def _count_blocks_backward(
@@ -61,12 +59,9 @@ def _count_blocks_backward(
     *args: Any,
     **kwargs: Any,
 ) -> int:
-    pairs = _count_pairs(query_borders, key_borders)
+    """Count its backward pass on CUDA: attention within blocks that lie side by side."""
+    pairs = int((query_borders.diff().long() * key_borders.diff().long()).sum())
     return 2 * pairs * query.shape[1] * (3 * query.shape[2] + 2 * value.shape[2])
-
-
-def _count_pairs(query_borders: torch.Tensor, key_borders: torch.Tensor) -> int:
-    return int((query_borders.diff().long() * key_borders.diff().long()).sum())
 
 
 def _count_linear(inputs: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
@@ -112,7 +107,7 @@ def _build_counts() -> Mapping[Any, Any]:
     # bitsandbytes before 0.50 has a kernel for one token alone, (1, K) by the packed (N, K)
     own |= {four_bits.gemm_4bit: _count_gemm_4bit, four_bits.gemv_4bit: _count_gemm_4bit}
     blocks = {
-        aten._flash_attention_forward: _count_blocks,
+        torch.ops.sft.attend_tree: _count_tree,
         aten._flash_attention_backward: _count_blocks_backward,
     }
     return {**flop_registry, **{operation: shape_wrapper(count) for operation, count in own.items()}, **blocks}

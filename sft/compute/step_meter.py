@@ -64,7 +64,8 @@ class StepMeter(TrainerCallback):
             yield
             return
         forward: list[int | None] = []
-        with FlopCounter() as counter:
+        # nothing is compiled meanwhile: functions first called under such a mode would stay uncompiled for good
+        with torch.compiler.set_stance("force_eager"), FlopCounter() as counter:
             hook = model.register_forward_hook(lambda *_: forward.append(counter.total))
             try:
                 yield

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+CHUNK = 64  # tokens that a gated delta net computes at once
+
 
 @dataclass(frozen=True)
 class TextShape:

@@ -86,7 +86,7 @@ def attend(
         inputs = _cast_as_autocast_does(query, key, value)
         if calls and not dropout and _has_kernel(*inputs):
             rows = [tensor[0].transpose(0, 1) for tensor in inputs]
-            return _TreeAttention.apply(*rows, calls, scaling)[None], None
+            return _TreeAttention.apply(*rows, mask, places, scaling)[None], None
         mask = _keep_mask(mask) if calls else None
     if places is not None:
         mask = _take_queries(mask, places, key.shape[2])
@@ -195,23 +195,13 @@ class _TreeAttention(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        calls: Sequence[_Call],
+        subtree_end: torch.Tensor,
+        places: torch.Tensor | None,
         scale: float | None,
     ) -> torch.Tensor:
-        def run(call: _Call) -> tuple[torch.Tensor, torch.Tensor]:
-            return _attend_forward(query[call.queries], key[call.keys], value[call.keys], call, scale)
-
-        own, *others = calls
-        output, log_sum = run(own)
-        for call in others:
-            rows = call.queries
-            above, above_sum = run(call)
-            # what part of the joined softmax is above
-            share = torch.sigmoid(above_sum - log_sum[:, rows]).t()[..., None]
-            output[rows] = output[rows].mul_(1 - share).add_(above * share)
-            log_sum[:, rows] = torch.logaddexp(log_sum[:, rows], above_sum)
+        output, log_sum = torch.ops.sft.attend_tree(query, key, value, subtree_end, places, scale)
         ctx.save_for_backward(query, key, value, output, log_sum)
-        ctx.calls, ctx.scale = calls, scale
+        ctx.calls, ctx.scale = _plan_calls(subtree_end, places), scale
         return output
 
     @staticmethod
@@ -227,7 +217,7 @@ class _TreeAttention(torch.autograd.Function):
         own, *others = ctx.calls
         grad_query, *grads = run(own)
         if not others and len(grads[0]) == len(key):
-            return grad_query, grads[0], grads[1], None, None
+            return grad_query, grads[0], grads[1], None, None, None
         # what many branches add to their prefix: not in 16 bits
         sums = [_spread_rows(grad.to(log_sum.dtype), own.keys, len(key)) for grad in grads]
         for call in others:
@@ -235,7 +225,42 @@ class _TreeAttention(torch.autograd.Function):
             grad_query[call.queries] += above_query
             for total, grad in zip(sums, above_grads):
                 _add_rows(total, call.keys, grad.to(total.dtype))
-        return grad_query, sums[0].to(key.dtype), sums[1].to(value.dtype), None, None
+        return grad_query, sums[0].to(key.dtype), sums[1].to(value.dtype), None, None, None
+
+
+def _attend_tree(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    subtree_end: torch.Tensor,
+    places: torch.Tensor | None,
+    scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the outputs (n, heads, D) of all calls, joined, and the logarithms of their sums (heads, n)."""
+
+    def run(call: _Call) -> tuple[torch.Tensor, torch.Tensor]:
+        return _attend_forward(query[call.queries], key[call.keys], value[call.keys], call, scale)
+
+    own, *others = _plan_calls(subtree_end, places)
+    output, log_sum = run(own)
+    for call in others:
+        rows = call.queries
+        above, above_sum = run(call)
+        # what part of the joined softmax is above
+        share = torch.sigmoid(above_sum - log_sum[:, rows]).t()[..., None]
+        output[rows] = output[rows].mul_(1 - share).add_(above * share)
+        log_sum[:, rows] = torch.logaddexp(log_sum[:, rows], above_sum)
+    return output, log_sum
+
+
+# An operation of its own, so that selective checkpointing keeps what all calls give together, in the place of each
+# one's outputs, some of which are then changed in place.
+_library = torch.library.Library("sft", "FRAGMENT")
+_library.define(
+    "attend_tree(Tensor query, Tensor key, Tensor value, Tensor subtree_end, Tensor? places, float? scale)"
+    " -> (Tensor, Tensor)"
+)
+_library.impl("attend_tree", _attend_tree, "CompositeExplicitAutograd")
 
 
 def _attend_forward(

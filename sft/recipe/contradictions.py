@@ -50,6 +50,7 @@ def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]
             "attn_implementation: found flash_attention_2, whose package is missing; expected sdpa, or `pip install "
             "flash-attn`"
         )
+    problems += _find_checkpointing_contradictions(training)
     country = settings["compute"].country_iso_code
     if country is not None and country not in list_countries():
         problems.append(f"country_iso_code: found {country!r}; expected an ISO 3166 code of three letters, e.g. DEU")
@@ -79,6 +80,19 @@ def _find_reasons_to_keep_no_vision(data: DataSettings, model: ModelSettings) ->
             "vision tower and merger (use_peft: true, lora_parts without vision and merger), or vision_cache_gb: null"
         )
     return problems
+
+
+def _find_checkpointing_contradictions(training: Mapping[str, Any]) -> list[str]:
+    """Selective checkpointing is torch's non-reentrant kind, with what is kept decided here."""
+    form, details = find_value(training, "gradient_checkpointing"), training.get("gradient_checkpointing_kwargs")
+    if form not in ("selective", "auto") or not isinstance(details, Mapping):
+        return []
+    return [
+        f"gradient_checkpointing_kwargs: found {key}: {str(details[key]).lower()} with gradient_checkpointing {form}; "
+        f"expected it without {key}, or gradient_checkpointing: true"
+        for key in ("use_reentrant", "selective", "context_fn")
+        if details.get(key)
+    ]
 
 
 def _find_loss_contradictions(loss_weights: Mapping[Any, float], training: Mapping[str, Any]) -> list[str]:

@@ -47,6 +47,7 @@ MAY_CHANGE = {
     "train_csv",
     "val_csv",
     "gradient_accumulation_steps",
+    "gradient_checkpointing",  # every form gives gradients of the same bits
     "logging_steps",
     "report_to",
     "run_name",
