@@ -25,6 +25,15 @@ class DequantisedLinear4bit(Linear4bit):
 
     _read: tuple[Any, torch.Tensor]  # 4-bit weight, and its numbers: in a tuple, which no state dict looks into
 
+    @property
+    def numbers(self) -> torch.Tensor:
+        """The weights (out, in) that the layer computes with; an adapter that is merged for a while sets others."""
+        return self._read[1]
+
+    @numbers.setter
+    def numbers(self, numbers: torch.Tensor) -> None:
+        self._read = (self._read[0], numbers)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight, dequantised = self._read
         if self.weight is not weight or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):

@@ -23,6 +23,7 @@ from sft.models.experts import (
     read_experts,
 )
 from sft.models.families import FAMILIES, PARTS, Family, find_family_of, part_of
+from sft.models.fused_lora import fuse_lora
 from sft.models.hub import BESIDE_WEIGHTS, find_base_model, find_folder
 from sft.models.kernels import choose_kernels
 from sft.models.linear_attention import carry_states
@@ -278,6 +279,7 @@ def load_for_inference(settings: ModelSettings, adapter: Path | None) -> torch.n
             model = PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapter))
         except RuntimeError as error:
             raise UserError(f"{adapter}: found an adapter that does not fit its base model: {error}") from error
+        fuse_lora(model)  # as in training, whose validation chose the checkpoint
         check_adapter(adapter, model, needs_update=False)  # training has seen to that; a run of one step has none
     model.eval()
     if torch.cuda.is_available() and not settings.load_in_4bit:
