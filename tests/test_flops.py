@@ -63,7 +63,7 @@ def test_attention_of_a_packed_sequence_is_counted_by_its_tree():
     """Two branches of 2 tokens behind a prefix of 3: chains of 5 and 2, and 2 tokens that see 3: 35 pairs."""
     end = torch.tensor([7, 7, 7, 5, 5, 7, 7])
     query, key = torch.randn(7, 4, 8), torch.randn(7, 2, 8)
-    assert count(lambda: torch.ops.sft.attend_tree(query, key, key, end, 0.3)) == 35 * 4 * 2 * 16
+    assert count(lambda: torch.ops.sft.attend_tree(query, key, key, end, None, 0.3)) == 35 * 4 * 2 * 16
 
 
 def test_backward_pass_of_attention_in_blocks_is_counted_block_by_block():
