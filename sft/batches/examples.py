@@ -1,5 +1,6 @@
 """What is one step to train on: prompt, answer and counts? Used by training and `sft.check`. Knows no models."""
 
+import hashlib
 import os
 import shutil
 import sys
@@ -33,9 +34,10 @@ _COUNTS = ("n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
 class Example:
     """One step as it is trained on: what the model is given, what it is to answer, and what both cost in tokens.
 
-    `prompt` is the text of `messages` and `n_prompt_tokens` counts image tokens in; `n_prefix_tokens` is what steps on
-    one screenshot share. Without a tokenizer there is no such text and no count; nor is there one of a prompt that
-    cannot be made. `problems` says what keeps the step from being trained on.
+    `prompt` is the text of `messages` and `n_prompt_tokens` counts image tokens in; `n_prefix_tokens` is what steps
+    share that have one `prefix_key`. Without a tokenizer there is no such text and no count; nor is there one of a
+    prompt that cannot be made. `n_left_out` says how many elements the prompt lacks. `problems` says what keeps the
+    step from being trained on.
     """
 
     task_id: str
@@ -48,6 +50,8 @@ class Example:
     n_prompt_tokens: int | None = None
     n_answer_tokens: int | None = None
     is_shortened: bool = False
+    prefix_key: str = ""
+    n_left_out: int = 0
     problems: tuple[Problem, ...] = ()
 
     def build_row(self, csv_path: str) -> dict[str, Any]:
@@ -58,7 +62,7 @@ class Example:
             "place": f"{csv_path}: row {self.step.row}",
             "image": str(self.step.image_path),
             "image_sha256": self.step.image_sha256,
-            **{name: getattr(self, name) for name in (*_TEXTS, *_COUNTS)},
+            **{name: getattr(self, name) for name in ("prefix_key", *_TEXTS, *_COUNTS)},
         }
 
 
@@ -98,9 +102,11 @@ def _build_example(
         given = {
             "messages": prompt.messages,
             "prompt": prompt.text,
-            "n_prefix_tokens": encoder.count_prefix_tokens(step.image_path),
+            "n_prefix_tokens": prompt.n_prefix_tokens,
             "n_prompt_tokens": prompt.n_tokens,
             "is_shortened": prompt.is_shortened,
+            "prefix_key": _name_prefix(step.image_sha256, prompt.elements.prefix_line),
+            "n_left_out": prompt.elements.n_left_out,
         }
     except ValueError as error:
         report("Image_id" if isinstance(error, ScreenshotError) else "Instruction", str(error))
@@ -111,12 +117,25 @@ def _build_example(
     return replace(plain, **given, n_answer_tokens=n_answer, problems=tuple(problems))
 
 
+def _name_prefix(image_sha256: str, elements_line: str) -> str:
+    """Name what a prompt begins with: its screenshot, and the elements behind it where there are some."""
+    if not elements_line:
+        return image_sha256
+    return hashlib.sha256(f"{image_sha256}\0{elements_line}".encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class StepRows:
-    """Training rows and what was noticed while they were made."""
+    """Training rows and what was noticed while they were made.
+
+    `n_shortened` counts prompts whose memory was shortened; `n_with_left_out` those that lack elements, and
+    `n_left_out` the elements that they lack.
+    """
 
     dataset: "Dataset"
     n_shortened: int
+    n_with_left_out: int
+    n_left_out: int
 
 
 def build_step_rows(
@@ -131,8 +150,9 @@ def build_step_rows(
     memory does not grow with their number; the file goes with the dataset.
 
     Returns:
-        A dataset with the columns `task_id, step, place` (file and row), `image, image_sha256, prompt, completion` and
-        the token counts `n_prefix_tokens` (what steps on one screenshot share), `n_prompt_tokens`, `n_answer_tokens`.
+        A dataset with the columns `task_id, step, place` (file and row), `image, image_sha256, prompt, completion`,
+        `prefix_key`, and the token counts `n_prefix_tokens` (what steps with one `prefix_key` share),
+        `n_prompt_tokens`, `n_answer_tokens`.
 
     Raises:
         TrajectoryError: a step that cannot be trained on within the token limits, or whose answer lacks the memory
@@ -142,7 +162,7 @@ def build_step_rows(
     from datasets.arrow_writer import ArrowWriter
 
     problems: list[Problem] = []
-    n_shortened = 0
+    n_shortened = n_with_left_out = n_left_out = 0
     folder = Path(tempfile.mkdtemp(prefix="step_rows_"))
     try:
         bar = tqdm(trajectories, desc="Building training rows", unit="task", disable=not show_progress)
@@ -153,6 +173,8 @@ def build_step_rows(
                 problems += example.problems
                 writer.write(example.build_row(csv_path))
                 n_shortened += example.is_shortened
+                n_with_left_out += example.n_left_out > 0
+                n_left_out += example.n_left_out
             writer.finalize()
         if problems:
             raise TrajectoryError(problems)
@@ -161,13 +183,13 @@ def build_step_rows(
         shutil.rmtree(folder)
         raise
     weakref.finalize(dataset, _remove_folder, folder, os.getpid())
-    return StepRows(dataset, n_shortened)
+    return StepRows(dataset, n_shortened, n_with_left_out, n_left_out)
 
 
 def _build_features() -> "Features":
     from datasets import Features, Value
 
-    texts = ("task_id", "place", "image", "image_sha256", *_TEXTS)
+    texts = ("task_id", "place", "image", "image_sha256", "prefix_key", *_TEXTS)
     return Features({name: Value("string") for name in texts} | {name: Value("int64") for name in ("step", *_COUNTS)})
 
 
@@ -179,10 +201,10 @@ def _remove_folder(folder: Path, owner: int) -> None:
 
 def read_step_sizes(rows: "Dataset") -> list[StepSize]:
     """Return what each row of `build_step_rows` costs in tokens, for packing."""
-    columns = ("image_sha256", "n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
+    columns = ("prefix_key", "n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
     return [
-        StepSize(sys.intern(image), n_prefix, n_prompt + n_answer - n_prefix)  # a column holds each text anew
-        for image, n_prefix, n_prompt, n_answer in zip(*(rows[c] for c in columns))
+        StepSize(sys.intern(prefix), n_prefix, n_prompt + n_answer - n_prefix)  # a column holds each text anew
+        for prefix, n_prefix, n_prompt, n_answer in zip(*(rows[c] for c in columns))
     ]
 
 

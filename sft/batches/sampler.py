@@ -12,7 +12,10 @@ from sft.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class StepSize:
-    """What a step costs in tokens: `n_prefix` for what steps on its screenshot share, `n_own` for the rest."""
+    """What a step costs in tokens: `n_prefix` for what steps with its `image` share, `n_own` for the rest.
+
+    `image` names the screenshot and, where prompts show them, its elements.
+    """
 
     image: str
     n_prefix: int
