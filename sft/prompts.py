@@ -37,12 +37,13 @@ def build_prompt(
 
 
 def format_elements(elements: Sequence[Mapping[str, Any]], agent: AgentConfig) -> str:
-    """Write a screenshot's elements as one line of the prompt, the first `agent.max_elements` of them.
+    """Write a screenshot's elements as one line of the prompt, those that `limit_elements` leaves."""
+    return as_plain_text(f"Detected elements: {dump_json(list(limit_elements(elements, agent)))}")
 
-    Prompt version 1 has no such bound.
-    """
-    shown = elements if agent.prompt_version == "1" else elements[: agent.max_elements]
-    return as_plain_text(f"Detected elements: {dump_json(list(shown))}")
+
+def limit_elements(elements: Sequence[Mapping[str, Any]], agent: AgentConfig) -> Sequence[Mapping[str, Any]]:
+    """Return the first `agent.max_elements` of a screenshot's elements; prompt version 1 has no such bound."""
+    return elements if agent.prompt_version == "1" else elements[: agent.max_elements]
 
 
 def build_system_text(agent: AgentConfig) -> str:

@@ -18,7 +18,7 @@ from sft.files import write_whole
 from sft.json_text import dump_json
 from sft.memory import EMPTY_MEMORY, Memory, fit_memory, memory_chars
 from sft.models.images import Layout
-from sft.prompts import Message, build_prompt, format_elements
+from sft.prompts import Message, build_prompt, format_elements, limit_elements
 
 Field = Literal["action", "target", "memory"]
 
@@ -166,11 +166,9 @@ class StepEncoder:
 
         if self.agent.prompt_version == "1":
             return ShownElements(elements, count(len(elements)))
-        allowed = range(min(len(elements), self.agent.max_elements) + 1)
-        most = self.agent.max_element_tokens
-        n_shown = len(allowed) - 1
+        n_shown, most = len(limit_elements(elements, self.agent)), self.agent.max_element_tokens
         if count(n_shown) > most:
-            n_shown = max(bisect_right(allowed, most, key=count) - 1, 0)
+            n_shown = max(bisect_right(range(n_shown), most, key=count) - 1, 0)
         shown = elements[:n_shown]
         line = format_elements(shown, self.agent)
         text = self._render_text(build_prompt("", EMPTY_MEMORY, self.agent, shown))
