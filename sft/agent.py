@@ -33,7 +33,8 @@ class AgentConfig:
     use_short_term: bool = field(default=True, metadata={"help": "Show the short-term memory (and have it written)."})
     use_long_term: bool = field(default=True, metadata={"help": "Show the long-term memory (and have it written)."})
     use_grounding: bool = field(
-        default=False, metadata={"help": "Show the screen elements of the column Detected_Elements."}
+        default=False,
+        metadata={"help": "Show the screen elements of the column Detected_Elements (python -m sft.elements)."},
     )
     max_elements: int = field(
         default=128,

@@ -1,4 +1,4 @@
-"""Elements found by OCR: from pixels alone, each screenshot once, alike in training and rollout, never cut silently."""
+"""Elements found by OCR: from pixels alone, each screenshot once, alike in training and rollout, never cut unsaid."""
 
 import csv
 import json
