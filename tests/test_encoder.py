@@ -26,6 +26,7 @@ from sft.batches.examples import build_examples, build_step_rows, find_tight_ans
 from sft.batches.sampler import PackSampler
 from sft.data.load import TrajectoryError, load_trajectories
 from sft.data.screenshots import open_screenshot
+from sft.data.train_val import TaskSplit
 from sft.memory import EMPTY_MEMORY, Memory, memory_chars
 from sft.models.processors import load_processor
 
@@ -206,6 +207,17 @@ def test_elements_beyond_the_limits_are_left_out_from_the_end_and_counted(tiny_c
         assert n_shown == 0 or shown.n_tokens <= encoder.agent.max_element_tokens
         assert shown == encoder.build_prompt("another", BUSY, path, ELEMENTS).elements
         assert encoder.fit_elements(ELEMENTS) == shown
+
+
+def test_training_log_says_how_many_elements_prompts_leave_out(tiny_checkpoints, tasks, caplog):
+    encoder = _encoder(tiny_checkpoints["qwen3_vl"], replace(GROUNDED, max_elements=30))
+    first, *rest = tasks[0].steps
+    shown = [replace(tasks[0], steps=(replace(first, elements=tuple(ELEMENTS)), *rest))]
+    rows = build_step_rows(shown, "tasks.csv", encoder, show_progress=False)
+    run.log_data(TaskSplit(shown, []), rows, encoder)
+    assert (
+        "detected elements: 10 left out, in 1 of 3 prompts (max_elements 30, max_element_tokens 2048)" in caplog.text
+    )
 
 
 def test_packs_count_steps_with_other_elements_on_one_screenshot_separately(tiny_checkpoints, tasks):
