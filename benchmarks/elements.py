@@ -1,6 +1,6 @@
 """What OCR finds of the demonstration's screens: names read, texts that are wrong, CPU seconds a screenshot.
 
-python benchmarks/elements.py [--json FILE] [--screenshots 60] [--seed 1]
+python benchmarks/elements.py [--json FILE] [--screenshots 30] [--seed 1]
 
 The screens are a seeded sample of all of them, and each is read on one thread. What is on them is known from the page
 itself (demo/data/elements.jsonl), which lists accessible names, written out or not. A name counts as written where
@@ -42,7 +42,7 @@ Box = Sequence[float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--screenshots", type=int, default=60)
+    parser.add_argument("--screenshots", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     lines = [json.loads(line) for line in (DATA / "elements.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -15,6 +15,7 @@ from conftest import ROOT
 from PIL import Image, ImageDraw, ImageFont
 from trajectory_samples import TINY_AGENT, build_tasks, format_csv
 
+from benchmarks.elements import compare
 from sft.check.describe import describe
 from sft.check.notices import list_warnings
 from sft.data.data_notes import list_data_notes
@@ -308,3 +309,31 @@ def test_check_tells_of_elements_that_pixels_do_not_give_and_of_those_left_out(t
     assert "prompts leave out 5 elements, in 5 steps" in left_out
     write_elements_file(path, {"made_by": {"tool": "x"}})
     assert len(warn(GROUNDED)) == 1
+
+
+def test_benchmark_counts_written_names_and_right_texts_by_hand():
+    def listed(role, name, *box):
+        return {"role": role, **element(name, *box)}
+
+    page = [
+        listed("button", "Save as", 0, 0, 100, 20),
+        listed("link", "Patient ID:", 0, 30, 100, 50),
+        listed("button", "Zoom", 200, 0, 240, 40),  # an icon: its name is not written
+        listed("textbox", "Name", 0, 60, 100, 80),  # its name is a label elsewhere
+        listed("heading", "x" * 60, 0, 90, 100, 110),  # cut in the list
+    ]
+    found = [
+        element("as", 50, 2, 60, 18),
+        element("SAVE", 5, 2, 40, 18),
+        element("Patient lD", 5, 32, 60, 48),  # misread
+        element("Q", 210, 10, 220, 20),  # the icon
+        element("DOE", 5, 62, 40, 78),  # a value, not judged
+    ]
+    assert compare(page, found, "Viewer") == {
+        "n_names": 2,
+        "n_read": 1,
+        "n_read_as_one": 0,
+        "n_judged": 4,
+        "n_right": 2,
+        "n_texts": 5,
+    }
