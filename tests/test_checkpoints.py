@@ -5,8 +5,13 @@ import os
 import shutil
 
 import pytest
+from conftest import ROOT
+from datasets import Dataset
 
+from sft.batches.sampler import PACKING_RULE
 from sft.errors import UserError
+from sft.recipe.launch import Launch, read_launch
+from sft.recipe.recipe import parse_recipe
 from sft.training.checkpoint_folder import (
     check_disk_space,
     clear_unfinished,
@@ -19,7 +24,7 @@ from sft.training.checkpoint_folder import (
     read_run,
     read_size,
 )
-from sft.training.resume import find_changes
+from sft.training.resume import describe_run, find_changes
 
 
 def write_checkpoint(output_dir, step, run=None):
@@ -140,6 +145,19 @@ def test_changes_name_the_key_the_value_found_and_the_one_the_run_began_with():
     ]
 
 
+def test_checkpoint_of_an_earlier_packing_rule_is_refused_and_one_without_packing_is_not(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("model_name_or_path: m\ntrain_csv: train.csv\n")
+    rows = Dataset.from_dict({name: ["x"] for name in ("task_id", "image_sha256", "prompt", "completion")})
+    for packing, changes in (
+        ("shared_screenshot", [f"launch: packing_rule: found {PACKING_RULE}; the run began with None"]),
+        ("none", []),
+    ):
+        recipe = parse_recipe([str(tmp_path / "recipe.yaml"), "--packing", packing])
+        run = describe_run(recipe, read_launch({}), rows, None)
+        earlier = {**run, "launch": {k: v for k, v in run["launch"].items() if k != "packing_rule"}}
+        assert find_changes(earlier, run) == changes
+
+
 def test_change_that_the_saved_optimiser_undoes_says_so():
     """Under `resume_anyway` too: its parameter groups and the schedule's base rates are loaded with its state."""
     before, now = {"recipe": {"learning_rate": 0.001}}, {"recipe": {"learning_rate": 0.1}}
@@ -154,3 +172,17 @@ def test_many_changes_are_counted_rather_than_listed():
     changes = find_changes(before, {"train tasks": {}})
     assert len(changes) == 9
     assert changes[-1] == "train tasks: and 12 more"
+
+
+@pytest.mark.parametrize("section", ["train tasks", "val tasks"])
+@pytest.mark.parametrize("column", ["image_sha256", "prompt", "completion"])
+def test_whatever_a_task_shows_or_teaches_changes_it(section, column):
+    """A screenshot under its old name, a goal, an answer: of the training data and of the validation data."""
+    columns = {"task_id": ["t1", "t1", "t2"], "image_sha256": ["a", "b", "c"]}
+    rows = Dataset.from_dict({**columns, "prompt": ["p", "q", "r"], "completion": ["x", "y", "z"]})
+    other = Dataset.from_dict({**rows.to_dict(), column: [*rows[column][:2], "other"]})
+    recipe = parse_recipe([str(ROOT / "recipes/demo.yaml")])
+    launch = Launch("single", 1)
+    before = describe_run(recipe, launch, rows, rows)
+    changed = (other, rows) if section == "train tasks" else (rows, other)
+    assert find_changes(before, describe_run(recipe, launch, *changed)) == [f"{section}: t2 has changed"]

@@ -115,7 +115,7 @@ def test_full_fine_tuning_ends_the_same_on_two_processes(attempt, one_process, t
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_processes_see_disjoint_steps_and_each_step_once_an_epoch(n_ranks, accumulation):
     """Through accelerate's own sharding, with numbers of steps that do not come out even."""
-    sizes = [StepSize(f"image{i % 5}", 100, 20 + i) for i in range(23)]
+    sizes = [StepSize(f"image{i % 5}", 10, 90, 20 + i) for i in range(23)]
     for sampler in (PackSampler(sizes, 300, 0, n_ranks, accumulation), PaddedSampler(23, 4, 0, n_ranks, accumulation)):
         for epoch in range(3):
             sampler.set_epoch(epoch)
@@ -140,6 +140,21 @@ def test_preempted_processes_save_the_same_step_and_end_as_if_undisturbed(attemp
     assert manifest["run"]["launch"]["batches_per_step"] == 2
     assert attempt(tmp_path, engine_attempt) == [[0, 0]], printed(tmp_path)
     assert_close(tmp_path, one_process(LORA))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_processes_that_keep_vision_outputs_in_one_folder_end_as_if_they_kept_none(
+    attempt, one_process, tmp_path, engine
+):
+    """Preempted half-way and resumed, when each finds on disk what the other has computed."""
+    kept = ["--screenshot_cache", str(tmp_path / "cache"), "--vision_cache_gb", "1"]
+    arguments = [*COMMON, *kept, "--save_strategy", "steps"]
+    first = {**ENGINES[engine], "arguments": arguments, "signal": "SIGTERM", "at_step": 2, "to_rank": None}
+    second = {**ENGINES[engine], "arguments": [*arguments, "--resume", "auto"]}
+    assert attempt(tmp_path, first, second) == [[PREEMPTED] * 2, [0, 0]], printed(tmp_path) + printed(tmp_path, 1)
+    assert len(list((tmp_path / "cache/vision").iterdir())) == 2
+    assert_close(tmp_path, one_process(()))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from conftest import ROOT
 from PIL import Image
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
+from benchmarks.scaling import PARTS
 from sft.batches.encoder import StepEncoder
 from sft.batches.examples import build_step_rows
 from sft.data.load import TrajectoryError, load_trajectories
@@ -66,3 +67,14 @@ def test_memory_of_a_run_with_ten_times_the_rows_is_about_the_same(tmp_path):
     few, many = rows[3:]
     assert (few["n_rows"], many["n_rows"]) == (200, 2000)
     assert 0 < many["peak_mb"] < 1.1 * few["peak_mb"]
+
+
+@pytest.mark.slow
+def test_scaling_benchmark_measures_every_part_and_draws_it(tmp_path):
+    file, picture = tmp_path / "rows.json", tmp_path / "scaling.png"
+    command = [sys.executable, "benchmarks/scaling.py", "--rows", "50", "100", "--json", str(file)]
+    subprocess.run([*command, "--plot", str(picture)], cwd=ROOT, check=True, capture_output=True, timeout=400)
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["n_rows"] for row in rows] == [50, 100]
+    assert min(row[f"{part}_{figure}"] for row in rows for part in PARTS for figure in ("s", "peak_mb")) > 0
+    assert Image.open(picture).width > 500

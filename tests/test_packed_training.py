@@ -24,7 +24,7 @@ def train(checkpoint, tasks, tasks_csv, collator_class, folder, **settings):
     encoder = StepEncoder(load_processor(checkpoint, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels), TINY_AGENT)
     rows = build_step_rows(tasks, str(tasks_csv), encoder, show_progress=False).dataset
     sizes = read_step_sizes(rows)
-    longest = max(size.n_prefix + size.n_own for size in sizes)
+    longest = max(size.n_tokens for size in sizes)
     arguments = SFTConfig(
         output_dir=str(folder),
         num_train_epochs=2,

@@ -3,13 +3,24 @@
 from pathlib import Path
 
 import pytest
+from trajectory_samples import build_task, write_screenshots, write_trajectories
 
 from benchmarks.gpu.base_8b import use_8b_shapes
 from demo.tiny_qwen3vl import build_tiny_checkpoint
 from sft.batches.sampler import StepSize
 from sft.errors import UserError
 from sft.models.model import build_empty_model, build_lora_config, find_family, load_model
-from sft.plan import GB, TokenPlan, estimate_memory, format_plan, plan_tokens
+from sft.plan import (
+    GB,
+    TokenPlan,
+    choose_form,
+    describe_forms,
+    estimate_forms,
+    estimate_memory,
+    format_plan,
+    plan_tokens,
+)
+from sft.recipe.launch import Launch
 from sft.recipe.recipe import parse_recipe
 from sft.run import print_plan
 
@@ -27,7 +38,7 @@ def build_recipe(folder: Path, *overrides: str):
 
 def plan(recipe, longest=8192, has_deepspeed=False, **changes):
     """Plan the memory of a batch of `longest` tokens on six screenshots."""
-    counts = {"longest_step": 1500, "most_prefixes": 5000, **changes}
+    counts = {"longest_step": 1500, "most_image_tokens": 5000, **changes}
     tokens = TokenPlan(100, 200_000, 100_000, 50, longest, n_optimizer_steps=50, **counts)
     return estimate_memory(recipe, build_empty_model(recipe.model), tokens, 4, has_deepspeed)
 
@@ -117,13 +128,29 @@ def test_batches_of_an_optimiser_step_are_on_the_card_with_the_next_one(folder_8
         for more in ((), ("--dtype", "float32", "--bf16", "false"))
     )
     assert (in_bf16, in_fp32) == (pytest.approx(5 * patches * 2 / GB), pytest.approx(5 * patches * 4 / GB))
+    kept = plan(build_recipe(folder_8b, *accumulated, "--vision_cache_gb", "40", "--screenshot_cache", "cache"))
+    outputs = 5000 * 4 * 4096  # four of each token's
+    assert kept["pixels of fetched batches"] == pytest.approx(5 * outputs * 2 / GB)
 
 
 def test_activations_are_planned_by_what_is_trained_and_kept(folder_8b):
-    """Numbers by hand: 36 layers of 4096, 32 heads of 128 over 8 of keys, 27 vision layers of 1152; two bytes each."""
+    """Numbers by hand: 36 layers of 4096, 32 heads of 128 over 8 of keys, 27 vision layers of 1152; two bytes each.
+
+    Of a layer: norms in fp32; q, k, v and outputs with their sums; three numbers of the MLP; LoRA's seven inputs with
+    masks of a byte, and what it makes of them at rank 16.
+    """
+    norms, attention = 4 * (2 * 4096 + 4096 + 1024), 2 * (2 * 4096 + 2 * 1024) + 4 * 32
+    inputs, adapters = 3 * (6 * 4096 + 12_288), 2 * 7 * 16
+    layer = norms + attention + 2 * 3 * 12_288 + inputs + adapters
+    none = plan(build_recipe(folder_8b, "--gradient_checkpointing", "false"))
+    assert none["activations"] == pytest.approx(8192 * 36 * layer / GB)
+    inside = layer + 2 * 4 * 12_288
     kept = plan(build_recipe(folder_8b))
-    inside = 8192 * (6 * 4096 + 2 * 4096 + 2 * 1024 + 4 * 12_288)
-    assert kept["activations"] == pytest.approx(2 * (36 * 8192 * 4096 + 2 * inside) / GB)
+    assert kept["activations"] == pytest.approx(8192 * (36 * 2 * 4096 + inside) / GB)
+    products = 2 * (4096 + 2 * 1024 + 4096 + 2 * 12_288 + 4096)
+    selective = plan(build_recipe(folder_8b, "--gradient_checkpointing", "selective"))
+    of_layer = 2 * 4096 + products + adapters + 2 * 4096 + 4 * 32  # input, products, attention
+    assert selective["activations"] == pytest.approx(8192 * (36 * of_layer + inside) / GB)
     vision_layer = 20_000 * (8 * 1152 + 2 * 4304)
     assert kept["vision activations"] == pytest.approx(2 * vision_layer / GB)
     assert kept["final norm"] == pytest.approx(2 * 4 * 8192 * 4096 / GB)
@@ -147,11 +174,11 @@ def test_validation_rollout_s_cache_counts_where_it_is_larger_than_a_training_st
 
 
 def test_tokens_are_counted_with_and_without_packing(checkpoint):
-    sizes = [StepSize(f"image{i // 4}", 1000, 100) for i in range(8)]
+    sizes = [StepSize(f"image{i // 4}", 100, 900, 100) for i in range(8)]
     packed = plan_tokens(build_recipe(checkpoint, "--tokens_per_batch", "1400"), sizes, n_ranks=1)
     assert (packed.n_tokens_alone, packed.n_tokens_packed, packed.n_sequences) == (8800, 2800, 2)
     assert (packed.longest, packed.longest_step) == (1400, 1100)
-    assert (packed.most_prefixes, packed.n_optimizer_steps) == (1000, 1)
+    assert (packed.most_image_tokens, packed.n_optimizer_steps) == (900, 1)
     padded = plan_tokens(build_recipe(checkpoint, "--packing", "none"), sizes, n_ranks=1)
     assert (padded.n_tokens_packed, padded.n_sequences, padded.longest) == (8800, 8, 8 * 1100)
 
@@ -162,27 +189,67 @@ def test_optimiser_steps_without_packing_count_batches_processes_and_accumulatio
 ):
     """Batches of 2, two of them an optimiser step: 4 steps a process; what is left over is a step of its own."""
     recipe = build_recipe(checkpoint, "--packing", "none", "--per_device_train_batch_size", "2")
-    sizes = [StepSize(f"image{i}", 1000, 100) for i in range(n_steps)]
+    sizes = [StepSize(f"image{i}", 100, 900, 100) for i in range(n_steps)]
     assert plan_tokens(recipe, sizes, n_ranks).n_optimizer_steps == n_optimizer_steps
 
 
 @pytest.mark.parametrize(("n_ranks", "n_optimizer_steps"), [(1, 2), (2, 1)])
 def test_optimiser_steps_with_packing_count_packs_processes_and_accumulation(checkpoint, n_ranks, n_optimizer_steps):
     """Four packs of two steps each, two of them an optimiser step."""
-    sizes = [StepSize(f"image{i // 2}", 1000, 100) for i in range(8)]
+    sizes = [StepSize(f"image{i // 2}", 100, 900, 100) for i in range(8)]
     packed = plan_tokens(build_recipe(checkpoint, "--tokens_per_batch", "1200"), sizes, n_ranks)
     assert (packed.n_sequences, packed.n_optimizer_steps) == (4, n_optimizer_steps)
 
 
+def test_auto_takes_the_fastest_form_that_leaves_room(folder_8b):
+    """15 % of a card is left to what the estimate misses."""
+    recipe = build_recipe(folder_8b, "--gradient_checkpointing", "auto")
+    tokens = TokenPlan(100, 200_000, 100_000, 50, 4096, 1500, 2500, 50)
+    forms = estimate_forms(recipe, build_empty_model(recipe.model), tokens, 4)
+    assert list(forms) == [False, "selective", True] and sorted(forms.values(), reverse=True) == [*forms.values()]
+    for form, gb in forms.items():
+        assert choose_form(recipe, forms, gb / 0.85 + 0.01) == form
+    assert choose_form(recipe, forms, 1) is True
+    assert choose_form(recipe, forms, None) is False
+    assert choose_form(build_recipe(folder_8b, "--gradient_checkpointing", "selective"), forms, 1) == "selective"
+    text = describe_forms(forms, 40)
+    sizes = f"false {forms[False]:.1f}, selective {forms['selective']:.1f}, true {forms[True]:.1f}"
+    assert text == f"gradient_checkpointing (GB): {sizes}; with at most 85 % of 40 auto takes selective"
+    assert describe_forms(forms, 1).endswith("none fits, auto takes true")
+
+
+def test_auto_leaves_the_selective_form_out_under_zero3(folder_8b):
+    recipe = build_recipe(folder_8b, "--gradient_checkpointing", "auto", "--load_in_4bit", "false")
+    tokens = TokenPlan(100, 200_000, 100_000, 50, 4096, 1500, 2500, 50)
+    model = build_empty_model(recipe.model)
+    sharded = estimate_forms(recipe, model, tokens, 4, Launch("zero3", 8))
+    assert list(sharded) == [False, True]
+    whole = estimate_forms(recipe, model, tokens, 4, Launch("zero2", 8))
+    assert all(gb < whole[form] for form, gb in sharded.items())
+
+
 def test_the_plan_says_whether_it_fits_the_card(checkpoint):
     recipe = build_recipe(checkpoint)
-    tokens = plan_tokens(recipe, [StepSize("image", 1000, 100)], n_ranks=1)
+    tokens = plan_tokens(recipe, [StepSize("image", 100, 900, 100)], n_ranks=1)
     assert "of 40: fits" in format_plan(recipe, tokens, {"weights": 6.0}, 40)
     assert "of 40: does not fit" in format_plan(recipe, tokens, {"weights": 60.0}, 40)
     full = build_recipe(checkpoint, "--use_peft", "false", "--load_in_4bit", "false")
     assert format_plan(full, tokens, {"weights": 60.0}, 40).endswith("or share the model out with ZeRO-3")
     on_cpu = format_plan(build_recipe(checkpoint, "--use_cpu", "true"), tokens, {"weights": 6.0}, 40)
     assert "longest batch" in on_cpu and "GPU" not in on_cpu
+
+
+@pytest.mark.parametrize(("allowed", "kept"), [("1", "all are kept"), ("0.02", "50% are kept")])
+def test_the_plan_says_what_kept_vision_outputs_take(folder_8b, tmp_path, capsys, allowed, kept):
+    """1,222 tokens of a 1920x1080 screenshot, 4,096 numbers for each of four outputs, 2 bytes each: 40.04 MB."""
+    csv_path = write_trajectories(tmp_path, build_task("t1", "Open the study of DOE001", n_images=1))
+    write_screenshots(tmp_path, n_images=1, width=1920, height=1080)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model_name_or_path: {folder_8b}\ntrain_csv: {csv_path}\nscreenshot_cache: {tmp_path}/cache\n")
+    print_plan([str(recipe), "--vision_cache_gb", allowed])
+    assert f"0.04   GB on disk for 1 screenshots; of {allowed}: {kept}" in capsys.readouterr().out
+    print_plan([str(recipe)])
+    assert "vision outputs" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("card", [["--card_gb"], ["--card_gb", "forty"], ["--card_gb="]])

@@ -31,13 +31,14 @@ _MAX_FITTED = 10_000  # lists of elements that are remembered: a few kB each
 class Prompt:
     """One step's model input as text, and the messages it was rendered from.
 
-    `n_tokens` counts image tokens in; the first `n_prefix_tokens` are what steps on one screenshot share. `memory` is
-    the memory that the text shows, `is_shortened` says that it was cut.
+    `n_tokens` counts the `n_image_tokens` in. `tail`: (n,) int32, the ids of the text behind the screenshot. `memory`
+    is the memory that the text shows, `is_shortened` says that it was cut.
     """
 
     text: str
     n_tokens: int
-    n_prefix_tokens: int
+    n_image_tokens: int
+    tail: np.ndarray
     elements: "ShownElements"
     is_shortened: bool
     messages: Sequence[Message]
@@ -48,15 +49,14 @@ class Prompt:
 class ShownElements:
     """What a prompt shows of its screenshot's elements; nothing where the agent does not use them.
 
-    `n_tokens` counts their list alone. In prompt version 1 they are no part of the prefix: `n_prefix_tokens` is 0 and
-    `prefix_line` is "".
+    `n_tokens` counts their list alone. The first `n_prefix_tokens` behind the screenshot end with them; 0 in prompt
+    version 1, where they come last.
     """
 
     elements: Sequence[Mapping[str, Any]] = ()
     n_tokens: int = 0
     n_left_out: int = 0
     n_prefix_tokens: int = 0
-    prefix_line: str = ""
 
 
 class StepEncoder:
@@ -150,8 +150,7 @@ class StepEncoder:
 
         A list of more than `max_element_tokens` loses its last elements. What is shown depends on the elements alone.
         """
-        agent = self.agent
-        if not agent.use_grounding:
+        if not self.agent.use_grounding:
             return ShownElements()
         key = dump_json(list(elements))
         if key not in self._fitted:
@@ -162,7 +161,7 @@ class StepEncoder:
 
     def _fit_elements(self, elements: Sequence[Mapping[str, Any]]) -> ShownElements:
         def count(n_shown: int) -> int:
-            return self._count_text_tokens(format_elements(elements[:n_shown], self.agent))
+            return len(self._tokenize(format_elements(elements[:n_shown], self.agent)))
 
         if self.agent.prompt_version == "1":
             return ShownElements(elements, count(len(elements)))
@@ -172,14 +171,9 @@ class StepEncoder:
         shown = elements[:n_shown]
         line = format_elements(shown, self.agent)
         text = self._render_text(build_prompt("", EMPTY_MEMORY, self.agent, shown))
-        n_prefix = self._count_text_tokens(text[: text.index(line) + len(line) + 1])  # with the line's end
-        n_behind_image = n_prefix - self._n_system_tokens - 1
-        return ShownElements(shown, count(n_shown), len(elements) - n_shown, n_behind_image, line)
-
-    @cached_property
-    def _n_system_tokens(self) -> int:
-        text = self._render_text(build_prompt("", EMPTY_MEMORY, self.agent))
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"].index(self.processor.image_token_id)
+        ids = self._tokenize(text[: text.index(line) + len(line) + 1])  # with the line's end
+        n_prefix = len(ids) - ids.index(self.processor.image_token_id) - 1
+        return ShownElements(shown, count(n_shown), len(elements) - n_shown, n_prefix)
 
     def _count_tokens_of_size(self, width: int, height: int) -> int:
         return int(self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens[0])
@@ -188,23 +182,19 @@ class StepEncoder:
         self, instruction: str, memory: Memory, image_path: Path, shown: ShownElements, is_shortened: bool
     ) -> Prompt:
         messages = build_prompt(instruction, memory, self.agent, shown.elements)
-        text, n_image_tokens = self._render_text(messages), self.count_image_tokens(image_path)
-        return Prompt(
-            text,
-            # the template holds one placeholder that the processor repeats once an image token
-            self._count_text_tokens(text) - 1 + n_image_tokens,
-            self._n_system_tokens + n_image_tokens + shown.n_prefix_tokens,
-            shown,
-            is_shortened,
-            messages,
-            memory,
-        )
+        text = self._render_text(messages)
+        ids = self._tokenize(text)
+        # the template holds one placeholder that the processor repeats once an image token
+        n_image_tokens = self.count_image_tokens(image_path)
+        n_tokens = len(ids) - 1 + n_image_tokens
+        tail = np.array(ids[ids.index(self.processor.image_token_id) + 1 :], dtype=np.int32)
+        return Prompt(text, n_tokens, n_image_tokens, tail, shown, is_shortened, messages, memory)
 
     def _render_text(self, messages: Sequence[Message]) -> str:
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
-    def _count_text_tokens(self, text: str) -> int:
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _tokenize(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 class ScreenshotCache:

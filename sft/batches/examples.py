@@ -1,21 +1,24 @@
 """What is one step to train on: prompt, answer and counts? Used by training and `sft.check`. Knows no models."""
 
-import hashlib
+import itertools
 import os
 import shutil
 import sys
 import tempfile
 import weakref
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from sft.agent import AgentConfig
 from sft.answers import Answer, format_answer
 from sft.batches.encoder import StepEncoder
+from sft.batches.packing import find_shared_parts
 from sft.batches.sampler import StepSize
 from sft.data.problems import Problem, TrajectoryError
 from sft.data.screenshots import ScreenshotError
@@ -27,15 +30,15 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 _TEXTS = ("prompt", "completion")
-_COUNTS = ("n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
+_COUNTS = ("n_image_tokens", "n_prompt_tokens", "n_answer_tokens")
 
 
 @dataclass(frozen=True)
 class Example:
     """One step as it is trained on: what the model is given, what it is to answer, and what both cost in tokens.
 
-    `prompt` is the text of `messages` and `n_prompt_tokens` counts image tokens in; `n_prefix_tokens` is what steps
-    share that have one `prefix_key`. Without a tokenizer there is no such text and no count; nor is there one of a
+    `prompt` is the text of `messages` and `n_prompt_tokens` counts image tokens in; `prompt_tail`: (n,) int32, the ids
+    of the text behind the screenshot. Without a tokenizer there is no such text and no count; nor is there one of a
     prompt that cannot be made. `n_left_out` says how many elements the prompt lacks. `problems` says what keeps the
     step from being trained on.
     """
@@ -46,11 +49,11 @@ class Example:
     messages: Sequence[Message]
     completion: str
     prompt: str = ""
-    n_prefix_tokens: int | None = None
+    prompt_tail: np.ndarray | None = None
+    n_image_tokens: int | None = None
     n_prompt_tokens: int | None = None
     n_answer_tokens: int | None = None
     is_shortened: bool = False
-    prefix_key: str = ""
     n_left_out: int = 0
     problems: tuple[Problem, ...] = ()
 
@@ -62,7 +65,7 @@ class Example:
             "place": f"{csv_path}: row {self.step.row}",
             "image": str(self.step.image_path),
             "image_sha256": self.step.image_sha256,
-            **{name: getattr(self, name) for name in ("prefix_key", *_TEXTS, *_COUNTS)},
+            **{name: getattr(self, name) for name in (*_TEXTS, "prompt_tail", *_COUNTS)},
         }
 
 
@@ -102,10 +105,10 @@ def _build_example(
         given = {
             "messages": prompt.messages,
             "prompt": prompt.text,
-            "n_prefix_tokens": prompt.n_prefix_tokens,
+            "prompt_tail": prompt.tail,
+            "n_image_tokens": prompt.n_image_tokens,
             "n_prompt_tokens": prompt.n_tokens,
             "is_shortened": prompt.is_shortened,
-            "prefix_key": _name_prefix(step.image_sha256, prompt.elements.prefix_line),
             "n_left_out": prompt.elements.n_left_out,
         }
     except ValueError as error:
@@ -115,13 +118,6 @@ def _build_example(
         message = f"found an answer of {n_answer} tokens; expected at most {agent.max_answer_tokens}"
         report("Output", f"{message}: raise max_answer_tokens")
     return replace(plain, **given, n_answer_tokens=n_answer, problems=tuple(problems))
-
-
-def _name_prefix(image_sha256: str, elements_line: str) -> str:
-    """Name what a prompt begins with: its screenshot, and the elements behind it where there are some."""
-    if not elements_line:
-        return image_sha256
-    return hashlib.sha256(f"{image_sha256}\0{elements_line}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -151,7 +147,7 @@ def build_step_rows(
 
     Returns:
         A dataset with the columns `task_id, step, place` (file and row), `image, image_sha256, prompt, completion`,
-        `prefix_key`, and the token counts `n_prefix_tokens` (what steps with one `prefix_key` share),
+        `prompt_tail` (the ids of the prompt's text behind the screenshot) and the token counts `n_image_tokens`,
         `n_prompt_tokens`, `n_answer_tokens`.
 
     Raises:
@@ -187,10 +183,11 @@ def build_step_rows(
 
 
 def _build_features() -> "Features":
-    from datasets import Features, Value
+    from datasets import Features, List, Value
 
-    texts = ("task_id", "place", "image", "image_sha256", "prefix_key", *_TEXTS)
-    return Features({name: Value("string") for name in texts} | {name: Value("int64") for name in ("step", *_COUNTS)})
+    texts = ("task_id", "place", "image", "image_sha256", *_TEXTS)
+    counts = {name: Value("int64") for name in ("step", *_COUNTS)}
+    return Features({name: Value("string") for name in texts} | counts | {"prompt_tail": List(Value("int32"))})
 
 
 def _remove_folder(folder: Path, owner: int) -> None:
@@ -200,12 +197,33 @@ def _remove_folder(folder: Path, owner: int) -> None:
 
 
 def read_step_sizes(rows: "Dataset") -> list[StepSize]:
-    """Return what each row of `build_step_rows` costs in tokens, for packing."""
-    columns = ("prefix_key", "n_prefix_tokens", "n_prompt_tokens", "n_answer_tokens")
-    return [
-        StepSize(sys.intern(prefix), n_prefix, n_prompt + n_answer - n_prefix)  # a column holds each text anew
-        for prefix, n_prefix, n_prompt, n_answer in zip(*(rows[c] for c in columns))
-    ]
+    """Return what each row of `build_step_rows` costs in tokens alone and together with others, for packing."""
+    tails = _read_tails(rows)
+    images = [sys.intern(image) for image in rows["image_sha256"]]  # a column holds each text anew
+    by_image: dict[str, list[int]] = defaultdict(list)
+    for i, image in enumerate(images):
+        by_image[image].append(i)
+    parts: list[tuple[tuple[int, int], ...]] = [()] * len(images)
+    names = itertools.count()
+    for indices in by_image.values():
+        if len(indices) > 1:
+            for i, shared in zip(indices, find_shared_parts([tails[i] for i in indices], names)):
+                parts[i] = shared
+    sizes = []
+    for image, tail, shared, *counts in zip(images, tails, parts, *(rows[c] for c in _COUNTS)):
+        n_image, n_prompt, n_answer = counts
+        n_own = len(tail) + n_answer - sum(n for _, n in shared)
+        sizes.append(StepSize(image, n_prompt - n_image - len(tail), n_image, n_own, shared))
+    return sizes
+
+
+def _read_tails(rows: "Dataset") -> list[np.ndarray]:
+    """Return each row's `prompt_tail`, without a copy of what is on disk."""
+    tails: list[np.ndarray] = []
+    for chunk in rows.with_format("arrow")["prompt_tail"][:].chunks:
+        ids, bounds = chunk.values.to_numpy(), chunk.offsets.to_numpy()
+        tails += [ids[start:end] for start, end in zip(bounds, bounds[1:])]
+    return tails
 
 
 def find_tight_answer_limit(answers: Iterable[tuple[str, int]], agent: AgentConfig) -> str | None:

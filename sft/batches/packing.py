@@ -1,6 +1,6 @@
 """Shared-prefix packing: several token sequences to one, every common prefix held once. Knows no files or models."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +83,33 @@ def pack_sequences(sequences: Sequence[TokenSequence]) -> PackedSequence:
         subtree_end=subtree_end[:n_tokens],
         image_sources=image_sources,
     )
+
+
+def find_shared_parts(prompts: Sequence[np.ndarray], names: Iterator[int]) -> list[tuple[tuple[int, int], ...]]:
+    """Return, for each prompt, the parts of it that others begin with too, as (name, tokens), from the first token on.
+
+    Any of these prompts in one packed sequence hold each part once: together they have as many tokens there as their
+    distinct parts, and what of each belongs to no part. `names` gives every part a number of its own.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i].tolist())
+    pairs = [(prompts[i], prompts[j]) for i, j in zip(order, order[1:])]
+    # shared[k]: tokens that k and k + 1, as sorted, have in common; never a prompt's last one, as in `pack_sequences`
+    shared = np.array([_common_prefix(a[:n], b[:n]) for a, b in pairs for n in [min(len(a), len(b)) - 1]], np.int64)
+    parts: list[tuple[tuple[int, int], ...]] = [()] * len(prompts)
+    waiting: list[tuple[int, int, int, tuple[tuple[int, int], ...]]] = [(0, len(order) - 1, 0, ())]
+    while waiting:
+        first, last, depth, above = waiting.pop()  # the prompts `first` to `last` begin with `depth` tokens in common
+        if first == last:
+            parts[order[first]] = above
+            continue
+        within = shared[first:last]
+        n_common = int(within.min())
+        if n_common > depth:
+            above = (*above, (next(names), n_common - depth))
+        ends = [*(first + np.flatnonzero(within == n_common)).tolist(), last]
+        starts = [first, *(end + 1 for end in ends[:-1])]
+        waiting += [(start, end, n_common, above) for start, end in zip(starts, ends)]
+    return parts
 
 
 def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from sft.batches.sampler import PACKING_RULE
 from sft.errors import UserError
 from sft.recipe.launch import Launch
 from sft.recipe.recipe import Recipe
@@ -41,10 +42,12 @@ MAY_CHANGE = {
     "hub_model_id",
     "hub_private_repo",
     "screenshot_cache",
+    "vision_cache_gb",
     "image_root",
     "train_csv",
     "val_csv",
     "gradient_accumulation_steps",
+    "gradient_checkpointing",  # every form gives gradients of the same bits
     "logging_steps",
     "report_to",
     "run_name",
@@ -65,7 +68,7 @@ log = logging.getLogger("sft")
 
 
 def describe_run(recipe: Recipe, launch: Launch, train: "Dataset", val: "Dataset | None") -> dict[str, dict[str, Any]]:
-    """Return what decides the course of a run, as JSON: recipe, a hash of each task's rows, and the batches of a step.
+    """Return what decides the course of a run, as JSON: recipe, a hash of each task's rows, and how steps are batched.
 
     ZeRO's optimiser state is cut for a number of processes, so that is part of it there; elsewhere only the batches of
     an optimiser step are, and a run may resume with another number of processes.
@@ -73,6 +76,8 @@ def describe_run(recipe: Recipe, launch: Launch, train: "Dataset", val: "Dataset
     settings = {k: v for k, v in yaml.safe_load(recipe.to_yaml()).items() if k not in MAY_CHANGE}
     accumulation = find_value(recipe.training, "gradient_accumulation_steps")
     processes: dict[str, Any] = {"batches_per_step": launch.n_processes * accumulation}
+    if recipe.batch.packing != "none":
+        processes["packing_rule"] = PACKING_RULE
     if launch.engine.startswith("zero"):
         processes |= {"engine": launch.engine, "processes": launch.n_processes}
     return {
