@@ -7,6 +7,8 @@ Llama-4 too, but not Qwen3.5, whose cache is another one there: it is below the 
 from setuptools import find_packages, setup
 
 DEEPSPEED = ["deepspeed>=0.19.8"]  # what ZeRO needs
+# Finds the elements of screenshots. Another release has other models in its wheel, and finds other elements.
+OCR = ["rapidocr==3.10.0", "onnxruntime>=1.32"]
 
 setup(
     name="clinical-gui-agents",
@@ -53,7 +55,9 @@ setup(
             "types-PyYAML",
             "xgrammar>=0.2.8",
             *DEEPSPEED,
+            *OCR,
         ],
+        "ocr": OCR,
         "vllm": ["vllm"],
     },
 )

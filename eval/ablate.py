@@ -7,11 +7,12 @@ OUTPUT_DIR/VARIANT/rollout. A variant that is trained already, there or in a fol
 is taken as it is; a training or rollout that was stopped is resumed. Ends with ablations.json and a table with 95 %
 intervals, in which each difference is to `full`, paired by task.
 
-  full            the recipe with both memories, written by the model, without detected elements
+  full            the recipe with both memories, written by the model
   no_short_term   without short-term memory
   no_long_term    without long-term memory
   no_memory       without either
-  grounding       with the detected elements of the data (column Detected_Elements)
+  no_elements     without detected elements, where the recipe shows them (use_grounding)
+  grounding       with the detected elements of the data (column Detected_Elements), where it does not
   rule_memory     memory written by rule from the actions, not by the model
 """
 
@@ -33,19 +34,25 @@ from eval.scoring.comparison import compare_runs
 from eval.scoring.matching import HEADLINE
 from sft.errors import UserError, run_command
 from sft.files import write_whole
-from sft.recipe.recipe import load_agent_config
+from sft.recipe.recipe import load_agent_config, load_agent_settings
 
 WIDTH = 150  # the table has nine columns
 ROOT = Path(__file__).resolve().parent.parent
-FULL = {"use_short_term": True, "use_long_term": True, "use_grounding": False, "memory_writer": "model"}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "full": FULL,
-    "no_short_term": {**FULL, "use_short_term": False},
-    "no_long_term": {**FULL, "use_long_term": False},
-    "no_memory": {**FULL, "use_short_term": False, "use_long_term": False},
-    "grounding": {**FULL, "use_grounding": True},
-    "rule_memory": {**FULL, "memory_writer": "rule"},
-}
+NAMES = ("full", "no_short_term", "no_long_term", "no_memory", "no_elements", "grounding", "rule_memory")
+Variants = dict[str, dict[str, Any]]
+
+
+def build_variants(use_grounding: bool) -> Variants:
+    """Return the settings of each variant of a recipe that shows detected elements, or of one that does not."""
+    full = {"use_short_term": True, "use_long_term": True, "use_grounding": use_grounding, "memory_writer": "model"}
+    return {
+        "full": full,
+        "no_short_term": {**full, "use_short_term": False},
+        "no_long_term": {**full, "use_long_term": False},
+        "no_memory": {**full, "use_short_term": False, "use_long_term": False},
+        "no_elements" if use_grounding else "grounding": {**full, "use_grounding": not use_grounding},
+        "rule_memory": {**full, "memory_writer": "rule"},
+    }
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -53,7 +60,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="what is trained")
     parser.add_argument("--test_csv", required=True, help="trajectory CSV to roll out")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder for models, rollouts and the table")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="which [all]")
+    parser.add_argument("--variants", nargs="+", choices=NAMES, help="which [all]")
     parser.add_argument("--model", action="append", default=[], metavar="VARIANT=FOLDER", help="a trained variant")
     parser.add_argument(
         "--launch", default=sys.executable, help="what starts a training [python]; e.g. accelerate launch"
@@ -61,7 +68,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=16, help="steps answered at once in the rollout [16]")
     parser.add_argument("--max_tasks", type=int, help="roll out only the first so many tasks")
     arguments = parser.parse_args(argv)
-    if "full" not in arguments.variants:
+    if arguments.variants and "full" not in arguments.variants:
         parser.error("--variants: found no full; expected it among them: every difference is to it")
     for name in ("batch_size", "max_tasks"):
         if (number := getattr(arguments, name)) is not None and number < 1:
@@ -71,17 +78,18 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
-    models = find_models(arguments)
+    variants = choose_variants(arguments)
+    models = find_models(arguments, variants)
     runs = {}
-    for name in arguments.variants:
+    for name, settings in variants.items():
         if not is_trained(models[name]):
-            train(arguments, name, models[name])
-        check_variant(name, models[name])
+            train(arguments, name, settings, models[name])
+        check_variant(name, settings, models[name])
         folder = arguments.output_dir / name / "rollout"
         roll_out(arguments, models[name], folder)
         runs[name] = judge_run(folder, *load_run(folder)).verdicts
     rows = [
-        {"variant": name, **VARIANTS[name], **compare_runs(run, runs["full"], names=(name, "full"))["matchers"]}
+        {"variant": name, **variants[name], **compare_runs(run, runs["full"], names=(name, "full"))["matchers"]}
         for name, run in runs.items()
     ]
     write_whole(arguments.output_dir / "ablations.json", format_json({"rows": rows}, indent=2))
@@ -92,14 +100,31 @@ def main(argv: list[str]) -> None:
         console.print(note)
 
 
-def find_models(arguments: argparse.Namespace) -> dict[str, Path]:
+def choose_variants(arguments: argparse.Namespace) -> Variants:
+    """Return the settings of the variants that are asked for, in that order.
+
+    Raises:
+        UserError: the recipe has no such variant.
+    """
+    use_grounding = load_agent_settings(arguments.recipe).use_grounding
+    variants = build_variants(use_grounding)
+    chosen = arguments.variants or list(variants)
+    if foreign := [name for name in chosen if name not in variants]:
+        raise UserError(
+            f"--variants: found {foreign[0]} for a recipe with use_grounding: {json.dumps(use_grounding)}; expected "
+            f"some of {', '.join(variants)}"
+        )
+    return {name: variants[name] for name in chosen}
+
+
+def find_models(arguments: argparse.Namespace, variants: Variants) -> dict[str, Path]:
     """Return the folder of each variant's model, trained or not yet."""
-    models = {name: arguments.output_dir / name / "model" for name in VARIANTS}
+    models = {name: arguments.output_dir / name / "model" for name in variants}
     for given in arguments.model:
         name, _, folder = given.partition("=")
-        if name not in VARIANTS or not is_trained(Path(folder)):
+        if name not in variants or not is_trained(Path(folder)):
             raise UserError(
-                f"--model: found {given}; expected VARIANT=FOLDER, one of {', '.join(VARIANTS)} and the folder with a "
+                f"--model: found {given}; expected VARIANT=FOLDER, one of {', '.join(variants)} and the folder with a "
                 "trained model"
             )
         models[name] = Path(folder)
@@ -112,12 +137,12 @@ def is_trained(folder: Path) -> bool:
     return (folder / "agent_config.json").is_file() and any((folder / name).is_file() for name in weights)
 
 
-def train(arguments: argparse.Namespace, name: str, folder: Path) -> None:
+def train(arguments: argparse.Namespace, name: str, settings: dict[str, Any], folder: Path) -> None:
     """Train one variant in a process of its own."""
-    settings = [part for key, value in VARIANTS[name].items() for part in (f"--{key}", json.dumps(value).strip('"'))]
+    options = [part for key, value in settings.items() for part in (f"--{key}", json.dumps(value).strip('"'))]
     command = [*shlex.split(arguments.launch), str(ROOT / "sft/run.py"), str(arguments.recipe)]
-    settings += ["--run_purpose", "ablation", "--output_dir", str(folder), "--resume", "auto"]
-    run([*command, *settings], f"training of {name}")
+    options += ["--run_purpose", "ablation", "--output_dir", str(folder), "--resume", "auto"]
+    run([*command, *options], f"training of {name}")
 
 
 def roll_out(arguments: argparse.Namespace, model: Path, folder: Path) -> None:
@@ -139,12 +164,12 @@ def run(command: list[str], what: str) -> None:
         raise UserError(f"{what}: found exit code {code}; fix what it says above and give the same command again")
 
 
-def check_variant(name: str, folder: Path) -> None:
+def check_variant(name: str, settings: dict[str, Any], folder: Path) -> None:
     """Refuse a model that was trained as another variant."""
     agent = load_agent_config(folder, None)
-    found = {key: getattr(agent, key) for key in FULL}
-    if found != VARIANTS[name]:
-        raise UserError(f"{folder}: found {found}; expected {VARIANTS[name]} for {name}: train it again")
+    found = {key: getattr(agent, key) for key in settings}
+    if found != settings:
+        raise UserError(f"{folder}: found {found}; expected {settings} for {name}: train it again")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from sft.agent import AgentConfig
 from sft.answers import parse_answer
 from sft.batches.encoder import StepEncoder
 from sft.data.image_paths import find_file
+from sft.data.screenshots import open_screenshot
+from sft.elements.detector import ElementDetector
 from sft.errors import UserError
 from sft.memory import Memory, update
 from sft.models.merged_adapter import merge_adapter
@@ -43,6 +45,7 @@ class Predictor:
 
     def __init__(self, policy: ModelPolicy, agent: AgentConfig):
         self.policy, self.agent = policy, agent
+        self._detector: ElementDetector | None = None
 
     def predict_step(
         self,
@@ -51,13 +54,21 @@ class Predictor:
         short_term_memory: Mapping[str, Any] | None = None,
         long_term_memory: Mapping[str, Any] | None = None,
         detected_elements: Sequence[Mapping[str, Any]] = (),
+        *,
+        detect: bool = False,
     ) -> Prediction:
         """Answer one step. Pass the memories of the last `Prediction`, or none at the first step of a task.
 
+        A model that was trained with detected elements (`use_grounding`) is given those of its screenshot, or finds
+        them itself with `detect` (extra `ocr`).
+
         Raises:
-            ValueError: the screenshot is missing or damaged, or the goal is too long for `max_prompt_tokens`.
+            ValueError: the screenshot is missing or damaged, the goal is too long for `max_prompt_tokens`, or `detect`
+                is asked of a model that is shown no elements.
         """
         path = find_file(Path(image_path))
+        if detect:
+            detected_elements = self._detect(path)
         memory = Memory(dict(short_term_memory or {}), dict(long_term_memory or {}))
         raw = self.policy.answer([StepRequest("", 0, user_goal, memory, path, detected_elements)])[0]
         if raw.error is not None:
@@ -71,6 +82,13 @@ class Predictor:
             raw_text=raw.text,
             parse_status=parsed.status,
         )
+
+    def _detect(self, path: Path) -> Sequence[Mapping[str, Any]]:
+        if not self.agent.use_grounding:
+            raise UserError("detect: found a model that is shown no elements; expected one with use_grounding: true")
+        if self._detector is None:
+            self._detector = ElementDetector()
+        return self._detector.detect(open_screenshot(path)).elements
 
 
 def load_model_for_inference(

@@ -10,7 +10,7 @@ import argparse
 import sys
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval.reporting.publish import enter_results, judge_run, publish_comparison, publish_run, refuse_all_errors
 from eval.rollouts.metering import meter, record_rollout
@@ -20,11 +20,12 @@ from eval.rollouts.run_info import RunInfo, build_run_info, for_mode, for_shard,
 from eval.scoring.matching import cut_at_first_error
 from sft.agent import AgentConfig
 from sft.data.data_notes import describe_test_data
+from sft.data.elements_file import find_maker, read_trained_maker
 from sft.data.load import Trajectory, load_task_set
 from sft.data.memory_audit import list_shown_parts
 from sft.data.overlap import find_trained_tasks, refuse_trained_tasks
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
-from sft.errors import run_command
+from sft.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,19 +38,20 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv, __doc__)
     agent = read_agent(arguments)
+    maker = read_detector(arguments, agent)
     tasks = load_task_set(
         arguments.test_csv,
         arguments.image_root,
         actions=agent.actions,
         task_end=arguments.max_tasks,
-        needs_elements=agent.use_grounding,
+        needs_elements=agent.use_grounding and not arguments.detect,
         memory_parts=list_shown_parts(agent) if arguments.mode in ("teacher", "all") or arguments.self_check else (),
         on_bad_rows=arguments.on_bad_rows,
     )
     trajectories = tasks.trajectories
     build = cache(partial(build_policy, arguments, agent, trajectories))
     if arguments.self_check:
-        run_self_check(arguments, agent, trajectories, build)
+        run_self_check(arguments, agent, detect(arguments, trajectories), build)
         return
     trained = find_trained_tasks(find_model_folder(arguments) if arguments.policy == "model" else None, trajectories)
     refuse_trained_tasks(trained, arguments.test_csv, arguments.allow_overlap)
@@ -66,7 +68,9 @@ def main(argv: list[str]) -> None:
         image_root=None if tasks.image_root == Path(arguments.test_csv).parent else str(tasks.image_root),
         agent=agent,
         trajectories=trajectories,
-        data=describe_test_data(tasks, arguments.test_csv, trained),
+        detector=maker,
+        data=describe_test_data(tasks, arguments.test_csv, trained)
+        | {"elements": describe_elements(arguments, agent, maker)},
     )
     if arguments.num_shards > 1:
         trajectories = trajectories[arguments.shard :: arguments.num_shards]
@@ -77,8 +81,43 @@ def main(argv: list[str]) -> None:
     with claim_folders(folders):
         if tasks.quarantined:
             write_quarantine(arguments.output_dir / QUARANTINE_NAME, tasks.quarantined)
+        trajectories = detect(arguments, trajectories)
         with record_rollout(arguments, info) as recorder:
             roll_out(arguments, info, agent, trajectories, meter(build, recorder))
+
+
+def read_detector(arguments: argparse.Namespace, agent: AgentConfig) -> dict[str, Any] | None:
+    """Return what `--detect` finds elements with, None without it.
+
+    Raises:
+        UserError: the agent is shown no elements, or what finds them is not installed.
+    """
+    if not arguments.detect:
+        return None
+    if not agent.use_grounding:
+        raise UserError("--detect: found an agent that is shown no elements; expected one with use_grounding: true")
+    from sft.elements.detector import describe_detector
+
+    return describe_detector()
+
+
+def detect(arguments: argparse.Namespace, trajectories: list[Trajectory]) -> list[Trajectory]:
+    """Give each step the elements found on its screenshot, where `--detect` asks for it."""
+    if not arguments.detect:
+        return trajectories
+    from sft.elements.screens import give_elements
+
+    return give_elements(trajectories, arguments.output_dir and arguments.output_dir / "elements_cache")
+
+
+def describe_elements(
+    arguments: argparse.Namespace, agent: AgentConfig, maker: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Say what made the elements that a model is shown, and those of its training; None where none are shown."""
+    if not agent.use_grounding or arguments.policy != "model":
+        return None
+    trained = read_trained_maker(find_model_folder(arguments))
+    return {"made_by": maker or find_maker(arguments.test_csv), **trained}
 
 
 def roll_out(

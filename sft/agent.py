@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from sft.actions import DEFAULT_ACTIONS, ActionType, describe_action_type, read_action_type
 
-PROMPT_VERSION = "1"
+PROMPT_VERSION = "2"
+# 1: detected elements behind the memory, however many. An adapter is rolled out with the version it was trained with.
+PROMPT_VERSIONS = ("1", PROMPT_VERSION)
 
 MemoryWriter = Literal["model", "rule"]
 
@@ -16,7 +18,9 @@ class AgentConfig:
     """Everything that shapes prompt and answer; saved beside the adapter as `agent_config.json`.
 
     `min_pixels` and `max_pixels` bound a screenshot's area in pixels before it becomes image tokens. A prompt longer
-    than `max_prompt_tokens` (image tokens counted in) has its memory shortened; nothing else is ever cut.
+    than `max_prompt_tokens` (image tokens counted in) has its memory shortened. Of detected elements the first
+    `max_elements` are shown, and of these as many of the first as fit into `max_element_tokens`, so that all steps on
+    a screenshot show the same ones. Nothing else is ever cut.
     """
 
     actions: tuple[ActionType, ...] = field(
@@ -29,7 +33,20 @@ class AgentConfig:
     use_short_term: bool = field(default=True, metadata={"help": "Show the short-term memory (and have it written)."})
     use_long_term: bool = field(default=True, metadata={"help": "Show the long-term memory (and have it written)."})
     use_grounding: bool = field(
-        default=False, metadata={"help": "Show the screen elements of the column Detected_Elements."}
+        default=False,
+        metadata={"help": "Show the screen elements of the column Detected_Elements (python -m sft.elements)."},
+    )
+    max_elements: int = field(
+        default=128,
+        metadata={"help": "Most elements a prompt shows: the first ones of the list.", "least": 1, "unit": "elements"},
+    )
+    max_element_tokens: int = field(
+        default=2048,
+        metadata={
+            "help": "Longest list of elements a prompt shows; of a longer one, the last elements are left out.",
+            "least": 1,
+            "unit": "tokens",
+        },
     )
     memory_budget_chars: int = field(
         default=1200,
@@ -53,7 +70,7 @@ class AgentConfig:
     max_prompt_tokens: int = field(
         default=8192,
         metadata={
-            "help": "A longer prompt, image tokens included, has its memory shortened; nothing else is ever cut.",
+            "help": "A longer prompt, image tokens and elements included, has its memory shortened.",
             "least": 1,
             "unit": "tokens",
         },
@@ -83,9 +100,9 @@ def agent_from_json(fields: Mapping[str, Any]) -> AgentConfig:
     """
     if not isinstance(fields, Mapping):
         raise ValueError(f"found {type(fields).__name__}; expected a JSON object")
-    if fields.get("prompt_version") != PROMPT_VERSION:
+    if fields.get("prompt_version") not in PROMPT_VERSIONS:
         raise ValueError(
-            f"found prompt_version {fields.get('prompt_version')!r}; expected {PROMPT_VERSION!r}: "
+            f"found prompt_version {fields.get('prompt_version')!r}; expected one of {', '.join(PROMPT_VERSIONS)}: "
             "roll out with the version of this package that trained the adapter"
         )
     try:

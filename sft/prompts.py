@@ -16,24 +16,34 @@ def build_prompt(
 ) -> list[Message]:
     """Render one step's model input.
 
-    The screenshot comes first so that steps on one screenshot share their prefix. `elements` are *detected* screen
-    elements (`{"name", "bbox"}`), used where `agent.use_grounding` is set. No task id, no step number: neither exists
-    when the agent is used.
+    What belongs to the screen comes first, so that steps on one screenshot share it: the screenshot, then its
+    *detected* elements (`{"name", "bbox"}`), used where `agent.use_grounding` is set. In prompt version 1 these came
+    last. No task id, no step number: neither exists when the agent is used.
 
     Returns:
         Chat messages ending with the user turn, ready for `add_generation_prompt=True`; the image part has no pixels.
     """
+    shown = [format_elements(elements or (), agent)] if agent.use_grounding else []
     lines = [f"Goal: {instruction}"]
     if agent.use_short_term:
         lines.append(f"Short-term memory: {dump_json(memory.short_term)}")
     if agent.use_long_term:
         lines.append(f"Long-term memory: {dump_json(memory.long_term)}")
-    if agent.use_grounding:
-        lines.append(f"Detected elements: {dump_json(list(elements or []))}")
+    lines = [*lines, *shown] if agent.prompt_version == "1" else [*shown, *lines]
     return [
         {"role": "system", "content": [{"type": "text", "text": build_system_text(agent)}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": as_plain_text("\n".join(lines))}]},
     ]
+
+
+def format_elements(elements: Sequence[Mapping[str, Any]], agent: AgentConfig) -> str:
+    """Write a screenshot's elements as one line of the prompt, those that `limit_elements` leaves."""
+    return as_plain_text(f"Detected elements: {dump_json(list(limit_elements(elements, agent)))}")
+
+
+def limit_elements(elements: Sequence[Mapping[str, Any]], agent: AgentConfig) -> Sequence[Mapping[str, Any]]:
+    """Return the first `agent.max_elements` of a screenshot's elements; prompt version 1 has no such bound."""
+    return elements if agent.prompt_version == "1" else elements[: agent.max_elements]
 
 
 def build_system_text(agent: AgentConfig) -> str:

@@ -162,6 +162,15 @@ def log_data(split: TaskSplit, train: StepRows, encoder: "StepEncoder") -> None:
     log.info("train: %d tasks, %d steps; val: %d tasks", len(split.train), len(rows), len(split.val))
     if split.quarantined:
         log.warning("quarantine: %s", describe_quarantine(split.quarantined)["summary"])
+    if train.n_left_out:
+        log.warning(
+            "detected elements: %d left out, in %d of %d prompts (max_elements %d, max_element_tokens %d)",
+            train.n_left_out,
+            train.n_with_left_out,
+            len(rows),
+            encoder.agent.max_elements,
+            encoder.agent.max_element_tokens,
+        )
     if tight := find_tight_answer_limit(zip(rows["completion"], rows["n_answer_tokens"]), encoder.agent):
         log.warning("%s", tight)
     log.info("prompts whose memory was shortened: %d; first supervised text: %s", train.n_shortened, supervised)

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
-from eval.ablate import VARIANTS, main
+from eval.ablate import build_variants, main
 from sft.errors import UserError
 
 RECIPE = """\
@@ -84,13 +84,26 @@ def test_rollout_of_nothing_is_refused_before_anything_is_trained(folder, option
     assert not (folder / "out").exists()
 
 
-def test_every_variant_differs_from_full_in_what_its_name_says():
-    changed = {n: {k for k, v in s.items() if v != VARIANTS["full"][k]} for n, s in VARIANTS.items()}
+@pytest.mark.parametrize(("use_grounding", "name"), [(False, "grounding"), (True, "no_elements")])
+def test_every_variant_differs_from_full_in_what_its_name_says(use_grounding, name):
+    variants = build_variants(use_grounding)
+    assert variants["full"]["use_grounding"] == use_grounding
+    changed = {n: {k for k, v in s.items() if v != variants["full"][k]} for n, s in variants.items()}
     assert changed == {
         "full": set(),
         "no_short_term": {"use_short_term"},
         "no_long_term": {"use_long_term"},
         "no_memory": {"use_short_term", "use_long_term"},
-        "grounding": {"use_grounding"},
+        name: {"use_grounding"},
         "rule_memory": {"memory_writer"},
     }
+
+
+def test_recipe_that_shows_elements_is_ablated_without_them(folder):
+    path, command = folder / "recipe.yaml", [str(folder / "recipe.yaml"), "--output_dir", str(folder / "out")]
+    command += ["--test_csv", "unused.csv", "--variants", "full", "no_elements"]
+    with pytest.raises(UserError, match="--variants: found no_elements for a recipe with use_grounding: false"):
+        main(command)
+    path.write_text(path.read_text() + "use_grounding: true\n")
+    with pytest.raises(UserError, match=r"taken: found .*'use_grounding': False.* for full: train it again"):
+        main([*command, "--model", f"full={folder / 'taken'}"])

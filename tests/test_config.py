@@ -304,7 +304,7 @@ def test_what_trl_refuses_names_the_recipe(parse):
         (None, r"agent_config.json: found no such file; expected the agent configuration that sft/run.py saves"),
         ("{", r"agent_config.json: found broken JSON"),
         ("[]", r"agent_config.json: found list; expected a JSON object"),
-        ('{"prompt_version": "0"}', r"agent_config.json: found prompt_version '0'; expected '1'"),
+        ('{"prompt_version": "0"}', r"agent_config.json: found prompt_version '0'; expected one of 1, 2"),
     ],
 )
 def test_agent_config_of_a_model_folder_is_checked(tmp_path, content, message):

@@ -88,8 +88,8 @@ def test_guesses_do_not_change_what_the_schema_allows(tiny_checkpoints, agent, r
     expected = policy.answer(requests)
     screenshots = policy.screenshots.load(r.image_path for r in requests)
     for request, ids in zip(requests, written, strict=True):
-        text = encoder.build_prompt(request.instruction, request.memory, request.image_path).text
-        prompt = policy._encode(text, 0, screenshots[request.image_path])
+        source = encoder.build_prompt(request.instruction, request.memory, request.image_path)
+        prompt = policy._encode(source, 0, screenshots[request.image_path])
         plain[tuple(prompt.ids[prompt.n_prefix :])] = ids
     calls = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))

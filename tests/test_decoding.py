@@ -249,6 +249,21 @@ def test_a_shared_prefix_is_run_once(model, encoder, requests):
     assert [rows for rows, _ in seen[:4]] == [1, 1, 3, 3]
 
 
+def test_elements_of_a_screenshot_are_run_with_it_where_they_are_equal(model, encoder, requests):
+    """Once for all steps that show them, and the answers are those of each step alone."""
+    encoder.agent = replace(encoder.agent, use_grounding=True)
+    elements = [{"name": f"Study {i}", "bbox": [i, 2, i + 9, 12]} for i in range(20)]
+    asked = [replace(requests[i], elements=elements[:n]) for i, n in ((0, 20), (3, 20), (6, 3))]  # on one screenshot
+    seen = []
+    alone = [ModelPolicy(model, encoder).answer([request])[0].text for request in asked]
+    model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    assert [answer.text for answer in ModelPolicy(model, encoder).answer(asked)] == alone
+    assert [rows for rows, _ in seen[:3]] == [1, 2, 3]
+    assert seen[1][1] > 20 * 10 > seen[2][1]
+
+
 def test_an_answer_that_is_complete_leaves_the_batch(model, encoder, requests):
     policy = ModelPolicy(model, encoder)
     policy._end = never = NeverEnding(encoder.tokenizer)

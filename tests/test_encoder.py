@@ -2,6 +2,7 @@
 
 import unicodedata
 from dataclasses import replace
+from os.path import commonprefix
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,15 @@ from sft.agent import AgentConfig
 from sft.answers import Answer, format_answer
 from sft.batches.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, check_answer_only_labels
 from sft.batches.encoder import StepEncoder
-from sft.batches.examples import build_examples, build_step_rows, find_tight_answer_limit
+from sft.batches.examples import build_examples, build_step_rows, find_tight_answer_limit, read_step_sizes
+from sft.batches.sampler import PackSampler
 from sft.data.load import TrajectoryError, load_trajectories
 from sft.data.screenshots import open_screenshot
+from sft.data.train_val import TaskSplit
 from sft.memory import EMPTY_MEMORY, Memory, memory_chars
 from sft.models.processors import load_processor
 
+BUSY = Memory({"last_action": "CLICK"}, {"completed_subtasks": ["open"]})
 COLLATORS = {"padded": PaddingCollator, "packed": PackingCollator}
 
 
@@ -155,6 +159,82 @@ def test_image_tokens_counted_from_the_size_are_those_the_processor_makes(checkp
         assert prompt.n_tokens == len(ids)
         assert prompt.n_image_tokens == sum(types)
         assert prompt.tail.tolist() == ids[types.index(1) + sum(types) :]
+
+
+GROUNDED = replace(TINY_AGENT, use_grounding=True, max_prompt_tokens=99_999)
+ELEMENTS = [{"name": f"Goal: {i}", "bbox": [i, 2, i + 20, 30]} for i in range(40)]
+
+
+def _find_shared(encoder, path, elements):
+    """Count the tokens that two prompts on one screenshot have in common from their first on."""
+    grid = encoder.encode_screenshots([path])[encoder.layout.grid_name][0].tolist()
+    prompts = [
+        encoder.build_prompt(goal, memory, path, elements) for goal, memory in (("A", EMPTY_MEMORY), ("9", BUSY))
+    ]
+    ids, types = encoder.encode_prompt(prompts[0].text, grid)
+    n_image_end = len(types) - types[::-1].index(1)
+    others = encoder.encode_prompt(prompts[1].text, grid)[0]
+    return len(commonprefix([ids, others])), n_image_end + prompts[0].elements.n_prefix_tokens
+
+
+def test_elements_behind_the_screenshot_are_counted_into_what_its_steps_share(checkpoint, tasks):
+    """All of them; what two prompts share beyond that is the beginning of the line with the goal."""
+    path = tasks[0].steps[0].image_path
+    encoder = _encoder(checkpoint, GROUNDED)
+    shared, counted = _find_shared(encoder, path, ELEMENTS)
+    alone, plain = _find_shared(_encoder(checkpoint), path, ())
+    assert 0 <= shared - counted <= alone - plain
+    assert counted - plain > 40 * 8
+    shared, counted = _find_shared(_encoder(checkpoint, replace(GROUNDED, prompt_version="1")), path, ELEMENTS)
+    assert (shared, counted) == (alone, plain)
+
+
+def test_elements_beyond_the_limits_are_left_out_from_the_end_and_counted(tiny_checkpoints, tasks):
+    path = tasks[0].steps[0].image_path
+    whole = _encoder(tiny_checkpoints["qwen3_vl"], GROUNDED).build_prompt("goal", EMPTY_MEMORY, path, ELEMENTS)
+    assert (whole.elements.n_left_out, list(whole.elements.elements)) == (0, ELEMENTS)
+    limit = whole.elements.n_tokens
+    for changes, n_shown in (
+        ({"max_element_tokens": limit}, 40),
+        ({"max_element_tokens": limit - 1}, 39),
+        ({"max_element_tokens": 1}, 0),
+        ({"max_elements": 7}, 7),
+        ({"max_elements": 39, "max_element_tokens": limit // 2}, None),
+        ({"prompt_version": "1", "max_elements": 7}, 40),
+    ):
+        encoder = _encoder(tiny_checkpoints["qwen3_vl"], replace(GROUNDED, **changes))
+        shown = encoder.build_prompt("goal", EMPTY_MEMORY, path, ELEMENTS).elements
+        n_shown = len(shown.elements) if n_shown is None else n_shown
+        assert (list(shown.elements), shown.n_left_out) == (ELEMENTS[:n_shown], 40 - n_shown)
+        assert n_shown == 0 or shown.n_tokens <= encoder.agent.max_element_tokens
+        assert shown == encoder.build_prompt("another", BUSY, path, ELEMENTS).elements
+        assert encoder.fit_elements(ELEMENTS) == shown
+
+
+def test_training_log_says_how_many_elements_prompts_leave_out(tiny_checkpoints, tasks, caplog):
+    encoder = _encoder(tiny_checkpoints["qwen3_vl"], replace(GROUNDED, max_elements=30))
+    first, *rest = tasks[0].steps
+    shown = [replace(tasks[0], steps=(replace(first, elements=tuple(ELEMENTS)), *rest))]
+    rows = build_step_rows(shown, "tasks.csv", encoder, show_progress=False)
+    run.log_data(TaskSplit(shown, []), rows, encoder)
+    assert (
+        "detected elements: 10 left out, in 1 of 3 prompts (max_elements 30, max_element_tokens 2048)" in caplog.text
+    )
+
+
+def test_packs_count_equal_elements_once_and_others_on_the_same_screenshot_for_themselves(tiny_checkpoints, tasks):
+    """No pack is then larger than it was counted, whatever the data says of one screenshot."""
+    encoder = _encoder(tiny_checkpoints["qwen3_vl"], GROUNDED)
+    steps = [replace(step, elements=tuple(ELEMENTS[: 3 + step.index % 2])) for t in tasks for step in t.steps]
+    dealt = iter(steps)
+    changed = [replace(t, steps=tuple(next(dealt) for _ in t.steps)) for t in tasks]
+    rows = build_step_rows(changed, "tasks.csv", encoder, show_progress=False).dataset
+    sizes = read_step_sizes(rows)
+    assert any(n > 40 for size in sizes for _, n in size.shared)
+    sampler = PackSampler(sizes, 4000, seed=0)
+    for pack in sampler.plan(0):
+        packed = PackingCollator(encoder)([rows[i] for i in pack])["input_ids"].shape[-1]
+        assert packed <= sampler.count_tokens(pack)
 
 
 def test_screenshot_turned_by_its_exif_tag_is_counted_as_it_is_shown(checkpoint, tmp_path):

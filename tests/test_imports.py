@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "sft.check": AGENT + "sft.recipe sft.data sft.models sft.batches",
     "sft.convert": AGENT + "sft.recipe sft.data",
     "sft.split": AGENT + "sft.data",
+    "sft.elements": AGENT + "sft.data",
     "sft.export": AGENT + "sft.recipe sft.data sft.models sft.training eval.rollouts",  # checks by rolling out
     "sft.run": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute sft.training sft.trainer"
     " sft.plan eval.rollouts",  # the validation rollout
@@ -58,10 +59,11 @@ MAY_IMPORT = {
     "eval.scoring": AGENT + "sft.data eval.step_result",
     "eval.reporting": AGENT + "sft.data sft.evaluations sft.training eval.step_result eval.scoring eval.rollouts",
     "eval.policies": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute",
-    "eval.predictor": AGENT + "sft.recipe sft.data sft.models sft.batches eval.policies",
+    "eval.predictor": AGENT + "sft.recipe sft.data sft.elements sft.models sft.batches eval.policies",
     "eval.rollouts": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute"
     " eval.step_result eval.scoring eval.policies eval.predictor",
-    "eval.rollout": AGENT + "sft.data eval.step_result eval.scoring eval.reporting eval.policies eval.predictor"
+    "eval.rollout": AGENT
+    + "sft.data sft.elements eval.step_result eval.scoring eval.reporting eval.policies eval.predictor"
     " eval.rollouts",
     "eval.score": AGENT + "sft.data eval.step_result eval.scoring eval.reporting eval.rollouts",
     "eval.ablate": AGENT + "sft.recipe eval.scoring eval.reporting eval.rollouts",

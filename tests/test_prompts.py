@@ -1,18 +1,23 @@
 """Prompts and answers: what the model is shown, what it is taught to write, and how anything it writes is read."""
 
+import hashlib
 import json
 import re
+from dataclasses import replace
 
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.actions import Action, ActionType
-from sft.agent import AgentConfig, agent_from_json, agent_to_json
+from sft.agent import PROMPT_VERSIONS, AgentConfig, agent_from_json, agent_to_json
 from sft.answers import Answer, format_answer, parse_answer
 from sft.memory import EMPTY_MEMORY, Memory, update
 from sft.prompts import build_prompt, build_system_text
 
+GOAL = "Open the study of DOE^J"
+MANY_ELEMENTS = [{"name": f"Study {i}", "bbox": [8 * i, 4, 8 * i + 7, 20]} for i in range(130)]
 AGENT = AgentConfig()
 RULE = AgentConfig(memory_writer="rule")
 MEMORY = Memory({"last_action": "CLICK"}, {"overall_progress": "half"})
@@ -64,7 +69,7 @@ def test_system_message_is_the_same_for_every_step():
         ({"use_long_term": False}, ["Goal", "Short-term memory"], ["short_term"]),
         ({"use_short_term": False, "use_long_term": False}, ["Goal"], []),
         ({"memory_writer": "rule"}, ["Goal", "Short-term memory", "Long-term memory"], []),
-        ({"use_grounding": True}, ["Goal", "Short-term memory", "Long-term memory", "Detected elements"], None),
+        ({"use_grounding": True}, ["Detected elements", "Goal", "Short-term memory", "Long-term memory"], None),
     ],
 )
 def test_ablations_act_on_prompt_system_message_and_answer_alike(changes, lines, answer_keys):
@@ -80,8 +85,33 @@ def test_ablations_act_on_prompt_system_message_and_answer_alike(changes, lines,
 def test_detected_elements_are_shown_only_where_grounding_is_used():
     elements = [{"name": "OK", "bbox": [1, 2, 3, 4]}]
     with_them = _user_text(build_prompt("x", MEMORY, AgentConfig(use_grounding=True), elements))
-    assert with_them.endswith('Detected elements: [{"name":"OK","bbox":[1,2,3,4]}]')
+    assert with_them.startswith('Detected elements: [{"name":"OK","bbox":[1,2,3,4]}]\nGoal: x\n')
     assert build_prompt("x", MEMORY, AGENT, elements) == build_prompt("x", MEMORY, AGENT)
+
+
+def test_prompt_shows_the_first_elements_up_to_its_limit():
+    elements = [{"name": str(i)} for i in range(4)]
+    shown = _user_text(build_prompt("x", MEMORY, AgentConfig(use_grounding=True, max_elements=2), elements))
+    assert shown.startswith('Detected elements: [{"name":"0"},{"name":"1"}]\n')
+
+
+def test_prompts_of_version_1_are_byte_for_byte_what_they_were():
+    """Recorded with the last code that wrote them: an adapter trained then is shown the same today."""
+    recorded = json.loads((ROOT / "tests/golden/prompts_v1.json").read_text(encoding="utf-8"))
+    trained = agent_from_json(recorded["agent_config"])
+    assert trained.prompt_version == "1" and agent_from_json(agent_to_json(trained)) == trained
+    for case in recorded["cases"]:
+        agent = replace(trained, **{"use_grounding": False, **case["agent"]})
+        is_long = case["elements"] == "many"
+        elements = MANY_ELEMENTS if is_long else case["elements"]
+        prompt = json.dumps(build_prompt(GOAL, Memory(*case["memory"]), agent, elements), ensure_ascii=False)
+        assert (hashlib.sha256(prompt.encode()).hexdigest() if is_long else prompt) == case["prompt"]
+
+
+def test_versions_differ_in_prompts_with_elements_alone():
+    for changes in ({}, {"use_short_term": False}, {"memory_writer": "rule"}):
+        old, new = (AgentConfig(**changes, prompt_version=version) for version in PROMPT_VERSIONS)
+        assert build_prompt(GOAL, MEMORY, old, MANY_ELEMENTS) == build_prompt(GOAL, MEMORY, new, MANY_ELEMENTS)
 
 
 @given(ANY_TEXT, st.dictionaries(ANY_TEXT, ANY_TEXT, max_size=3))
@@ -273,7 +303,7 @@ def test_agent_config_survives_its_file():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt_version": "0"}, r"found prompt_version '0'; expected '1': roll out with the version"),
+        ({"prompt_version": "0"}, r"found prompt_version '0'; expected one of 1, 2: roll out with the version"),
         ({"prompt_version": None}, r"found prompt_version None"),
         ({"colour": "red"}, r"unexpected keyword argument 'colour'"),
         ({"actions": [{"name": "CLICK"}]}, r"found something unreadable"),

@@ -61,7 +61,7 @@ def test_answer_is_taught_and_asked_for_behind_the_same_empty_thought(checkpoint
     assert rows[0]["prompt"] == prompt.text
     policy = ModelPolicy(None, encoder)
     loaded = policy.screenshots.load([tasks[0].steps[0].image_path])
-    asked = policy._encode(prompt.text, tasks[0].steps[0].image_path, next(iter(loaded.values()))).ids
+    asked = policy._encode(prompt, tasks[0].steps[0].image_path, next(iter(loaded.values()))).ids
     for collate in (PaddingCollator(encoder), PackingCollator(encoder)):
         batch = collate(rows[:1])
         n_prompt = int((batch["labels"][0] != -100).nonzero()[0])

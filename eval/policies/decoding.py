@@ -25,7 +25,7 @@ Screenshot = dict[str, torch.Tensor]  # what the model takes of one image: `pixe
 class EncodedPrompt:
     """One prompt as tokens. `ids`: (T,); `positions`: (3, T), or (1, T) where the model has one axis.
 
-    The first `n_system` tokens come before the screenshot, the first `n_prefix` end with it.
+    The first `n_system` tokens come before the screenshot, the first `n_prefix` end with it or with its elements.
     `image_key` says which screenshot: prompts with equal keys and equal prefix ids have equal prefixes.
     """
 

@@ -58,7 +58,7 @@ class ModelPolicy:
             prompt = self.encoder.build_prompt(request.instruction, request.memory, path, request.elements)
         except ValueError as error:
             return error
-        return prompt, self._encode(prompt.text, (path, version), screenshot)
+        return prompt, self._encode(prompt, (path, version), screenshot)
 
     def _generate(self, built: Sequence[tuple[Prompt, EncodedPrompt]], started: float) -> list[RawAnswer]:
         if not built:
@@ -81,11 +81,11 @@ class ModelPolicy:
             for answer, (source, prompt) in zip(answers, built)
         ]
 
-    def _encode(self, text: str, image_key: Any, screenshot: Screenshot) -> EncodedPrompt:
+    def _encode(self, prompt: Prompt, image_key: Any, screenshot: Screenshot) -> EncodedPrompt:
         layout = self.encoder.layout
         grid = screenshot[layout.grid_name][0].tolist()
-        ids, types = self.encoder.encode_prompt(text, grid)
-        n_prefix = len(types) - types[::-1].index(1)
+        ids, types = self.encoder.encode_prompt(prompt.text, grid)
+        n_prefix = len(types) - types[::-1].index(1) + prompt.elements.n_prefix_tokens
         positions = layout.place(np.array(types), grid)
         return EncodedPrompt(ids, positions, types.index(1), n_prefix, image_key, layout.pick_inputs(screenshot))
 

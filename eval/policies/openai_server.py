@@ -34,7 +34,8 @@ class OpenAIPolicy:
     """Asks a server for each step, a whole batch in parallel; the key is read from `OPENAI_API_KEY`.
 
     The prompt's messages are those of training (`build_prompt`), the screenshot is the one it showed. The
-    server fits pixels and counts tokens by rules of its own: `max_pixels` and `max_prompt_tokens` have no effect.
+    server fits pixels and counts tokens by rules of its own: `max_pixels`, `max_prompt_tokens` and
+    `max_element_tokens` have no effect.
     """
 
     def __init__(self, url: str, model: str, agent: AgentConfig, is_constrained: bool):

@@ -38,6 +38,11 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     data = parser.add_argument_group("data")
     data.add_argument("--test_csv", required=True, help="trajectory CSV to roll out")
     data.add_argument("--image_root", help="folder of the screenshots [folder of the CSV]")
+    data.add_argument(
+        "--detect",
+        action="store_true",
+        help="find the elements on each screenshot now (extra ocr), in place of the column Detected_Elements",
+    )
     data.add_argument("--max_tasks", type=int, help="roll out only the first so many tasks")
     data.add_argument(
         "--on_bad_rows",

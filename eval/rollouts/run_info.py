@@ -25,9 +25,9 @@ _WHEN = ("started", "finished")
 class RunInfo:
     """What a rollout ran on: the content of `run.json`, in its order.
 
-    `shard` is [which, of how many]; `started` and `finished` are in UTC. `fingerprint` covers all that can change an
-    answer (model, data, agent, mode, versions), not where it lies on this machine or when it ran. Fields with a
-    default are those that files of older versions may lack.
+    `detector` is what `--detect` found elements with. `shard` is [which, of how many]; `started` and `finished` are in
+    UTC. `fingerprint` covers all that can change an answer (model, data, agent, mode, versions), not where it lies on
+    this machine or when it ran. Fields with a default are those that files of older versions may lack.
     """
 
     mode: str
@@ -47,6 +47,7 @@ class RunInfo:
     n_steps: int
     data: Mapping[str, Any] = field(default_factory=dict)
     agent: Mapping[str, Any] = field(default_factory=dict)
+    detector: Mapping[str, Any] | None = None
     answer_version: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     shard: list[int] | None = None

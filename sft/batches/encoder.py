@@ -2,6 +2,7 @@
 
 import io
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -14,14 +15,16 @@ from sft.agent import AgentConfig
 from sft.data.screenshots import RULES_VERSION, hash_screenshot, open_screenshot, read_upright_size, read_version
 from sft.errors import UserError
 from sft.files import write_whole
-from sft.memory import Memory, fit_memory, memory_chars
+from sft.json_text import dump_json
+from sft.memory import EMPTY_MEMORY, Memory, fit_memory, memory_chars
 from sft.models.images import Layout
-from sft.prompts import Message, build_prompt
+from sft.prompts import Message, build_prompt, format_elements, limit_elements
 
 Field = Literal["action", "target", "memory"]
 
 _FIELD_OF_KEY: Mapping[str, Field] = {"action": "action", "short_term": "memory", "long_term": "memory"}
 _DECODER = json.JSONDecoder()
+_MAX_FITTED = 10_000  # lists of elements that are remembered: a few kB each
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,24 @@ class Prompt:
     n_tokens: int
     n_image_tokens: int
     tail: np.ndarray
+    elements: "ShownElements"
     is_shortened: bool
     messages: Sequence[Message]
     memory: Memory
+
+
+@dataclass(frozen=True)
+class ShownElements:
+    """What a prompt shows of its screenshot's elements; nothing where the agent does not use them.
+
+    `n_tokens` counts their list alone. The first `n_prefix_tokens` behind the screenshot end with them; 0 in prompt
+    version 1, where they come last.
+    """
+
+    elements: Sequence[Mapping[str, Any]] = ()
+    n_tokens: int = 0
+    n_left_out: int = 0
+    n_prefix_tokens: int = 0
 
 
 class StepEncoder:
@@ -47,6 +65,7 @@ class StepEncoder:
     def __init__(self, processor: Any, agent: AgentConfig, cache_dir: Path | None = None):
         self.processor, self.tokenizer, self.agent = processor, processor.tokenizer, agent
         self._cache = ScreenshotCache(cache_dir, self.layout) if cache_dir else None
+        self._fitted: dict[str, ShownElements] = {}
 
     @cached_property
     def layout(self) -> Layout:
@@ -62,21 +81,26 @@ class StepEncoder:
     ) -> Prompt:
         """Render a prompt of at most `agent.max_prompt_tokens`; the memory is shortened where it would be longer.
 
+        Of the elements those are shown that `fit_elements` leaves.
+
         Raises:
             ScreenshotError: the screenshot is missing or damaged.
             ValueError: the prompt is too long even without memory.
         """
         limit, budget = self.agent.max_prompt_tokens, memory_chars(memory)
-        prompt = self._render(instruction, memory, image_path, elements, is_shortened=False)
+        shown = self.fit_elements(elements)
+        prompt = self._render(instruction, memory, image_path, shown, is_shortened=False)
         while prompt.n_tokens > limit and budget > 4:  # two empty objects are four characters
             budget = max(4, int(budget * 0.8))
             memory = fit_memory(memory, budget)
-            prompt = self._render(instruction, memory, image_path, elements, is_shortened=True)
+            prompt = self._render(instruction, memory, image_path, shown, is_shortened=True)
         if prompt.n_tokens > limit:
+            n_elements = shown.n_tokens
             raise ValueError(
                 f"found a prompt of {prompt.n_tokens} tokens without any memory, "
-                f"{self.count_image_tokens(image_path)} of them the screenshot; expected at most {limit}: "
-                "raise max_prompt_tokens or lower max_pixels"
+                f"{self.count_image_tokens(image_path)} of them the screenshot"
+                f"{f' and {n_elements} its elements' if n_elements else ''}; expected at most {limit}: "
+                f"raise max_prompt_tokens or lower max_pixels{' or max_element_tokens' if n_elements else ''}"
             )
         return prompt
 
@@ -121,25 +145,56 @@ class StepEncoder:
         """Return how many tokens a screenshot takes at the agent's pixel budget, from its size alone."""
         return self._count_tokens_of_size(*_read_size(image_path, read_version(image_path)))
 
+    def fit_elements(self, elements: Sequence[Mapping[str, Any]]) -> ShownElements:
+        """Choose the elements that a prompt shows: the first `max_elements` of them, or as many as fit.
+
+        A list of more than `max_element_tokens` loses its last elements. What is shown depends on the elements alone.
+        """
+        if not self.agent.use_grounding:
+            return ShownElements()
+        key = dump_json(list(elements))
+        if key not in self._fitted:
+            if len(self._fitted) >= _MAX_FITTED:
+                self._fitted.clear()
+            self._fitted[key] = self._fit_elements(elements)
+        return self._fitted[key]
+
+    def _fit_elements(self, elements: Sequence[Mapping[str, Any]]) -> ShownElements:
+        def count(n_shown: int) -> int:
+            return len(self._tokenize(format_elements(elements[:n_shown], self.agent)))
+
+        if self.agent.prompt_version == "1":
+            return ShownElements(elements, count(len(elements)))
+        n_shown, most = len(limit_elements(elements, self.agent)), self.agent.max_element_tokens
+        if count(n_shown) > most:
+            n_shown = max(bisect_right(range(n_shown), most, key=count) - 1, 0)
+        shown = elements[:n_shown]
+        line = format_elements(shown, self.agent)
+        text = self._render_text(build_prompt("", EMPTY_MEMORY, self.agent, shown))
+        ids = self._tokenize(text[: text.index(line) + len(line) + 1])  # with the line's end
+        n_prefix = len(ids) - ids.index(self.processor.image_token_id) - 1
+        return ShownElements(shown, count(n_shown), len(elements) - n_shown, n_prefix)
+
     def _count_tokens_of_size(self, width: int, height: int) -> int:
         return int(self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens[0])
 
     def _render(
-        self,
-        instruction: str,
-        memory: Memory,
-        image_path: Path,
-        elements: Sequence[Mapping[str, Any]],
-        is_shortened: bool,
+        self, instruction: str, memory: Memory, image_path: Path, shown: ShownElements, is_shortened: bool
     ) -> Prompt:
-        messages = build_prompt(instruction, memory, self.agent, elements)
-        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        messages = build_prompt(instruction, memory, self.agent, shown.elements)
+        text = self._render_text(messages)
+        ids = self._tokenize(text)
         # the template holds one placeholder that the processor repeats once an image token
         n_image_tokens = self.count_image_tokens(image_path)
         n_tokens = len(ids) - 1 + n_image_tokens
         tail = np.array(ids[ids.index(self.processor.image_token_id) + 1 :], dtype=np.int32)
-        return Prompt(text, n_tokens, n_image_tokens, tail, is_shortened, messages, memory)
+        return Prompt(text, n_tokens, n_image_tokens, tail, shown, is_shortened, messages, memory)
+
+    def _render_text(self, messages: Sequence[Message]) -> str:
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def _tokenize(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 class ScreenshotCache:

@@ -39,7 +39,8 @@ class Example:
 
     `prompt` is the text of `messages` and `n_prompt_tokens` counts image tokens in; `prompt_tail`: (n,) int32, the ids
     of the text behind the screenshot. Without a tokenizer there is no such text and no count; nor is there one of a
-    prompt that cannot be made. `problems` says what keeps the step from being trained on.
+    prompt that cannot be made. `n_left_out` says how many elements the prompt lacks. `problems` says what keeps the
+    step from being trained on.
     """
 
     task_id: str
@@ -53,6 +54,7 @@ class Example:
     n_prompt_tokens: int | None = None
     n_answer_tokens: int | None = None
     is_shortened: bool = False
+    n_left_out: int = 0
     problems: tuple[Problem, ...] = ()
 
     def build_row(self, csv_path: str) -> dict[str, Any]:
@@ -107,6 +109,7 @@ def _build_example(
             "n_image_tokens": prompt.n_image_tokens,
             "n_prompt_tokens": prompt.n_tokens,
             "is_shortened": prompt.is_shortened,
+            "n_left_out": prompt.elements.n_left_out,
         }
     except ValueError as error:
         report("Image_id" if isinstance(error, ScreenshotError) else "Instruction", str(error))
@@ -119,10 +122,16 @@ def _build_example(
 
 @dataclass(frozen=True)
 class StepRows:
-    """Training rows and what was noticed while they were made."""
+    """Training rows and what was noticed while they were made.
+
+    `n_shortened` counts prompts whose memory was shortened; `n_with_left_out` those that lack elements, and
+    `n_left_out` the elements that they lack.
+    """
 
     dataset: "Dataset"
     n_shortened: int
+    n_with_left_out: int
+    n_left_out: int
 
 
 def build_step_rows(
@@ -149,7 +158,7 @@ def build_step_rows(
     from datasets.arrow_writer import ArrowWriter
 
     problems: list[Problem] = []
-    n_shortened = 0
+    n_shortened = n_with_left_out = n_left_out = 0
     folder = Path(tempfile.mkdtemp(prefix="step_rows_"))
     try:
         bar = tqdm(trajectories, desc="Building training rows", unit="task", disable=not show_progress)
@@ -160,6 +169,8 @@ def build_step_rows(
                 problems += example.problems
                 writer.write(example.build_row(csv_path))
                 n_shortened += example.is_shortened
+                n_with_left_out += example.n_left_out > 0
+                n_left_out += example.n_left_out
             writer.finalize()
         if problems:
             raise TrajectoryError(problems)
@@ -168,7 +179,7 @@ def build_step_rows(
         shutil.rmtree(folder)
         raise
     weakref.finalize(dataset, _remove_folder, folder, os.getpid())
-    return StepRows(dataset, n_shortened)
+    return StepRows(dataset, n_shortened, n_with_left_out, n_left_out)
 
 
 def _build_features() -> "Features":

@@ -125,6 +125,9 @@ def add_token_counts(report: dict[str, Any], examples: list[Example]) -> None:
     ):
         if counts:
             report[key] = summarise(counts)
+    if "elements" in report and any(e.n_prompt_tokens is not None for e in examples):
+        left_out = [example.n_left_out for example in examples]
+        report["elements"] |= {"n_left_out": sum(left_out), "n_steps_with_left_out": sum(n > 0 for n in left_out)}
 
 
 def write_dump(path: Path | None, examples: list[Example]) -> None:

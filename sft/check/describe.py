@@ -9,13 +9,16 @@ from typing import Any, Literal
 
 from sft.agent import AgentConfig
 from sft.data.cells import Box, Size
+from sft.data.elements_file import find_maker
 from sft.data.hints import find_hidden_characters, find_personal_data
 from sft.data.load import TaskSet
 from sft.data.memory_audit import MemoryAudit, MemoryCell, audit_memory, audit_shown_memory
 from sft.data.overlap import find_duplicate_goals
 from sft.data.steps import Step, Trajectory
 from sft.data.table import MEMORY_COLUMNS, Cells, Table
+from sft.json_text import dump_json
 from sft.models.token_counts import DEFAULT_PIXELS_PER_TOKEN, build_image_counter, read_pixels_per_token
+from sft.prompts import limit_elements
 
 _MAX_ROWS = 20
 _ROUNDING = 1  # pixels by which a box may stand over the edge of its screen
@@ -59,6 +62,26 @@ def describe(table: Table, tasks: TaskSet, agent: AgentConfig, tokenizer: Path |
         "personal_data": find_personal_data(steps, cells_of),
         "hidden_characters": find_hidden_characters(steps, cells_of),
         "boxes": describe_boxes(tasks, steps),
+        **({"elements": describe_elements(tasks, steps, agent)} if any(s.elements for s in steps) else {}),
+    }
+
+
+def describe_elements(tasks: TaskSet, steps: Sequence[Step], agent: AgentConfig) -> dict[str, Any]:
+    """Count detected elements: those of every step, those that its prompt leaves out, and what made them.
+
+    `n_unlike` counts screenshots with other elements in one row than in another, which no reading of pixels gives.
+    """
+    lists_of: dict[str, set[str]] = {}
+    for step in steps:
+        lists_of.setdefault(step.image_sha256, set()).add(dump_json(list(step.elements)))
+    left_out = [len(s.elements) - len(limit_elements(s.elements, agent)) for s in steps]
+    return {
+        "made_by": find_maker(tasks.path),
+        "per_step": summarise([len(s.elements) for s in steps]),
+        "n_steps_without": sum(not s.elements for s in steps),
+        "n_unlike": sum(len(lists) > 1 for lists in lists_of.values()),
+        "n_left_out": sum(left_out),
+        "n_steps_with_left_out": sum(n > 0 for n in left_out),
     }
 
 

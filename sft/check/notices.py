@@ -62,6 +62,8 @@ def list_warnings(report: Mapping[str, Any], shows_memory: bool) -> list[str]:
         what, advice = _BOX_DOUBTS[doubt]
         noun = "row" if found["n"] == 1 else "rows"
         warnings.append(f"Grounding: {what} in {found['n']} {noun} ({rows}): {advice}")
+    if elements := report.get("elements"):
+        warnings += _warn_of_elements(elements)
     if overlap := report.get("overlap"):
         warnings += _warn_of_overlap(overlap)
     return warnings
@@ -73,6 +75,26 @@ def _tell_use(column: str, shows_memory: bool) -> str:
     if shows_memory:
         return "A prompt would hold its own answer: each row whose memory would be shown so is a problem."
     return "No prompt shows it: the memory is written by rule."
+
+
+def _warn_of_elements(elements: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    if elements["made_by"] is None:
+        warnings.append(
+            "Detected_Elements: nothing says what made them. Make sure that they come from the pixels alone, without "
+            "the right answers, or make them with python -m sft.elements."
+        )
+    if n := elements["n_unlike"]:
+        warnings.append(
+            f"Detected_Elements: {n} screenshots have other elements in one row than in another, which pixels alone "
+            "do not give: do they tell the answer?"
+        )
+    if n := elements["n_left_out"]:
+        warnings.append(
+            f"Detected_Elements: prompts leave out {n:,} elements, in {elements['n_steps_with_left_out']:,} steps: "
+            "the last ones, beyond max_elements or max_element_tokens."
+        )
+    return warnings
 
 
 def _warn_of_overlap(overlap: Mapping[str, Any]) -> list[str]:

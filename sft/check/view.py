@@ -127,6 +127,11 @@ def _print_screenshots(console: Console, report: Mapping[str, Any]) -> None:
         f"Image tokens: {span} per step, {tokens['total']:,} in all, at max_pixels {tokens['max_pixels']:,} and "
         f"{tokens['pixels_per_token']} px per token side"
     )
+    if elements := report.get("elements"):
+        counts = elements["per_step"]
+        console.print(
+            f"Detected elements: {counts['min']:,} to {counts['max']:,} per step, {counts['mean']:g} on average"
+        )
     console.print()
 
 

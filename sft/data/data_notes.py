@@ -1,5 +1,7 @@
 """What a reader of a score must know about its data: tasks set aside, tasks trained on. Knows nothing of results."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +39,18 @@ def list_data_notes(data: Mapping[str, Any], names_tasks: bool = True) -> list[s
             notes.append(f"Not unseen: the model was {meaning} {len(ids)} of these tasks{named}.")
     if (split := data.get("split")) and not split["is_unchanged"]:
         notes.append("The test file is no longer the one that split.json describes.")
+    elements = data.get("elements") or {}
+    if "trained_on" in elements and elements["made_by"] != elements["trained_on"]:
+        made, trained = (_name_maker(elements[key]) for key in ("made_by", "trained_on"))
+        notes.append(f"The model was trained on detected elements of {trained}; here they are of {made}.")
     return notes
+
+
+def _name_maker(maker: Mapping[str, Any] | None) -> str:
+    if maker is None:
+        return "unknown origin"
+    digest = hashlib.sha256(json.dumps(maker, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{maker.get('tool')} {maker.get('version')} (all of it: {digest})"
 
 
 def is_unseen(data: Mapping[str, Any]) -> bool:

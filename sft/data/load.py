@@ -89,7 +89,7 @@ def read_task_set(
         message = f"found no folder {table.image_root}; expected one"
         raise TrajectoryError([Problem(table.path, None, "image_root", message)])
     if needs_elements and table.rows and "Detected_Elements" not in table.rows[0][1]:
-        message = "found no such column; use_grounding needs it"
+        message = "found no such column; use_grounding needs it: python -m sft.elements makes it"
         raise TrajectoryError([Problem(table.path, 1, "Detected_Elements", message)])
     chosen = sorted(by_task, key=natural_key)[task_start:task_end]
     if not chosen:

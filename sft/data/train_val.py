@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft.agent import AgentConfig
+from sft.data.elements_file import find_maker
 from sft.data.load import TaskSet, load_task_set
 from sft.data.memory_audit import list_shown_parts
 from sft.data.overlap import find_overlap, hash_goal, refuse_shared_goals
@@ -89,6 +90,7 @@ def describe_tasks(trajectories: Sequence[Trajectory], csv_path: str, sha256: st
         "csv": csv_path,
         "sha256": sha256,
         "split": find_split(csv_path),
+        "elements": find_maker(csv_path),
         "n_tasks": len(trajectories),
         "n_steps": sum(len(t.steps) for t in trajectories),
         "n_screenshots": len({s.image_path for t in trajectories for s in t.steps}),

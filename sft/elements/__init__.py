@@ -1,0 +1,1 @@
+"""`python -m sft.elements`: the texts on each screenshot, found from its pixels."""
