@@ -22,7 +22,7 @@ from sft.agent import AgentConfig
 from sft.data.data_notes import describe_test_data
 from sft.data.load import Trajectory, load_task_set
 from sft.data.memory_audit import list_shown_parts
-from sft.data.overlap import find_trained_tasks, refuse_trained_tasks
+from sft.data.overlap import find_trained_tasks, find_unseen_applications, refuse_trained_tasks
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
 from sft.errors import run_command
 
@@ -51,7 +51,8 @@ def main(argv: list[str]) -> None:
     if arguments.self_check:
         run_self_check(arguments, agent, trajectories, build)
         return
-    trained = find_trained_tasks(find_model_folder(arguments) if arguments.policy == "model" else None, trajectories)
+    folder = find_model_folder(arguments) if arguments.policy == "model" else None
+    trained, unseen = find_trained_tasks(folder, trajectories), find_unseen_applications(folder, trajectories)
     refuse_trained_tasks(trained, arguments.test_csv, arguments.allow_overlap)
     info = build_run_info(
         mode=arguments.mode,
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> None:
         image_root=None if tasks.image_root == Path(arguments.test_csv).parent else str(tasks.image_root),
         agent=agent,
         trajectories=trajectories,
-        data=describe_test_data(tasks, arguments.test_csv, trained),
+        data=describe_test_data(tasks, arguments.test_csv, trained, unseen),
     )
     if arguments.num_shards > 1:
         trajectories = trajectories[arguments.shard :: arguments.num_shards]

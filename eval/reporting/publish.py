@@ -74,7 +74,14 @@ def publish_run(
     limited to.
     """
     mode = run.info.mode
-    metrics = compute_metrics(run.verdicts, mode=mode, seed=seed, n_resamples=n_resamples, synonyms=synonyms)
+    metrics = compute_metrics(
+        run.verdicts,
+        mode=mode,
+        seed=seed,
+        n_resamples=n_resamples,
+        synonyms=synonyms,
+        unseen_applications=run.info.data.get("unseen_applications", ()),
+    )
     write_outputs(run_dir, run.verdicts, metrics, run.info)
     report = write_report(
         run_dir, run.verdicts, metrics, run.info, find_image_root(run.info), find_figures(run.info), images=images
