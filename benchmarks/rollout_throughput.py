@@ -4,12 +4,15 @@ python benchmarks/rollout_throughput.py --model_path outputs/demo --test_csv dem
 
 The obvious loop takes one task after the other, one step after the other, and calls the model's own `generate`. Both
 carry the memory the model writes. Answers are compared step by step: what was read from each, and the memory after it.
+The loop runs the model as PEFT and bitsandbytes load it. Then each saving is switched off alone, at batch size 16.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ from sft.data.load import Trajectory, load_trajectories
 from sft.versions import read_versions
 
 BATCH_SIZES = (1, 4, 16, 64)
+SAVINGS = ("guessed answers", "kept screenshots", "merged adapter", "own layers")
+SAVINGS_BATCH_SIZE = 16
 
 
 def main() -> None:
@@ -35,11 +40,14 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
+    import eval.predictor
     from benchmarks.obvious_loop import ObviousLoop
     from eval.policies.hf import ModelPolicy
-    from eval.predictor import load_model_for_inference
+    from sft.models.merged_adapter import merge_adapter
 
-    predictor = load_model_for_inference(arguments.model_path, agent_config=arguments.agent_config)
+    to_merge: list[torch.nn.Module] = []
+    eval.predictor.merge_adapter = to_merge.append  # it is merged below, and where it is not, the loader says so
+    predictor = eval.predictor.load_model_for_inference(arguments.model_path, agent_config=arguments.agent_config)
     tasks = load_trajectories(
         arguments.test_csv,
         actions=predictor.agent.actions,
@@ -47,32 +55,66 @@ def main() -> None:
         needs_elements=predictor.agent.use_grounding,
     )
     few = tasks[: arguments.loop_tasks]
-    time_rollout(few[:1], predictor.policy, predictor.agent, 1)  # warm-up
-    expected, loop_rate = time_rollout(few, ObviousLoop(predictor.policy), predictor.agent, 1)
-    rows: list[dict[str, Any]] = []
-    for batch_size in BATCH_SIZES:
-        policy = ModelPolicy(predictor.policy.model, predictor.policy.encoder)  # no screenshot prepared yet
-        results, rate = time_rollout(few if batch_size == 1 else tasks, policy, predictor.agent, batch_size)
-        n_same = sum(results[key] == answer for key, answer in expected.items())
-        rows.append(
-            {
-                "batch_size": batch_size,
-                "steps_per_s": rate,
-                "ratio": rate / loop_rate,
-                "n_compared": len(expected),
-                "n_same": n_same,
-            }
-        )
+    model, encoder = predictor.policy.model, predictor.policy.encoder
+    with stock_layers(model):
+        time_rollout(few[:1], predictor.policy, predictor.agent, 1)  # warm-up
+        expected, loop_rate = time_rollout(few, ObviousLoop(predictor.policy), predictor.agent, 1)
+
+    def measure(batch_size: int, without: str | None = None) -> dict[str, Any]:
+        policy = ModelPolicy(model, encoder)  # no screenshot prepared yet, and nothing guessed from
+        if without == "guessed answers":
+            policy._store.draft = lambda *_: []  # type: ignore[method-assign]
+        if without == "kept screenshots":
+            policy._prefixes.capacity = 0
+        with ExitStack() as stack:
+            if without == "own layers":
+                stack.enter_context(stock_layers(model))
+            if to_merge and without != "merged adapter":
+                stack.callback(merge_adapter(model))
+            results, rate = time_rollout(few if batch_size == 1 else tasks, policy, predictor.agent, batch_size)
+        return {
+            "batch_size": batch_size,
+            "steps_per_s": rate,
+            "ratio": rate / loop_rate,
+            "n_compared": len(expected),
+            "n_same": sum(results[key] == answer for key, answer in expected.items()),
+        }
+
+    rows = [measure(batch_size) for batch_size in BATCH_SIZES]
+    savings = [{"without": without, **measure(SAVINGS_BATCH_SIZE, without)} for without in SAVINGS]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print_table(rows, loop_rate)
+    print_table([*rows, *savings], loop_rate)
     packages = ", ".join(f"{name} {version}" for name, version in read_versions().items())
     print(f"{len(tasks)} tasks, {len(few)} of them by the obvious loop and at batch size 1; {device}; {packages}")
     if arguments.json:
-        content: dict[str, Any] = {"loop_steps_per_s": loop_rate, "n_tasks": len(tasks), "rows": rows}
+        content: dict[str, Any] = {
+            "loop_steps_per_s": loop_rate,
+            "n_tasks": len(tasks),
+            "rows": rows,
+            "savings": savings,
+        }
         content |= {"device": device, "versions": read_versions()}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    if any(row["n_same"] < row["n_compared"] for row in rows):
+    if any(row["n_same"] < row["n_compared"] for row in [*rows, *savings]):
         sys.exit("The answers are not those of the obvious loop.")
+
+
+@contextmanager
+def stock_layers(model: Any) -> Iterator[None]:
+    """Let the layers compute as PEFT and bitsandbytes have them: 4-bit weights dequantised at every call."""
+    from sft.models.dequantised import DequantisedLinear4bit
+    from sft.models.fused_lora import FusedLoraLinear, FusedLoraLinear4bit
+
+    ours = (DequantisedLinear4bit, FusedLoraLinear, FusedLoraLinear4bit)
+    changed = [module for module in model.modules() if isinstance(module, ours)]
+    classes = [type(module) for module in changed]
+    for module, own in zip(changed, classes):
+        module.__class__ = own.__base__
+    try:
+        yield
+    finally:
+        for module, own in zip(changed, classes):
+            module.__class__ = own
 
 
 def time_rollout(
@@ -92,7 +134,8 @@ def print_table(rows: list[dict[str, Any]], loop_rate: float) -> None:
     table.add_row("obvious loop", f"{loop_rate:.2f}", "1.0", "")
     for row in rows:
         same = f"{row['n_same']} of {row['n_compared']}"
-        table.add_row(str(row["batch_size"]), f"{row['steps_per_s']:.2f}", f"{row['ratio']:.1f}", same)
+        name = f"{row['batch_size']}, without {row['without']}" if "without" in row else str(row["batch_size"])
+        table.add_row(name, f"{row['steps_per_s']:.2f}", f"{row['ratio']:.1f}", same)
     Console().print(table)
 
 

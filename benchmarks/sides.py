@@ -80,12 +80,12 @@ def build_our_trainer(rows: Sequence[dict[str, Any]], encoder: Any, pack_sampler
     from sft.batches.collator import PackingCollator, PaddingCollator
     from sft.trainer import TrajectoryTrainer
 
+    collator = PackingCollator(encoder) if pack_sampler else PaddingCollator(encoder)
     return TrajectoryTrainer(
         train_dataset=Dataset.from_list(list(rows)),
-        data_collator=PackingCollator(encoder) if pack_sampler else PaddingCollator(encoder),
         processing_class=encoder.processor,
         pack_sampler=pack_sampler,
-        **trainer,
+        **{"data_collator": collator, **trainer},
     )
 
 

@@ -1,6 +1,7 @@
 """Training speed and memory against TRL's stock SFTTrainer on the same steps.
 
 python benchmarks/train_throughput.py [--json FILE] [--steps_per_screenshot 1 2 4 8 16]
+python benchmarks/train_throughput.py --savings [--json FILE] [--turns 12]
 
 Stock: `SFTTrainer` with `DataCollatorForVisionLanguageModeling` on prompt/completion rows, at the better of two
 micro-batch sizes. Ours: shared-screenshot packing, at the better of two token budgets. Same tiny model and weights,
@@ -9,16 +10,24 @@ and a branch about 180 tokens; the last row trains packs of the demonstration da
 
 Each side has a process of its own, hence a peak of its own. They take turns optimiser step by optimiser step; `ratio`
 is the median over the turns of stock's time by ours, after a warm-up. Fetching a batch is not in the time of either.
+Two rows compare our side with itself: vision outputs kept (`vision_cache_gb`) against computed, LoRA on the language.
+
+With `--savings`: what each thing that training leaves out or computes once gives, one added after the other. Packs of
+the demo as its recipe trains them, forward and backward pass on one thread, processor time; the variants take turns in
+one process, pack by pack.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import statistics
 import sys
 import tempfile
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.machine import describe_machine, publish, read_peak_mb
 from benchmarks.sides import (
@@ -40,8 +49,16 @@ N_WARMUP = 1
 DEMO_TOKENS_PER_BATCH = 4608  # of the packs of which the demonstration data's steps are taken
 N_DEMO_PACKS = 5
 DEMO = "demo"
+KEPT_VISION = ("1", "8")  # steps per screenshot at which keeping vision outputs is compared with computing them
 SPAWN = multiprocessing.get_context("spawn")
-Side = dict[str, Any]  # `side`: stock or ours; `size`: its micro-batch size or token budget
+SAVINGS = {  # what has to be in place of what, so that it is not saved
+    "head for scored tokens alone": None,
+    "last layer for scored tokens alone": None,
+    "4-bit weights dequantised once": "sft.models.model.dequantise_once",
+    "LoRA in one product": "sft.trainer.fuse_lora",
+}
+# `side`: stock, ours, or ours with LoRA (frozen vision, kept vision); `size`: its micro-batch size or token budget
+Side = dict[str, Any]
 
 
 def main() -> None:
@@ -51,8 +68,13 @@ def main() -> None:
     parser.add_argument("--micro_batch_sizes", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--token_budgets", type=int, nargs="+", default=[2304, 4608])
     parser.add_argument("--turns", type=int, default=3, help="optimiser steps of each side that are timed [3]")
+    parser.add_argument("--savings", action="store_true", help="what each saving gives, without stock")
     arguments = parser.parse_args()
-    rows = []
+    if arguments.savings:
+        savings = measure_savings(arguments.turns)
+        publish("Training: what each saving gives", savings, describe_machine(), arguments.json)
+        return
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         build_inputs(Path(folder))
         settings = [*map(str, arguments.steps_per_screenshot), DEMO]
@@ -62,6 +84,9 @@ def main() -> None:
             ours = choose(folder, setting, [{"side": "ours", "size": n} for n in arguments.token_budgets])
             rows.append(compare(folder, setting, [stock, ours], arguments.turns))
             print(rows[-1], file=sys.stderr)
+            if setting in KEPT_VISION:
+                rows.append(compare_kept_vision(folder, setting, ours["size"], arguments.turns))
+                print(rows[-1], file=sys.stderr)
     publish("Training: ours against stock TRL", rows, describe_machine(), arguments.json)
 
 
@@ -113,6 +138,26 @@ def compare(folder: str, setting: str, sides: list[Side], n_timed: int) -> dict[
     }
 
 
+def compare_kept_vision(folder: str, setting: str, size: int, n_timed: int) -> dict[str, Any]:
+    """Measure our side with LoRA on the language layers, vision outputs computed and kept, in turn.
+
+    The warm-up sees every screenshot, so that all are kept by the turns that are timed.
+    """
+    sides: list[Side] = [{"side": "frozen vision", "size": size}, {"side": "kept vision", "size": size}]
+    seconds, (computed, kept) = take_turns(folder, setting, sides, N_WARMUP + n_timed)
+    computed_s, kept_s = (times[N_WARMUP:] for times in seconds)
+    return {
+        "setting": "vision outputs kept: on against off",
+        "steps_per_screenshot": kept["steps_per_screenshot"],
+        "n_steps": kept["n_steps"],
+        "our_tokens_per_batch": size,
+        "computed_s": statistics.median(computed_s),
+        "kept_s": statistics.median(kept_s),
+        "ratio": statistics.median(c / k for c, k in zip(computed_s, kept_s)),
+        "loss_difference": abs(computed["loss"] - kept["loss"]) / computed["loss"],
+    }
+
+
 def take_turns(
     folder: str, setting: str, sides: list[Side], n_turns: int
 ) -> tuple[list[list[float]], list[dict[str, Any]]]:
@@ -155,7 +200,9 @@ def train(connection: Connection, folder: str, setting: str, n_turns: int, side:
     else:
         sampler = build_pack_sampler(rows, size)
         arguments = build_cpu_arguments(folder, n_turns, 1, len(sampler))
-        trainer = build_our_trainer(rows, encoder, sampler, model=load_model(Path(folder) / "model"), args=arguments)
+        model = load_model(Path(folder) / "model")
+        more = {} if side == "ours" else freeze_vision(model, encoder, Path(folder), is_kept=side == "kept vision")
+        trainer = build_our_trainer(rows, encoder, sampler, model=model, args=arguments, **more)
     from benchmarks.clocks import Turns
 
     trainer.add_callback(Turns(connection))
@@ -177,12 +224,31 @@ def train(connection: Connection, folder: str, setting: str, n_turns: int, side:
     )
 
 
+def freeze_vision(model: Any, encoder: Any, folder: Path, is_kept: bool) -> dict[str, Any]:
+    """Return what of our trainer puts LoRA on the language layers alone, and keeps what the vision tower makes."""
+    from sft.batches.collator import PackingCollator
+    from sft.batches.vision_cache import VisionCache
+    from sft.models.model import build_lora_config, find_family
+    from sft.models.vision_features import FrozenTower
+    from sft.recipe.settings import ModelSettings
+
+    base = str(folder / "model")
+    lora = {"peft_config": build_lora_config(ModelSettings(base), find_family(base))}
+    if not is_kept:
+        return lora
+    cache = VisionCache(folder / "vision", "benchmark", free_bytes=1e9)
+    collator = PackingCollator(encoder, vision_cache=cache)
+    return {**lora, "frozen_tower": FrozenTower(model, cache.keep), "data_collator": collator}
+
+
 def build_shared_rows(encoder: Any, folder: Path, shared: int) -> list[dict[str, Any]]:
     """Build 16 steps on screenshots that `shared` steps share."""
     return build_rows(encoder, [folder / f"{i // shared}.png" for i in range(STEPS_A_BATCH)])
 
 
-def build_demo_rows(encoder: Any) -> list[dict[str, Any]]:
+def build_demo_rows(
+    encoder: Any, tokens_per_batch: int = DEMO_TOKENS_PER_BATCH, n_packs: int = N_DEMO_PACKS
+) -> list[dict[str, Any]]:
     """Take the steps of every n-th pack of an epoch on the demonstration data, packs in the order of their steps."""
     from sft.batches.examples import build_step_rows
     from sft.data.load import load_trajectories
@@ -190,9 +256,81 @@ def build_demo_rows(encoder: Any) -> list[dict[str, Any]]:
     csv_path = DEMO_DATA / "train.csv"
     tasks = load_trajectories(csv_path, show_progress=False)
     rows = build_step_rows(tasks, str(csv_path), encoder, show_progress=False).dataset.to_list()
-    packs = sorted(build_pack_sampler(rows, DEMO_TOKENS_PER_BATCH).plan(epoch=1), key=len)
-    chosen = packs[len(packs) // (2 * N_DEMO_PACKS) :: len(packs) // N_DEMO_PACKS][:N_DEMO_PACKS]
+    packs = sorted(build_pack_sampler(rows, tokens_per_batch).plan(epoch=1), key=len)
+    chosen = packs[len(packs) // (2 * n_packs) :: len(packs) // n_packs][:n_packs]
     return [rows[i] for pack in chosen for i in pack]
+
+
+def measure_savings(n_turns: int) -> list[dict[str, Any]]:
+    """Train packs of the demo without any saving, with the first, with two and so on, and return one row for each."""
+    import torch
+
+    from sft.batches.encoder import StepEncoder
+    from sft.models.processors import load_processor
+    from sft.recipe.recipe import parse_recipe
+
+    torch.set_num_threads(1)
+    recipe = parse_recipe([str(DEMO_DATA.parents[1] / "recipes/demo.yaml")])
+    base = Path(DEMO_DATA.parent / "base")
+    encoder = StepEncoder(load_processor(base, recipe.agent.min_pixels, recipe.agent.max_pixels), recipe.agent)
+    rows = build_demo_rows(encoder, recipe.batch.tokens_per_batch, N_WARMUP + n_turns)
+    sampler = build_pack_sampler(rows, recipe.batch.tokens_per_batch)
+    with tempfile.TemporaryDirectory() as folder:
+        names = list(SAVINGS)
+        trainers = [
+            build_saving_trainer(recipe.model, names[:n], rows, encoder, sampler, folder)
+            for n in range(len(names) + 1)
+        ]
+        batches = list(trainers[0].get_train_dataloader())
+    results = [[compute_step(trainer, batch) for trainer in trainers] for batch in batches]
+    timed = results[N_WARMUP:]
+    return [
+        {
+            "saving": f"and {name}" if i > 1 else name,
+            "cpu_ms": 1000 * statistics.median(turn[i][0] for turn in timed),
+            "factor": statistics.median(turn[0][0] / turn[i][0] for turn in timed),
+            "gradient_difference": max(compare_gradients(turn[i][1], turn[0][1]) for turn in timed),
+        }
+        for i, name in enumerate(["none", *SAVINGS])
+    ]
+
+
+def build_saving_trainer(settings: Any, savings: list[str], *rows_encoder_sampler: Any) -> Any:
+    """Build our trainer of the demo's model with these savings and no others."""
+    from sft.models import model
+
+    *parts, folder = rows_encoder_sampler
+    family = model.find_family(settings.model_name_or_path)
+    with contextlib.ExitStack() as stack:
+        for name, function in SAVINGS.items():
+            if function is not None and name not in savings:
+                stack.enter_context(patch(function))
+        arguments = build_cpu_arguments(folder, 1, 1, 1)
+        loaded, lora = model.load_model(settings, family), model.build_lora_config(settings, family)
+        trainer = build_our_trainer(*parts, model=loaded, args=arguments, peft_config=lora)
+    head, layer, *_ = SAVINGS
+    trainer.scores_alone, trainer.cuts_last_layer = head in savings, layer in savings
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.01)  # as it begins, zero, LoRA's A has no gradient
+    return trainer
+
+
+def compute_step(trainer: Any, batch: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    """Return the processor time of a forward and backward pass, and the gradients."""
+    trainer.model.train()
+    trainer.model.zero_grad()
+    started = time.process_time()
+    trainer.compute_loss(trainer.model, dict(batch)).backward()
+    seconds = time.process_time() - started
+    return seconds, {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def compare_gradients(found: dict[str, Any], expected: dict[str, Any]) -> float:
+    """Return the largest relative difference of any parameter's gradient."""
+    if found.keys() != expected.keys():
+        raise AssertionError(f"gradients of other parameters: {sorted(found.keys() ^ expected.keys())[:3]}")
+    return max(float((found[n] - g).norm() / g.norm()) for n, g in expected.items() if g.any())
 
 
 if __name__ == "__main__":

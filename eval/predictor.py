@@ -16,6 +16,7 @@ from sft.batches.encoder import StepEncoder
 from sft.data.image_paths import find_file
 from sft.errors import UserError
 from sft.memory import Memory, update
+from sft.models.merged_adapter import merge_adapter
 from sft.models.model import load_for_inference, open_adapter
 from sft.models.model_folder import find_base_name, is_adapter, read_dtype
 from sft.models.processors import load_processor
@@ -92,7 +93,8 @@ def load_model_for_inference(
     base = find_base_name(folder, base_model_name)
     settings = replace(load_model_settings(folder), model_name_or_path=base) if base else _describe_full_model(folder)
     model = load_for_inference(settings, folder if base else None)
-    _compute_as_validated(model, folder)
+    if _compute_as_validated(model, folder) is None:
+        merge_adapter(model)
     budget = (agent.min_pixels, agent.max_pixels)
     if _has_processor(folder):
         processor = load_processor(folder, *budget)
@@ -101,10 +103,13 @@ def load_model_for_inference(
     return Predictor(ModelPolicy(model, StepEncoder(processor, agent), is_constrained), agent)
 
 
-def _compute_as_validated(model: torch.nn.Module, folder: Path) -> None:
+def _compute_as_validated(model: torch.nn.Module, folder: Path) -> str | None:
     """Give a model the arithmetic of training's own rollouts, so that a checkpoint is scored as it was chosen.
 
     Those run under autocast. Without it peft computes LoRA in fp32, on inputs lifted to that.
+
+    Returns:
+        The number format of autocast, if there is one.
     """
     precision = load_mixed_precision(folder) if (folder / "recipe.yaml").is_file() else None
     if is_adapter(folder):
@@ -116,7 +121,7 @@ def _compute_as_validated(model: torch.nn.Module, folder: Path) -> None:
                     saved = file.get_tensor(name.replace(".modules_to_save.default.", "."))
                     parameter.data = saved.to(parameter.device)
     if precision is None:
-        return
+        return None
     dtype, forward = getattr(torch, precision), model.forward
 
     def forward_in_autocast(*args: Any, **kwargs: Any) -> Any:
@@ -124,6 +129,7 @@ def _compute_as_validated(model: torch.nn.Module, folder: Path) -> None:
             return forward(*args, **kwargs)
 
     cast(Any, model).forward = forward_in_autocast
+    return precision
 
 
 def _describe_full_model(folder: Path) -> ModelSettings:

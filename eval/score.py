@@ -17,13 +17,13 @@ from typing import Any
 
 from eval.reporting.publish import enter_results, judge_run, publish_comparison, publish_run
 from eval.rollouts.options import add_report_images
-from eval.rollouts.run_folder import load_run
+from eval.rollouts.run_folder import WRITTEN, load_run
 from eval.rollouts.run_info import hash_model, merge_run_infos, write_run
 from eval.scoring.other_rules import build_rules, load_synonyms
 from eval.step_result import format_result
 from sft.data.load import natural_key
 from sft.errors import UserError, run_command
-from sft.files import write_whole
+from sft.files import refuse_foreign, write_whole
 
 
 def main(argv: list[str]) -> None:
@@ -75,6 +75,7 @@ def merge(argv: list[str]) -> None:
             f"{arguments.run_dir}: found a rollout; expected a new folder. To score this one again, give it alone: "
             f"python eval/score.py {arguments.run_dir}"
         )
+    refuse_foreign(arguments.run_dir, WRITTEN, "run.json")
     runs = {folder: load_run(folder) for folder in arguments.shards}
     run_info = merge_run_infos({folder: info for folder, (_, info) in runs.items()})
     results = [step for steps, _ in runs.values() for step in steps]

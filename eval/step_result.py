@@ -23,7 +23,8 @@ class StepResult:
     that could not be taken ("target", an argument, "short_term", "long_term"). `error` is the message of a policy that
     failed, else None. `bbox` is [x1, y1, x2, y2] and `screen` [width, height], in pixels, both None where the data has
     none. `latency_s` is the step's share of its batch's generation time. `said_elsewhere` is what a server said
-    outside the answer's text, by where: a thought, a tool call; it is not scored.
+    outside the answer's text, by where: a thought, a tool call; it is not scored. `also_right` are the answers that
+    are right beside `gold`.
     """
 
     task_id: str
@@ -49,18 +50,23 @@ class StepResult:
     n_answer_tokens: int = 0
     latency_s: float = 0.0
     said_elsewhere: dict[str, str] = field(default_factory=dict)
+    also_right: list[Action] = field(default_factory=list)
 
     def as_not_run(self, memory: dict[str, Any]) -> "StepResult":
         """Return the step as if it had never been answered, with the memory as it was then."""
         required = [f.name for f in fields(self) if f.default is MISSING and f.default_factory is MISSING]
         known = {name: getattr(self, name) for name in required}
-        return StepResult(**{**known, "memory_before": memory, "memory_after": memory})
+        return StepResult(**{**known, "memory_before": memory, "memory_after": memory, "also_right": self.also_right})
 
 
 def format_result(result: StepResult) -> str:
     """Return the step's line; ASCII holds half characters, and no kill can cut one in two."""
-    predicted = format_action(result.predicted) if result.predicted else None
-    return json.dumps({**asdict(result), "gold": format_action(result.gold), "predicted": predicted}) + "\n"
+    actions = {
+        "gold": format_action(result.gold),
+        "predicted": format_action(result.predicted) if result.predicted else None,
+        "also_right": [format_action(action) for action in result.also_right],
+    }
+    return json.dumps({**asdict(result), **actions}) + "\n"
 
 
 def parse_result(line: str) -> StepResult:
@@ -70,7 +76,12 @@ def parse_result(line: str) -> StepResult:
         ValueError, TypeError, KeyError, AttributeError: the line is not one.
     """
     values = json.loads(line)
-    actions = {name: _parse_action(values[name]) for name in ("gold", "predicted")}
+    predicted = values["predicted"]
+    actions = {
+        "gold": _parse_action(values["gold"]),
+        "predicted": None if predicted is None else _parse_action(predicted),
+        "also_right": [_parse_action(action) for action in values.get("also_right", [])],
+    }
     return StepResult(**{**values, **actions})
 
 
@@ -107,9 +118,7 @@ def load_results(path: Path) -> Iterator[StepResult]:
         yield result
 
 
-def _parse_action(values: dict[str, Any] | None) -> Action | None:
+def _parse_action(values: dict[str, Any]) -> Action:
     """Read an action as it was written, of whatever vocabulary."""
-    if values is None:
-        return None
     arguments = {name: value for name, value in values.items() if name not in ("action", "target")}
     return Action(values["action"], values["target"], arguments)

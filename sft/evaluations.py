@@ -39,7 +39,10 @@ def add_evaluation(
         "is_unseen": is_unseen(run_info["data"]),
         "exposure_gap": gap and {name: measures["swa"]["difference"] for name, measures in gap.items()},
     }
-    with (folder / EVALUATIONS_NAME).open("a", encoding="utf-8") as file:
+    path = folder / EVALUATIONS_NAME
+    if path.is_symlink():
+        raise UserError(f"{path}: found a link, which would be written through; expected a file: remove it")
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False, default=Rate.as_json) + "\n")
 
 

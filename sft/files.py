@@ -1,6 +1,8 @@
 """Files and folders that appear whole or not at all, and hashes of files. Knows nothing of what is written there."""
 
+import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -9,6 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sft.errors import UserError
+
+LOCK_NAME = ".lock"
+log = logging.getLogger("sft")
+_UMASK = os.umask(0o077)  # can be read by setting it alone
+os.umask(_UMASK)
 
 
 def write_whole(path: Path, content: str | bytes, is_forced: bool = True) -> None:
@@ -25,7 +32,7 @@ def write_whole(path: Path, content: str | bytes, is_forced: bool = True) -> Non
             if is_forced:
                 file.flush()
                 os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+        share_as_usual(Path(temporary))
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -54,12 +61,74 @@ def write_new(folder: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
     try:
         yield partial
-        partial.chmod(0o755)
+        share_as_usual(partial)
         if folder.is_dir():
             folder.rmdir()
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def claim_folder(folder: Path, doing: str) -> Iterator[None]:
+    """Keep a folder for this process by `flock`, which the kernel gives up with the process, however that ends.
+
+    `doing` is what is done there, for others to read: "trains into this folder".
+
+    Raises:
+        UserError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_NAME).open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder}: found another process that {doing}; expected one at a time: wait for it or end it, then "
+                "give the same command again"
+            ) from error
+        except OSError as error:  # a file system without locks, such as Lustre mounted without them
+            log.warning("%s: cannot be locked (%s); make sure that no other process uses the folder", folder, error)
+        yield
+
+
+def refuse_foreign(folder: Path, names: Iterable[str], proof: str) -> None:
+    """Make sure that what is to be written into a folder replaces no file of somebody else.
+
+    A folder is ours where it holds the file `proof`. `names` (patterns) are the others that would be replaced; an
+    empty one binds nobody. A link in the place of any is not ours: what it points to lies elsewhere.
+
+    Raises:
+        UserError: what was found.
+    """
+    found = sorted(p for name in names for p in folder.glob(name) if p.is_symlink() or p.is_dir() or p.stat().st_size)
+    told = ", ".join(path.name for path in found)
+    if found and not (folder / proof).is_file():
+        raise UserError(
+            f"{folder}: found {told}, which would be replaced, and no {proof} that would say it is of the same kind; "
+            "expected a new folder, or one that was written by this command: choose another"
+        )
+    if links := [path.name for path in (folder / proof, *found) if path.is_symlink()]:
+        raise UserError(
+            f"{folder}: found links in the place of {', '.join(links)}, which would be written through; expected "
+            "files: choose another folder"
+        )
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Say whether a file lies in a folder, links followed: a link in a model folder may bring anybody's file."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def share_as_usual(path: Path) -> None:
+    """Give a file, or a folder with all that is in it, the mode that the user's umask gives to new ones.
+
+    Libraries that write to a temporary file first, as safetensors does, leave one that nobody else can read: a
+    colleague of the same group could read all of a model but its weights.
+    """
+    for each in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        if not each.is_symlink():
+            each.chmod((0o777 if each.is_dir() else 0o666) & ~_UMASK)
 
 
 def hash_file(path: Path) -> str:

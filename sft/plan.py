@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sft.batches.examples import build_step_rows, read_step_sizes
 from sft.batches.sampler import PackSampler, StepSize
 from sft.data.train_val import TaskSplit
+from sft.models.activations import count_kept
 from sft.models.families import PARTS, Family, find_family_of, part_of
-from sft.models.shapes import read_text_shape, read_vision_shape
+from sft.models.shapes import count_output_numbers, read_text_shape, read_vision_shape
+from sft.recipe.launch import Launch
 from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.recipe.settings import ModelSettings
 from sft.recipe.training_keys import find_value
@@ -28,6 +30,10 @@ RANKS = (8, 16, 32)
 CARDS_GB = (40, 80)
 CODE_BYTES = 0.5  # of NF4_BYTES: the 4-bit codes. The scales are no parameters, so each rank keeps all of them
 MAX_LIVE_ELEMENTS = 1e9  # DeepSpeed's stage3_max_live_parameters; an element of 4-bit storage is one of bfloat16
+# The values of gradient_checkpointing that `auto` chooses from, the fastest first.
+FORMS: tuple[bool | str, ...] = (False, "selective", True)
+# Share of a card that the chosen form may fill by estimate: allocators lose some memory, and formulas miss some.
+FILLED = 0.85
 SHARDED = ("trained parameters", "gradients", "optimiser state")
 
 
@@ -65,8 +71,14 @@ def build_plan(recipe: Recipe, split: TaskSplit, card_gb: float) -> str:
     rows = build_step_rows(split.train, recipe.data.train_csv, encoder).dataset
     tokens = plan_tokens(recipe, read_step_sizes(rows), n_ranks=1)
     model, patches_a_token = build_empty_model(settings), encoder.layout.patches_a_token
+    forms = estimate_forms(recipe, model, tokens, patches_a_token)
+    recipe = set_form(recipe, choose_form(recipe, forms, card_gb))
     memory = estimate_memory(recipe, model, tokens, patches_a_token)
     plan = format_plan(recipe, tokens, memory, card_gb)
+    if not find_value(recipe.training, "use_cpu"):
+        plan += f"\n  {describe_forms(forms, card_gb)}"
+    if recipe.data.vision_cache_gb:
+        plan += f"\n{format_vision_cache(recipe, split, encoder, model.config)}"
     if sum(memory.values()) <= min(CARDS_GB):
         return plan
     largest_gb = measure_largest_layer(model, settings, find_family_of(model.config.model_type))
@@ -112,8 +124,9 @@ def estimate_memory(
 ) -> dict[str, float]:
     """Estimate the GPU memory of one process without sharding, in GB by purpose.
 
-    `model` is `sft.models.model.build_empty_model`'s, so parameter counts are exact; activations are a formula: with
-    checkpointing one hidden state a layer and the inside of one layer, without it the inside of every layer.
+    `model` is `sft.models.model.build_empty_model`'s, so parameter counts are exact; activations are a formula: what
+    the form of checkpointing keeps of every layer (`sft.models.activations`), and the inside of one that it computes
+    again.
     """
     settings, training, config = recipe.model, recipe.training, model.config
     family = find_family_of(config.model_type)
@@ -129,7 +142,7 @@ def estimate_memory(
     has_autocast = not has_deepspeed and (resolves_to_bf16(training) or find_value(training, "fp16"))
     memory["16-bit copies by autocast"] = n_cast * 2 * has_autocast / GB
     n_patches = tokens.most_image_tokens * patches_a_token
-    activations = {name: n * n_bytes / GB for name, n in _count_activations(recipe, config, tokens, n_patches).items()}
+    activations = _estimate_activations(recipe, model, tokens, n_patches)
     # the input in fp32, as the norm computes, and what it makes of it
     activations["final norm"] = 2 * tokens.longest * config.get_text_config().hidden_size * 4 / GB
     rollout_gb = _count_cache(recipe, config.get_text_config(), tokens) * n_bytes / GB
@@ -137,11 +150,61 @@ def estimate_memory(
     memory["validation rollout, beyond"] = max(0.0, rollout_gb - sum(activations.values()))
     n_fetched = find_value(training, "gradient_accumulation_steps") + 1  # an optimiser step's batches and the next one
     pixel_bytes = 2 if recipe.computes_in_bf16 else 4
-    memory["pixels of fetched batches"] = (
-        n_fetched * n_patches * _count_pixels(config.vision_config) * pixel_bytes / GB
-    )
+    n_numbers: float = _count_pixels(config.vision_config)
+    if recipe.data.vision_cache_gb:  # kept outputs are in the place of pixels
+        n_numbers = max(n_numbers, count_output_numbers(config) / patches_a_token)
+    memory["pixels of fetched batches"] = n_fetched * n_patches * n_numbers * pixel_bytes / GB
     memory["CUDA context"] = CONTEXT_GB
     return memory
+
+
+def estimate_forms(
+    recipe: Recipe, model: Any, tokens: TokenPlan, patches_a_token: int, launch: Launch | None = None
+) -> dict[bool | str, float]:
+    """Estimate the memory of one process, in GB, by the value of `gradient_checkpointing`."""
+    estimates: dict[bool | str, float] = {}
+    launch = launch or Launch("single", 1)
+    for form in FORMS:
+        if form == "selective" and launch.engine == "zero3":
+            continue  # refused there: see `check_support`
+        has_deepspeed = launch.engine.startswith("zero")
+        memory = estimate_memory(set_form(recipe, form), model, tokens, patches_a_token, has_deepspeed)
+        if launch.engine == "zero3":
+            family = find_family_of(model.config.model_type)
+            memory = estimate_rank(memory, measure_largest_layer(model, recipe.model, family), launch.n_processes)
+        estimates[form] = sum(memory.values())
+    return estimates
+
+
+def choose_form(recipe: Recipe, forms: Mapping[bool | str, float], card_gb: float | None) -> bool | str:
+    """Return the recipe's `gradient_checkpointing`; for `auto` the fastest form that a card of `card_gb` holds.
+
+    Without a card (None) that is no checkpointing: a CPU's memory is seldom short.
+    """
+    wanted: bool | str = find_value(recipe.training, "gradient_checkpointing")
+    if wanted != "auto":
+        return wanted
+    if card_gb is None or find_value(recipe.training, "use_cpu"):
+        return False
+    return next((form for form, gb in forms.items() if gb <= FILLED * card_gb), True)
+
+
+def set_form(recipe: Recipe, form: bool | str) -> Recipe:
+    """Return the recipe with another `gradient_checkpointing`."""
+    return replace(recipe, training={**recipe.training, "gradient_checkpointing": form})
+
+
+def describe_forms(forms: Mapping[bool | str, float], card_gb: float) -> str:
+    """Say what each form takes, and which is the fastest to fit."""
+    sizes = ", ".join(f"{_name(form)} {gb:.1f}" for form, gb in forms.items())
+    fastest = next((form for form, gb in forms.items() if gb <= FILLED * card_gb), None)
+    chosen = "none fits, auto takes true" if fastest is None else f"auto takes {_name(fastest)}"
+    limit = f"{FILLED:.0%} of {card_gb:g}".replace("%", " %")
+    return f"gradient_checkpointing (GB): {sizes}; with at most {limit} {chosen}"
+
+
+def _name(form: bool | str) -> str:
+    return str(form).lower()
 
 
 def format_plan(recipe: Recipe, tokens: TokenPlan, memory: Mapping[str, float], card_gb: float) -> str:
@@ -165,10 +228,21 @@ def format_plan(recipe: Recipe, tokens: TokenPlan, memory: Mapping[str, float], 
         f"  {'total':<27} {total:>8.2f}   of {card_gb:g}: " + ("fits" if total <= card_gb else "does not fit"),
     ]
     if total > card_gb:
-        lines.append("  lower tokens_per_batch or max_pixels, or keep gradient_checkpointing on")
+        lines.append("  lower tokens_per_batch or max_pixels, or set gradient_checkpointing: true")
         if not recipe.model.use_peft:
             lines.append("  train an adapter (use_peft: true), or share the model out with ZeRO-3")
     return "\n".join(lines)
+
+
+def format_vision_cache(recipe: Recipe, split: TaskSplit, encoder: Any, config: Any) -> str:
+    """Render what the vision tower's outputs for all screenshots take on disk, and the share that is kept."""
+    screenshots = {step.image_sha256: step.image_path for task in (*split.train, *split.val) for step in task.steps}
+    n_tokens = sum(encoder.count_image_tokens(path) for path in screenshots.values())
+    is_short = recipe.model.dtype != "float32" or resolves_to_bf16(recipe.training) or recipe.training.get("fp16")
+    gb, allowed = n_tokens * count_output_numbers(config) * (2 if is_short else 4) / GB, recipe.data.vision_cache_gb
+    kept = "all are kept" if gb <= allowed else f"{allowed / gb:.0%} are kept"
+    on_disk = f"GB on disk for {len(screenshots):,} screenshots"
+    return f"vision outputs        {gb:>12,.2f}   {on_disk}; of {allowed:g}: {kept}"
 
 
 def estimate_rank(memory: Mapping[str, float], largest_gb: float, n_ranks: int) -> dict[str, float]:
@@ -264,33 +338,28 @@ def _count_trained(model: Any, settings: ModelSettings, family: Family) -> tuple
     return n_trained, n_cast
 
 
-def _count_activations(recipe: Recipe, config: Any, tokens: TokenPlan, n_patches: int) -> dict[str, float]:
-    """Count the numbers that a training step keeps for its backward pass, by part.
+def _estimate_activations(recipe: Recipe, model: Any, tokens: TokenPlan, n_patches: int) -> dict[str, float]:
+    """Estimate what a training step keeps for its backward pass, in GB by part.
 
-    Of a layer: the inputs of its linears, attention's q, k, v and output.
+    Of a vision layer: the inputs of its linears, attention's q, k, v and output.
     """
-    settings, text = recipe.model, config.get_text_config()
-    shape, vision = read_text_shape(text), read_vision_shape(config.vision_config)
-    is_checkpointed = find_value(recipe.training, "gradient_checkpointing")
-    n_layers = text.num_hidden_layers
-    q, kv = text.num_attention_heads * shape.head_dim, text.num_key_value_heads * shape.head_dim
-    # a layer with a state has instead: what it convolves, before and after, and in fp32 what it scans
-    mixer = max(2 * q + 2 * kv, 4 * shape.linear_width)
-    layer = tokens.longest * (6 * text.hidden_size + mixer + 4 * shape.mlp_width)
-    hidden = n_layers * tokens.longest * text.hidden_size
-    vision_layer = n_patches * (8 * vision.width + 2 * vision.mlp_width)
+    settings, n_bytes = recipe.model, BYTES_OF_DTYPE[recipe.model.dtype]
+    vision = read_vision_shape(model.config.vision_config)
+    form = find_value(recipe.training, "gradient_checkpointing")
+    kept = count_kept(model, settings, find_family_of(model.config.model_type), n_bytes)
+    language = {False: kept.none, "selective": kept.selective + kept.inside, True: kept.full + kept.inside}[form]
+    layer = n_patches * (8 * vision.width + 2 * vision.mlp_width)
     trains_vision = not settings.use_peft or "vision" in settings.lora_parts
-    counts = {
-        "activations": hidden + 2 * layer if is_checkpointed else n_layers * layer,
-        "vision activations": float(vision_layer),
-    }
-    if trains_vision and is_checkpointed:
-        counts["vision activations"] += vision.depth * n_patches * vision.width + vision_layer
+    layers = float(layer)
+    if trains_vision and form:
+        kept_of_layer = 7 * vision.width + vision.mlp_width if form == "selective" else vision.width
+        layers += vision.depth * n_patches * kept_of_layer + layer
     elif trains_vision:
-        counts["vision activations"] *= vision.depth
+        layers *= vision.depth
+    sizes = {"activations": tokens.longest * language / GB, "vision activations": layers * n_bytes / GB}
     if settings.attn_implementation == "eager":
-        counts["attention mask"] = float(tokens.longest**2)
-    return counts
+        sizes["attention mask"] = tokens.longest**2 * n_bytes / GB
+    return sizes
 
 
 def _count_cache(recipe: Recipe, text: Any, tokens: TokenPlan) -> int:

@@ -15,7 +15,7 @@ import argparse
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sft.batches.examples import StepRows, build_step_rows
 from sft.data.problems import describe_quarantine
@@ -25,12 +25,14 @@ from sft.models.hub import find_base_model
 from sft.recipe.launch import check_support, read_launch
 from sft.recipe.recipe import Recipe, parse_recipe
 from sft.recipe.training_keys import find_value
+from sft.training.checkpoint_folder import read_run
 from sft.training.outputs import publish, save_model, save_run_files
 from sft.training.processes import do_in_first_process, training_processes, unwrap_worker_errors
 from sft.training.resume import choose_checkpoint, describe_run
 from sft.training.signals import watch_for_preemption
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from trl import SFTConfig
 
     from sft.batches.encoder import StepEncoder
@@ -53,8 +55,9 @@ def main(argv: list[str]) -> None:
     check_support(
         launch,
         recipe.model,
-        has_checkpointing=find_value(recipe.training, "gradient_checkpointing"),
+        checkpointing=find_value(recipe.training, "gradient_checkpointing"),
         optim=find_value(recipe.training, "optim"),
+        keeps_vision=bool(recipe.data.vision_cache_gb),
     )
     split = check_inputs(recipe)
 
@@ -96,11 +99,57 @@ def train_and_save(recipe: Recipe, split: TaskSplit, training: "SFTConfig", reco
     run = describe_run(recipe, read_launch(os.environ), train.dataset, val_rows)
     checkpoint = do_in_first_process(lambda: choose_checkpoint(recipe, folder, run))
     rollout = build_validation_rollout(recipe, split.val, encoder)
-    trainer = build_trainer(recipe, encoder, train.dataset, val_rows, training, run, rollout, recorder)
+    settled = settle_checkpointing(recipe, encoder, train.dataset, training, run, checkpoint)
+    recorder.note(gradient_checkpointing=settled.training["gradient_checkpointing"])
+    trainer = build_trainer(settled, encoder, train.dataset, val_rows, training, run, rollout, recorder)
     save_run_files(recipe, split, folder, encoder.processor)
     with unwrap_worker_errors():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_model(trainer, folder)
+
+
+def settle_checkpointing(
+    recipe: Recipe,
+    encoder: "StepEncoder",
+    rows: "Dataset",
+    training: "SFTConfig",
+    run: dict[str, dict[str, Any]],
+    checkpoint: Path | None,
+) -> Recipe:
+    """Return the recipe with `gradient_checkpointing: auto` decided, alike in every process, and noted in `run`.
+
+    The smallest card of all decides. A training that resumes takes what it began with.
+    """
+    import torch
+    from accelerate.utils import gather_object
+
+    from sft import plan
+    from sft.batches.examples import read_step_sizes
+    from sft.models.model import build_empty_model
+
+    form = find_value(recipe.training, "gradient_checkpointing")
+    if form == "auto":
+        on_gpu = training.device.type == "cuda"
+        own_gb = torch.cuda.get_device_properties(training.device).total_memory / plan.GB if on_gpu else None
+        cards_gb = gather_object([own_gb])
+
+        def choose() -> bool | str:
+            earlier = read_run(checkpoint).get("checkpointing") if checkpoint else None
+            if earlier is not None:
+                log.info("gradient_checkpointing: %s, as this training began", earlier["form"])
+                return earlier["form"]
+            if None in cards_gb:
+                return False
+            tokens = plan.plan_tokens(recipe, read_step_sizes(rows), n_ranks=1)
+            details = build_empty_model(recipe.model), tokens, encoder.layout.patches_a_token
+            forms = plan.estimate_forms(recipe, *details, read_launch(os.environ))
+            log.info(plan.describe_forms(forms, min(cards_gb)))
+            return plan.choose_form(recipe, forms, min(cards_gb))
+
+        form = do_in_first_process(choose)
+        run["checkpointing"] = {"form": form}
+    training.gradient_checkpointing = training.activation_checkpointing = bool(form)
+    return plan.set_form(recipe, form)
 
 
 def log_data(split: TaskSplit, train: StepRows, encoder: "StepEncoder") -> None:

@@ -18,9 +18,13 @@ from trl import SFTConfig
 from sft.batches.collator import PackingCollator, PaddingCollator, build_dense_mask
 from sft.batches.encoder import StepEncoder
 from sft.batches.examples import read_step_sizes
+from sft.batches.packing import IGNORED_LABEL
 from sft.batches.sampler import PackSampler, PaddedSampler
+from sft.batches.vision_cache import build_vision_cache
 from sft.compute.recorder import RunRecorder
 from sft.compute.step_meter import StepMeter
+from sft.models.checkpointing import keep_products
+from sft.models.fused_lora import fuse_lora
 from sft.models.model import (
     build_lora_config,
     check_saved_modules,
@@ -31,8 +35,11 @@ from sft.models.model import (
     trained_parts,
 )
 from sft.models.processors import load_processor
+from sft.models.scored_tokens import find_scored_tokens, prepare_last_layer, scored_alone
 from sft.models.tree_attention import use_tree_attention
+from sft.models.vision_features import FrozenTower
 from sft.recipe.recipe import Recipe
+from sft.recipe.training_keys import find_value
 from sft.training.checkpoint_trainer import CheckpointTrainer
 from sft.training.signals import leave_signals_to_parent
 from sft.training.watch import GradientCheck, StopWhenPreempted, check_batch, check_loss, refuse_gradient
@@ -52,14 +59,17 @@ class TrajectoryTrainer(CheckpointTrainer):
         eval_sampler: PackSampler | PaddedSampler | None = None,
         validation_rollout: ValidationRollout | None = None,
         step_meter: StepMeter | None = None,
+        frozen_tower: FrozenTower | None = None,
+        keeps_products: bool = False,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.keeps_products = keeps_products  # where gradients are checkpointed
         self.pack_sampler = pack_sampler
         self.eval_sampler = eval_sampler
         self._eval_tokens_a_batch: float | None = None
         self.validation_rollout = validation_rollout
-        self.step_meter = step_meter
+        self.step_meter, self.frozen_tower = step_meter, frozen_tower
         if step_meter is not None:
             self.add_callback(step_meter)
         self._wait_s, self._logged_at = 0.0, time.perf_counter()
@@ -72,6 +82,10 @@ class TrajectoryTrainer(CheckpointTrainer):
         self.add_callback(StopWhenPreempted())
         if self.model.config._attn_implementation == "sdpa":
             use_tree_attention(self.model.config)
+        fuse_lora(self.model)
+        # The logits of all tokens are asked for where labels are smoothed; the router's of a whole layer by its loss.
+        self.scores_alone = self.label_smoother is None and self.compute_loss_func is None
+        self.cuts_last_layer = self.scores_alone and not self.aux_loss_enabled and prepare_last_layer(self.model)
         if self.model.dtype == torch.float32 or not self.is_deepspeed_enabled:
             # TRL casts a QLoRA adapter to bf16, in which an update below 1/256 of a weight is lost: LoRA's A hardly
             # moves at a learning rate of 3e-5. PEFT keeps an adapter of an unquantised base in fp32 for that reason,
@@ -149,6 +163,9 @@ class TrajectoryTrainer(CheckpointTrainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """Wrap the model as transformers does; DeepSpeed, which steps within the backward pass, checks before it."""
+        if self.keeps_products:
+            peft_config = getattr(self.model, "peft_config", {})
+            keep_products(self.model, max((adapter.r for adapter in peft_config.values()), default=0))
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self._checks_gradients and self.is_deepspeed_enabled:
             engine = cast(Any, self.model_wrapped)
@@ -173,8 +190,14 @@ class TrajectoryTrainer(CheckpointTrainer):
     def _measure(self, inputs: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
         if self.step_meter is None:
             return contextlib.nullcontext()
-        is_checkpointed, is_sharded = bool(self.args.gradient_checkpointing), bool(self.is_deepspeed_enabled)
-        return self.step_meter.measure(self.model, inputs, is_checkpointed=is_checkpointed, is_sharded=is_sharded)
+        return self.step_meter.measure(
+            self.model,
+            inputs,
+            is_checkpointed=bool(self.args.gradient_checkpointing) and not self.keeps_products,
+            is_sharded=bool(self.is_deepspeed_enabled),
+            scores_alone=self.scores_alone,
+            cuts_last_layer=self.cuts_last_layer,
+        )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: `sft.training.card` writes the model card, once the weights are saved."""
@@ -197,13 +220,27 @@ class TrajectoryTrainer(CheckpointTrainer):
                 n_tokens *= self.accelerator.num_processes  # TRL multiplies by it
             num_items_in_batch = torch.tensor(n_tokens, device=self.args.device)
         subtree_end, weights = inputs.pop("subtree_end", None), inputs.pop("loss_weights", None)
+        screenshots = inputs.pop("screenshots", None)
+        weights = None if weights is None else weights[:, 1:]  # of the tokens before
         n_tokens_before = self._total_train_tokens
         if subtree_end is not None:
             is_dense = self.model.config._attn_implementation == "eager"
             inputs["attention_mask"] = (
                 build_dense_mask(subtree_end, self.model.dtype) if is_dense else subtree_end[:, None, None]
             )
-        with contextlib.nullcontext() if weights is None else weighted_log_probs(model, weights):
+        with contextlib.ExitStack() as changes:
+            if (
+                self.scores_alone
+                and not return_outputs
+                and (found := find_scored_tokens(inputs["labels"], IGNORED_LABEL))
+            ):
+                changes.enter_context(scored_alone(self.model, found, self.cuts_last_layer))
+                inputs["shift_labels"] = found.labels
+                weights = None if weights is None else found.take(weights)
+            if weights is not None:
+                changes.enter_context(weighted_log_probs(model, weights))
+            if screenshots is not None:
+                changes.enter_context(cast(FrozenTower, self.frozen_tower).show(screenshots))
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.model.training:
             self._last_loss = loss.detach()
@@ -287,19 +324,23 @@ def build_trainer(
         packing_factor = sampler.packing_factor
         log.info("packing: %.2f times fewer tokens", packing_factor)
     recorder.note(packing_factor=packing_factor)
+    model = load_model(recipe.model, family)
+    vision_cache = build_vision_cache(recipe, encoder, model)
     trainer = TrajectoryTrainer(
-        model=load_model(recipe.model, family),
+        model=model,
         args=training,
         train_dataset=train,
         eval_dataset=val,
         processing_class=encoder.processor,
-        data_collator=collator_class(encoder, recipe.batch.loss_weights, pixel_dtype),
+        data_collator=collator_class(encoder, recipe.batch.loss_weights, pixel_dtype, vision_cache),
         pack_sampler=sampler,
         eval_sampler=build_sampler(recipe, val, training, training.per_device_eval_batch_size) if val else None,
         run=run,
         peft_config=build_lora_config(recipe.model, family),
         validation_rollout=validation_rollout,
         step_meter=StepMeter(recorder),
+        frozen_tower=FrozenTower(model, vision_cache.keep) if vision_cache else None,
+        keeps_products=find_value(recipe.training, "gradient_checkpointing") == "selective",
     )
     if recipe.validation.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.validation.early_stopping_patience))
@@ -326,13 +367,13 @@ def log_parameters(counts: dict[str, dict[str, int]]) -> None:
 
 @contextlib.contextmanager
 def weighted_log_probs(model: torch.nn.Module, weights: torch.Tensor) -> Iterator[None]:
-    """Multiply the log-probabilities the model returns by the weight, (B, T) as the labels, of the token predicted.
+    """Multiply the log-probabilities the model returns by the weights of the tokens predicted, of the same shape.
 
     The loss TRL computes from them is then weighted; it is still divided by the number of answer tokens.
     """
 
     def scale(module: torch.nn.Module, args: Any, output: Any) -> Any:
-        output.log_probs = output.log_probs * weights[:, 1:]
+        output.log_probs = output.log_probs * weights
         return output
 
     handle = model.register_forward_hook(scale)

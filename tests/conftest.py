@@ -4,7 +4,9 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
 from sft.data.load import load_trajectories
@@ -41,6 +43,17 @@ def build_tiny(folder, texts, family):
 def checkpoint(request, tiny_checkpoints):
     """The folder of each family in turn."""
     return tiny_checkpoints[request.param]
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory):
+    """Three screenshots of different sizes with different pixels."""
+    folder, rng = tmp_path_factory.mktemp("screens"), np.random.default_rng(0)
+    paths = []
+    for i, (width, height) in enumerate([(320, 200), (200, 320), (256, 256)]):
+        paths.append(folder / f"{i}.png")
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(paths[-1])
+    return paths
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from benchmarks import llama4_experts, real_size
 from benchmarks.real_models import write_random_weights
 from benchmarks.real_size import PHASES, MemoryWatch, run_phase
 from benchmarks.sides import VOCAB, build_encoder, build_pack_sampler, read_demo_texts
-from benchmarks.train_throughput import DEMO_TOKENS_PER_BATCH, build_demo_rows, compare
+from benchmarks.train_throughput import DEMO_TOKENS_PER_BATCH, build_demo_rows, compare, compare_kept_vision
 from demo.tiny_qwen3vl import TinySize, build_tiny_checkpoint
 
 
@@ -32,6 +32,17 @@ def test_stock_and_our_trainer_take_turns_on_the_same_answers(tmp_path):
     assert 1.5 < row["token_ratio"] < 8
     assert row["share_of_token_ratio"] == row["ratio"] / row["token_ratio"] > 0
     assert min(row["stock_peak_mb"], row["ours_peak_mb"]) > 100
+
+
+@pytest.mark.slow
+def test_kept_and_computed_vision_take_turns_with_the_same_loss(tmp_path):
+    build_tiny_checkpoint(tmp_path / "model", read_demo_texts(), size=TinySize(VOCAB))
+    for i in range(2):
+        Image.new("RGB", (320, 192), (0, 99 * i, 0)).save(tmp_path / f"{i}.png")
+    row = compare_kept_vision(str(tmp_path), "8", 4608, n_timed=1)
+    assert (row["steps_per_screenshot"], row["n_steps"]) == (8, 16)
+    assert row["loss_difference"] < 1e-6 and row["ratio"] == row["computed_s"] / row["kept_s"]
+    assert len(list((tmp_path / "vision").iterdir())) == 2
 
 
 @pytest.mark.slow

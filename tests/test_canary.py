@@ -9,7 +9,7 @@ import pytest
 from conftest import DEMO_FILES, load_demo
 from hypothesis import given
 from hypothesis import strategies as st
-from trajectory_samples import TINY_AGENT, build_tasks, format_csv, write_screenshots, write_trajectories
+from trajectory_samples import COLUMNS, TINY_AGENT, build_tasks, format_csv, write_screenshots, write_trajectories
 
 from eval.policies.policy import EmptyPolicy, RawAnswer
 from eval.rollouts.walk import walk_tasks
@@ -54,7 +54,9 @@ def _rollout_prompts(trajectory, agent, mode, answer=""):
 def _with_label(trajectory, index, gold):
     """Return the trajectory with another label at one step, as if its cells had been written so."""
     steps = list(trajectory.steps)
-    steps[index] = replace(steps[index], gold=gold, grounding=Grounding((1, 2, 3, 4), (5, 6)))
+    steps[index] = replace(
+        steps[index], gold=gold, grounding=Grounding((1, 2, 3, 4), (5, 6)), also_right=(gold.action,)
+    )
     return replace(trajectory, steps=tuple(steps))
 
 
@@ -84,16 +86,18 @@ def test_no_demo_prompt_holds_a_task_id_or_the_number_of_its_step(path):
             assert not re.search(r"\bstep \d+ of \d+|slide_number|\bstep \d+/\d+", text, re.IGNORECASE)
 
 
-@pytest.mark.parametrize("column", ["Output", "Grounding"])
+@pytest.mark.parametrize("column", ["Output", "Grounding", "Also_Right"])
 @pytest.mark.parametrize("writer", AGENTS)
 def test_label_cells_of_a_file_reach_no_prompt_up_to_their_step(tmp_path, column, writer):
     """From the file on: the cells themselves are changed, and train and rollout prompts compared as bytes."""
     agent, rows = AGENTS[writer], build_tasks(1, n_steps=6)
     label = {"Output": format_answer(OTHER_LABEL, AGENTS["model"]), "Grounding": _grounding()}
+    label["Also_Right"] = f"[{label['Output']}]"
+    rows = [{**row, "Also_Right": ""} for row in rows]
     write_screenshots(tmp_path)
 
     def prompts(changed):
-        (tmp_path / "tasks.csv").write_text(format_csv(changed), encoding="utf-8")
+        (tmp_path / "tasks.csv").write_text(format_csv(changed, (*COLUMNS, "Also_Right")), encoding="utf-8")
         trajectory = load_trajectories(tmp_path / "tasks.csv", show_progress=False)[0]
         made = [_prompts(trajectory, agent), _rollout_prompts(trajectory, agent, "teacher")]
         return [[dump_json(prompt) for prompt in of_task] for of_task in made]

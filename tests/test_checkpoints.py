@@ -5,11 +5,12 @@ import os
 import shutil
 
 import pytest
+from conftest import ROOT
 from datasets import Dataset
 
 from sft.batches.sampler import PACKING_RULE
 from sft.errors import UserError
-from sft.recipe.launch import read_launch
+from sft.recipe.launch import Launch, read_launch
 from sft.recipe.recipe import parse_recipe
 from sft.training.checkpoint_folder import (
     check_disk_space,
@@ -171,3 +172,17 @@ def test_many_changes_are_counted_rather_than_listed():
     changes = find_changes(before, {"train tasks": {}})
     assert len(changes) == 9
     assert changes[-1] == "train tasks: and 12 more"
+
+
+@pytest.mark.parametrize("section", ["train tasks", "val tasks"])
+@pytest.mark.parametrize("column", ["image_sha256", "prompt", "completion"])
+def test_whatever_a_task_shows_or_teaches_changes_it(section, column):
+    """A screenshot under its old name, a goal, an answer: of the training data and of the validation data."""
+    columns = {"task_id": ["t1", "t1", "t2"], "image_sha256": ["a", "b", "c"]}
+    rows = Dataset.from_dict({**columns, "prompt": ["p", "q", "r"], "completion": ["x", "y", "z"]})
+    other = Dataset.from_dict({**rows.to_dict(), column: [*rows[column][:2], "other"]})
+    recipe = parse_recipe([str(ROOT / "recipes/demo.yaml")])
+    launch = Launch("single", 1)
+    before = describe_run(recipe, launch, rows, rows)
+    changed = (other, rows) if section == "train tasks" else (rows, other)
+    assert find_changes(before, describe_run(recipe, launch, *changed)) == [f"{section}: t2 has changed"]

@@ -158,6 +158,15 @@ def test_lists_and_null_can_be_given_on_the_command_line(parse):
         ("early_stopping_patience: 2", "early_stopping_patience: found without load_best_model_at_end"),
         ("use_peft: false", "use_peft: found false with load_in_4bit"),
         ("lora_parts: []", "lora_parts: found nothing to train"),
+        ("vision_cache_gb: 40", "vision_cache_gb: found without screenshot_cache; expected the folder"),
+        (
+            "vision_cache_gb: 40\nscreenshot_cache: c\nlora_parts: [language, merger]",
+            "vision_cache_gb: found together with lora_parts with merger, whose training changes what is kept",
+        ),
+        (
+            "vision_cache_gb: 40\nscreenshot_cache: c\nuse_peft: false\nload_in_4bit: false",
+            "vision_cache_gb: found together with use_peft: false, whose training changes what is kept",
+        ),
         ("max_length: 1024", "max_length: found a key that does not apply here; steps are never cut"),
         (
             "resume_from_checkpoint: true",

@@ -9,6 +9,7 @@ from PIL import Image
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
 
+from eval.policies.answer_store import AnswerStore
 from eval.policies.constrained import build_answer_schema
 from eval.policies.hf import ModelPolicy
 from eval.policies.policy import StepRequest
@@ -65,6 +66,42 @@ def test_constrained_answers_do_not_depend_on_the_batch(tiny_checkpoints, agent,
     assert [answer(folder, agent, [request], True)[0].text for request in requests] == together
 
 
+@pytest.mark.parametrize("n_wrong", [0, 1, 3])
+def test_guesses_do_not_change_what_the_schema_allows(tiny_checkpoints, agent, requests, n_wrong):
+    """Right guesses; right ones with wrong ones behind, which the schema forbids or the model would not choose."""
+    folder = tiny_checkpoints["qwen3_vl"]
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    encoder = StepEncoder(load_processor(folder, agent.min_pixels, agent.max_pixels), agent)
+    policy, written, plain = ModelPolicy(model, encoder, is_constrained=True), [], {}
+
+    class Guesses(AnswerStore):
+        def draft(self, prompt, answer, limit):
+            ids = plain.get(tuple(prompt), ())[len(answer) :]
+            n_right = len(answer) % 7 if n_wrong else len(ids)
+            wrong = [encoder.tokenizer.eos_token_id, 5, 6][:n_wrong] if plain else []
+            return [*ids[:n_right], *wrong][: max(limit, 0)]
+
+        def add(self, answer):
+            written.append(answer)
+
+    policy._store = Guesses()
+    expected = policy.answer(requests)
+    screenshots = policy.screenshots.load(r.image_path for r in requests)
+    for request, ids in zip(requests, written, strict=True):
+        text = encoder.build_prompt(request.instruction, request.memory, request.image_path).text
+        prompt = policy._encode(text, 0, screenshots[request.image_path])
+        plain[tuple(prompt.ids[prompt.n_prefix :])] = ids
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    for ours, theirs in zip(policy.answer(requests), expected, strict=True):
+        assert (ours.text, ours.n_answer_tokens, ours.finish_reason) == (
+            theirs.text,
+            theirs.n_answer_tokens,
+            theirs.finish_reason,
+        )
+    assert len(calls) < max(map(len, written))
+
+
 ACCEPTED = [
     '{"action":"CLICK","target":"OK","short_term":{},"long_term":{"a":["x",1,{"b":"c","d":[]}],"e":{}}}',
     '{"action":"ZOOM","target":"Image","scale":1.5,"short_term":{},"long_term":{}}',
@@ -88,9 +125,9 @@ def _admits(checkpoint, agent, text):
     processor = load_processor(checkpoint, 16_384, 65_536)
     constraint = SchemaConstraint(processor.tokenizer, build_answer_schema(agent), 512).start(1)
     for token in processor.tokenizer(text, add_special_tokens=False)["input_ids"]:
-        logits = torch.zeros(1, 512)
-        constraint.mask_logits(logits, [0])
-        if not torch.isfinite(logits[0, token]):
+        logits = torch.zeros(1, 1, 512)
+        constraint.mask_logits(logits, [0], [[]])
+        if not torch.isfinite(logits[0, 0, token]):
             return False
         constraint.accept(0, token)
     return True

@@ -7,10 +7,13 @@ import torch
 from PIL import Image
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from eval.policies.answer_store import AnswerStore
 from eval.policies.decoding import AnswerEnd, read_end_ids
 from eval.policies.hf import ModelPolicy
 from eval.policies.policy import StepRequest
+from eval.policies.prefix_store import PrefixStore
 from sft.answers import parse_answer
 from sft.batches.encoder import StepEncoder
 from sft.memory import EMPTY_MEMORY, Memory
@@ -85,6 +88,144 @@ def test_answers_do_not_depend_on_the_batch_they_are_in(model, encoder, requests
     assert [a.text for a in policy.answer(requests[::-1])][::-1] == together
 
 
+class Guesses(AnswerStore):
+    """Guesses what a test says, by the prompt and the number of tokens so far."""
+
+    def __init__(self, guesses):
+        super().__init__()
+        self.guesses = guesses
+
+    def draft(self, prompt, answer, limit):
+        guess = self.guesses.get(tuple(prompt))
+        return guess(answer)[: max(limit, 0)] if guess else []
+
+
+def record_answers(policy, requests):
+    """Answer without guesses; return the tokens of each answer by its prompt's own tokens."""
+    recorded = {}
+
+    class Recorder(Guesses):
+        def draft(self, prompt, answer, limit):
+            recorded[tuple(prompt)] = answer
+            return []
+
+    policy._store = Recorder({})
+    return policy.answer(requests), recorded
+
+
+def guess_right(ids, seed):
+    return lambda answer: ids[len(answer) :]
+
+
+def guess_wrong(ids, seed):
+    return lambda answer: [(token + 1) % 512 for token in ids[len(answer) :]]
+
+
+def guess_right_then_wrong(ids, seed):
+    """Right for a few tokens, of another number in each row and call, then wrong."""
+
+    def guess(answer):
+        n = (seed * 5 + len(answer) * 3) % 7
+        return [*ids[len(answer) : len(answer) + n], *[seed % 512] * 3]
+
+    return guess
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guess", [guess_right, guess_wrong, guess_right_then_wrong])
+def test_answers_are_the_same_whatever_is_guessed(model, encoder, requests, guess):
+    many = [*requests, *requests, *requests[:2]]
+    policy = ModelPolicy(model, encoder)
+    expected, recorded = record_answers(policy, many)
+    calls = []
+    model.register_forward_pre_hook(lambda _, __, kwargs: calls.append(kwargs["input_ids"].shape), with_kwargs=True)
+    for batch_size in (1, 3, 16):
+        policy = ModelPolicy(model, encoder)
+        policy._store = Guesses({own: guess(ids, seed) for seed, (own, ids) in enumerate(recorded.items())})
+        calls.clear()
+        for start in range(0, 16, batch_size):
+            answers = policy.answer(many[start : start + batch_size])
+            for ours, plain in zip(answers, expected[start:]):
+                assert (ours.text, ours.n_answer_tokens, ours.finish_reason) == (
+                    plain.text,
+                    plain.n_answer_tokens,
+                    plain.finish_reason,
+                )
+    if guess is guess_right:  # system message, screenshots, and 24 tokens: 13, then 11; or one by one
+        has_states = "linear_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ())
+        assert len(calls) == (26 if has_states else 4)
+
+
+@pytest.mark.slow
+def test_what_a_rollout_wrote_before_is_not_computed_token_by_token_again(model, encoder, requests):
+    policy = ModelPolicy(model, encoder)
+    sizes = []
+    model.register_forward_pre_hook(lambda _, __, kwargs: sizes.append(kwargs["input_ids"].shape), with_kwargs=True)
+    first = policy.answer(requests)
+    n_first = len(sizes)
+    assert [a.text for a in policy.answer(requests)] == [a.text for a in first]
+    has_states = "linear_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ())
+    assert (len(sizes) - n_first < n_first) is not has_states
+
+
+@pytest.mark.parametrize("n_beyond", [1, 3, 8])
+def test_guesses_stay_before_the_border_of_the_attention(tiny_checkpoints, requests, n_beyond):
+    """Llama-4: a rejected guess takes columns too, and those of the answers must have room."""
+    processor = load_processor(tiny_checkpoints["llama4"], TINY_AGENT.min_pixels, TINY_AGENT.max_pixels)
+    encoder = StepEncoder(processor, replace(TINY_AGENT, max_answer_tokens=N_TOKENS))
+    model = AutoModelForImageTextToText.from_pretrained(tiny_checkpoints["llama4"], dtype=torch.float32).eval()
+    expected, recorded = record_answers(ModelPolicy(model, encoder), requests[:1])
+    (prompt,) = [encoder.build_prompt(r.instruction, r.memory, r.image_path) for r in requests[:1]]
+    model.config.text_config.attention_chunk_size = prompt.n_tokens + N_TOKENS + n_beyond
+    widths = []
+    model.register_forward_pre_hook(
+        lambda _, __, kwargs: widths.append(kwargs["attention_mask"].shape[1]), with_kwargs=True
+    )
+    for guess in (guess_right, guess_wrong, guess_right_then_wrong):
+        policy = ModelPolicy(model, encoder)
+        policy._store = Guesses({own: guess(ids, 3) for own, ids in recorded.items()})
+        assert [a.text for a in policy.answer(requests[:1])] == [a.text for a in expected]
+        assert max(widths) < model.config.text_config.attention_chunk_size
+
+
+@pytest.mark.slow
+def test_a_screenshot_that_an_earlier_batch_has_run_is_not_run_again(model, encoder, requests):
+    expected = [ModelPolicy(model, encoder).answer([request])[0].text for request in requests]
+    n_images, policy = [], ModelPolicy(model, encoder)
+
+    def count_images(_, __, kwargs):
+        if "pixel_values" in kwargs:
+            n_images.append(len(kwargs["input_ids"]))
+
+    model.register_forward_pre_hook(count_images, with_kwargs=True)
+    batches = [requests[:1], requests[3:5], requests[:3], requests[4:]]  # screenshots 0; 0, 1; 0, 1, 2; 1, 2, 0
+    answers = [a.text for batch in batches for a in policy.answer(batch)]
+    order = [0, 3, 4, 0, 1, 2, 4, 5, 6]
+    assert answers == [expected[i] for i in order]
+    assert sum(n_images) == (3 if policy._prefixes._kept else 9)
+    is_kept = {type(layer) for layer in DynamicCache(config=model.config.get_text_config()).layers} == {DynamicLayer}
+    assert bool(policy._prefixes._kept) is is_kept
+
+
+def test_prefixes_that_were_used_longest_ago_make_room():
+    cache = DynamicCache()
+    cache.update(torch.ones(2, 1, 5, 4), torch.ones(2, 1, 5, 4), 0)  # 32 bytes a token
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    store = PrefixStore(capacity=8 * 32)
+    store.add(["five", "three"], cache, mask)
+    store.shrink(["five", "three"])
+    assert "five" in store and "three" in store
+    built, columns = store.build_cache(["three", "five"])
+    assert columns.tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
+    assert built.layers[0].keys[0, 0, :, 0].tolist() == [0, 0, 1, 1, 1]
+    store.shrink(["five"])
+    cache.crop(-3)
+    store.add(["two", "other"], cache, mask[:, 3:])
+    store.shrink(["two"])
+    assert [key for key in ("five", "three", "two", "other") if key in store] == ["two", "other"]
+    assert not store.has_room(9)
+
+
 class NeverEnding(AnswerEnd):
     """Ends no answer and notes each one's ids as they grow."""
 
@@ -104,14 +245,14 @@ def test_a_shared_prefix_is_run_once(model, encoder, requests):
         lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     policy.answer([requests[0], requests[3], requests[6]])  # all on screenshot 0
-    # system message, screenshot, the prompts' own tokens, then one token at a time
+    # system message, screenshot, the prompts' own tokens, then the answers
     assert [rows for rows, _ in seen[:4]] == [1, 1, 3, 3]
-    assert seen[3][1] == 1
 
 
 def test_an_answer_that_is_complete_leaves_the_batch(model, encoder, requests):
     policy = ModelPolicy(model, encoder)
     policy._end = never = NeverEnding(encoder.tokenizer)
+    policy._store, policy._prefixes = Guesses({}), PrefixStore(capacity=0)  # one token a call
     whole = policy.answer(requests[:3])
     answers = never.seen[-3:]
     n = next(n for n in range(2, N_TOKENS) if answers[0][:n] not in (answers[1][:n], answers[2][:n]))

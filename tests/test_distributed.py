@@ -143,6 +143,21 @@ def test_preempted_processes_save_the_same_step_and_end_as_if_undisturbed(attemp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_processes_that_keep_vision_outputs_in_one_folder_end_as_if_they_kept_none(
+    attempt, one_process, tmp_path, engine
+):
+    """Preempted half-way and resumed, when each finds on disk what the other has computed."""
+    kept = ["--screenshot_cache", str(tmp_path / "cache"), "--vision_cache_gb", "1"]
+    arguments = [*COMMON, *kept, "--save_strategy", "steps"]
+    first = {**ENGINES[engine], "arguments": arguments, "signal": "SIGTERM", "at_step": 2, "to_rank": None}
+    second = {**ENGINES[engine], "arguments": [*arguments, "--resume", "auto"]}
+    assert attempt(tmp_path, first, second) == [[PREEMPTED] * 2, [0, 0]], printed(tmp_path) + printed(tmp_path, 1)
+    assert len(list((tmp_path / "cache/vision").iterdir())) == 2
+    assert_close(tmp_path, one_process(()))
+
+
+@pytest.mark.slow
 def test_zero3_checkpoint_is_refused_for_another_number_of_processes(attempt, tmp_path):
     arguments = ["--resume", "auto", *COMMON, *LORA]
     preemption = {"signal": "SIGUSR1", "at_step": 1}

@@ -22,6 +22,7 @@ from training_runs import (
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft.errors import UserError
+from sft.files import claim_folder
 from sft.training.checkpoint_folder import finish_checkpoint, read_run
 from sft.training.signals import leave_signals_to_parent
 from sft.training.watch import check_batch
@@ -221,9 +222,30 @@ def test_optimizer_state_that_would_run_code_is_refused(attempt, tmp_path):
 
 
 @pytest.mark.slow
+def test_second_training_into_one_folder_is_refused_by_all_its_processes(attempt, tmp_path):
+    """Both used to end with exit code 0, and the result of one was lost."""
+    out = tmp_path / "out"
+    with claim_folder(out, "trains into this folder"):
+        assert attempt(out, {"ranks": 2}) == [[2, 2]]
+    assert "found another process that trains into this folder" in printed(out)
+    assert {path.name for path in out.iterdir()} == {".lock", "attempt-0.log"}
+
+
+@pytest.mark.slow
+def test_training_replaces_nothing_of_somebody_else(attempt, tmp_path):
+    """A folder of a project, given by mistake, would lose its README.md, and a folder called unfinished."""
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished/thesis.txt").write_text("theirs")
+    (tmp_path / "README.md").write_text("theirs")
+    assert attempt(tmp_path, {}) == [2]
+    assert "found README.md, unfinished, which would be replaced" in printed(tmp_path)
+    assert (tmp_path / "README.md").read_text() == (tmp_path / "unfinished/thesis.txt").read_text() == "theirs"
+
+
+@pytest.mark.slow
 def test_secrets_of_the_environment_are_in_no_file_of_a_run(undisturbed):
     names = {path.name for path in undisturbed.rglob("*") if path.is_file()}
-    assert {"attempt-0.log", "rank-0.log", "recipe.yaml", "training_args.bin", "compute_ledger.jsonl"} <= names
+    assert {"attempt-0.log", "rank-0.log", "recipe.yaml", "compute_ledger.jsonl"} <= names
     assert find_secrets(undisturbed) == []
 
 

@@ -19,7 +19,6 @@ from sft.compute.flops import FlopCounter
 from sft.compute.ledger import load_runs
 
 SHORT = ["--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no"]
-WAYS = ("forward", "backward")
 WIDE_AS_FP32 = {"out_dtype": torch.float32}
 
 
@@ -60,13 +59,19 @@ def test_attention_whose_query_heads_share_keys_is_counted_by_its_query_heads():
     assert trained == 60 * 2 * (16 + 40)
 
 
-def test_attention_in_blocks_is_counted_block_by_block():
+def test_attention_of_a_packed_sequence_is_counted_by_its_tree():
+    """Two branches of 2 tokens behind a prefix of 3: chains of 5 and 2, and 2 tokens that see 3: 35 pairs."""
+    end = torch.tensor([7, 7, 7, 5, 5, 7, 7])
+    query, key = torch.randn(7, 4, 8), torch.randn(7, 2, 8)
+    assert count(lambda: torch.ops.sft.attend_tree(query, key, key, end, 0.3)) == 35 * 4 * 2 * 16
+
+
+def test_backward_pass_of_attention_in_blocks_is_counted_block_by_block():
     """What packed training calls on CUDA. Two blocks, of 2 by 3 and of 4 by 5 tokens: 26 pairs, 4 heads of 8."""
     query, key = meta(6, 4, 8), meta(8, 2, 8)
     borders = torch.tensor([0, 2, 6], dtype=torch.int32), torch.tensor([0, 3, 8], dtype=torch.int32)
     more = (*borders, 4, 5, 0.0, False)
-    forward, backward = (flops._COUNTS[getattr(torch.ops.aten, f"_flash_attention_{way}")] for way in WAYS)
-    assert forward(query, key, key, *more, False, scale=0.3, out_val=()) == 26 * 4 * 2 * 16
+    backward = flops._COUNTS[torch.ops.aten._flash_attention_backward]
     assert backward(query, query, key, key, query, None, *more, None, None, scale=0.3, out_val=()) == 26 * 4 * 2 * 40
 
 

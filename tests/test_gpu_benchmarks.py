@@ -28,7 +28,7 @@ from sft.data.load import load_trajectories
 from sft.models.model import find_family, load_model
 from sft.recipe.settings import ModelSettings
 
-PARTS = ("attention", "training_8", "profile", "memory", "rollout", "smoke", "training_1", "experts")
+PARTS = ("attention", "training_8", "profile", "memory", "rollout", "smoke", "training_forms", "training_1", "experts")
 
 
 def run(*arguments, python=sys.executable):
@@ -62,6 +62,11 @@ def test_whole_run_leaves_a_result_of_every_part(tmp_path):
 
     check_sides(rows["training_8"], shared=8)
     check_sides(rows["training_1"], shared=1)
+
+    forms = rows["training_forms"]
+    measured = [(row["checkpointing"], row["compiled"]) for row in forms]
+    assert measured == [("true", "off"), ("true", "on"), ("selective", "on"), ("false", "on")]
+    assert len({round(row["loss"], 4) for row in forms}) == 1 and all(row["n_timed"] == 3 for row in forms)
 
     (memory,) = rows["memory"]
     assert (memory["steps"], memory["cap_gb"], memory["note"], memory["peak_gpu_gb"]) == (3, 40, "", None)

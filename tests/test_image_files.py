@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import zlib
 
@@ -345,3 +346,16 @@ def test_clean_check_of_screenshots_with_odd_metadata_is_followed_by_no_crash(tm
     for path in screens:
         grid = encoder.encode_screenshots([path])["image_grid_thw"][0]
         assert encoder.count_image_tokens(path) == int(grid.prod()) // 4
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_what_is_no_file_is_neither_waited_for_nor_read_without_end(tmp_path, make):
+    make(tmp_path / "screen.png")
+    assert "found a pipe or device" in read_facts(tmp_path / "screen.png", "always").problem
+
+
+def test_file_larger_than_any_picture_is_not_read(tmp_path):
+    with (tmp_path / "screen.png").open("wb") as file:
+        file.truncate(50_000_000_000)  # takes no room on the disk
+    problem = read_facts(tmp_path / "screen.png", "always").problem
+    assert "found a file of 50000000000 bytes" in problem and "expected at most" in problem

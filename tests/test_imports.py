@@ -1,6 +1,7 @@
 """What may import what, by room; nobody imports a command; torch comes late."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -175,5 +176,7 @@ def test_files_are_read_by_loaders_that_run_no_code():
         calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
         assert not [c for c in calls if c.startswith("torch.load(") and "weights_only=True" not in c]
         assert not [c for c in calls if c.startswith("yaml.load(") and "Loader=_RecipeLoader" not in c]
-        assert not [c for c in calls if "trust_remote_code" in c]
+        opened = [c for c in calls if re.match(r"(Auto\w+|model_class)\.from_pretrained\(", c)]
+        assert not [c for c in opened if "trust_remote_code=False" not in c], "else the library asks at the terminal"
+        assert not [c for c in calls if "trust_remote_code=" in c and "trust_remote_code=False" not in c]
         assert "pickle" not in _imports(tree), name

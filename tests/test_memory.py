@@ -33,6 +33,9 @@ def test_part_that_the_answer_lacks_stays_as_it_was():
         {"last_action": "CLICK"}, {"overall_progress": "half"}
     )
     assert update(before, Answer(CLICK, None, {}), "model", 1200) == Memory({"last_action": "ZOOM"}, {})
+    assert update(before, Answer(CLICK, {}, None), "model", 1200) == Memory({}, {"overall_progress": "half"}), (
+        "an empty part clears what was there"
+    )
 
 
 def test_unparsable_answer_keeps_the_last_valid_memory():

@@ -1,5 +1,6 @@
 """Metrics: every number against one worked out by hand."""
 
+import math
 import random
 import time
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from rollout_samples import approx_rate, judge, make_step, make_task
 
-from eval.scoring.bootstrap import Bootstrap, compute_interval, compute_unseen_bound, resample_sums
+from eval.scoring.bootstrap import Bootstrap, compute_exact_interval, compute_interval, resample_sums
 from eval.scoring.metrics import compute_metrics
 from sft.rates import Rate
 
@@ -53,6 +54,17 @@ def test_majority_and_previous_action_baselines_are_of_the_same_steps():
     # a: CLICK=CLICK (guess), CLICK=CLICK, CLICK!=COMPLETE; b: CLICK=CLICK, no, TEXT=TEXT, no; c: no.
     assert metrics["previous_action_baseline"]["swa"] == pytest.approx(4 / 8)
     assert metrics["over_majority"].value == pytest.approx(0)
+
+
+def test_baselines_guess_the_recorded_actions_whatever_was_predicted():
+    # Recorded: 3 CLICK, 1 TEXT, 1 ZOOM. Predicted: 1 CLICK, 4 TEXT, of which CLICK and one TEXT are right.
+    pairs = [("CLICK", "CLICK"), ("CLICK", "TEXT"), ("CLICK", "TEXT"), ("TEXT", "TEXT"), ("ZOOM", "TEXT")]
+    metrics = score(make_task("a", pairs))
+    assert metrics["majority_baseline"]["action"] == "CLICK"
+    assert metrics["majority_baseline"]["swa"] == pytest.approx(3 / 5)
+    # CLICK guessed for the first; CLICK=CLICK, CLICK=CLICK, CLICK!=TEXT, TEXT!=ZOOM
+    assert metrics["previous_action_baseline"]["swa"] == pytest.approx(3 / 5)
+    assert metrics["over_majority"].value == pytest.approx(2 / 5 - 3 / 5)
 
 
 def test_equally_frequent_actions_give_the_first_by_name():
@@ -123,8 +135,8 @@ def test_all_right_scores_one_and_nothing_right_scores_zero():
     for name in ("action", "action_target"):
         assert replay["matchers"][name]["swa"] == Rate(1, 1, 1)
         assert empty["matchers"][name]["swa"] == Rate(0, 0, 0)
-        assert replay["matchers"][name]["ta"] == Rate(1, pytest.approx(0.1581, abs=5e-5), 1, is_exact=True)
-        assert empty["matchers"][name]["ta"] == Rate(0, 0, pytest.approx(0.8419, abs=5e-5), is_exact=True)
+        assert replay["matchers"][name]["ta"] == Rate(1, pytest.approx(0.1581, abs=5e-5), 1)
+        assert empty["matchers"][name]["ta"] == Rate(0, 0, pytest.approx(0.8419, abs=5e-5))
     assert empty["outcomes"]["unparsable"] == empty["n_steps"]
 
 
@@ -168,23 +180,47 @@ def test_interval_is_the_percentiles_of_the_draws():
     assert compute_interval(0.5, draws, 0.9) == approx_rate(0.5, 0.05, 0.95)
 
 
-def test_unseen_bound_is_the_exact_binomial_one():
-    assert compute_unseen_bound(30, 0.95) == pytest.approx(0.1157, abs=5e-5)  # tables: 0 of 30
+@pytest.mark.parametrize(
+    ("n_right", "n_tasks", "low", "high"),
+    [
+        # Tables of Clopper and Pearson, in percent.
+        (0, 30, 0, 11.57),
+        (1, 30, 0.0844, 17.22),
+        (30, 30, 88.43, 100),
+        (1, 10, 0.2529, 44.50),
+        (5, 10, 18.71, 81.29),
+        # 1 of 2: at most one right of two has the chance 1 - p ** 2, at least one 1 - (1 - p) ** 2.
+        (1, 2, 100 - 100 * 0.975**0.5, 100 * 0.975**0.5),
+    ],
+)
+def test_exact_interval_is_the_binomial_one(n_right, n_tasks, low, high):
+    found = [100 * edge for edge in compute_exact_interval(n_right, n_tasks, 0.95)]
+    assert found == [pytest.approx(low, abs=5e-3), pytest.approx(high, abs=5e-3)]
 
 
-@pytest.mark.parametrize(("n_tasks", "high"), [(86, 0.042), (30, 0.116), (22, 0.154)])
-def test_task_accuracy_of_one_verdict_has_the_exact_interval(n_tasks, high):
-    def rate_ta(verdict, **settings):
-        tasks = [step for i in range(n_tasks) for step in make_task(f"t{i}", [RIGHT, verdict], group="one")]
-        metrics = score(tasks, **settings)
+@pytest.mark.parametrize("n_right", [0, 1, 7, 22])
+def test_exact_interval_leaves_half_of_the_rest_on_each_side(n_right):
+    low, high = compute_exact_interval(n_right, 22, 0.9)
+
+    def chance(share, counts):
+        return sum(math.comb(22, k) * share**k * (1 - share) ** (22 - k) for k in counts)
+
+    assert chance(high, range(n_right + 1)) == pytest.approx(0.05 if n_right < 22 else 1)
+    assert chance(low, range(n_right, 23)) == pytest.approx(0.05 if n_right else 1)
+
+
+@pytest.mark.parametrize(
+    ("n_right", "shown"), [(0, "0.0 [0.0, 11.6]"), (1, "3.3 [0.1, 17.2]"), (30, "100.0 [88.4, 100.0]")]
+)
+def test_task_accuracy_has_the_exact_interval_whatever_the_seed(n_right, shown):
+    tasks = [s for i in range(30) for s in make_task(f"t{i}", [RIGHT, RIGHT if i < n_right else WRONG], group="one")]
+    for seed in (0, 1):
+        metrics = score(tasks, seed=seed)
         (part,) = metrics["per_group"].values()
         (rule,) = [v for v in metrics["variants"] if v["name"] == "action_target_fuzzy"]
         assert metrics["matchers"]["action"]["ta"] == part["matchers"]["action"]["ta"] == rule["ta"]
-        return part["matchers"]["action"]["ta"]
-
-    assert rate_ta(WRONG) == Rate(0, 0, pytest.approx(high, abs=5e-4), is_exact=True)
-    assert rate_ta(RIGHT) == Rate(1, pytest.approx(1 - high, abs=5e-4), 1, is_exact=True)
-    assert rate_ta(WRONG, confidence=0.9).high < high
+        assert rule["ta"].format() == shown
+    assert score(tasks, confidence=0.9)["matchers"]["action"]["ta"].high <= rule["ta"].high
 
 
 def test_same_seed_same_numbers_whatever_the_order_of_results():

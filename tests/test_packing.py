@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, build_tiny
-from PIL import Image
 from transformers import AutoModelForImageTextToText
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
@@ -53,7 +52,11 @@ def encoder(checkpoint):
 
 @pytest.fixture
 def model(checkpoint):
-    """The tiny model with LoRA on its language layers, `lora_B` random so that every matrix has a gradient."""
+    return build_lora_model(checkpoint)
+
+
+def build_lora_model(checkpoint):
+    """Load the tiny model with LoRA on its language layers, `lora_B` random so that every matrix has a gradient."""
     from peft import get_peft_model
 
     settings = ModelSettings(str(checkpoint), dtype="float32", load_in_4bit=False, lora_dropout=0.0)
@@ -65,17 +68,6 @@ def model(checkpoint):
             torch.nn.init.normal_(parameter, std=0.02)
     use_tree_attention(model.config)
     return model
-
-
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory):
-    """Three screenshots of different sizes with different pixels."""
-    folder, rng = tmp_path_factory.mktemp("screens"), np.random.default_rng(0)
-    paths = []
-    for i, (width, height) in enumerate([(320, 200), (200, 320), (256, 256)]):
-        paths.append(folder / f"{i}.png")
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(paths[-1])
-    return paths
 
 
 def build_rows(encoder: StepEncoder, images: list[Path]) -> list[dict]:
@@ -216,7 +208,7 @@ def test_loss_weights_multiply_each_field_s_share_of_the_gradient(model, encoder
         loss_weights = batch.pop("loss_weights", None)
         if (end := batch.pop("subtree_end", None)) is not None:
             batch["attention_mask"] = end[:, None, None]
-        with weighted_log_probs(model, loss_weights) if loss_weights is not None else contextlib.nullcontext():
+        with weighted_log_probs(model, loss_weights[:, 1:]) if loss_weights is not None else contextlib.nullcontext():
             return -model(**batch, fused_lm_head=True, use_cache=False).log_probs.sum().item()
 
     plain = loss_under({})
@@ -445,6 +437,26 @@ def test_kernel_that_takes_all_blocks_at_once_gets_their_borders(kernel_of_cuda,
         ahead = torch.randn(1, n_heads, end.numel(), 8).transpose(1, 2)
         for found, expected in zip(*attend_both_ways(end, inputs, ahead)):
             assert (found.double() - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_chosen_queries_reach_that_kernel_as_blocks_too(kernel_of_cuda, depth):
+    rng = random.Random(depth)
+    module = torch.nn.Module()
+    module.is_causal, module.num_key_value_groups = True, 2
+    for share in (0.1, 0.5, 1.0) * 3:
+        end = grow_tree(rng, depth)
+        n = end.numel()
+        places = torch.tensor(sorted(rng.sample(range(n), max(1, int(share * n)))))
+        inputs = [torch.randn(1, heads, n, 8, requires_grad=True) for heads in (4, 2, 2)]
+        ahead = torch.randn(1, len(places), 4, 8)
+        end = end.reshape(1, 1, 1, n)
+        whole = attend(module, *inputs, end)[0][:, places]
+        found = attend(module, inputs[0][:, :, places], *inputs[1:], end, places=places[None])[0]
+        torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+        expected = torch.autograd.grad((whole * ahead).sum(), inputs)
+        for gradient, other in zip(torch.autograd.grad((found * ahead).sum(), inputs), expected):
+            assert (gradient - other).norm() <= 1e-5 * other.norm() + 1e-6
 
 
 def test_single_tokens_are_no_step_of_decoding_for_the_kernel(kernel_of_cuda):

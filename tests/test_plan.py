@@ -3,13 +3,24 @@
 from pathlib import Path
 
 import pytest
+from trajectory_samples import build_task, write_screenshots, write_trajectories
 
 from benchmarks.gpu.base_8b import use_8b_shapes
 from demo.tiny_qwen3vl import build_tiny_checkpoint
 from sft.batches.sampler import StepSize
 from sft.errors import UserError
 from sft.models.model import build_empty_model, build_lora_config, find_family, load_model
-from sft.plan import GB, TokenPlan, estimate_memory, format_plan, plan_tokens
+from sft.plan import (
+    GB,
+    TokenPlan,
+    choose_form,
+    describe_forms,
+    estimate_forms,
+    estimate_memory,
+    format_plan,
+    plan_tokens,
+)
+from sft.recipe.launch import Launch
 from sft.recipe.recipe import parse_recipe
 from sft.run import print_plan
 
@@ -117,13 +128,29 @@ def test_batches_of_an_optimiser_step_are_on_the_card_with_the_next_one(folder_8
         for more in ((), ("--dtype", "float32", "--bf16", "false"))
     )
     assert (in_bf16, in_fp32) == (pytest.approx(5 * patches * 2 / GB), pytest.approx(5 * patches * 4 / GB))
+    kept = plan(build_recipe(folder_8b, *accumulated, "--vision_cache_gb", "40", "--screenshot_cache", "cache"))
+    outputs = 5000 * 4 * 4096  # four of each token's
+    assert kept["pixels of fetched batches"] == pytest.approx(5 * outputs * 2 / GB)
 
 
 def test_activations_are_planned_by_what_is_trained_and_kept(folder_8b):
-    """Numbers by hand: 36 layers of 4096, 32 heads of 128 over 8 of keys, 27 vision layers of 1152; two bytes each."""
+    """Numbers by hand: 36 layers of 4096, 32 heads of 128 over 8 of keys, 27 vision layers of 1152; two bytes each.
+
+    Of a layer: norms in fp32; q, k, v and outputs with their sums; three numbers of the MLP; LoRA's seven inputs with
+    masks of a byte, and what it makes of them at rank 16.
+    """
+    norms, attention = 4 * (2 * 4096 + 4096 + 1024), 2 * (2 * 4096 + 2 * 1024) + 4 * 32
+    inputs, adapters = 3 * (6 * 4096 + 12_288), 2 * 7 * 16
+    layer = norms + attention + 2 * 3 * 12_288 + inputs + adapters
+    none = plan(build_recipe(folder_8b, "--gradient_checkpointing", "false"))
+    assert none["activations"] == pytest.approx(8192 * 36 * layer / GB)
+    inside = layer + 2 * 4 * 12_288
     kept = plan(build_recipe(folder_8b))
-    inside = 8192 * (6 * 4096 + 2 * 4096 + 2 * 1024 + 4 * 12_288)
-    assert kept["activations"] == pytest.approx(2 * (36 * 8192 * 4096 + 2 * inside) / GB)
+    assert kept["activations"] == pytest.approx(8192 * (36 * 2 * 4096 + inside) / GB)
+    products = 2 * (4096 + 2 * 1024 + 4096 + 2 * 12_288 + 4096)
+    selective = plan(build_recipe(folder_8b, "--gradient_checkpointing", "selective"))
+    of_layer = 2 * 4096 + products + adapters + 2 * 4096 + 4 * 32  # input, products, attention
+    assert selective["activations"] == pytest.approx(8192 * (36 * of_layer + inside) / GB)
     vision_layer = 20_000 * (8 * 1152 + 2 * 4304)
     assert kept["vision activations"] == pytest.approx(2 * vision_layer / GB)
     assert kept["final norm"] == pytest.approx(2 * 4 * 8192 * 4096 / GB)
@@ -174,6 +201,33 @@ def test_optimiser_steps_with_packing_count_packs_processes_and_accumulation(che
     assert (packed.n_sequences, packed.n_optimizer_steps) == (4, n_optimizer_steps)
 
 
+def test_auto_takes_the_fastest_form_that_leaves_room(folder_8b):
+    """15 % of a card is left to what the estimate misses."""
+    recipe = build_recipe(folder_8b, "--gradient_checkpointing", "auto")
+    tokens = TokenPlan(100, 200_000, 100_000, 50, 4096, 1500, 2500, 50)
+    forms = estimate_forms(recipe, build_empty_model(recipe.model), tokens, 4)
+    assert list(forms) == [False, "selective", True] and sorted(forms.values(), reverse=True) == [*forms.values()]
+    for form, gb in forms.items():
+        assert choose_form(recipe, forms, gb / 0.85 + 0.01) == form
+    assert choose_form(recipe, forms, 1) is True
+    assert choose_form(recipe, forms, None) is False
+    assert choose_form(build_recipe(folder_8b, "--gradient_checkpointing", "selective"), forms, 1) == "selective"
+    text = describe_forms(forms, 40)
+    sizes = f"false {forms[False]:.1f}, selective {forms['selective']:.1f}, true {forms[True]:.1f}"
+    assert text == f"gradient_checkpointing (GB): {sizes}; with at most 85 % of 40 auto takes selective"
+    assert describe_forms(forms, 1).endswith("none fits, auto takes true")
+
+
+def test_auto_leaves_the_selective_form_out_under_zero3(folder_8b):
+    recipe = build_recipe(folder_8b, "--gradient_checkpointing", "auto", "--load_in_4bit", "false")
+    tokens = TokenPlan(100, 200_000, 100_000, 50, 4096, 1500, 2500, 50)
+    model = build_empty_model(recipe.model)
+    sharded = estimate_forms(recipe, model, tokens, 4, Launch("zero3", 8))
+    assert list(sharded) == [False, True]
+    whole = estimate_forms(recipe, model, tokens, 4, Launch("zero2", 8))
+    assert all(gb < whole[form] for form, gb in sharded.items())
+
+
 def test_the_plan_says_whether_it_fits_the_card(checkpoint):
     recipe = build_recipe(checkpoint)
     tokens = plan_tokens(recipe, [StepSize("image", 100, 900, 100)], n_ranks=1)
@@ -183,6 +237,19 @@ def test_the_plan_says_whether_it_fits_the_card(checkpoint):
     assert format_plan(full, tokens, {"weights": 60.0}, 40).endswith("or share the model out with ZeRO-3")
     on_cpu = format_plan(build_recipe(checkpoint, "--use_cpu", "true"), tokens, {"weights": 6.0}, 40)
     assert "longest batch" in on_cpu and "GPU" not in on_cpu
+
+
+@pytest.mark.parametrize(("allowed", "kept"), [("1", "all are kept"), ("0.02", "50% are kept")])
+def test_the_plan_says_what_kept_vision_outputs_take(folder_8b, tmp_path, capsys, allowed, kept):
+    """1,222 tokens of a 1920x1080 screenshot, 4,096 numbers for each of four outputs, 2 bytes each: 40.04 MB."""
+    csv_path = write_trajectories(tmp_path, build_task("t1", "Open the study of DOE001", n_images=1))
+    write_screenshots(tmp_path, n_images=1, width=1920, height=1080)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model_name_or_path: {folder_8b}\ntrain_csv: {csv_path}\nscreenshot_cache: {tmp_path}/cache\n")
+    print_plan([str(recipe), "--vision_cache_gb", allowed])
+    assert f"0.04   GB on disk for 1 screenshots; of {allowed}: {kept}" in capsys.readouterr().out
+    print_plan([str(recipe)])
+    assert "vision outputs" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("card", [["--card_gb"], ["--card_gb", "forty"], ["--card_gb="]])

@@ -169,6 +169,16 @@ def test_adapter_that_names_no_base_is_not_uploaded(model):
         plan_upload(model)
 
 
+@pytest.mark.parametrize("name", ["merges.txt", "training_curves.png", "adapter_model.safetensors"])
+def test_link_that_would_bring_a_file_of_elsewhere_is_not_uploaded(model, tmp_path_factory, name):
+    private = tmp_path_factory.mktemp("elsewhere") / "private"
+    private.write_bytes(b"patient-7")
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(private)
+    with pytest.raises(UserError, match=rf"found links to files elsewhere: .*{name}"):
+        plan_upload(model)
+
+
 def test_plan_holds_the_shards_of_an_export(model):
     (model / "model-00001-of-00002.safetensors").touch()
     assert "model-00001-of-00002.safetensors" in plan_upload(model)

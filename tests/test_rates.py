@@ -2,25 +2,21 @@
 
 import json
 
-import pytest
-
 from sft.rates import Rate, read_rate
 
 
 def test_rate_is_written_in_percent_with_its_interval():
     assert Rate(0.7136, 0.68, 0.749).format() == "71.4 [68.0, 74.9]"
-    assert Rate(0, 0, 0.154, is_exact=True).format() == "0.0 [0.0, 15.4]*"
+    assert Rate(0, 0, 0.154).format() == "0.0 [0.0, 15.4]"
 
 
-def test_difference_has_its_sign_and_is_never_exact():
+def test_difference_has_its_sign():
     assert Rate(0.1, -0.02, 0.2).format(signed=True) == "+10.0 [-2.0, +20.0]"
     assert read_rate({"value": 0, "low": 0, "high": 0.05}).format(signed=True) == "+0.0 [+0.0, +5.0]"
 
 
-@pytest.mark.parametrize(
-    "rate", [Rate(0.5, 0.4, 0.6), Rate(1, 1, 1), Rate(0, 0, 0.154, True), Rate(1, 0.846, 1, True)]
-)
-def test_file_need_not_say_which_interval_is_exact(rate):
+def test_rate_is_read_back_as_it_was_written():
+    rate = Rate(0.5, 0.4, 0.6)
     assert read_rate(json.loads(json.dumps(rate, default=Rate.as_json))) == rate
 
 

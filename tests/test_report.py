@@ -16,6 +16,7 @@ from eval.reporting.files import PREDICTION_COLUMNS, format_json, format_predict
 from eval.reporting.report import escape_json, write_report
 from eval.reporting.tables import print_summary
 from eval.scoring.comparison import compare_runs
+from eval.scoring.error_sources import add_teacher
 from eval.scoring.metrics import compute_metrics
 from sft.actions import ActionType
 from sft.files import write_whole
@@ -152,6 +153,27 @@ def test_report_is_one_file_that_names_nothing_outside_itself(tmp_path, image_ro
     assert "default-src 'none'" in page
 
 
+def test_names_of_data_and_model_are_text_in_the_page_and_no_markup(tmp_path, image_root):
+    """What stands in tables and headings: application, group, paths and versions of the run, names of two runs."""
+    steps = make_task("t1", [("CLICK", "CLICK")], application="OHIF <b>x</b>", group="<script>group</script>")
+    run = replace(RUN, model_path="models/<i>&amp;", versions={"torch": "<u>2</u>"})
+    verdicts = judge(steps)
+    metrics = compute_metrics(verdicts, mode="own")
+    comparison = compare_runs(verdicts, verdicts, names=("<s>first</s>", "second"), n_resamples=50)
+    path = write_report(tmp_path, verdicts, metrics, run, image_root, comparison=comparison, others=verdicts)
+    page = path.read_text(encoding="utf-8")
+    for markup in ("<b>x", "<script>group", "<i>&amp;", "<u>2", "<s>first"):
+        assert markup not in page
+    for text in (
+        "OHIF &lt;b&gt;x",
+        "&lt;script&gt;group",
+        "models/&lt;i&gt;&amp;amp;",
+        "&lt;u&gt;2",
+        "&lt;s&gt;first",
+    ):
+        assert text in page
+
+
 def test_a_screenshot_is_embedded_once_whatever_its_names(tmp_path, image_root):
     page = write_page(STEPS, tmp_path, image_root).read_text(encoding="utf-8")
     assert page.count('<script type="text/plain" id="image-') == 1
@@ -167,6 +189,27 @@ def test_a_missing_screenshot_is_named_and_the_report_still_written(tmp_path, im
 def test_report_works_with_315_tasks_of_13_steps(tmp_path, image_root):
     steps = [step for i in range(315) for step in make_task(f"t{i}", [("CLICK", "CLICK")] * 13)]
     assert write_page(steps, tmp_path, image_root).stat().st_size < 5e6
+
+
+@pytest.mark.slow
+def test_errors_of_one_root_are_found_in_a_real_browser(browser, tmp_path, image_root):
+    others = [*make_task("t2", [("CLICK", "CLICK")] * 2), *make_task("t10", [("CLICK", None), ("ZOOM", "ZOOM")])]
+    verdicts = add_teacher(judge(STEPS), judge([*others, STEPS[4]]))
+    metrics = compute_metrics(verdicts, mode="own")
+    page = browser.new_page()
+    page.goto(write_report(tmp_path, verdicts, metrics, RUN, image_root).as_uri())
+    page.select_option("[name=root]", "memory")
+    tasks = page.locator(".task:not([hidden])")
+    assert tasks.count() == 1  # under action
+    page.select_option("[name=matcher]", "action_target")
+    assert tasks.count() == 2
+    tasks.nth(1).locator("summary").first.click()
+    assert tasks.nth(1).locator("text=the recorded one").count() == 1  # at the error of memory
+    assert tasks.nth(1).locator(".step .verdict").all_inner_texts() == [
+        "action: unparsable (seeing or knowing) · action_target: unparsable (seeing or knowing)",
+        "action: wrong (memory) · action_target: wrong (memory)",
+    ]
+    page.close()
 
 
 @pytest.mark.slow

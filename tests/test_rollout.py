@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import load_file, save_file
 from trajectory_samples import TINY_AGENT, build_output, build_tasks, write_trajectories
 
 from eval.rollout import main
@@ -192,6 +193,19 @@ def test_another_rollout_in_the_same_folder_is_refused(model_folder, tmp_path, c
     assert (tmp_path / "results/steps.jsonl").read_bytes() == before
 
 
+def test_base_that_was_replaced_under_its_adapter_is_refused(model_folder, tiny_checkpoints, tasks_csv, tmp_path):
+    base = shutil.copytree(tiny_checkpoints["qwen3_vl"], tmp_path / "base")
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    adapter = json.loads((model / "adapter_config.json").read_text())
+    (model / "adapter_config.json").write_text(json.dumps({**adapter, "base_model_name_or_path": str(base)}))
+    _roll_out(tasks_csv, tmp_path / "results", "--model_path", model)
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in sorted(weights) if "norm" in name)
+    save_file({**weights, name: weights[name] + 0.5}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"\(different: base_model_sha256\)"):
+        _roll_out(tasks_csv, tmp_path / "results", "--model_path", model)
+
+
 def test_refused_command_leaves_no_trace_in_the_other_run(tasks_csv, tmp_path):
     _roll_out(tasks_csv, tmp_path, "--policy", "replay")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -212,7 +226,7 @@ def test_second_process_in_one_folder_is_refused(tasks_csv, tmp_path):
     with claim_folders({tmp_path: {}}):
         with pytest.raises(UserError, match="found another process that rolls out into this folder"):
             _roll_out(tasks_csv, tmp_path, "--policy", "replay")
-        assert {path.name for path in tmp_path.iterdir()} == {"steps.jsonl"}
+        assert {path.name for path in tmp_path.iterdir()} == {".lock"}
     assert _roll_out(tasks_csv, tmp_path, "--policy", "replay")["n_steps"] == 12
 
 

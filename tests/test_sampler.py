@@ -113,6 +113,18 @@ def test_the_largest_pack_comes_first():
     assert counts[0] == max(counts)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_an_optimiser_step_that_is_not_full_ends_every_epoch(seed):
+    """10 packs of one step each, 4 an optimiser step: 4, 4 and 2, and the 2 are the shortest."""
+    sizes = [StepSize(f"image{i}", 100, 300, 100 + i) for i in range(10)]
+    sampler = PackSampler(sizes, 600, seed=seed, n_ranks=2, accumulation=2)
+    for epoch in range(8):
+        packs = sampler.plan(epoch)
+        steps = [sorted(i for pack in packs[at : at + 4] for i in pack) for at in (0, 4, 8)]
+        assert steps[-1] == [0, 1]
+        assert sorted(steps[:-1]) == [[2, 3, 4, 5], [6, 7, 8, 9]]
+
+
 def test_ranks_work_on_packs_of_about_the_same_size_at_the_same_time():
     sampler = PackSampler(build_sizes(200), 2000, seed=0, n_ranks=4)
     counts = [sampler.count_tokens(pack) for pack in sampler.plan(1)]

@@ -4,26 +4,33 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from rollout_samples import RUN_INFO, make_step, make_task
+from rollout_samples import RUN, RUN_INFO, make_step, make_task
 
 from eval.reporting.publish import judge_run, publish_run
 from eval.rollouts.run_folder import load_run
-from eval.rollouts.run_info import RunInfo
+from eval.rollouts.run_info import RunInfo, merge_run_infos
 from eval.score import main
 from eval.step_result import StepResult, format_result, load_results, parse_result
 from sft.actions import ActionType
 from sft.agent import AgentConfig, agent_to_json
+from sft.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 STEPS = [
     *make_task("t1", [("CLICK", "CLICK"), ("COMPLETE", "COMPLETE")]),
     *make_task("t2", [("CLICK", "TEXT"), ("COMPLETE", None)]),
 ]
+
+# Fields of run.json that say where the files lie, when a part ran, and which part it is.
+NOT_OF_THE_ROLLOUT = (
+    *("model_path", "base_model", "test_csv", "image_root", "data", "started", "finished", "fingerprint"),
+    *("shard", "n_tasks", "n_steps"),
+)
 
 
 @pytest.fixture
@@ -131,3 +138,14 @@ def test_a_last_line_that_a_kill_cut_is_not_read(run_dir):
         file.write('{"task_id": "t3", "ind')
     assert [step.task_id for step in load_results(run_dir / "steps.jsonl")] == ["t1", "t1", "t2", "t2"]
     assert score(run_dir).returncode == 0
+
+
+def test_shards_of_one_rollout_are_joined_and_those_of_two_are_refused():
+    shards = {Path(f"s{i}"): replace(RUN, shard=[i, 2], n_tasks=2 + i, n_steps=5, model_sha256="a") for i in range(2)}
+    whole = merge_run_infos(shards)
+    assert (whole.shard, whole.n_tasks, whole.n_steps, whole.model_sha256) == (None, 5, 10, "a")
+    covered = {f.name for f in fields(RunInfo)} - set(NOT_OF_THE_ROLLOUT)
+    for name in sorted(covered):
+        other = replace(shards[Path("s1")], **{name: ["another"]})
+        with pytest.raises(UserError, match=rf"s1: found another rollout than in s0 \(different: {name}\)"):
+            merge_run_infos({**shards, Path("s1"): other})

@@ -54,6 +54,9 @@ QLORA, LORA = ModelSettings("m"), ModelSettings("m", load_in_4bit=False)
             True,
             "found vision with gradient_ch",
         ),
+        ("zero3", LORA, "selective", "gradient_checkpointing: found selective under ZeRO-3"),
+        ("zero3", LORA, "auto", None),
+        ("zero2", QLORA, "selective", None),
         ("zero1", QLORA, True, "found zero1; expected one of accelerate_configs/"),
         ("FSDP", LORA, True, "found FSDP; expected one of accelerate_configs/"),
     ],
@@ -65,6 +68,13 @@ def test_combination_is_taken_or_refused_with_the_reason(engine, model, checkpoi
     else:
         with pytest.raises(UserError, match=message):
             check_support(launch, model, checkpointing, "adamw_torch")
+
+
+@pytest.mark.parametrize("engine", ["single", "ddp", "zero2"])
+def test_vision_outputs_are_kept_where_each_process_has_the_whole_tower(engine):
+    check_support(Launch(engine, 2), QLORA, True, "adamw_torch", keeps_vision=True)
+    with pytest.raises(UserError, match="vision_cache_gb: found under ZeRO-3.*null, or ZeRO-2"):
+        check_support(Launch("zero3", 2), LORA, True, "adamw_torch", keeps_vision=True)
 
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])

@@ -435,8 +435,27 @@ def test_picture_stored_as_a_path_too_long_for_a_file_is_a_bad_row(tmp_path):
     rows = _build_rows(picture="image")
     rows[1]["image"] = {"bytes": None, "path": "x" * 5000}
 
-    with pytest.raises(TrajectoryError, match="found no image; expected a screenshot in every row"):
+    with pytest.raises(TrajectoryError, match=r"image: found 'x+' .5000 characters.; expected the screenshot's"):
         load_trajectories(_write_parquet(tmp_path, rows))
+
+
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_picture_stored_as_a_path_is_read_below_the_root_alone(tmp_path, is_absolute):
+    """A table of somebody else's may name any file: it would be opened, copied and published in the report."""
+    folder, private = tmp_path / "data", tmp_path / "private.png"
+    folder.mkdir()
+    write_screenshots(folder)
+    write_screenshots(tmp_path)
+    (tmp_path / "screens/0.png").rename(private)
+    rows = _build_rows(picture="image")
+    name = str(folder / "screens/0.png") if is_absolute else "screens/0.png"
+    rows[1]["image"] = {"bytes": None, "path": name}
+    assert len(load_trajectories(_write_parquet(folder, rows))[0].steps) == len(rows)
+    rows[1]["image"] = {"bytes": None, "path": str(private) if is_absolute else "../private.png"}
+    with pytest.raises(TrajectoryError, match="private.png.*give the folder that holds the screenshots as image_root"):
+        load_trajectories(_write_parquet(folder, rows))
+    if is_absolute:
+        assert len(load_trajectories(_write_parquet(folder, rows), tmp_path)[0].steps) == len(rows)
 
 
 def test_name_too_long_for_a_file_beside_a_column_of_pictures_is_none(tmp_path):

@@ -22,6 +22,13 @@ def test_benchmark_times_every_batch_size_and_finds_the_same_answers(tiny_checkp
         [*command, "--json", str(tmp_path / "rows.json")], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    content = json.loads((tmp_path / "rows.json").read_text())
+    rows, savings = content["rows"], content["savings"]
     assert [row["batch_size"] for row in rows] == [1, 4, 16, 64]
-    assert all(row["n_same"] == row["n_compared"] == 6 and row["ratio"] > 0 for row in rows)
+    assert [row["without"] for row in savings] == [
+        "guessed answers",
+        "kept screenshots",
+        "merged adapter",
+        "own layers",
+    ]
+    assert all(row["n_same"] == row["n_compared"] == 6 and row["ratio"] > 0 for row in [*rows, *savings])

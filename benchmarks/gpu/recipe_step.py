@@ -44,7 +44,8 @@ def measure(base: Path, folder: Path, cap_gb: float, is_tiny: bool) -> dict[str,
     csv_path = write_tasks(folder, screen_wh, n_tasks=9, n_steps=n_steps, steps_a_screenshot=3)
     sizes = {"gradient_accumulation_steps": 1, "tokens_per_batch": 2048} if is_tiny else {}
     out = folder / "out"
-    command = build_arguments(base, csv_path, out, is_tiny, max_steps=N_STEPS, **sizes)
+    form = {"gradient_checkpointing": "true"}  # what auto takes on a card of the cap's size: it would not see the cap
+    command = build_arguments(base, csv_path, out, is_tiny, max_steps=N_STEPS, **form, **sizes)
     print_plan(command)
     row: dict[str, Any] = {"cap_gb": cap_gb, "note": ""}
     if torch.cuda.is_available() and not is_tiny:

@@ -2,12 +2,12 @@
 # The first minutes on a CUDA GPU, without network: does training run, how fast is it, how much memory does it take.
 # Every part writes OUT/gpu_*.json as soon as it has a figure and ends by its own time limit; OUT/run.log has all output.
 # bash benchmarks/gpu/run.sh OUT [--minutes 14] [--only attention,training,profile] [--wheels wheels] [--tiny]
-#   --only    these parts, in this order: attention training profile recipe rollout stock smoke single experts [all]
+#   --only    these parts, in this order: attention training profile recipe rollout stock smoke forms single experts [all]
 #   --wheels  folder that pack.sh filled; its packages are used beside this machine's [wheels, where it exists]
 #   --tiny    tiny models on the CPU, to test all but the GPU
 set -uo pipefail
 usage="expected OUT [--minutes 14] [--only PARTS] [--wheels wheels] [--tiny]"
-parts="attention training profile recipe rollout stock smoke single experts"
+parts="attention training profile recipe rollout stock smoke forms single experts"
 
 out="" minutes=14 only=${parts// /,} wheels="" tiny=""
 while [ $# -gt 0 ]; do
@@ -86,7 +86,7 @@ run_part() {
 # 8 s for the 8B's weights, and a first step of 6 to 13 s, in which Triton compiles.
 base=$work/base
 chosen attention && run_part "attention" 120 benchmarks.gpu.attention --json "$out/gpu_attention.json"
-if chosen training || chosen profile || chosen recipe || chosen rollout || chosen stock || chosen single; then
+if chosen training || chosen profile || chosen recipe || chosen rollout || chosen stock || chosen forms || chosen single; then
     run_part "model folder" 60 benchmarks.gpu.base_8b "$base"
 fi
 if chosen training || chosen profile; then
@@ -100,6 +100,13 @@ chosen rollout && run_part "rollout" 150 benchmarks.gpu.rollout "$base" --json "
 chosen stock && run_part "training, 8 steps a screenshot, stock" 110 benchmarks.gpu.training "$base" --side stock \
     --json "$out/gpu_training_8.json"
 chosen smoke && run_part "sft/run.py and eval/rollout.py" 150 benchmarks.gpu.smoke --json "$out/gpu_smoke.json"
+if chosen forms; then
+    for form in "true off" "true on" "selective on" "false on"; do # 4,096 tokens a batch: without checkpointing it fits
+        run_part "training, checkpointing ${form% *}, compiled ${form#* }" 100 benchmarks.gpu.training "$base" \
+            --side packed --checkpointing "${form% *}" --compiled "${form#* }" --tokens_per_batch 4096 \
+            --json "$out/gpu_training_forms.json"
+    done
+fi
 if chosen single; then
     for side in packed stock; do
         run_part "training, 1 step a screenshot, $side" 110 benchmarks.gpu.training "$base" --side $side \

@@ -3,6 +3,7 @@
 python -m benchmarks.gpu.training BASE --side packed --json FILE      # BASE: a folder of benchmarks.gpu.base_8b
 python -m benchmarks.gpu.training BASE --side stock --json FILE       # adds its row, and the ratio
     --profile FILE      operations and kernels of one more optimiser step, behind those that are timed
+    --checkpointing true, selective or false; --compiled off: norms, RoPE and SwiGLU operation by operation
 
 Both sides load the model as the product does, with its LoRA, 4-bit layers, checkpointing and optimiser, and train
 about 16 steps of tasks an optimiser step: packed in sequences of up to 8,192 tokens, stock in micro-batches of 4. No
@@ -28,6 +29,7 @@ STEPS_A_BATCH = 16
 STOCK_MICRO_BATCH = 4  # about as many tokens as a packed sequence
 N_TASKS, STEPS_A_TASK = 8, (N_WARMUP + N_TIMED + 1) * STEPS_A_BATCH // 8  # and one to profile
 N_OPERATIONS, N_KERNELS = 25, 25
+_OF_A_ROW = ("side", "checkpointing", "compiled", "tokens_per_batch")  # what tells rows of a file apart
 Times = dict[str, tuple[float, int]]  # milliseconds and calls by name
 
 
@@ -37,6 +39,9 @@ def main() -> None:
     parser.add_argument("--side", choices=("packed", "stock"), default="packed")
     parser.add_argument("--screen", default="1920x1080", help="width and height of a screenshot [1920x1080]")
     parser.add_argument("--steps_a_screenshot", type=int, default=8, help="steps that show the same one [8]")
+    parser.add_argument("--checkpointing", choices=("true", "selective", "false"), default="true")
+    parser.add_argument("--tokens_per_batch", type=int, help="size of a packed sequence [as the recipe says]")
+    parser.add_argument("--compiled", choices=("on", "off"), default="on")
     parser.add_argument("--profile", type=Path, help="file for where the time of one more step goes")
     parser.add_argument("--json", type=Path, required=True, help="file for the rows; the other side's row is kept")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU, to test this program")
@@ -46,6 +51,13 @@ def main() -> None:
         csv_path = write_tasks(Path(folder), (width, height), N_TASKS, STEPS_A_TASK, arguments.steps_a_screenshot)
         about = {"side": arguments.side, "screen": f"{width}x{height}"}
         about["steps_a_screenshot"] = arguments.steps_a_screenshot
+        about |= {"checkpointing": arguments.checkpointing, "compiled": arguments.compiled}
+        if arguments.tokens_per_batch:
+            about["tokens_per_batch"] = arguments.tokens_per_batch
+        if arguments.compiled == "off":
+            import torch
+
+            torch.compiler.set_stance("force_eager")
         measure(arguments.base, csv_path, about, arguments.json, arguments.tiny, arguments.profile)
 
 
@@ -64,7 +76,7 @@ def measure(
     from benchmarks.clocks import Clock
 
     last = N_WARMUP + N_TIMED
-    trainer, figures = build_trainer(base, csv_path, about["side"], is_tiny, last + (profile_path is not None))
+    trainer, figures = build_trainer(base, csv_path, about, is_tiny, last + (profile_path is not None))
     clock, machine = Clock(trainer), describe_gpu()
     title = f"QLoRA training, {'tiny model' if is_tiny else 'Qwen3-VL-8B shapes, random weights'}"
 
@@ -122,7 +134,7 @@ def describe_speed(
 def add_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the file's rows with this one, each with its ratio to stock TRL's steps a second."""
     kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-    rows = [*(r for r in kept if r["side"] != row["side"]), row]
+    rows = [*(r for r in kept if any(r.get(name) != row.get(name) for name in _OF_A_ROW)), row]
     stock = next((r.get("steps_a_s") for r in rows if r["side"] == "stock"), None)
     return [{**r, "ratio": _divide(r.get("steps_a_s"), stock)} for r in rows]
 
@@ -192,7 +204,9 @@ def sum_cpu_times(profile: Any) -> Times:
     return {event.key: (event.self_cpu_time_total / 1e3, event.count) for event in profile.key_averages()}
 
 
-def build_trainer(base: Path, csv_path: Path, side: str, is_tiny: bool, n_steps: int) -> tuple[Any, dict[str, Any]]:
+def build_trainer(
+    base: Path, csv_path: Path, about: Mapping[str, Any], is_tiny: bool, n_steps: int
+) -> tuple[Any, dict[str, Any]]:
     """Return the trainer of one side, and the figures that the product's step meter has noted (none on stock's)."""
     from benchmarks.sides import build_our_trainer, build_stock_trainer
     from sft.batches.encoder import StepEncoder
@@ -205,10 +219,12 @@ def build_trainer(base: Path, csv_path: Path, side: str, is_tiny: bool, n_steps:
     from sft.recipe.launch import build_training_arguments
     from sft.recipe.recipe import parse_recipe
 
+    side, form = about["side"], about.get("checkpointing", "true")
     padded = {"packing": "none", "per_device_train_batch_size": STOCK_MICRO_BATCH}
-    overrides = {"max_steps": n_steps, **(padded if side == "stock" else {})}
-    if is_tiny:
-        overrides |= {"tokens_per_batch": 4096}
+    overrides: dict[str, Any] = {"max_steps": n_steps, **(padded if side == "stock" else {})}
+    overrides |= {"gradient_checkpointing": form}
+    if is_tiny or "tokens_per_batch" in about:
+        overrides |= {"tokens_per_batch": about.get("tokens_per_batch", 4096)}
     recipe = parse_recipe(build_arguments(base, csv_path, csv_path.parent / "out", is_tiny, **overrides))
     training = build_training_arguments(recipe)
     processor = load_processor(base, recipe.agent.min_pixels, recipe.agent.max_pixels)
@@ -227,7 +243,8 @@ def build_trainer(base: Path, csv_path: Path, side: str, is_tiny: bool, n_steps:
     figures = _Figures()
     meter = StepMeter(figures)
     model = load_model(recipe.model, family)
-    trainer = build_our_trainer(rows.to_list(), encoder, sampler, model=model, step_meter=meter, **parts)
+    parts |= {"step_meter": meter, "keeps_products": form == "selective"}
+    trainer = build_our_trainer(rows.to_list(), encoder, sampler, model=model, **parts)
     return trainer, figures.noted
 
 

@@ -88,12 +88,26 @@ class SchemaConstraint:
         self._matchers = [self._xgrammar.GrammarMatcher(self._grammar) for _ in range(n_answers)]
         return self
 
-    def mask_logits(self, logits: "torch.Tensor", rows: Sequence[int]) -> None:
-        """Set the logits of forbidden tokens to minus infinity, in place. `logits`: (len(rows), vocabulary)."""
-        mask = self._xgrammar.allocate_token_bitmask(len(rows), self._vocabulary_size)
-        for i, row in enumerate(rows):
-            self._matchers[row].fill_next_token_bitmask(mask, i)
-        self._xgrammar.apply_token_bitmask_inplace(logits, mask.to(logits.device))
+    def mask_logits(self, logits: "torch.Tensor", rows: Sequence[int], drafts: Sequence[Sequence[int]]) -> None:
+        """Set the logits of forbidden tokens to minus infinity, in place.
+
+        `logits`: (len(rows), 1 + longest draft, vocabulary), those of the next token and of the one after each token
+        of the row's draft. They are left as they are behind a drafted token that is forbidden: it cannot be chosen.
+        """
+        n_rows, n_tokens, _ = logits.shape
+        mask = self._xgrammar.allocate_token_bitmask(n_rows * n_tokens, self._vocabulary_size)
+        for i, (row, draft) in enumerate(zip(rows, drafts)):
+            matcher, n_accepted = self._matchers[row], 0
+            matcher.fill_next_token_bitmask(mask, i * n_tokens)
+            for token in draft:
+                if not matcher.accept_token(token):
+                    break
+                n_accepted += 1
+                if matcher.is_terminated():
+                    break
+                matcher.fill_next_token_bitmask(mask, i * n_tokens + n_accepted)
+            matcher.rollback(n_accepted)
+        self._xgrammar.apply_token_bitmask_inplace(logits.view(n_rows * n_tokens, -1), mask.to(logits.device))
 
     def accept(self, row: int, token: int) -> None:
         """Move one answer on by the token it was given."""

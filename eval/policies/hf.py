@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from eval.policies.answer_store import AnswerStore
 from eval.policies.constrained import SchemaConstraint, build_answer_schema
 from eval.policies.decoding import AnswerEnd, EncodedPrompt, Screenshot, generate_greedy, read_end_ids
 from eval.policies.policy import RawAnswer, StepRequest
+from eval.policies.prefix_store import PrefixStore
 from sft.batches.encoder import Prompt, StepEncoder
 from sft.data.screenshots import ScreenshotError, read_version
 
@@ -27,6 +29,7 @@ class ModelPolicy:
     def __init__(self, model: Any, encoder: StepEncoder, is_constrained: bool = False):
         self.model, self.encoder = model, encoder
         self.screenshots = ScreenshotLoader(encoder)
+        self._store, self._prefixes = AnswerStore(), PrefixStore()
         self._end = AnswerEnd(encoder.tokenizer, read_end_ids(model))
         self._constraint = build_constraint(model, encoder) if is_constrained else None
 
@@ -37,14 +40,16 @@ class ModelPolicy:
         after the data was checked.
         """
         started = time.perf_counter()
+        # Before they are loaded: one that is written anew meanwhile will be another screenshot next time.
+        versions = [read_version(request.image_path) for request in requests]
         loaded = self.screenshots.load(request.image_path for request in requests)
         self.screenshots.prepare(r.next_image_path for r in requests if r.next_image_path is not None)
-        built = [self._build_prompt(request, loaded[request.image_path]) for request in requests]
+        built = [self._build_prompt(r, loaded[r.image_path], version) for r, version in zip(requests, versions)]
         answers = iter(self._generate([prompt for prompt in built if not isinstance(prompt, ValueError)], started))
         return [RawAnswer("", error=str(p)) if isinstance(p, ValueError) else next(answers) for p in built]
 
     def _build_prompt(
-        self, request: StepRequest, screenshot: Screenshot | ScreenshotError
+        self, request: StepRequest, screenshot: Screenshot | ScreenshotError, version: tuple[int, int]
     ) -> tuple[Prompt, EncodedPrompt] | ValueError:
         if isinstance(screenshot, ScreenshotError):
             return screenshot
@@ -53,13 +58,15 @@ class ModelPolicy:
             prompt = self.encoder.build_prompt(request.instruction, request.memory, path, request.elements)
         except ValueError as error:
             return error
-        return prompt, self._encode(prompt.text, path, screenshot)
+        return prompt, self._encode(prompt.text, (path, version), screenshot)
 
     def _generate(self, built: Sequence[tuple[Prompt, EncodedPrompt]], started: float) -> list[RawAnswer]:
         if not built:
             return []
         limit = self.encoder.agent.max_answer_tokens
-        answers = generate_greedy(self.model, [prompt for _, prompt in built], self._end, limit, self._constraint)
+        prompts = [prompt for _, prompt in built]
+        stores = self._store, self._prefixes
+        answers = generate_greedy(self.model, prompts, self._end, limit, *stores, self._constraint)
         latency_s = (time.perf_counter() - started) / len(built)
         return [
             RawAnswer(
@@ -74,13 +81,13 @@ class ModelPolicy:
             for answer, (source, prompt) in zip(answers, built)
         ]
 
-    def _encode(self, text: str, path: Path, screenshot: Screenshot) -> EncodedPrompt:
+    def _encode(self, text: str, image_key: Any, screenshot: Screenshot) -> EncodedPrompt:
         layout = self.encoder.layout
         grid = screenshot[layout.grid_name][0].tolist()
         ids, types = self.encoder.encode_prompt(text, grid)
         n_prefix = len(types) - types[::-1].index(1)
         positions = layout.place(np.array(types), grid)
-        return EncodedPrompt(ids, positions, types.index(1), n_prefix, path, layout.pick_inputs(screenshot))
+        return EncodedPrompt(ids, positions, types.index(1), n_prefix, image_key, layout.pick_inputs(screenshot))
 
 
 def build_constraint(model: Any, encoder: StepEncoder) -> SchemaConstraint:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.rollouts.run_info import RunInfo
+from eval.scoring.error_sources import find_root
 from eval.scoring.matching import MATCHERS, Verdict, Verdicts, is_same_target
 from sft.actions import format_action
 from sft.files import write_whole
@@ -78,7 +79,7 @@ def build_details(verdicts: Verdicts) -> list[dict[str, Any]]:
 
 
 def build_step_details(verdict: Verdict) -> dict[str, Any]:
-    """Return one step of details.json; `outcomes` has its outcome under each matcher."""
+    """Return one step of details.json; `outcomes` has its outcome under each matcher, `roots` the root of an error."""
     step = verdict.step
     return {
         "index": step.index,
@@ -86,8 +87,10 @@ def build_step_details(verdict: Verdict) -> dict[str, Any]:
         "bbox": step.bbox,
         "screen": step.screen,
         "gold": format_action(step.gold),
+        "also_right": [format_action(action) for action in step.also_right],
         "predicted": format_action(step.predicted) if step.predicted else None,
         "outcomes": dict(verdict.outcomes),
+        "roots": {name: root for name in MATCHERS if (root := find_root(verdict, name))},
         "gold_memory": step.gold_memory,
         "memory_before": step.memory_before,
         "memory_after": step.memory_after,
@@ -135,8 +138,10 @@ def _build_prediction(verdict: Verdict) -> dict[str, Any]:
         "Ground_Truth_Target": step.gold.target,
         "Ground_Truth_Output_JSON": dump_json(format_action(step.gold)),
         "Action_Match": verdict.is_right("action"),
-        "Target_Exact_Match": predicted is not None and predicted.target == step.gold.target,
-        "Target_Semantic_Match": predicted is not None and is_same_target(verdict.wanted, predicted),
+        "Target_Exact_Match": predicted is not None
+        and predicted.target in {action.target for action in (step.gold, *step.also_right)},
+        "Target_Semantic_Match": predicted is not None
+        and any(is_same_target(wanted, predicted) for wanted in verdict.accepted),
         "Combined_Match": verdict.is_right("action_target"),
         "Image_id": step.image_id,
     }

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,11 @@ from typing import Any
 from eval.reporting.files import format_json, write_outputs
 from eval.reporting.report import Images, write_report
 from eval.reporting.tables import print_comparison, print_summary
-from eval.rollouts.run_info import RunInfo
+from eval.rollouts.run_folder import load_run
+from eval.rollouts.run_info import RunInfo, is_teacher_of, read_run
+from eval.scoring.bootstrap import Bootstrap
 from eval.scoring.comparison import compare_runs
+from eval.scoring.error_sources import add_teacher, find_error_sources
 from eval.scoring.matching import Verdicts, cut_at_first_error, judge
 from eval.scoring.metrics import compute_metrics
 from eval.step_result import NOT_RUN, StepResult
@@ -19,7 +22,7 @@ from sft.actions import DEFAULT_ACTIONS, read_action_type
 from sft.data.data_notes import list_data_notes
 from sft.errors import UserError
 from sft.evaluations import add_evaluation
-from sft.files import write_whole
+from sft.files import is_within, refuse_foreign, write_whole
 from sft.training.card import BEGIN, write_card
 
 
@@ -71,23 +74,23 @@ def publish_run(
     """Score a finished run, write its four files, print the final table; returns the metrics.
 
     Writes predictions.csv, metrics.json, details.json and report.html. `shown` names the rules the printed table is
-    limited to.
+    limited to. Errors have a root where the same rollout in mode teacher lies in the folder `teacher` beside this one.
     """
-    mode = run.info.mode
+    teacher, info = find_teacher(run_dir, run.info), run.info
+    verdicts = add_teacher(run.verdicts, teacher.verdicts) if teacher else run.verdicts
     metrics = compute_metrics(
-        run.verdicts,
-        mode=mode,
+        verdicts,
+        mode=info.mode,
         seed=seed,
         n_resamples=n_resamples,
         synonyms=synonyms,
-        unseen_applications=run.info.data.get("unseen_applications", ()),
+        agent=info.agent,
+        unseen_applications=info.data.get("unseen_applications", ()),
     )
-    write_outputs(run_dir, run.verdicts, metrics, run.info)
-    report = write_report(
-        run_dir, run.verdicts, metrics, run.info, find_image_root(run.info), find_figures(run.info), images=images
-    )
+    write_outputs(run_dir, verdicts, metrics, info)
+    report = write_report(run_dir, verdicts, metrics, info, find_image_root(info), find_figures(info), images=images)
     print_summary(metrics, shown)
-    for note in [*list_data_notes(run.info.data), *describe_errors(run.steps, run.info), *describe_silence(run.steps)]:
+    for note in [*list_data_notes(info.data), *describe_errors(run.steps, info), *describe_silence(run.steps)]:
         print(note)
     print(f"Report: {report}")
     return metrics
@@ -105,14 +108,27 @@ def publish_comparison(
 ) -> dict[str, Any]:
     """Compare two runs of the same steps; print the table, and write comparison.json and report.html into `folder`.
 
+    Of one rollout in mode teacher and in another, the errors of the other have a root.
+
     Raises:
         UserError: the runs are not of the same steps.
     """
     comparison = compare_runs(run_a.verdicts, run_b.verdicts, names=names, seed=seed, n_resamples=n_resamples)
+    if is_teacher_of(run_a.info, run_b.info):
+        run_b = own = replace(run_b, verdicts=add_teacher(run_b.verdicts, run_a.verdicts))
+    elif is_teacher_of(run_b.info, run_a.info):
+        run_a = own = replace(run_a, verdicts=add_teacher(run_a.verdicts, run_b.verdicts))
+    else:
+        own = None
+    bootstrap = Bootstrap(seed, n_resamples)
+    comparison["error_sources"] = own and find_error_sources(own.verdicts, own.info.mode, own.info.agent, bootstrap)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_foreign(folder, ["report.html"], "comparison.json")
         write_whole(folder / "comparison.json", format_json(comparison, indent=2))
-        metrics = compute_metrics(run_a.verdicts, mode=run_a.info.mode, seed=seed, n_resamples=n_resamples)
+        metrics = compute_metrics(
+            run_a.verdicts, mode=run_a.info.mode, seed=seed, n_resamples=n_resamples, agent=run_a.info.agent
+        )
         report = write_report(
             folder,
             run_a.verdicts,
@@ -126,6 +142,15 @@ def publish_comparison(
         print(f"Report: {report}")
     print_comparison(comparison)
     return comparison
+
+
+def find_teacher(run_dir: Path, run_info: RunInfo) -> Run | None:
+    """Return the same rollout in mode teacher, if it lies finished in the folder `teacher` beside this one."""
+    folder = run_dir.resolve().parent / "teacher"
+    if not (folder / "run.json").is_file():
+        return None
+    info = read_run(folder)
+    return judge_run(folder, *load_run(folder)) if info.finished and is_teacher_of(info, run_info) else None
 
 
 def enter_results(run_info: RunInfo, metrics: Mapping[str, Any], gap: Mapping[str, Any] | None = None) -> None:
@@ -191,4 +216,5 @@ def find_figures(run_info: RunInfo) -> list[Path]:
     """Return the training curves in the model's folder, where there are any."""
     if not run_info.model_path:
         return []
-    return [path for path in [Path(run_info.model_path) / "training_curves.png"] if path.is_file()]
+    folder = Path(run_info.model_path)
+    return [path for path in [folder / "training_curves.png"] if path.is_file() and is_within(path, folder)]

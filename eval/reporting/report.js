@@ -95,6 +95,7 @@ function makeAction(label, action, grade) {
   return node;
 }
 
+const asWords = (name) => name.replaceAll("_", " ");
 const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value) ?? "");
 
 function makeValue(value, other, markOfNew) {
@@ -105,9 +106,9 @@ function makeValue(value, other, markOfNew) {
   return make("ul", "", ...items);
 }
 
-function makeMemory(before, after) {
+function makeMemory(before, after, names) {
   const table = make("table", "memory");
-  table.append(make("thead", "", make("tr", "", ...["Memory", "before", "after"].map((text) => make("th", "", text)))));
+  table.append(make("thead", "", make("tr", "", ...["Memory", ...names].map((text) => make("th", "", text)))));
   const body = table.appendChild(make("tbody"));
   for (const part of ["short_term", "long_term"]) {
     const [old, now] = [before[part] ?? {}, after[part] ?? {}];
@@ -138,9 +139,12 @@ function makeStep(task, position) {
     shot.setAttribute("aria-label", `Enlarge the screenshot of step ${step.index + 1}`);
     shot.addEventListener("click", () => view(task, position));
   }
-  const verdict = data.matchers.map((name) => `${name}: ${step.outcomes[name]}`).join(" · ");
-  const heading = make("h4", "", symbolOf(grade, ""), `Step ${step.index + 1}`, make("span", "verdict", verdict));
+  const judge = ({ outcomes, roots }) =>
+    data.matchers.map((name) => `${name}: ${outcomes[name]}${roots[name] ? ` (${asWords(roots[name])})` : ""}`).join(" · ");
+  const heading = make("h4", "", symbolOf(grade, ""), `Step ${step.index + 1}`, make("span", "verdict", judge(step)));
+  if (step.other) heading.append(make("span", "verdict", `${data.names[1]} ${judge(step.other)}`));
   const gold = makeAction("Gold", step.gold, "");
+  for (const action of step.also_right) gold.append(...makeAction("also right", action, "").childNodes);
   const predicted = makeAction(`${data.names ? data.names[0] : "Predicted"} ${SYMBOLS[grade]}`, step.predicted, grade);
   const actions = make("div", "actions", gold, predicted);
   if (step.other) {
@@ -150,7 +154,11 @@ function makeStep(task, position) {
   const body = make("div", "", heading, actions);
   const problem = step.error ?? step.parse_problem;
   if (problem) body.append(make("p", "note", `${step.error ? "error" : step.parse_status}: ${problem}`));
-  body.append(makeMemory(step.memory_before, step.memory_after));
+  body.append(makeMemory(step.memory_before, step.memory_after, ["before", "after"]));
+  if (step.recorded_memory) {
+    const compared = makeMemory(step.memory_before, step.recorded_memory, ["shown", "recorded"]);
+    body.append(make("details", "fold", make("summary", "", "Memory shown, and the recorded one"), compared));
+  }
   const raw = make("pre", "", step.raw_text || "(empty)");
   const reason = step.finish_reason ? `Raw answer (stopped by: ${step.finish_reason})` : "Raw answer";
   body.append(make("details", "fold", make("summary", "", reason), raw));
@@ -189,6 +197,11 @@ addOptions("application", data.tasks.map((task) => task.application));
 addOptions("group", data.tasks.map((task) => task.group));
 form.elements.matcher.append(...data.matchers.map((name) => new Option(name, name)));
 
+// Of two runs side by side, the errors of either may have a root.
+function hasRoot(task, matcher, root) {
+  return task.steps.some((step) => [step, step.other ?? step].some(({ roots }) => roots[matcher] === root));
+}
+
 function filter() {
   const chosen = Object.fromEntries(new FormData(form));
   const text = chosen.text.trim().toLowerCase();
@@ -199,6 +212,7 @@ function filter() {
       (chosen.verdict === "all" || isRight === (chosen.verdict === "right")) &&
       (!chosen.application || task.application === chosen.application) &&
       (!chosen.group || task.group === chosen.group) &&
+      (!chosen.root || hasRoot(task, chosen.matcher, chosen.root)) &&
       words.includes(text)
     );
     shown += !node.hidden;

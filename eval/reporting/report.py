@@ -25,9 +25,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.reporting.files import build_details, build_step_details, format_json
-from eval.reporting.tables import describe_intervals, describe_progress
+from eval.reporting.tables import (
+    ROOTS_TOLD,
+    describe_absent,
+    describe_also_right,
+    describe_intervals,
+    describe_loops,
+    describe_progress,
+    list_source_rates,
+)
 from eval.rollouts.run_info import RunInfo
 from eval.scoring.breakdowns import SKIPPED, UNREADABLE
+from eval.scoring.error_sources import ROOTS
 from eval.scoring.matching import HEADLINE, Verdicts
 from sft.data.data_notes import list_data_notes
 from sft.data.image_paths import resolve_image
@@ -45,8 +54,10 @@ _SHOWN = (
     "index",
     "image_id",
     "gold",
+    "also_right",
     "predicted",
     "outcomes",
+    "roots",
     "memory_before",
     "memory_after",
     "raw_text",
@@ -158,11 +169,18 @@ def render_report(
         data["names"] = comparison["names"]
         _add_other_run(data["tasks"], others)
     parts = [metrics[f"per_{kind}"] for kind in ("group", "application", "familiarity", "task_length")]
+    sources = (comparison and comparison.get("error_sources")) or metrics["error_sources"]
     return environment.get_template("report.html.j2").render(
         metrics=metrics,
+        sources=sources,
+        roots=ROOTS,
+        roots_told=ROOTS_TOLD,
+        absent_told=describe_absent(sources),
         headline=HEADLINE,
         predicted_kinds=_list_predicted_kinds(metrics["confusion"]),
-        interval_notes=describe_intervals(metrics["matchers"], metrics["over_majority"], *parts),
+        interval_notes=describe_intervals(
+            metrics["matchers"], metrics["over_majority"], *parts, *list_source_rates(sources)
+        ),
         comparison_notes=describe_intervals(comparison["matchers"]) if comparison else [],
         run=_describe_run(run_info),
         run_json=format_json(run_info.to_json(), indent=2),
@@ -170,6 +188,8 @@ def render_report(
         thumbnails=thumbnails,
         comparison=comparison,
         progress_text=describe_progress(metrics),
+        also_right_text=describe_also_right(metrics["also_right"]) if metrics["also_right"] else "",
+        loops_text=describe_loops(metrics),
         figures=[(path.stem, _encode_file(path)) for path in figures],
         style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -239,6 +259,7 @@ def _build_tasks(verdicts: Verdicts, thumbnails: Thumbnails) -> list[dict[str, A
         task["steps"] = [
             {
                 **{key: step[key] for key in _SHOWN},
+                "recorded_memory": step["gold_memory"] if "memory" in step["roots"].values() else None,
                 "image": thumbnails.index_of.get(step["image_id"]),
                 "box": _scale_box(step, thumbnails),
             }
@@ -252,7 +273,7 @@ def _add_other_run(tasks: list[dict[str, Any]], others: Verdicts) -> None:
     for task in tasks:
         for step, verdict in zip(task["steps"], others[task["task_id"]], strict=True):
             other = build_step_details(verdict)
-            step["other"] = {key: other[key] for key in ("predicted", "outcomes", "raw_text")}
+            step["other"] = {key: other[key] for key in ("predicted", "outcomes", "roots", "raw_text")}
 
 
 def _scale_box(step: Mapping[str, Any], thumbnails: Thumbnails) -> list[float] | None:

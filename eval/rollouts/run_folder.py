@@ -1,7 +1,5 @@
 """One rollout in one folder: resumes where it stopped, appends every step, ends in one order. Knows no metrics."""
 
-import fcntl
-import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +15,13 @@ from eval.step_result import StepResult, append_result, format_result, load_resu
 from sft.agent import AgentConfig
 from sft.data.load import Trajectory
 from sft.errors import UserError
-from sft.files import write_whole
+from sft.files import claim_folder, refuse_foreign, write_whole
 
 if TYPE_CHECKING:
     from eval.policies.policy import Policy
 
-logger = logging.getLogger(__name__)
+# What a rollout writes, `run.json` before all else.
+WRITTEN = ("steps.jsonl", "predictions.csv", "metrics.json", "details.json", "report.html")
 
 
 @contextmanager
@@ -34,26 +33,10 @@ def claim_folders(infos: Mapping[Path, RunInfo]) -> Iterator[None]:
     """
     for folder, info in infos.items():
         read_earlier(folder, info)
+        refuse_foreign(folder, WRITTEN, "run.json")
     with ExitStack() as stack:
         for folder in infos:
-            stack.enter_context(_lock(folder / "steps.jsonl"))
-        yield
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Lock a file by `flock`, which the kernel gives up with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{path.parent}: found another process that rolls out into this folder; expected one at a time: wait "
-                "for it or end it, then give the same command again"
-            ) from error
-        except OSError as error:  # a file system without locks, such as Lustre mounted without them
-            logger.warning("%s: cannot be locked (%s); make sure that no other process uses the folder", path, error)
+            stack.enter_context(claim_folder(folder, "rolls out into this folder"))
         yield
 
 

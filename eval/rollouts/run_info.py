@@ -100,6 +100,11 @@ def for_mode(info: RunInfo, mode: str) -> RunInfo:
     return replace(info, mode=mode).seal()
 
 
+def is_teacher_of(info: RunInfo, other: RunInfo) -> bool:
+    """Say whether a rollout is that of the same model on the same data, but in mode teacher, where `other` is not."""
+    return info.mode == "teacher" != other.mode and info.seal().fingerprint == for_mode(other, "teacher").fingerprint
+
+
 def for_shard(info: RunInfo, shard: int, num_shards: int, trajectories: Sequence[Trajectory]) -> RunInfo:
     """Describe the part of a rollout that one of several machines does; the hashes stay those of the whole data."""
     if not trajectories:

@@ -64,7 +64,11 @@ def check_empty(trajectories: Sequence[Trajectory], agent: AgentConfig, mode: st
 
 
 def check_shuffled(trajectories: Sequence[Trajectory], agent: AgentConfig, batch_size: int) -> Check:
-    """Right answers dealt out to the wrong steps are right as often as chance has it, within four deviations."""
+    """Right answers dealt out to the wrong steps are right as often as chance has it, within four deviations.
+
+    Judged by the recorded answers alone: of these chance is known.
+    """
+    trajectories = [replace(t, steps=tuple(replace(s, also_right=()) for s in t.steps)) for t in trajectories]
     steps = [step for t in trajectories for step in t.steps]
     dealt = random.Random(0).sample(steps, len(steps))
     texts = {(s.task_id, s.index): format_answer(d.gold, agent) for s, d in zip(steps, dealt)}
@@ -171,7 +175,8 @@ def _spoil(step: Step) -> Step:
     """Replace everything that is label; an action type that exists nowhere differs from each that does."""
     action = Action(CANARY, CANARY, {"text": CANARY})
     gold = Answer(action, {"last_action": CANARY}, {"overall_progress": CANARY})
-    return replace(step, gold=gold, grounding=replace(step.grounding, bbox=(1, 2, 3, 4), screen_wh=(5, 6)))
+    grounding = replace(step.grounding, bbox=(1, 2, 3, 4), screen_wh=(5, 6))
+    return replace(step, gold=gold, grounding=grounding, also_right=(action,))
 
 
 def _count_right(verdicts: Verdicts, matcher: str) -> int:

@@ -13,8 +13,9 @@ from eval.policies.hf import ModelPolicy
 from eval.rollouts.walk import walk_tasks
 from eval.scoring.matching import judge
 from sft.data.load import Trajectory
+from sft.models.merged_adapter import merge_adapter
 from sft.recipe.launch import read_launch
-from sft.recipe.recipe import Recipe
+from sft.recipe.recipe import Recipe, resolves_to_bf16
 
 if TYPE_CHECKING:
     from sft.batches.encoder import StepEncoder
@@ -39,9 +40,16 @@ def build_validation_rollout(
         chosen if read_launch(os.environ).engine == "zero3" else chosen[process.process_index :: process.num_processes]
     )
 
+    is_fp32 = not (resolves_to_bf16(recipe.training) or recipe.training.get("fp16"))
+
     def roll_out(model: Any) -> dict[str, float]:
         policy = ModelPolicy(model, encoder)
-        results = list(walk_tasks(share, policy, recipe.agent, "own", recipe.validation.val_rollout_batch_size))
+        restore = merge_adapter(model) if is_fp32 else None
+        try:
+            results = list(walk_tasks(share, policy, recipe.agent, "own", recipe.validation.val_rollout_batch_size))
+        finally:
+            if restore is not None:
+                restore()
         if errors := [result.error for result in results if result.error is not None]:
             log.warning(
                 "validation rollout: %d of %d steps are errors; first: %s", len(errors), len(results), errors[0]

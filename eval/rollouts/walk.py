@@ -144,6 +144,7 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
         n_answer_tokens=raw.n_answer_tokens,
         latency_s=raw.latency_s,
         said_elsewhere=dict(raw.said_elsewhere),
+        also_right=list(step.also_right),
     )
 
 

@@ -1,7 +1,7 @@
-"""Bootstrap over tasks: percentile intervals of ratios of sums. Knows nothing of steps, actions or files."""
+"""Intervals: a bootstrap over tasks for ratios of sums, the exact one for tasks of one verdict. Knows no steps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,16 +76,14 @@ class Rates:
         return compute_interval(above / self._totals[of], draws, self._confidence)
 
     def compute_share(self, right: str, of: str) -> Rate | None:
-        """Return the rate of two columns of 0 and 1: the share of tasks with one verdict.
+        """Return the rate of two columns of 0 and 1, the share of tasks with one verdict, with its exact interval.
 
-        Where all tasks have the same verdict, every draw of them has it too: the interval is then the exact binomial
-        one (Clopper and Pearson), which does have a width.
+        One verdict a task, and tasks are independent: that is a binomial count, which needs no resampling.
         """
-        rate = self.compute(right, of)
-        if rate is None or 0 < rate.value < 1:
-            return rate
-        bound = compute_unseen_bound(int(self._totals[of]), self._confidence)
-        return replace(rate, is_exact=True, **({"high": bound} if rate.value == 0 else {"low": 1 - bound}))
+        n_tasks, n_right = int(self._totals[of]), int(self._totals[right])
+        if not n_tasks:
+            return None
+        return Rate(n_right / n_tasks, *compute_exact_interval(n_right, n_tasks, self._confidence))
 
 
 def compute_interval(value: float, draws: FloatArray, confidence: float) -> Rate:
@@ -95,6 +93,26 @@ def compute_interval(value: float, draws: FloatArray, confidence: float) -> Rate
     return Rate(float(value), float(low), float(high))
 
 
-def compute_unseen_bound(n_tasks: int, confidence: float) -> float:
-    """Return the largest rate that `n_tasks` tasks without one success still allow (Clopper and Pearson, 1934)."""
-    return float(1 - ((1 - confidence) / 2) ** (1 / n_tasks))
+def compute_exact_interval(n_right: int, n_tasks: int, confidence: float) -> tuple[float, float]:
+    """Return the binomial interval of Clopper and Pearson (1934): it holds the true share at least that often.
+
+    `low` is the share of which `n_right` or more have a chance of half of what is left of `confidence`, `high` the one
+    of which `n_right` or fewer have it.
+    """
+    high = _find_upper_bound(n_right, n_tasks, (1 - confidence) / 2)
+    return 1 - _find_upper_bound(n_tasks - n_right, n_tasks, (1 - confidence) / 2), high
+
+
+def _find_upper_bound(n_right: int, n_tasks: int, chance: float) -> float:
+    """Return the share of which at most `n_right` of `n_tasks` have this chance, to 1e-12."""
+    if n_right == n_tasks:
+        return 1.0
+    counts = np.arange(n_tasks + 1)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(counts[1:]))])
+    ways = (log_factorial[-1] - log_factorial - log_factorial[::-1])[: n_right + 1]
+    low, high = 0.0, 1.0
+    for _ in range(40):  # halvings: coarser than what differs between machines
+        share = (low + high) / 2
+        at_most = np.exp(ways + counts[: n_right + 1] * np.log(share) + counts[: -n_right - 2 : -1] * np.log1p(-share))
+        low, high = (share, high) if at_most.sum() > chance else (low, share)
+    return (low + high) / 2

@@ -33,19 +33,22 @@ def compute_per_action(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]
     """Count and rate the steps of each gold action.
 
     Precision is None where the action was never predicted. F1 = 2 TP / (2 TP + FP + FN) is always defined: each action
-    listed occurs in the gold.
+    listed occurs in the gold. A step that another answer than the recorded one makes right counts as found for the
+    recorded action, and as rightly predicted for the predicted one.
     """
     gold = Counter(verdict.wanted.kind for verdict in verdicts)
     predicted = Counter(verdict.answer.kind for verdict in verdicts if verdict.answer)
     right = {name: Counter(v.wanted.kind for v in verdicts if v.is_right(name)) for name in MATCHERS}
+    found = right[HEADLINE]
+    rightly_predicted = Counter(v.answer.kind for v in verdicts if v.answer and v.is_right())
     return {
         kind: {
             "n": gold[kind],
             "n_predicted": predicted[kind],
             "right": {name: counts[kind] for name, counts in right.items()},
-            "precision": right[HEADLINE][kind] / predicted[kind] if predicted[kind] else None,
-            "recall": right[HEADLINE][kind] / gold[kind],
-            "f1": 2 * right[HEADLINE][kind] / (gold[kind] + predicted[kind]),
+            "precision": rightly_predicted[kind] / predicted[kind] if predicted[kind] else None,
+            "recall": found[kind] / gold[kind],
+            "f1": (found[kind] + rightly_predicted[kind]) / (gold[kind] + predicted[kind]),
         }
         for kind in sorted(gold)
     }

@@ -89,8 +89,8 @@ def _check_same_steps(tasks_a: Verdicts, tasks_b: Verdicts, names: tuple[str, st
             f"{holder}; expected rollouts of the same tasks"
         )
     for task_id, task in tasks_a.items():
-        golds = [[verdict.step.gold for verdict in t] for t in (task, tasks_b[task_id])]
-        if golds[0] != golds[1]:
+        labels = [[(v.step.gold, v.step.also_right) for v in t] for t in (task, tasks_b[task_id])]
+        if labels[0] != labels[1]:
             raise UserError(
                 f"{names[0]} and {names[1]}: found other gold actions in task {task_id}; expected rollouts of the "
                 "same data"

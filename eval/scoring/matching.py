@@ -38,17 +38,27 @@ class Matcher:
 class Verdict:
     """One step of a run, judged; `outcomes` has its one outcome under each matcher.
 
-    `wanted` is the gold action as it is matched: without its target where it is final, which needs none. `takes_point`
-    says whether an action of its type may carry a point.
+    `wanted` is the gold action as it is matched: without its target where it is final, which needs none. `also_wanted`
+    are the answers that are right too; `right_by_other` names the matchers under which only one of these makes the
+    step right. `takes_point` says whether an action of the gold one's type may carry a point. `teacher_outcomes` are
+    those of the same step where it was shown the recorded memory, in mode teacher; None where that is not known.
     """
 
     step: StepResult
     wanted: Action
     takes_point: bool
     outcomes: Mapping[str, Outcome]
+    also_wanted: tuple[Action, ...] = ()
+    right_by_other: frozenset[str] = frozenset()
+    teacher_outcomes: Mapping[str, Outcome] | None = None
 
     def is_right(self, matcher: str = HEADLINE) -> bool:
         return self.outcomes[matcher] == "right"
+
+    @property
+    def accepted(self) -> tuple[Action, ...]:
+        """Every action that is right, the recorded one first."""
+        return (self.wanted, *self.also_wanted)
 
     @property
     def answer(self) -> Action | None:
@@ -139,12 +149,20 @@ def normalize_text(text: str) -> str:
 
 def _judge_step(step: StepResult, actions: Sequence[ActionType]) -> Verdict:
     action_type = find_action_type(step.gold.kind, actions)
-    wanted = replace(step.gold, target="") if action_type is not None and action_type.is_final else step.gold
-    outcomes = {name: _find_outcome(step, wanted, matcher) for name, matcher in MATCHERS.items()}
-    return Verdict(step, wanted, action_type is not None and POINT in action_type.arguments, outcomes)
+    wanted, *also = (_drop_final_target(action, actions) for action in (step.gold, *step.also_right))
+    outcomes = {name: _find_outcome(step, (wanted, *also), matcher) for name, matcher in MATCHERS.items()}
+    by_other = {n for n, m in MATCHERS.items() if also and outcomes[n] != _find_outcome(step, [wanted], m)}
+    takes_point = action_type is not None and POINT in action_type.arguments
+    return Verdict(step, wanted, takes_point, outcomes, tuple(also), frozenset(by_other))
 
 
-def _find_outcome(step: StepResult, wanted: Action, matcher: Matcher) -> Outcome:
+def _drop_final_target(action: Action, actions: Sequence[ActionType]) -> Action:
+    """Return the action as it is matched: a final one needs no target."""
+    action_type = find_action_type(action.kind, actions)
+    return replace(action, target="") if action_type is not None and action_type.is_final else action
+
+
+def _find_outcome(step: StepResult, accepted: Sequence[Action], matcher: Matcher) -> Outcome:
     """Return the one outcome of a step under a matcher: every step has exactly one, whatever went wrong."""
     if step.parse_status == NOT_RUN:
         return "not_run"
@@ -154,7 +172,7 @@ def _find_outcome(step: StepResult, wanted: Action, matcher: Matcher) -> Outcome
         return "truncated"
     if step.predicted is None:
         return "unparsable"
-    return "right" if matcher.is_right(wanted, step.predicted) else "wrong"
+    return "right" if any(matcher.is_right(wanted, step.predicted) for wanted in accepted) else "wrong"
 
 
 def _is_same_argument(gold: Any, predicted: Any) -> bool:

@@ -20,13 +20,15 @@ from eval.scoring.breakdowns import (
     describe_answers,
     describe_memory,
 )
+from eval.scoring.error_sources import find_error_sources
+from eval.scoring.loops import compute_loops
 from eval.scoring.matching import HEADLINE, MATCHERS, OUTCOMES, Verdict, Verdicts
 from eval.scoring.other_rules import build_rules, score_rules
 from sft.data.load import natural_key
 from sft.errors import UserError
 from sft.rates import Rate
 
-METRICS_VERSION = "2"
+METRICS_VERSION = "3"
 
 
 def compute_metrics(
@@ -37,11 +39,13 @@ def compute_metrics(
     n_resamples: int = 10_000,
     confidence: float = 0.95,
     synonyms: Mapping[str, str] | None = None,
+    agent: Mapping[str, Any] | None = None,
     unseen_applications: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Score a judged rollout; the content of `metrics.json`. `synonyms`: see `eval/scoring/other_rules.py`.
+    """Score a judged rollout; the content of `metrics.json`.
 
-    Tasks of `unseen_applications`, which the model never saw, are scored separately from the others too.
+    `synonyms`: see `eval/scoring/other_rules.py`. `agent` is the agent as `run.json` has it. Tasks of
+    `unseen_applications`, which the model never saw, are scored separately from the others too.
 
     Raises:
         UserError: no results, or settings of the bootstrap out of range.
@@ -68,6 +72,9 @@ def compute_metrics(
         "per_step_index": compute_per_step_index(verdicts),
         "confusion": compute_confusion(verdicts),
         "progress": compute_progress(tasks, bootstrap),
+        "error_sources": find_error_sources(tasks, mode, agent or {}, bootstrap),
+        "loops": compute_loops(tasks, mode, agent or {}, bootstrap),
+        "also_right": _score_without_others(tasks, bootstrap),
         "variants": score_rules(tasks, build_rules(synonyms), bootstrap),
         "answers": describe_answers(steps),
         "memory": describe_memory(steps),
@@ -80,8 +87,8 @@ def compute_metrics(
 
 
 def find_majority_action(verdicts: Iterable[Verdict]) -> str:
-    """Return the most frequent gold action; of equally frequent ones the first by name."""
-    counts = Counter(verdict.wanted.kind for verdict in verdicts)
+    """Return the action that is right at the most steps; of equally frequent ones the first by name."""
+    counts = Counter(kind for verdict in verdicts for kind in {action.kind for action in verdict.accepted})
     return min(counts, key=lambda kind: (-counts[kind], kind))
 
 
@@ -92,7 +99,7 @@ def _score_tasks(tasks: Verdicts, bootstrap: Bootstrap) -> dict[str, Any]:
     columns = {
         "steps": [len(task) for task in tasks.values()],
         "tasks": [1] * len(tasks),
-        "majority": [sum(verdict.wanted.kind == majority for verdict in task) for task in tasks.values()],
+        "majority": [sum(_is_kind_right(verdict, majority) for verdict in task) for task in tasks.values()],
         "previous": [_count_repeats(task, majority) for task in tasks.values()],
     }
     for name in MATCHERS:
@@ -118,6 +125,30 @@ def _score_tasks(tasks: Verdicts, bootstrap: Bootstrap) -> dict[str, Any]:
     }
 
 
+def _score_without_others(tasks: Verdicts, bootstrap: Bootstrap) -> dict[str, Any] | None:
+    """Score by the recorded answers alone, and count the steps that another makes right; None where data has none."""
+    verdicts = list(chain(*tasks.values()))
+    if not any(verdict.also_wanted for verdict in verdicts):
+        return None
+    columns: dict[str, list[int]] = {"steps": [len(task) for task in tasks.values()], "tasks": [1] * len(tasks)}
+    for name in MATCHERS:
+        right = [[v.is_right(name) and name not in v.right_by_other for v in task] for task in tasks.values()]
+        columns[f"{name}.steps"] = list(map(sum, right))
+        columns[f"{name}.tasks"] = [int(all(task)) for task in right]
+    rates = Rates(columns, bootstrap)
+    return {
+        "n_steps": sum(bool(verdict.also_wanted) for verdict in verdicts),
+        "matchers": {
+            name: {
+                "n_right_by_other": sum(name in verdict.right_by_other for verdict in verdicts),
+                "swa_recorded": rates.compute(f"{name}.steps", "steps"),
+                "ta_recorded": rates.compute_share(f"{name}.tasks", "tasks"),
+            }
+            for name in MATCHERS
+        },
+    }
+
+
 def _score_parts(
     tasks: Verdicts, find_part: Callable[[Sequence[Verdict]], str], bootstrap: Bootstrap
 ) -> dict[str, dict[str, Any]]:
@@ -140,9 +171,13 @@ def _count_outcomes(verdicts: Sequence[Verdict], matcher: str) -> dict[str, int]
 
 
 def _count_repeats(task: Sequence[Verdict], first_guess: str) -> int:
-    """Count the steps whose gold action is that of the step before; the first step is guessed as `first_guess`."""
-    kinds = [verdict.wanted.kind for verdict in task]
-    return sum(guess == kind for guess, kind in zip([first_guess, *kinds], kinds))
+    """Count the steps at which the gold action of the step before is right; the first is guessed as `first_guess`."""
+    guesses = [first_guess, *(verdict.wanted.kind for verdict in task)]
+    return sum(_is_kind_right(verdict, guess) for guess, verdict in zip(guesses, task))
+
+
+def _is_kind_right(verdict: Verdict, kind: str) -> bool:
+    return any(action.kind == kind for action in verdict.accepted)
 
 
 def _as_baseline(rate: Rate | None) -> dict[str, float]:

@@ -34,7 +34,10 @@ _PointRule = Callable[[StepResult, float, float], bool]
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule. `applies(verdict)` looks at the gold alone; `is_right(verdict, answer)` is asked where it applies."""
+    """One rule. `applies(verdict)` looks at the gold alone; `is_right(verdict, answer)` is asked where it applies.
+
+    It is asked again with each answer that is right too in the place of the verdict's `wanted`.
+    """
 
     name: str
     version: str
@@ -63,7 +66,7 @@ def build_rules(synonyms: Synonyms | None = None) -> list[Rule]:
             description,
             least,
             lambda v: v.wanted.arguments.get(field) is not None,
-            lambda v, p: field in p.arguments and is_right(str(v.wanted.arguments[field]), str(p.arguments[field])),
+            lambda v, p: _is_part_right(v.wanted, p, field, is_right),
         )
 
     def point(name: str, description: str, is_right: _PointRule, radius: float | None = None) -> Rule:
@@ -73,7 +76,7 @@ def build_rules(synonyms: Synonyms | None = None) -> list[Rule]:
             "part",
             description,
             radius,
-            lambda v: v.takes_point and v.step.bbox is not None and v.step.screen is not None,
+            lambda v: v.takes_point and v.step.bbox is not None and v.step.screen is not None and not v.also_wanted,
             lambda v, p: POINT in p.arguments and is_right(v.step, *_normalize_point(p)),
         )
 
@@ -157,7 +160,19 @@ def load_synonyms(path: Path) -> dict[str, str]:
 
 
 def _is_right(verdict: Verdict, rule: Rule) -> bool:
-    return verdict.answer is not None and rule.is_right(verdict, verdict.answer)
+    predicted = verdict.answer
+    if predicted is None:
+        return False
+    return rule.is_right(verdict, predicted) or any(
+        rule.is_right(replace(verdict, wanted=wanted), predicted) for wanted in verdict.also_wanted
+    )
+
+
+def _is_part_right(gold: Action, predicted: Action, field: str, is_right: _TextRule) -> bool:
+    """Judge one part; where an answer that is right too has no such part, it has to be that answer."""
+    if gold.arguments.get(field) is None:
+        return is_same_step(gold, predicted)
+    return field in predicted.arguments and is_right(str(gold.arguments[field]), str(predicted.arguments[field]))
 
 
 def _is_exact(gold: Action, predicted: Action) -> bool:

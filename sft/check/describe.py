@@ -49,6 +49,7 @@ def describe(table: Table, tasks: TaskSet, agent: AgentConfig, tokenizer: Path |
         "majority_share": Counter(s.gold.action.kind for s in steps).most_common(1)[0][1] / len(steps),
         "n_tasks_with_final_action": sum(t.steps[-1].gold.action.kind in final for t in tasks.trajectories),
         "steps_without_memory": sum(s.gold.short_term is None or s.gold.long_term is None for s in steps),
+        "steps_with_also_right": sum(bool(s.also_right) for s in steps),
         "step_numbers_missing": sum(gap["found"] - gap["expected"] for gap in gaps),
         "step_number_gaps": gaps,
         "screenshots": describe_screenshots(tasks, steps),

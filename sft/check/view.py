@@ -35,6 +35,8 @@ def print_report(console: Console, report: Mapping[str, Any]) -> None:
         f"{report['n_tasks']:,} tasks, {report['n_steps']:,} steps; {steps['min']} to {steps['max']} steps per task, "
         f"{steps['mean']:g} on average"
     )
+    if report["steps_with_also_right"]:
+        console.print(f"{report['steps_with_also_right']:,} steps have another right answer (Also_Right)")
     console.print()
     parts = [_build_part_table("Application", report["applications"])]
     if len(report["groups"]) > 1:

@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import bitsandbytes  # noqa: F401  registers its operations
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from sft.models.experts import STOCK_EXPERTS
 from sft.models.families import PARTS, part_of
-from sft.models.shapes import TextShape, read_text_shape, read_vision_shape
+from sft.models.scored_tokens import find_text_model
+from sft.models.shapes import CHUNK, TextShape, read_text_shape, read_vision_shape
+from sft.models.tree_attention import count_pairs
 
-CHUNK = 64  # tokens that a gated delta net computes at once
+LANGUAGE = ("language", "experts")
+LAST = ("last", "last_experts")  # of the last layer, where it computes supervised tokens alone
 
 log = logging.getLogger("sft")
 
@@ -38,11 +42,9 @@ def _count_attention_backward(grad: Any, query: Any, key: Any, value: Any, *args
     return 2 * prod(query[:-1]) * key[-2] * (3 * query[-1] + 2 * value[-1])
 
 
-def _count_blocks(
-    query: Any, key: Any, value: Any, query_borders: Any, key_borders: Any, *args: Any, **kwargs: Any
-) -> int:
-    """Count attention within blocks that lie side by side, given as tensors: (T, heads, D)."""
-    return 2 * _count_pairs(query_borders, key_borders) * query.shape[1] * (query.shape[2] + value.shape[2])
+def _count_tree(query: Any, key: Any, value: Any, subtree_end: Any, places: Any, *args: Any, **kwargs: Any) -> int:
+    """Count attention over a packed sequence, given as tensors: (n, heads, D)."""
+    return 2 * count_pairs(subtree_end, places) * query.shape[1] * (query.shape[2] + value.shape[2])
 
 
 def _count_blocks_backward(
@@ -57,12 +59,9 @@ def _count_blocks_backward(
     *args: Any,
     **kwargs: Any,
 ) -> int:
-    pairs = _count_pairs(query_borders, key_borders)
+    """Count its backward pass on CUDA: attention within blocks that lie side by side."""
+    pairs = int((query_borders.diff().long() * key_borders.diff().long()).sum())
     return 2 * pairs * query.shape[1] * (3 * query.shape[2] + 2 * value.shape[2])
-
-
-def _count_pairs(query_borders: torch.Tensor, key_borders: torch.Tensor) -> int:
-    return int((query_borders.diff().long() * key_borders.diff().long()).sum())
 
 
 def _count_linear(inputs: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
@@ -90,7 +89,7 @@ def _build_counts() -> Mapping[Any, Any]:
     torch 2.11 and 2.12 refuses fewer key heads than query heads. In-place products, composed operations outside
     autograd, attention on a CPU and bitsandbytes' product are in no version's table.
     """
-    aten, bitsandbytes = torch.ops.aten, torch.ops.bitsandbytes
+    aten, four_bits = torch.ops.aten, torch.ops.bitsandbytes
     names = {
         _count_product: "mm bmm _grouped_mm",
         _count_added_product: "addmm addmm_ baddbmm baddbmm_",
@@ -106,9 +105,9 @@ def _build_counts() -> Mapping[Any, Any]:
     }
     own = {getattr(aten, name): count for count, listed in names.items() for name in listed.split()}
     # bitsandbytes before 0.50 has a kernel for one token alone, (1, K) by the packed (N, K)
-    own |= {bitsandbytes.gemm_4bit: _count_gemm_4bit, bitsandbytes.gemv_4bit: _count_gemm_4bit}
+    own |= {four_bits.gemm_4bit: _count_gemm_4bit, four_bits.gemv_4bit: _count_gemm_4bit}
     blocks = {
-        aten._flash_attention_forward: _count_blocks,
+        torch.ops.sft.attend_tree: _count_tree,
         aten._flash_attention_backward: _count_blocks_backward,
     }
     return {**flop_registry, **{operation: shape_wrapper(count) for operation, count in own.items()}, **blocks}
@@ -145,7 +144,8 @@ class BatchSize:
     """What the formula needs of a batch: padded tokens, pairs of tokens, patches and their pairs, supervised tokens.
 
     `attended` sums the squared lengths of the sequences, or is what `sft.models.tree_attention.count_pairs` says of a
-    packed one; `patches_attended` sums those of the screenshots.
+    packed one; `attended_by_trained` is the part of it whose queries are scored; `patches_attended` sums the squared
+    lengths of the screenshots.
     """
 
     tokens: float = 0
@@ -153,6 +153,7 @@ class BatchSize:
     patches: float = 0
     patches_attended: float = 0
     trained: float = 0
+    attended_by_trained: float = 0
 
     def __add__(self, other: "BatchSize") -> "BatchSize":
         return BatchSize(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
@@ -164,11 +165,13 @@ class FlopFormula:
 
     2 operations a weight and a token in the forward pass; as many again for the gradient of the input where the
     gradient goes through a part, and for that of the weights where they are trained; once more where gradient
-    checkpointing computes a part anew, and for `lm_head`, whose logits TRL's fused head never keeps. That head scores
-    the supervised tokens alone on a GPU; `scores_all_tokens` says that it scores every one, as elsewhere. Attention
-    adds 4 a pair of tokens, head and head dimension, and 2.5 times that backwards (flash attention computes the
-    scores again); windows of a vision tower add 4 times `window` a patch likewise. A layer with a state adds 2 times
-    `scan` a token, and twice that backwards. Of its layer's experts a token passes `expert_share`.
+    checkpointing computes a part anew, and for `lm_head`, whose logits TRL's fused head never keeps. It scores the
+    supervised tokens alone, or every one with `scores_all_tokens`. Of the last layer all but keys and values may be
+    computed for the supervised tokens alone: "last" and "last_experts" are those weights, 0 where it is not so; tokens
+    that fill up a padded batch are left out. Attention adds 4 a pair of tokens, head and head dimension, and 2.5 times
+    that backwards (flash attention computes the scores again); windows of a vision tower add 4 times `window` a patch
+    likewise. A layer with a state adds 2 times `scan` a token, and twice that backwards. Of its layer's experts a
+    token passes `expert_share`.
     """
 
     frozen: Mapping[str, int]
@@ -184,7 +187,7 @@ class FlopFormula:
     def step(self, batch: BatchSize) -> float:
         """Count forward and backward pass."""
         total, is_reached = 0.0, False
-        for group in (("vision",), ("merger",), ("language", "experts"), ("lm_head",)):
+        for group in (("vision",), ("merger",), (*LANGUAGE, *LAST), ("lm_head",)):
             is_reached = is_reached or any(self.trained[part] for part in group)
             for part in group:
                 forward, attention = self._linears(part, batch), self._attention(part, batch)
@@ -193,7 +196,7 @@ class FlopFormula:
                 if is_reached:
                     total += forward + 2.5 * attention + 2 * scan
                     total += 2 * self.trained[part] * self._tokens(part, batch)
-                    if part == "lm_head" or (self.is_checkpointed and part in ("vision", "language", "experts")):
+                    if part == "lm_head" or (self.is_checkpointed and part in ("vision", *LANGUAGE, *LAST)):
                         total += forward + attention + scan
         return total
 
@@ -207,42 +210,65 @@ class FlopFormula:
             "merger": patches / self.merge**2,
             "language": batch.tokens,
             "experts": batch.tokens * self.expert_share,
+            "last": batch.trained,
+            "last_experts": batch.trained * self.expert_share,
             "lm_head": batch.tokens if self.scores_all_tokens else batch.trained,
         }[part]
 
     def _attention(self, part: str, batch: BatchSize) -> float:
-        pairs = {"vision": batch.patches_attended, "language": batch.attended}.get(part, 0)
+        counts = {
+            "vision": batch.patches_attended,
+            "language": batch.attended,
+            "last": batch.attended_by_trained,
+        }
+        pairs = counts.get(part, 0)
         windows = self.window * batch.patches if part == "vision" else 0
         return 4 * (self.attention.get(part, 0) * pairs + windows)
 
 
-def build_formula(model: torch.nn.Module, is_checkpointed: bool) -> FlopFormula:
-    """Read the formula's coefficients off a model: weights of its linear layers, experts and convolutions by part."""
-    frozen, trained = dict.fromkeys((*PARTS, "lm_head"), 0), dict.fromkeys((*PARTS, "lm_head"), 0)
+def build_formula(
+    model: torch.nn.Module, is_checkpointed: bool, scores_alone: bool = False, cuts_last_layer: bool = False
+) -> FlopFormula:
+    """Read the formula's coefficients off a model: weights of its linear layers, experts and convolutions by part.
+
+    `scores_alone`, `cuts_last_layer`: what `sft.models.scored_tokens` leaves out in this training.
+    """
+    parts = (*PARTS, *LAST, "lm_head")
+    frozen, trained = dict.fromkeys(parts, 0), dict.fromkeys(parts, 0)
+    cut = _list_cut_modules(model) if cuts_last_layer else set()
     for name, module in model.named_modules():
         if ".original_module" in name:  # replaced by its trained copy
             continue
         for parameter, n in _list_weights(module):
             part = "lm_head" if "lm_head" in name else part_of(f"{name}.")
+            part = dict(zip(LANGUAGE, LAST))[part] if module in cut else part
             (trained if parameter.requires_grad else frozen)[part] += n
     config: Any = model.config
     text, vision = read_text_shape(config.get_text_config()), read_vision_shape(config.vision_config)
+    width = config.get_text_config().num_attention_heads * text.head_dim
     attention = {
-        "language": text.n_attention * config.get_text_config().num_attention_heads * text.head_dim,
+        "language": (text.n_attention - cuts_last_layer) * width,
+        "last": cuts_last_layer * width,
         "vision": (vision.depth - vision.n_windowed) * vision.width,
     }
-    on_gpu = next(model.parameters()).device.type in ("cuda", "xpu")  # where Triton is, TRL's condition
     return FlopFormula(
         frozen,
         trained,
         attention,
         vision.merge,
         is_checkpointed,
-        scores_all_tokens=not on_gpu,
+        scores_all_tokens=not scores_alone,
         window=vision.n_windowed * vision.width * vision.window,
         expert_share=text.n_chosen / text.n_experts if text.n_experts else 0.0,
         scan=_count_scan(config.get_text_config(), text),
     )
+
+
+def _list_cut_modules(model: torch.nn.Module) -> set[torch.nn.Module]:
+    """Return the modules of the last layer that compute supervised tokens alone: all but keys and values."""
+    layer = find_text_model(model).layers[-1]
+    kept = {module for of in (layer.self_attn.k_proj, layer.self_attn.v_proj) for module in of.modules()}
+    return set(layer.modules()) - kept
 
 
 def _count_scan(config: Any, text: TextShape) -> int:

@@ -13,6 +13,7 @@ from sft.batches.packing import IGNORED_LABEL
 from sft.compute.flops import BatchSize, FlopCounter, FlopFormula, build_formula
 from sft.compute.recorder import RunRecorder
 from sft.models.model import count_parameters, count_quantised
+from sft.models.scored_tokens import find_scored_tokens
 from sft.models.tree_attention import count_pairs
 
 log = logging.getLogger("sft")
@@ -22,7 +23,7 @@ class StepMeter(TrainerCallback):
     """Measures every batch, its operations once, and reports at each log. A rank counts its own batches.
 
     Sums that need a batch's values stay on its device until a log is due anyway. What is read of a batch at once is a
-    packed sequence's `subtree_end`, which attention has to read before it starts.
+    packed sequence's `subtree_end` and the places of its labels, which attention has to read before it starts.
     """
 
     def __init__(self, recorder: RunRecorder):
@@ -36,7 +37,14 @@ class StepMeter(TrainerCallback):
 
     @contextmanager
     def measure(
-        self, model: Any, inputs: Mapping[str, Any], *, is_checkpointed: bool, is_sharded: bool
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        *,
+        is_checkpointed: bool,
+        is_sharded: bool,
+        scores_alone: bool,
+        cuts_last_layer: bool,
     ) -> Iterator[None]:
         """Count one batch of a training step; the first one's operations are counted as they run.
 
@@ -45,16 +53,19 @@ class StepMeter(TrainerCallback):
         """
         self._counts.add(inputs, model.config.image_token_id)
         self._sizes += _fixed_size(inputs, model.config.vision_config.patch_size)
+        if cuts_last_layer:
+            self._sizes += BatchSize(attended_by_trained=_count_scored_pairs(inputs))
         if self.formula is not None:
             yield
             return
-        self.formula = build_formula(model, is_checkpointed)
+        self.formula = build_formula(model, is_checkpointed, scores_alone, cuts_last_layer)
         if is_sharded:
             self._flops_ratio = 1.0
             yield
             return
         forward: list[int | None] = []
-        with FlopCounter() as counter:
+        # nothing is compiled meanwhile: functions first called under such a mode would stay uncompiled for good
+        with torch.compiler.set_stance("force_eager"), FlopCounter() as counter:
             hook = model.register_forward_hook(lambda *_: forward.append(counter.total))
             try:
                 yield
@@ -165,6 +176,8 @@ class _Counts:
         n_tokens = labels.numel() if mask is None else mask.sum()
         starts = (labels[:, 1:] & ~labels[:, :-1]).sum()  # every answer follows a prompt
         grids = inputs.get("image_grid_thw")  # families that cut tiles have none: see `_fixed_size`
+        if grids is not None and "screenshots" in inputs:
+            grids = grids[inputs["screenshots"].new]  # what is kept of the others was computed before
         pairs = torch.zeros_like(n_image) if grids is None else grids.prod(dim=1).square().sum().to(n_image.device)
         sums = torch.stack([n_tokens - n_image, n_image, labels.sum(), starts, pairs])
         self._sums = sums if self._sums is None else self._sums + sums
@@ -185,6 +198,14 @@ def _fixed_size(inputs: Mapping[str, Any], patch_size: int) -> BatchSize:
         return size + BatchSize(patches=pixels.shape[0])
     n_patches = pixels[0, 0].numel() // patch_size**2 + 1  # tiles of equal size, and a class token in each
     return size + BatchSize(patches=pixels.shape[0] * n_patches, patches_attended=pixels.shape[0] * n_patches**2)
+
+
+def _count_scored_pairs(inputs: Mapping[str, Any]) -> int:
+    """Return how many pairs of tokens the last layer attends to."""
+    scored, end = find_scored_tokens(inputs["labels"], IGNORED_LABEL), inputs.get("subtree_end")
+    if scored is None:
+        return 0
+    return scored.places.numel() * inputs["input_ids"].shape[1] if end is None else count_pairs(end, scored.places)
 
 
 def _gpu_gb() -> float | None:

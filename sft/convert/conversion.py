@@ -28,7 +28,9 @@ COLUMNS = (
     "Application",
     "Group",
     "Detected_Elements",
+    "Also_Right",
 )
+LEFT_OUT_IF_EMPTY = ("Detected_Elements", "Also_Right")
 CSV_NAME = "data.csv"
 REPORT_NAME = "conversion_report.json"
 
@@ -136,6 +138,7 @@ def _build_rows(task: ConvertedTask, images: "_ImageFolder") -> list[dict[str, s
             task.application,
             task.group,
             step.elements,
+            step.also_right,
         )
         if any("\0" in cell for cell in cells):
             raise ValueError(f"step {step.number}: found a NUL character; expected text")
@@ -195,7 +198,7 @@ def _drop_what_training_refuses(
 
 
 def _write_csv(path: Path, rows_of: Mapping[str, list[dict[str, str]]]) -> None:
-    has_elements = any(row["Detected_Elements"] for rows in rows_of.values() for row in rows)
-    columns = COLUMNS if has_elements else COLUMNS[:-1]
-    text = format_csv(columns, (row for rows in rows_of.values() for row in rows))
+    rows = [row for task in rows_of.values() for row in task]
+    columns = [c for c in COLUMNS if c not in LEFT_OUT_IF_EMPTY or any(row[c] for row in rows)]
+    text = format_csv(columns, rows)
     path.write_bytes(text.encode("utf-8", "replace"))

@@ -22,6 +22,7 @@ class ConvertedStep:
 
     `memory` is the memory *after* the step where the source proves one; None has it rebuilt from the actions. `note`
     is what an annotator wrote about the step; `screen` is what its box is measured on, None the screenshot itself.
+    `elements` and `also_right` are cells of `Detected_Elements` and `Also_Right`.
     """
 
     number: int
@@ -32,6 +33,7 @@ class ConvertedStep:
     screen: Size | None = None
     memory: Memory | None = None
     elements: str = ""
+    also_right: str = ""
 
 
 @dataclass(frozen=True)

@@ -106,10 +106,17 @@ def _read_task(
             raise ValueError(f"line {number}: found no screenshot {name!r} in {images_dir}; give --images_dir{hint}")
         grounding = _read_evidence(cells.get("Grounding", ""), number, remarks)
         slide = int(cells.get("Slide_number", "").strip().partition(".")[0] or position)
-        elements = cells.get("Detected_Elements", "")
         steps.append(
             ConvertedStep(
-                slide, gold.action, image, "", grounding.bbox, grounding.screen_wh, memory=memory, elements=elements
+                slide,
+                gold.action,
+                image,
+                "",
+                grounding.bbox,
+                grounding.screen_wh,
+                memory,
+                cells.get("Detected_Elements", ""),
+                cells.get("Also_Right", ""),
             )
         )
     first = lines[0][1]

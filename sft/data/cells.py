@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft.actions import ActionType, as_plain_text
+from sft.actions import Action, ActionType, as_plain_text, parse_action
 from sft.answers import Answer, read_answer
 from sft.data.literals import is_missing, read_literal
 from sft.json_text import clean_json
@@ -87,6 +87,28 @@ def read_elements(cell: str) -> tuple[Mapping[str, Any], ...]:
     ):
         raise ValueError('found something else; expected a JSON list of {"name", "bbox"}')
     return tuple(elements)
+
+
+def read_also_right(cell: str, actions: Sequence[ActionType] | None) -> tuple[Action, ...]:
+    """Read an `Also_Right` cell: a JSON list of answers that are right too, each in any shape of `Output`.
+
+    Empty is allowed. Memory that they hold is not read.
+
+    Raises:
+        ValueError: what was found and what was expected.
+    """
+    if is_missing(cell):
+        return ()
+    answers = _read_json(cell)
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
+        raise ValueError(f'found {cell.strip()[:60]!r}; expected a JSON list of answers: [{{"action", "target"}}]')
+    found = []
+    for number, answer in enumerate(answers, start=1):
+        try:
+            found.append(parse_action(_find_action(answer), actions))
+        except ValueError as error:
+            raise ValueError(f"answer {number}: {error}") from error
+    return tuple(found)
 
 
 def read_application(cell: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from sft.data.arrow_rows import ArrowTable, iterate_rows, open_table, read_first
 from sft.data.cells import read_text
 from sft.data.image_paths import resolve_image
 from sft.data.problems import Problem, TrajectoryError
-from sft.data.screenshots import inspect_bytes, store_screenshot
+from sft.data.screenshots import inspect_bytes, read_screenshot, store_screenshot
 from sft.data.table import CellError, Row, Table, build_cells, check_columns, refuse_doubled, split_source
 from sft.file_kinds import is_picture
 
@@ -25,8 +26,9 @@ PICTURE_NAMES = ("image_id", "screenshot", "image")  # in any letter case
 def read_embedded(source: str | Path, image_root: str | Path | None = None) -> Table:
     """Read row-shaped data: the columns of the CSV, and the screenshot in a column of pictures.
 
-    Embedded screenshots are written once, named by their content, to the cache of the Hub library; without any,
-    `Image_id` is a path from `image_root` (default: the folder). Row numbers count as in a CSV of the same rows: the
+    Embedded screenshots are written once, named by their content, to the cache of the Hub library; where a picture is
+    a file's name in place of bytes, that file has to be below `image_root` (default: the folder). Without a column of
+    pictures, `Image_id` is a path from there. Row numbers count as in a CSV of the same rows: the
     first one is 2.
 
     Raises:
@@ -56,7 +58,7 @@ def read_embedded(source: str | Path, image_root: str | Path | None = None) -> T
         try:
             cells = build_cells(fields, read_columns)
             if picture_column:
-                cells["Image_id"] = _store(picture, picture_column, folder)
+                cells["Image_id"] = _store(picture, picture_column, folder, root)
         except CellError as error:
             task_id = read_text(str(fields.get("Task_id") or "")) or None
             bad_rows.append(Problem(path, number, error.column, str(error), task_id))
@@ -140,13 +142,24 @@ def _holds_pictures(feature: Any, values: Sequence[Any], has_known_name: bool) -
 def read_image_bytes(value: Any) -> bytes | None:
     """Return the bytes of an image that is stored as bytes, or as `{"bytes", "path"}`; None where it has none."""
     if isinstance(value, Mapping):
-        if value.get("bytes") is None and value.get("path"):
-            try:
-                return Path(value["path"]).read_bytes()
-            except (OSError, ValueError):  # no such file, or no name that a file can have
-                return None
         value = value.get("bytes")
     return bytes(value) if isinstance(value, (bytes, bytearray)) else None
+
+
+def _read_picture(value: Any, column: str, root: Path) -> bytes | None:
+    """Return the bytes of an image, or of the file below `root` that it names: a table may name any file.
+
+    Raises:
+        CellError: the file is not below `root`, or cannot be read.
+    """
+    data, name = read_image_bytes(value), value.get("path") if isinstance(value, Mapping) else None
+    if data is not None or not name:
+        return data
+    base = str(Path(root).absolute())
+    try:
+        return read_screenshot(resolve_image(str(name).removeprefix(f"{base}{os.sep}"), root))
+    except ValueError as error:
+        raise CellError(column, f"{error}: give the folder that holds the screenshots as image_root") from error
 
 
 def find_cache() -> Path:
@@ -158,7 +171,7 @@ def find_cache() -> Path:
     return folder
 
 
-def _store(value: Any, column: str, folder: Path) -> str:
+def _store(value: Any, column: str, folder: Path, root: Path) -> str:
     """Write a screenshot; return its file name.
 
     Raises:
@@ -168,7 +181,7 @@ def _store(value: Any, column: str, folder: Path) -> str:
         if len(value) > 1:
             raise CellError(column, f"found {len(value)} pictures; expected one screenshot per step")
         value = value[0] if value else None
-    data = read_image_bytes(value)
+    data = _read_picture(value, column, root)
     if data is None:
         raise CellError(column, "found no image; expected a screenshot in every row")
     facts = inspect_bytes(data, "the embedded image", decode="never")

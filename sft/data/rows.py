@@ -11,7 +11,15 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from sft.actions import ActionType, find_action_type
-from sft.data.cells import MAX_CELL_CHARS, read_application, read_elements, read_gold, read_grounding, read_text
+from sft.data.cells import (
+    MAX_CELL_CHARS,
+    read_also_right,
+    read_application,
+    read_elements,
+    read_gold,
+    read_grounding,
+    read_text,
+)
 from sft.data.image_paths import MAX_NAME_CHARS, resolve_image, suggest_names
 from sft.data.literals import is_missing
 from sft.data.problems import MAX_PROBLEMS_SHOWN, Problem
@@ -118,11 +126,12 @@ class RowReader:
             self._report(task_id, row, "Instruction", f"found {length} characters; expected at most {MAX_CELL_CHARS}")
 
     def _check_final(self, task_id: str, steps: Sequence[Step | None]) -> None:
-        for step in steps[:-1]:
-            kind = find_action_type(step.gold.action.kind, self.actions or ()) if step else None
-            if step and kind and kind.is_final:
-                message = f"found {kind.name} before the last step of task {task_id[:60]}; expected it last"
-                self._report(task_id, step.row, "Output", message)
+        for step in filter(None, steps[:-1]):
+            for column, answers in (("Output", [step.gold.action]), ("Also_Right", step.also_right)):
+                kinds = [find_action_type(action.kind, self.actions or ()) for action in answers]
+                if final := next((kind for kind in kinds if kind and kind.is_final), None):
+                    message = f"found {final.name} before the last step of task {task_id[:60]}; expected it last"
+                    self._report(task_id, step.row, column, message)
 
     def _check_images(
         self, task_id: str, steps: Sequence[Step | None], screenshots: Mapping[Path, ScreenshotFacts]
@@ -155,14 +164,15 @@ class RowReader:
         evidence = "" if grounding is None else cells["Grounding"]  # a broken one is reported once, as what it is
         gold = read("Output", lambda: read_gold(cells["Output"], evidence, self.actions))
         elements = read("Detected_Elements", lambda: read_elements(cells.get("Detected_Elements", "")))
+        also_right = read("Also_Right", lambda: read_also_right(cells.get("Also_Right", ""), self.actions))
         image_path = self._find_image(cells["Image_id"])
         if isinstance(image_path, ValueError):
             self._report(task_id, row, "Image_id", str(image_path))
             return None
-        if gold is None or grounding is None or elements is None:
+        if gold is None or grounding is None or elements is None or also_right is None:
             return None
-        sha256 = screenshots[image_path].sha256
-        return Step(task_id, index, row, image_path, cells["Image_id"].strip(), gold, grounding, sha256, elements)
+        sha256, image_id = screenshots[image_path].sha256, cells["Image_id"].strip()
+        return Step(task_id, index, row, image_path, image_id, gold, grounding, sha256, elements, also_right)
 
     def _find_image(self, cell: str) -> Path | ValueError:
         if cell not in self._paths:

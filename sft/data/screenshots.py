@@ -8,6 +8,7 @@ an animation, an image beyond the limits below, a damaged file and a format that
 import contextlib
 import hashlib
 import io
+import stat
 import struct
 import warnings
 import zlib
@@ -26,6 +27,7 @@ from sft.files import write_whole
 MAX_IMAGE_PIXELS = 40_000_000
 MAX_IMAGE_SIDE = 16_384
 MAX_ASPECT_RATIO = 100
+MAX_FILE_BYTES = 4 * MAX_IMAGE_PIXELS + 1_000_000  # uncompressed, with transparency
 RULES_VERSION = 2  # goes up when a file is opened as another picture than before: what was kept of it is old then
 SUFFIXES = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
 # Alpha below which nobody tells a pixel from the white behind it, and the share of visible pixels that is worth a word
@@ -87,10 +89,13 @@ def read_screenshot(path: Path) -> bytes:
     """Return a file's bytes.
 
     Raises:
-        ScreenshotError: it is missing or cannot be read.
+        ScreenshotError: it is missing, no file, larger than any picture that is taken, or cannot be read.
     """
     try:
-        return path.read_bytes()
+        status = path.stat()
+        is_folder, is_file, n_bytes = stat.S_ISDIR(status.st_mode), stat.S_ISREG(status.st_mode), status.st_size
+        if is_folder or (is_file and n_bytes <= MAX_FILE_BYTES):
+            return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         message = f"found no file {path}; expected a screenshot there (paths are relative to image_root)"
         raise ScreenshotError(message, path) from error
@@ -98,6 +103,9 @@ def read_screenshot(path: Path) -> bytes:
         raise ScreenshotError(f"found a file that cannot be read: {path} ({error.strerror})", path) from error
     except ValueError as error:
         raise ScreenshotError(f"found a name that no file can have: {str(path)!r} ({error})", path) from error
+    if not is_file:  # a pipe would be waited for, a device read without end
+        raise ScreenshotError(f"found a pipe or device: {path}; expected a file", path)
+    raise ScreenshotError(f"found a file of {n_bytes} bytes: {path}; expected at most {MAX_FILE_BYTES}", path)
 
 
 def read_facts(path: Path, decode: Decode) -> ScreenshotFacts:

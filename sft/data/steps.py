@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft.actions import Action
 from sft.answers import Answer
 from sft.data.cells import Grounding
 
@@ -13,7 +14,8 @@ from sft.data.cells import Grounding
 class Step:
     """One recorded step; `index` is 0-based in its task. `gold` and `grounding` are labels and reach no prompt.
 
-    `image_sha256` is the screenshot's as it was when it was checked.
+    Nor does `also_right`: the actions that are right beside that of `gold`. `image_sha256` is the screenshot's as it
+    was when it was checked.
     """
 
     task_id: str
@@ -25,6 +27,7 @@ class Step:
     grounding: Grounding
     image_sha256: str = ""
     elements: tuple[Mapping[str, Any], ...] = ()
+    also_right: tuple[Action, ...] = ()
 
 
 @dataclass(frozen=True)

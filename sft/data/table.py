@@ -16,7 +16,7 @@ from sft.data.literals import read_literal
 from sft.data.problems import Problem, TrajectoryError
 
 REQUIRED_COLUMNS = ("Task_id", "Image_id", "Instruction", "Output", "Grounding")
-OPTIONAL_COLUMNS = ("Slide_number", "Application", "Group", "Detected_Elements")
+OPTIONAL_COLUMNS = ("Slide_number", "Application", "Group", "Detected_Elements", "Also_Right")
 MEMORY_COLUMNS = ("Short_Term_Memory", "Long_term_Memory")  # published ones, audited and never shown
 _READ_COLUMNS = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, *MEMORY_COLUMNS}
 _FILE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet", ".arrow", ".feather")

@@ -1,4 +1,4 @@
-"""Which kernels compute a model: attention without cuDNN's, and a vision tower in few large operations.
+"""Which kernels compute a model: attention without cuDNN's, a vision tower in few large operations, compiled norms.
 
 None of it changes a result beyond rounding, a name of a weight, or what is saved.
 """
@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from sft.models.compiled import compile_functions
 from sft.models.families import part_of
 
 # transformers hands a vision tower's sequences over all at once, with their borders, where the name says "flash"; else
@@ -29,6 +31,8 @@ def choose_kernels(model: torch.nn.Module) -> None:
     shape, 23 to 550 ms each (FunASR#3704): packed training has new shapes in every batch, a rollout at every token.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
+    if torch.cuda.is_available() and not is_deepspeed_zero3_enabled():  # which gathers weights by hooks of modules
+        compile_functions(model)
     AttentionInterface.register(NAME, attend_by_length)
     for name, module in model.named_modules():
         if part_of(f"{name}.") != "vision":

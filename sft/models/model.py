@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sft.errors import UserError
+from sft.models.dequantised import dequantise_once
 from sft.models.experts import (
     MakeLinear,
     Qwen3_5MoeForConditionalGeneration,
@@ -22,6 +23,7 @@ from sft.models.experts import (
     read_experts,
 )
 from sft.models.families import FAMILIES, PARTS, Family, find_family_of, part_of
+from sft.models.fused_lora import fuse_lora
 from sft.models.hub import BESIDE_WEIGHTS, find_base_model, find_folder
 from sft.models.kernels import choose_kernels
 from sft.models.linear_attention import carry_states
@@ -55,7 +57,7 @@ def read_config(model_name_or_path: str, revision: str) -> Any:
     """
     fields, _ = PreTrainedConfig.get_config_dict(model_name_or_path, revision=revision)
     find_family_of(str(fields.get("model_type")))
-    return AutoConfig.from_pretrained(model_name_or_path, revision=revision)
+    return AutoConfig.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
 
 
 def check_sequence_lengths(settings: ModelSettings, lengths: Mapping[str, int]) -> None:
@@ -117,6 +119,7 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
     model = model_class.from_pretrained(
         settings.model_name_or_path,
         revision=settings.model_revision,
+        trust_remote_code=False,
         dtype=dtype,
         attn_implementation=settings.attn_implementation,
         quantization_config=quantisation if settings.load_in_4bit else None,
@@ -131,6 +134,8 @@ def load_model(settings: ModelSettings, family: Family) -> PreTrainedModel:
         read_experts(model, folder, build_linear_maker(settings, dtype, model.device))
     carry_states(model)
     _keep_quantised_weights(model)
+    if process.device.type == "cpu" and not is_deepspeed_zero3_enabled():
+        dequantise_once(model)
     choose_kernels(model)
     if settings.use_peft and "vision" not in settings.lora_parts:
         _keep_gradients_out_of_vision(model)
@@ -274,6 +279,7 @@ def load_for_inference(settings: ModelSettings, adapter: Path | None) -> torch.n
             model = PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapter))
         except RuntimeError as error:
             raise UserError(f"{adapter}: found an adapter that does not fit its base model: {error}") from error
+        fuse_lora(model)  # as in training, whose validation chose the checkpoint
         check_adapter(adapter, model, needs_update=False)  # training has seen to that; a run of one step has none
     model.eval()
     if torch.cuda.is_available() and not settings.load_in_4bit:

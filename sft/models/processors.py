@@ -176,8 +176,13 @@ def _open_tokenizer(folder: Path) -> Any:
             "tokenizer_config.json of its base model into the folder"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # else the library asks at the terminal
     except Exception as error:  # the library raises whatever it meets
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{folder}: found code of its own that the model brings (auto_map); expected a model of a supported "
+                "family, which needs none: it is never run"
+            ) from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
             f"{folder}: found no tokenizer that can be opened ({reason}); restore tokenizer.json"

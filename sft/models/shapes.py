@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+CHUNK = 64  # tokens that a gated delta net computes at once
+
 
 @dataclass(frozen=True)
 class TextShape:
@@ -80,3 +82,11 @@ def read_vision_shape(vision: Any) -> VisionShape:
         return shape
     n_windowed = vision.depth - len(vision.fullatt_block_indexes)
     return replace(shape, n_windowed=n_windowed, window=(vision.window_size // vision.patch_size) ** 2)
+
+
+def count_output_numbers(config: Any) -> int:
+    """Count the numbers that a tower gives for one image token, by a model's config."""
+    if config.model_type == "llama4":
+        return config.vision_config.vision_output_dim
+    n_outputs = 1 + len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
+    return n_outputs * config.get_text_config().hidden_size

@@ -71,20 +71,25 @@ def attend(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    places: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as `attention_mask` says: integers are a packed sequence's `subtree_end`, all else is SDPA's own.
 
-    `query`: (1, heads, T, D); `key`, `value`: (1, key heads, T, D). Returns (1, T, heads, D), as SDPA's function does.
+    `query`: (B, heads, T, D); `key`, `value`: (B, key heads, T, D); B is 1 for a packed sequence. Returns
+    (B, T, heads, D), as SDPA's function does. With `places` (B, n) the queries are those of n tokens of each row, in
+    ascending order where the sequence is packed.
     """
     mask = attention_mask
     if mask is not None and mask.dtype == torch.int64:
-        calls = _plan_calls(mask)
+        calls = _plan_calls(mask, places)
         inputs = _cast_as_autocast_does(query, key, value)
         if calls and not dropout and _has_kernel(*inputs):
             rows = [tensor[0].transpose(0, 1) for tensor in inputs]
-            return _TreeAttention.apply(*rows, calls, scaling)[None], None
+            return _TreeAttention.apply(*rows, mask, places, scaling)[None], None
         mask = _keep_mask(mask) if calls else None
+    if places is not None:
+        mask = _take_queries(mask, places, key.shape[2])
     return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
@@ -137,17 +142,52 @@ def find_blocks(subtree_end: Sequence[int]) -> tuple[list[Block], list[Block]]:
     return [Block((chain,), (chain,)) for chain in chains], above
 
 
-def count_pairs(subtree_end: torch.Tensor) -> int:
+def choose_queries(
+    chains: Sequence[Block], above: Sequence[Block], places: Sequence[int]
+) -> tuple[list[Block], list[Block], list[Block]]:
+    """Return the blocks that are left where only the tokens at these `places`, in ascending order, ask.
+
+    Of a chain: its stretches of such tokens, which are causal; what each sees of the chain before it; and what is
+    above the chain. Ranges of queries count the places, those of keys the tokens.
+    """
+    starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1] + 1]
+    runs = [(i, places[i], places[end - 1] + 1) for i, end in zip(starts, [*starts[1:], len(places)])]
+
+    def cut(first: int, last: int) -> list[tuple[Range, Range]]:
+        """Return the stretches between two tokens: as ranges of places, and of tokens."""
+        found = [(i - start, max(start, first), min(stop, last)) for i, start, stop in runs]
+        return [((i + start, i + stop), (start, stop)) for i, start, stop in found if start < stop]
+
+    own, before = [], []
+    for ((first, last),) in (chain.queries for chain in chains):
+        for queries, tokens in cut(first, last):
+            own.append(Block((queries,), (tokens,)))
+            if tokens[0] > first:
+                before.append(Block((queries,), ((first, tokens[0]),)))
+    hanging = [(tuple(queries for r in block.queries for queries, _ in cut(*r)), block.keys) for block in above]
+    return own, before, [Block(queries, keys) for queries, keys in hanging if queries]
+
+
+def count_pairs(subtree_end: torch.Tensor, places: torch.Tensor | None = None) -> int:
     """Return how many pairs of tokens attention computes for a packed sequence, as torch counts operations.
 
-    That is without regard to what causality leaves out.
+    That is without regard to what causality leaves out. With `places`, those whose queries are at these places.
     """
+    groups = _list_blocks(subtree_end, places)
+    return sum(_count(block.queries) * _count(block.keys) for group in groups for block in group)
+
+
+def _list_blocks(subtree_end: torch.Tensor, places: torch.Tensor | None) -> Sequence[Sequence[Block]]:
+    """Return the blocks by the call that computes them, those of chains first; a group may be empty."""
     chains, above = find_blocks(subtree_end.flatten().tolist())
-    return sum(_count(block.queries) * _count(block.keys) for block in (*chains, *above))
+    return (chains, above) if places is None else choose_queries(chains, above, places.flatten().tolist())
 
 
 class _TreeAttention(torch.autograd.Function):
-    """Attention of (T, heads, D) queries to (T, key heads, D) keys and values, call by call."""
+    """Attention of (n, heads, D) queries to (T, key heads, D) keys and values, call by call.
+
+    The first call holds every query, one after the other.
+    """
 
     @staticmethod
     def forward(
@@ -155,23 +195,13 @@ class _TreeAttention(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        calls: Sequence[_Call],
+        subtree_end: torch.Tensor,
+        places: torch.Tensor | None,
         scale: float | None,
     ) -> torch.Tensor:
-        def run(call: _Call) -> tuple[torch.Tensor, torch.Tensor]:
-            return _attend_forward(query[call.queries], key[call.keys], value[call.keys], call, scale)
-
-        own, *others = calls
-        output, log_sum = run(own)
-        for call in others:
-            rows = call.queries
-            above, above_sum = run(call)
-            # what part of the joined softmax is above
-            share = torch.sigmoid(above_sum - log_sum[:, rows]).t()[..., None]
-            output[rows] = output[rows].mul_(1 - share).add_(above * share)
-            log_sum[:, rows] = torch.logaddexp(log_sum[:, rows], above_sum)
+        output, log_sum = torch.ops.sft.attend_tree(query, key, value, subtree_end, places, scale)
         ctx.save_for_backward(query, key, value, output, log_sum)
-        ctx.calls, ctx.scale = calls, scale
+        ctx.calls, ctx.scale = _plan_calls(subtree_end, places), scale
         return output
 
     @staticmethod
@@ -186,15 +216,51 @@ class _TreeAttention(torch.autograd.Function):
 
         own, *others = ctx.calls
         grad_query, *grads = run(own)
-        if not others:
-            return grad_query, grads[0], grads[1], None, None
-        sums = [grad.to(log_sum.dtype) for grad in grads]  # what many branches add to their prefix: not in 16 bits
+        if not others and len(grads[0]) == len(key):
+            return grad_query, grads[0], grads[1], None, None, None
+        # what many branches add to their prefix: not in 16 bits
+        sums = [_spread_rows(grad.to(log_sum.dtype), own.keys, len(key)) for grad in grads]
         for call in others:
             above_query, *above_grads = run(call)
             grad_query[call.queries] += above_query
             for total, grad in zip(sums, above_grads):
                 _add_rows(total, call.keys, grad.to(total.dtype))
-        return grad_query, sums[0].to(key.dtype), sums[1].to(value.dtype), None, None
+        return grad_query, sums[0].to(key.dtype), sums[1].to(value.dtype), None, None, None
+
+
+def _attend_tree(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    subtree_end: torch.Tensor,
+    places: torch.Tensor | None,
+    scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the outputs (n, heads, D) of all calls, joined, and the logarithms of their sums (heads, n)."""
+
+    def run(call: _Call) -> tuple[torch.Tensor, torch.Tensor]:
+        return _attend_forward(query[call.queries], key[call.keys], value[call.keys], call, scale)
+
+    own, *others = _plan_calls(subtree_end, places)
+    output, log_sum = run(own)
+    for call in others:
+        rows = call.queries
+        above, above_sum = run(call)
+        # what part of the joined softmax is above
+        share = torch.sigmoid(above_sum - log_sum[:, rows]).t()[..., None]
+        output[rows] = output[rows].mul_(1 - share).add_(above * share)
+        log_sum[:, rows] = torch.logaddexp(log_sum[:, rows], above_sum)
+    return output, log_sum
+
+
+# An operation of its own, so that selective checkpointing keeps what all calls give together, in the place of each
+# one's outputs, some of which are then changed in place.
+_library = torch.library.Library("sft", "FRAGMENT")
+_library.define(
+    "attend_tree(Tensor query, Tensor key, Tensor value, Tensor subtree_end, Tensor? places, float? scale)"
+    " -> (Tensor, Tensor)"
+)
+_library.impl("attend_tree", _attend_tree, "CompositeExplicitAutograd")
 
 
 def _attend_forward(
@@ -303,6 +369,15 @@ def _cast_as_autocast_does(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors]
 
 
+def _spread_rows(added: torch.Tensor, rows: Rows, n: int) -> torch.Tensor:
+    """Return n rows that hold these at their places, and zeros."""
+    if len(added) == n:
+        return added
+    total = added.new_zeros(n, *added.shape[1:])
+    _add_rows(total, rows, added)
+    return total
+
+
 def _add_rows(total: torch.Tensor, rows: Rows, added: torch.Tensor) -> None:
     if isinstance(rows, slice):
         total[rows] += added
@@ -310,14 +385,17 @@ def _add_rows(total: torch.Tensor, rows: Rows, added: torch.Tensor) -> None:
         total.index_add_(0, rows, added)
 
 
-@lru_cache(maxsize=1)  # every layer asks with the same tensor
-def _plan_calls(subtree_end: torch.Tensor) -> tuple[_Call, ...]:
-    """Return the call of the chains and that of what is above them, each where there is any; none for one chain."""
-    chains, above = find_blocks(subtree_end.flatten().tolist())
-    if len(chains) == 1:
+@lru_cache(maxsize=2)  # every layer asks with the same tensor, the last one perhaps with places beside it
+def _plan_calls(subtree_end: torch.Tensor, places: torch.Tensor | None) -> tuple[_Call, ...]:
+    """Return the call of the chains and that of what is above them, each where there is any; none for one chain.
+
+    With `places`, those of `choose_queries`.
+    """
+    own, *others = _list_blocks(subtree_end, places)
+    if places is None and len(own) == 1:
         return ()
-    own = _plan_call(chains, True, subtree_end.device)
-    return (own, _plan_call(above, False, subtree_end.device)) if above else (own,)
+    device = subtree_end.device
+    return (_plan_call(own, True, device), *(_plan_call(group, False, device) for group in others if group))
 
 
 def _plan_call(blocks: Sequence[Block], is_causal: bool, device: torch.device) -> _Call:
@@ -347,3 +425,11 @@ def build_mask(subtree_end: torch.Tensor) -> torch.Tensor:
 
 
 _keep_mask = lru_cache(maxsize=1)(build_mask)  # every layer asks with the same tensor
+
+
+def _take_queries(mask: torch.Tensor | None, places: torch.Tensor, n_keys: int) -> torch.Tensor:
+    """Return the rows (B, 1, n, T) of a mask (B, 1, T, T), None being the causal one, at `places` (B, n)."""
+    if mask is None:
+        return torch.arange(n_keys, device=places.device) <= places[:, None, :, None]
+    mask = mask.expand(len(places), -1, -1, -1)
+    return mask.gather(2, places[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))

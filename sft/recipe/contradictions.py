@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from sft.recipe.settings import ValidationSettings, list_countries
+from sft.recipe.settings import DataSettings, ModelSettings, ValidationSettings, list_countries
 from sft.recipe.training_keys import find_value
 
 FOLLOW_A_METRIC = ("reduce_lr_on_plateau", "greedy")  # schedules that do
@@ -50,11 +50,14 @@ def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]
             "attn_implementation: found flash_attention_2, whose package is missing; expected sdpa, or `pip install "
             "flash-attn`"
         )
+    problems += _find_checkpointing_contradictions(training)
     country = settings["compute"].country_iso_code
     if country is not None and country not in list_countries():
         problems.append(f"country_iso_code: found {country!r}; expected an ISO 3166 code of three letters, e.g. DEU")
     if data.val_csv and data.val_split:
         problems.append("val_split: found together with val_csv; expected one of the two")
+    if data.vision_cache_gb:
+        problems += _find_reasons_to_keep_no_vision(data, model)
     problems += _find_validation_contradictions(bool(data.val_csv or data.val_split), validation, training)
     problems += _find_loss_contradictions(settings["batch"].loss_weights, training)
     if model.load_in_4bit and not model.use_peft:
@@ -62,6 +65,34 @@ def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]
     if model.use_peft and not (model.lora_parts or model.lora_modules_to_save):
         problems.append("lora_parts: found nothing to train; expected at least one of language, merger, vision")
     return problems
+
+
+def _find_reasons_to_keep_no_vision(data: DataSettings, model: ModelSettings) -> list[str]:
+    """What the vision tower makes of a screenshot can be kept where no training changes it, and in a folder."""
+    problems = []
+    if data.screenshot_cache is None:
+        problems.append("vision_cache_gb: found without screenshot_cache; expected the folder to keep outputs in")
+    trained = [part for part in ("vision", "merger") if part in model.lora_parts]
+    if trained or not model.use_peft:
+        what = f"lora_parts with {' and '.join(trained)}" if model.use_peft else "use_peft: false"
+        problems.append(
+            f"vision_cache_gb: found together with {what}, whose training changes what is kept; expected a frozen "
+            "vision tower and merger (use_peft: true, lora_parts without vision and merger), or vision_cache_gb: null"
+        )
+    return problems
+
+
+def _find_checkpointing_contradictions(training: Mapping[str, Any]) -> list[str]:
+    """Selective checkpointing is torch's non-reentrant kind, with what is kept decided here."""
+    form, details = find_value(training, "gradient_checkpointing"), training.get("gradient_checkpointing_kwargs")
+    if form not in ("selective", "auto") or not isinstance(details, Mapping):
+        return []
+    return [
+        f"gradient_checkpointing_kwargs: found {key}: {str(details[key]).lower()} with gradient_checkpointing {form}; "
+        f"expected it without {key}, or gradient_checkpointing: true"
+        for key in ("use_reentrant", "selective", "context_fn")
+        if details.get(key)
+    ]
 
 
 def _find_loss_contradictions(loss_weights: Mapping[Any, float], training: Mapping[str, Any]) -> list[str]:

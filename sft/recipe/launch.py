@@ -74,8 +74,12 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     return Launch("ddp" if n_processes > 1 else "single", n_processes)
 
 
-def check_support(launch: Launch, model: ModelSettings, has_checkpointing: bool, optim: str) -> None:
+def check_support(
+    launch: Launch, model: ModelSettings, checkpointing: bool | str, optim: str, keeps_vision: bool = False
+) -> None:
     """Refuse what is known not to work; docs/cluster.md has every combination.
+
+    `checkpointing` is the recipe's `gradient_checkpointing`.
 
     Raises:
         UserError: every reason, each with the way out.
@@ -96,10 +100,20 @@ def check_support(launch: Launch, model: ModelSettings, has_checkpointing: bool,
                 f"lora_parts: found {', '.join((*model.lora_parts, *model.lora_modules_to_save))} with load_in_4bit "
                 "under ZeRO-3; expected language alone, load_in_4bit: false, or ZeRO-2"
             )
-        if model.use_peft and "vision" in model.lora_parts and has_checkpointing:
+        if model.use_peft and "vision" in model.lora_parts and checkpointing:
             problems.append(
                 "lora_parts: found vision with gradient_checkpointing under ZeRO-3, where TRL checkpoints reentrantly "
                 "and the vision tower gets no gradient; expected gradient_checkpointing: false, or ZeRO-2"
+            )
+        if keeps_vision:
+            problems.append(
+                "vision_cache_gb: found under ZeRO-3, where a process that has its outputs on disk would leave the "
+                "others waiting for its share of the vision tower; expected vision_cache_gb: null, or ZeRO-2"
+            )
+        if checkpointing == "selective":
+            problems.append(
+                "gradient_checkpointing: found selective under ZeRO-3, where TRL checkpoints reentrantly, which keeps "
+                "nothing but inputs; expected true, false or auto, or ZeRO-2"
             )
     if launch.offload not in ("none", "cpu"):
         problems.append(f"offload: found {launch.offload}; expected cpu or none in the accelerate configuration")
@@ -119,6 +133,8 @@ def build_training_arguments(recipe: Recipe) -> "SFTConfig":
     fixed: dict[str, Any] = {**FIXED_KEYS, "push_to_hub": False}  # sft.training.push knows what may leave, not TRL
     if recipe.batch.packing != "none":
         fixed["per_device_train_batch_size"] = fixed["per_device_eval_batch_size"] = 1
+    # auto is decided once the rows are known (sft/run.py), and what is kept beside by the trainer
+    fixed["gradient_checkpointing"] = bool(find_value(recipe.training, "gradient_checkpointing"))
     batch_size = find_value(recipe.training, "per_device_train_batch_size")
     try:
         training = SFTConfig(**{"per_device_eval_batch_size": batch_size, **recipe.training, **fixed})

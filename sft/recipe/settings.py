@@ -148,6 +148,12 @@ class DataSettings:
     screenshot_cache: str | None = _key(
         None, "Folder that keeps resized screenshots for later epochs and trainings; null: none.", is_filled=True
     )
+    vision_cache_gb: float | None = _key(
+        None,
+        "How much of the disk under screenshot_cache may keep a frozen vision tower's outputs; null or 0: none.",
+        least=0,
+        unit="GB",
+    )
     task_start: int = _key(
         0,
         "Index of the first task to train on, from 0 in natural order; negative: counted from the end.",

@@ -118,9 +118,11 @@ ACTING_KEYS: Mapping[str, tuple[Key, ...]] = {
     "memory": (
         Key(
             "gradient_checkpointing",
-            bool,
+            bool | Literal["selective", "auto"],
             True,
-            "Compute activations again in the backward pass: less memory, more time.",
+            "Compute activations again in the backward pass: less memory, more time. selective computes no product of "
+            "matrices and no attention again; auto takes the fastest of the three that the GPU's memory holds by "
+            "--plan's estimate, on a CPU false.",
         ),
         Key(
             "gradient_checkpointing_kwargs",

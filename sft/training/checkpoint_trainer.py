@@ -11,10 +11,11 @@ from accelerate.scheduler import AcceleratedScheduler
 from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, PreTrainedModel
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from trl import SFTTrainer
 
 from sft.errors import UserError
+from sft.files import share_as_usual
 from sft.models.model import check_adapter
 from sft.models.model_folder import ADAPTER_FILE
 from sft.training.checkpoint_folder import (
@@ -171,6 +172,15 @@ class CheckpointTrainer(SFTTrainer):
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(self._place_checkpoint(self.state.best_global_step))
         do_in_first_process(finish)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save the weights, readable by whom the other files are, without transformers' pickle of its arguments."""
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or cast(str, self.args.output_dir))
+        if self.args.should_save:
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            for weights in folder.glob("*.safetensors"):
+                share_as_usual(weights)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)

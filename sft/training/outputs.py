@@ -10,8 +10,9 @@ from sft.agent import agent_to_json
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
 from sft.data.train_val import TaskSplit, describe_tasks
 from sft.files import write_whole
-from sft.models.model_folder import is_adapter
+from sft.models.model_folder import ADAPTER_CONFIG, ADAPTER_FILE, SMALL_FILES, is_adapter
 from sft.recipe.recipe import Recipe, resolves_to_bf16
+from sft.training.checkpoint_folder import UNFINISHED_NAME
 from sft.versions import read_versions
 
 if TYPE_CHECKING:
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 # What a rollout or an export of the weights needs to know: how prompts are made, which base, which tasks were seen.
 RUN_FILES = ("agent_config.json", "training_data.json", "versions.json", "recipe.yaml")
+# What a training writes into its folder and would replace there; `WRITTEN_FIRST` says that the folder is one's own.
+WRITTEN_FIRST = "training_data.json"
+WRITTEN = (
+    *("README.md", UNFINISHED_NAME, *RUN_FILES, *SMALL_FILES, ADAPTER_FILE, ADAPTER_CONFIG, "*.safetensors"),
+    *("trainer_state.json", "training_curves.png", QUARANTINE_NAME),
+)
 log = logging.getLogger("sft")
 
 
@@ -35,15 +42,15 @@ def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: An
     data = {"train": describe_tasks(split.train, train_csv, split.sha256_of[train_csv])}
     if split.val:
         data["val"] = describe_tasks(split.val, val_csv, split.sha256_of[val_csv])
-    write_quarantine(folder / QUARANTINE_NAME, split.quarantined)
     resolved = replace(recipe, training={**recipe.training, "bf16": resolves_to_bf16(recipe.training)})
-    write_whole(folder / "recipe.yaml", resolved.to_yaml())
     for name, content in (
+        (WRITTEN_FIRST, data),
         ("agent_config.json", agent_to_json(recipe.agent)),
-        ("training_data.json", data),
         ("versions.json", read_versions()),
     ):
         write_whole(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / "recipe.yaml", resolved.to_yaml())
+    write_quarantine(folder / QUARANTINE_NAME, split.quarantined)
     save_processor(processor, folder)
 
 

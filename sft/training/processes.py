@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from tqdm import tqdm
 
 from sft.errors import UserError
+from sft.files import claim_folder, refuse_foreign
 from sft.recipe.launch import Launch, build_training_arguments
 from sft.recipe.recipe import Recipe
 from sft.recipe.training_keys import find_value
+from sft.training.outputs import WRITTEN, WRITTEN_FIRST
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -25,7 +27,7 @@ log = logging.getLogger("sft")
 
 @contextlib.contextmanager
 def training_processes(recipe: Recipe, launch: Launch) -> Iterator["SFTConfig"]:
-    """Have this process meet the others of its training, log what it does, and say so where one of them is lost.
+    """Have this process meet the others, claim their folder, log what it does, and say so where one of them is lost.
 
     Yields TRL's configuration, which knows this process's number and theirs.
     """
@@ -33,9 +35,27 @@ def training_processes(recipe: Recipe, launch: Launch) -> Iterator["SFTConfig"]:
         use_build_lock()
     limit_waiting(find_value(recipe.training, "ddp_timeout"))  # before the processes meet, in the next line
     training = build_training_arguments(recipe)
-    logs = Path(cast(str, training.output_dir)) / "logs"
-    with log_process(logs, training.process_index), explain_lost_process(training, logs):
+    folder = Path(cast(str, training.output_dir))
+    logs = folder / "logs"
+    with claim_output(folder), log_process(logs, training.process_index), explain_lost_process(training, logs):
         yield training
+
+
+@contextlib.contextmanager
+def claim_output(folder: Path) -> Iterator[None]:
+    """Keep the folder that is trained into for the processes of this training.
+
+    Raises:
+        UserError: another training writes there, or what would be replaced there is somebody else's.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> None:
+            refuse_foreign(folder, WRITTEN, WRITTEN_FIRST)
+            stack.enter_context(claim_folder(folder, "trains into this folder"))
+
+        do_in_first_process(claim)
+        yield
 
 
 def do_in_first_process(act: Callable[[], Result]) -> Result:

@@ -9,6 +9,7 @@ import yaml
 
 from sft.compute.tracking import shorten_path, shorten_paths
 from sft.errors import UserError
+from sft.files import is_within
 from sft.models.model_folder import ADAPTER_CONFIG, ADAPTER_FILE, SMALL_FILES, find_base_name, read_json
 from sft.recipe.recipe import load_yaml
 
@@ -34,6 +35,11 @@ def plan_upload(folder: Path) -> dict[str, Path | bytes]:
         UserError: the folder holds no weights, or an adapter that names no base.
     """
     files = {path.name: path for pattern in ALLOWED for path in sorted(folder.glob(pattern)) if path.is_file()}
+    if outside := [str(path) for path in files.values() if not is_within(path, folder)]:
+        raise UserError(
+            f"found links to files elsewhere: {', '.join(outside)}; expected files of the folder itself: a copy of "
+            "what they point to, if it is to be uploaded"
+        )
     if not any(name.endswith(".safetensors") for name in files):
         raise UserError(f"{folder}: found no weights; expected the folder of a trained or exported model")
     planned: dict[str, Path | bytes] = dict(files)

@@ -42,10 +42,12 @@ MAY_CHANGE = {
     "hub_model_id",
     "hub_private_repo",
     "screenshot_cache",
+    "vision_cache_gb",
     "image_root",
     "train_csv",
     "val_csv",
     "gradient_accumulation_steps",
+    "gradient_checkpointing",  # every form gives gradients of the same bits
     "logging_steps",
     "report_to",
     "run_name",
