@@ -23,7 +23,7 @@ from sft.data.data_notes import describe_test_data
 from sft.data.elements_file import find_maker, read_trained_maker
 from sft.data.load import Trajectory, load_task_set
 from sft.data.memory_audit import list_shown_parts
-from sft.data.overlap import find_trained_tasks, refuse_trained_tasks
+from sft.data.overlap import find_trained_tasks, find_unseen_applications, refuse_trained_tasks
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
 from sft.errors import UserError, run_command
 
@@ -53,7 +53,8 @@ def main(argv: list[str]) -> None:
     if arguments.self_check:
         run_self_check(arguments, agent, detect(arguments, trajectories), build)
         return
-    trained = find_trained_tasks(find_model_folder(arguments) if arguments.policy == "model" else None, trajectories)
+    folder = find_model_folder(arguments) if arguments.policy == "model" else None
+    trained, unseen = find_trained_tasks(folder, trajectories), find_unseen_applications(folder, trajectories)
     refuse_trained_tasks(trained, arguments.test_csv, arguments.allow_overlap)
     info = build_run_info(
         mode=arguments.mode,
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> None:
         agent=agent,
         trajectories=trajectories,
         detector=maker,
-        data=describe_test_data(tasks, arguments.test_csv, trained)
+        data=describe_test_data(tasks, arguments.test_csv, trained, unseen)
         | {"elements": describe_elements(arguments, agent, maker)},
     )
     if arguments.num_shards > 1:

@@ -29,8 +29,10 @@ def add_evaluation(
         "decoding": run_info["decoding"],
         "n_tasks": metrics["n_tasks"],
         "n_steps": metrics["n_steps"],
-        "matchers": {
-            name: {measure: rates[measure] for measure in ("swa", "ta")} for name, rates in metrics["matchers"].items()
+        "matchers": _pick_rates(metrics["matchers"]),
+        "per_familiarity": {
+            label: {"n_tasks": part["n_tasks"], "matchers": _pick_rates(part["matchers"])}
+            for label, part in metrics["per_familiarity"].items()
         },
         "majority_baseline": metrics["majority_baseline"],
         "notes": list_data_notes(run_info["data"], names_tasks=False),
@@ -42,6 +44,10 @@ def add_evaluation(
         raise UserError(f"{path}: found a link, which would be written through; expected a file: remove it")
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False, default=Rate.as_json) + "\n")
+
+
+def _pick_rates(matchers: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: {measure: rates[measure] for measure in ("swa", "ta")} for name, rates in matchers.items()}
 
 
 def load_evaluations(folder: Path) -> list[dict[str, Any]]:

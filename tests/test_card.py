@@ -75,6 +75,17 @@ def test_score_on_tasks_of_the_training_is_marked_and_stays_off_the_hub(folder, 
     assert results == [] and "t1" not in text  # a card is published, task ids are not
 
 
+def test_tasks_of_applications_never_trained_on_have_rows_of_their_own(folder):
+    unseen = [step for i in range(4) for step in make_task(f"u{i}", [WRONG, RIGHT], application="Orthanc")]
+    metrics = compute_metrics(judge(OWN + unseen), mode="own", n_resamples=200, unseen_applications=["Orthanc"])
+    add_evaluation(folder, {**INFO, "data": {"unseen_applications": ["Orthanc"]}}, metrics)
+    text, results = read_card(folder)
+    assert "| test.csv, seen applications, 12 tasks | own | action | 75.0 [" in text
+    assert "| test.csv, unseen applications, 4 tasks | own | action | 50.0 [" in text
+    assert "| **Applications that the model was never trained on: Orthanc.** |" in text
+    assert len(results) == 4  # of all tasks: a part of them is no result of the file
+
+
 def test_task_accuracy_has_the_exact_interval(folder):
     add_evaluation(folder, INFO, score([s for i in range(22) for s in make_task(f"t{i}", [WRONG])], "own"))
     assert "| 0.0 [0.0, 15.4] |" in read_card(folder)[0]

@@ -5,19 +5,20 @@ import json
 import unicodedata
 
 import pytest
-from trajectory_samples import TINY_AGENT, build_task, write_trajectories
+from trajectory_samples import TINY_AGENT, build_task, build_tasks, write_trajectories
 
 from sft.check import __main__ as check
-from sft.data.load import TrajectoryError, load_task_set
+from sft.data.load import TrajectoryError, load_task_set, load_trajectories
 from sft.data.overlap import (
     find_overlap,
     find_trained_tasks,
+    find_unseen_applications,
     hash_goal,
     list_goal_hashes,
     normalise_goal,
     refuse_trained_tasks,
 )
-from sft.data.train_val import load_task_split, split_by_task
+from sft.data.train_val import describe_tasks, load_task_split, split_by_task
 from sft.errors import UserError
 from sft.memory import EMPTY_MEMORY
 from sft.prompts import build_prompt
@@ -81,6 +82,32 @@ def test_hash_that_an_older_version_wrote_of_the_same_file_is_found(tmp_path, go
         json.dumps({"train": {"tasks": {"x": _hash_as_older_versions(goal.strip())}}})
     )
     assert find_trained_tasks(str(tmp_path), _load(tmp_path, goal).trajectories) == {"train": ["t0"]}
+
+
+@pytest.mark.parametrize(
+    ("trained", "unseen"),
+    [
+        ({"train": {"Viewer": 3}}, ["Archive"]),
+        ({"train": {"Viewer": 3}, "val": {"Archive": 1}}, []),
+        ({"train": None}, []),  # written before applications were noted
+        ({}, []),
+    ],
+    ids=["one", "chosen by", "older", "not trained here"],
+)
+def test_applications_that_a_model_never_saw_are_found(tmp_path, trained, unseen):
+    if trained:
+        parts = {name: {"tasks": {}, **({"applications": found} if found else {})} for name, found in trained.items()}
+        (tmp_path / "training_data.json").write_text(json.dumps(parts))
+    tasks = load_trajectories(write_trajectories(tmp_path, build_tasks(4)), show_progress=False)
+    assert find_unseen_applications(str(tmp_path), tasks) == unseen
+
+
+def test_training_notes_every_application_that_its_tasks_use(tmp_path):
+    rows = [{**row, "Application": ""} for row in build_tasks(2)]
+    rows[1]["Grounding"] = json.dumps({"application": "Archive"})
+    tasks = load_trajectories(write_trajectories(tmp_path, rows), show_progress=False)
+    assert [t.application for t in tasks] == ["Viewer", "Viewer"]
+    assert describe_tasks(tasks, "train.csv", "")["applications"] == {"Archive": 1, "Viewer": 2}
 
 
 def test_hash_of_a_plain_goal_is_what_older_versions_wrote():

@@ -330,3 +330,19 @@ def test_report_in_a_real_browser(browser, tmp_path, image_root):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert complaints == []
     page.close()
+
+
+def test_seen_and_unseen_applications_stand_apart_in_terminal_and_report(tmp_path, image_root, capsys):
+    verdicts = judge(STEPS)
+    metrics = compute_metrics(verdicts, mode="own", unseen_applications=["Orthanc Explorer"])
+    assert {label: part["n_tasks"] for label, part in metrics["per_familiarity"].items()} == {
+        "seen applications": 2,
+        "unseen applications": 1,
+    }
+    print_summary(metrics)
+    assert re.search(r"^ *unseen applications +1 ", capsys.readouterr().out, re.MULTILINE)
+    run = replace(RUN, data={"unseen_applications": ["Orthanc Explorer"]})
+    page = write_report(tmp_path, verdicts, metrics, run, image_root).read_text()
+    assert "<h3>Seen in training or not</h3>" in page
+    assert "Applications that the model was never trained on: Orthanc Explorer." in page
+    assert "Seen in training or not" not in write_page(STEPS, tmp_path, image_root).read_text()

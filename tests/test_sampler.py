@@ -116,7 +116,7 @@ def test_the_largest_pack_comes_first():
 @pytest.mark.parametrize("seed", range(5))
 def test_an_optimiser_step_that_is_not_full_ends_every_epoch(seed):
     """10 packs of one step each, 4 an optimiser step: 4, 4 and 2, and the 2 are the shortest."""
-    sizes = [StepSize(f"image{i}", 400, 100 + i) for i in range(10)]
+    sizes = [StepSize(f"image{i}", 100, 300, 100 + i) for i in range(10)]
     sampler = PackSampler(sizes, 600, seed=seed, n_ranks=2, accumulation=2)
     for epoch in range(8):
         packs = sampler.plan(epoch)

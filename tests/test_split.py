@@ -118,6 +118,48 @@ def test_groups_too_large_for_the_parts_are_refused(tmp_path):
     assert not (tmp_path / "train.csv").exists()
 
 
+def test_every_task_that_uses_a_held_out_application_is_in_test_and_the_others_are_split(tmp_path):
+    """By hand: 20 tasks of the archive, 20 of the viewer, of which one ends in the archive and one shares a goal."""
+    rows = build_tasks(40)
+    viewer = [row["Task_id"] for row in rows if row["Application"] == "Viewer" and row["Slide_number"] == "1"]
+    archive = {row["Task_id"] for row in rows if row["Application"] == "Archive"}
+    wanders, shares = viewer[0], viewer[1]
+    for row in rows:
+        if row["Task_id"] == wanders and row["Slide_number"] == "3":
+            row["Grounding"] = json.dumps({"application": "Archive"})
+        if row["Task_id"] == shares:
+            row["Instruction"] = next(r["Instruction"] for r in rows if r["Task_id"] in archive).upper()
+    path = write_trajectories(tmp_path, rows)
+    manifest = _split(path, "--hold_out_application", "Archive")
+    ids = _ids(manifest)
+    assert ids["test"] >= archive | {wanders, shares}
+    assert [len(ids[name]) for name in ("train", "val", "test")] == [12, 2, 26]  # 18 others: 12.6, 1.8 and 3.6
+    assert manifest["held_out_applications"] == ["Archive"]
+    assert find_split(tmp_path / "train.csv")["held_out_applications"] == ["Archive"]
+    assert _split(path)["held_out_applications"] == []
+
+
+def test_two_applications_can_be_held_out_and_what_is_left_must_fill_the_parts(tmp_path):
+    names = {row["Task_id"]: "ABC"[i % 3] for i, row in enumerate(build_tasks(30, n_steps=1))}
+    rows = [{**row, "Application": names[row["Task_id"]], "Grounding": ""} for row in build_tasks(30)]
+    path = write_trajectories(tmp_path, rows)
+    manifest = _split(path, "--hold_out_application", "A", "--hold_out_application", " C ")
+    assert set(manifest["parts"]["train"]["applications"]) == set(manifest["parts"]["val"]["applications"]) == {"B"}
+    with pytest.raises(UserError, match="expected enough to fill train, val"):
+        split.main([str(path), *(flag for name in "ABC" for flag in ("--hold_out_application", name))])
+
+
+def test_application_that_the_data_lacks_is_refused_with_those_it_has(tmp_path, capsys):
+    path = write_trajectories(tmp_path, build_tasks(20))
+    message = "found 'Orthanc'; expected an application that the data names: 'Archive', 'Viewer'"
+    with pytest.raises(UserError, match=message):
+        split.main([str(path), "--hold_out_application", "Orthanc"])
+    with pytest.raises(SystemExit):
+        split.main([str(path), "--hold_out_application", "Archive", "--parts", "a=0.5,b=0.5"])
+    assert "found the parts a, b; expected one named test" in capsys.readouterr().err
+    assert not (tmp_path / "split.json").exists()
+
+
 def test_manifest_carries_the_hash_of_every_file(tmp_path):
     path = write_trajectories(tmp_path, build_tasks(20))
     manifest = _split(path)

@@ -79,7 +79,13 @@ def publish_run(
     teacher, info = find_teacher(run_dir, run.info), run.info
     verdicts = add_teacher(run.verdicts, teacher.verdicts) if teacher else run.verdicts
     metrics = compute_metrics(
-        verdicts, mode=info.mode, seed=seed, n_resamples=n_resamples, synonyms=synonyms, agent=info.agent
+        verdicts,
+        mode=info.mode,
+        seed=seed,
+        n_resamples=n_resamples,
+        synonyms=synonyms,
+        agent=info.agent,
+        unseen_applications=info.data.get("unseen_applications", ()),
     )
     write_outputs(run_dir, verdicts, metrics, info)
     report = write_report(run_dir, verdicts, metrics, info, find_image_root(info), find_figures(info), images=images)

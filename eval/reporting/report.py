@@ -168,6 +168,7 @@ def render_report(
     if comparison is not None and others is not None:
         data["names"] = comparison["names"]
         _add_other_run(data["tasks"], others)
+    parts = [metrics[f"per_{kind}"] for kind in ("group", "application", "familiarity", "task_length")]
     sources = (comparison and comparison.get("error_sources")) or metrics["error_sources"]
     return environment.get_template("report.html.j2").render(
         metrics=metrics,
@@ -178,11 +179,7 @@ def render_report(
         headline=HEADLINE,
         predicted_kinds=_list_predicted_kinds(metrics["confusion"]),
         interval_notes=describe_intervals(
-            *(
-                metrics[key]
-                for key in ("matchers", "over_majority", "per_group", "per_application", "per_task_length")
-            ),
-            *list_source_rates(sources),
+            metrics["matchers"], metrics["over_majority"], *parts, *list_source_rates(sources)
         ),
         comparison_notes=describe_intervals(comparison["matchers"]) if comparison else [],
         run=_describe_run(run_info),

@@ -42,7 +42,7 @@ def print_summary(metrics: Mapping[str, Any], shown: Sequence[str] = ()) -> None
     console.print(
         _build_rule_table([rule for rule in metrics["variants"] if (rule["name"] in shown if shown else rule["n"])])
     )
-    kinds = [kind for kind in ("per_group", "per_application") if len(metrics[kind]) > 1]
+    kinds = [kind for kind in ("per_group", "per_application", "per_familiarity") if len(metrics[kind]) > 1]
     for kind in kinds:
         console.print(_build_part_table(metrics[kind]))
     if metrics["mode"] == "own":  # own_stop is a view of it, and teacher has no memory of its own

@@ -4,7 +4,7 @@ Every rate is a fraction in 0..1. `docs/evaluation.md` defines each number by fo
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import Any
@@ -40,15 +40,21 @@ def compute_metrics(
     confidence: float = 0.95,
     synonyms: Mapping[str, str] | None = None,
     agent: Mapping[str, Any] | None = None,
+    unseen_applications: Collection[str] = (),
 ) -> dict[str, Any]:
     """Score a judged rollout; the content of `metrics.json`.
 
-    `synonyms`: see `eval/scoring/other_rules.py`. `agent` is the agent as `run.json` has it.
+    `synonyms`: see `eval/scoring/other_rules.py`. `agent` is the agent as `run.json` has it. Tasks of
+    `unseen_applications`, which the model never saw, are scored separately from the others too.
 
     Raises:
         UserError: no results, or settings of the bootstrap out of range.
     """
     bootstrap = Bootstrap(seed, n_resamples, confidence)
+
+    def name_familiarity(task: Sequence[Verdict]) -> str:
+        return "unseen applications" if task[0].step.application in unseen_applications else "seen applications"
+
     if not tasks:
         raise UserError("found no step results; expected at least one")
     verdicts = list(chain(*tasks.values()))
@@ -59,6 +65,7 @@ def compute_metrics(
         "bootstrap": asdict(bootstrap),
         **_score_tasks(tasks, bootstrap),
         "per_application": _score_parts(tasks, lambda task: task[0].step.application, bootstrap),
+        "per_familiarity": _score_parts(tasks, name_familiarity, bootstrap) if unseen_applications else {},
         "per_group": _score_parts(tasks, lambda task: task[0].step.group, bootstrap),
         "per_task_length": _score_parts(tasks, lambda task: _name_length(len(task)), bootstrap),
         "per_action": compute_per_action(verdicts),

@@ -19,10 +19,14 @@ MAX_CELL_CHARS = 50_000
 
 @dataclass(frozen=True)
 class Grounding:
-    """Label-side evidence of a step: the target's box [x1, y1, x2, y2] and the screen's (width, height), in pixels."""
+    """Label-side evidence of a step: the target's box [x1, y1, x2, y2] and the screen's (width, height), in pixels.
+
+    `application` is the program that the step's row names, or "".
+    """
 
     bbox: Box | None = None
     screen_wh: Size | None = None
+    application: str = ""
 
 
 def read_text(cell: str) -> str:
@@ -64,7 +68,7 @@ def read_grounding(cell: str) -> Grounding:
         ValueError: what was found and what was expected.
     """
     evidence = _read_evidence(cell)
-    return Grounding(read_box(evidence.get("bbox")), read_screen(evidence.get("screen")))
+    return Grounding(read_box(evidence.get("bbox")), read_screen(evidence.get("screen")), _read_application(evidence))
 
 
 def read_elements(cell: str) -> tuple[Mapping[str, Any], ...]:
@@ -109,7 +113,11 @@ def read_also_right(cell: str, actions: Sequence[ActionType] | None) -> tuple[Ac
 
 def read_application(cell: str) -> str:
     """Return the application a `Grounding` cell names, or ""."""
-    application = _read_evidence(cell).get("application")
+    return _read_application(_read_evidence(cell))
+
+
+def _read_application(evidence: Mapping[str, Any]) -> str:
+    application = evidence.get("application")
     return read_text(application) if isinstance(application, str) else ""
 
 

@@ -14,12 +14,18 @@ if TYPE_CHECKING:
 _MAX_LISTED = 5
 
 
-def describe_test_data(tasks: "TaskSet", test_csv: str, trained: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return the key `data` of run.json: the split the file is a part of, what was set aside, what was trained on."""
+def describe_test_data(
+    tasks: "TaskSet", test_csv: str, trained: Mapping[str, Sequence[str]], unseen_applications: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the key `data` of run.json: the split the file is a part of, what was set aside, what was trained on.
+
+    `unseen_applications` are those of the tasks that the model never saw (`sft.data.overlap`).
+    """
     return {
         "split": find_split(test_csv),
         "quarantined": describe_quarantine(tasks.quarantined),
         "trained_on": {part: list(ids) for part, ids in trained.items()},
+        "unseen_applications": list(unseen_applications),
     }
 
 
@@ -37,6 +43,8 @@ def list_data_notes(data: Mapping[str, Any], names_tasks: bool = True) -> list[s
             listed = ", ".join(ids[:_MAX_LISTED]) + (", ..." if len(ids) > _MAX_LISTED else "")
             named = f" ({listed})" if names_tasks else ""
             notes.append(f"Not unseen: the model was {meaning} {len(ids)} of these tasks{named}.")
+    if unseen := data.get("unseen_applications"):
+        notes.append(f"Applications that the model was never trained on: {', '.join(unseen)}.")
     if (split := data.get("split")) and not split["is_unchanged"]:
         notes.append("The test file is no longer the one that split.json describes.")
     elements = data.get("elements") or {}

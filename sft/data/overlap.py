@@ -104,19 +104,42 @@ def find_trained_tasks(model_path: str | None, trajectories: Sequence[Trajectory
     Raises:
         UserError: that file cannot be read.
     """
-    path = Path(model_path or ".") / "training_data.json"
-    if model_path is None or not path.is_file():
-        return {}
-    try:
-        parts: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        seen = {name: set(part["tasks"].values()) for name, part in parts.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: found something unreadable ({error}); restore the file or train again") from error
+    seen = {name: set(part["tasks"].values()) for name, part in _load_training_data(model_path).items()}
     found = {
         name: [t.task_id for t in trajectories if not goals.isdisjoint(list_goal_hashes(t.instruction))]
         for name, goals in seen.items()
     }
     return {name: ids for name, ids in found.items() if ids}
+
+
+def find_unseen_applications(model_path: str | None, trajectories: Sequence[Trajectory]) -> list[str]:
+    """Return the applications of these tasks that no task uses which the model was trained on or chosen by.
+
+    Empty too where that is not known: the model was not trained here, or by a version that did not note applications.
+
+    Raises:
+        UserError: the file that says it cannot be read.
+    """
+    parts = _load_training_data(model_path).values()
+    if not parts or not all("applications" in part for part in parts):
+        return []
+    seen = {name for part in parts for name in part["applications"]}
+    return sorted({t.application for t in trajectories if t.application} - seen)
+
+
+def _load_training_data(model_path: str | None) -> dict[str, dict[str, Any]]:
+    """Return what a model folder's `training_data.json` says by part; empty where there is no such file."""
+    path = Path(model_path or ".") / "training_data.json"
+    if model_path is None or not path.is_file():
+        return {}
+    try:
+        parts: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        for part in parts.values():
+            part["tasks"].values()
+            dict(part.get("applications", {}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: found something unreadable ({error}); restore the file or train again") from error
+    return parts
 
 
 def refuse_trained_tasks(found: Mapping[str, Sequence[str]], test_csv: str, allow_overlap: bool) -> None:

@@ -59,6 +59,7 @@ def find_split(csv_path: str | Path) -> dict[str, Any] | None:
         "part": name,
         "seed": content.get("seed"),
         "source_sha256": content.get("source_sha256"),
+        "held_out_applications": content.get("held_out_applications", []),
         "is_unchanged": part.get("sha256") == hash_file(path),
     }
 

@@ -44,3 +44,8 @@ class Trajectory:
     def golds(self) -> list[Answer]:
         """The right answers, in order."""
         return [step.gold for step in self.steps]
+
+    @property
+    def applications(self) -> set[str]:
+        """Every application that the task or one of its steps names; `application` is what it is counted under."""
+        return {self.application, *(step.grounding.application for step in self.steps)} - {""}

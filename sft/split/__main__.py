@@ -2,16 +2,19 @@
 
 python -m sft.split DATA [--parts train=0.7,val=0.1,test=0.2] [--output_dir DIR] [--seed N]
                          [--group_by none|screenshot|goal] [--goal_similarity 85]
+                         [--hold_out_application NAME]
 
 Tasks of one group stay together: `goal` keeps rewordings of one task in one part, `screenshot` tasks that share a
-screen. split.json says what is where and carries the hash of every part. Only parts that an earlier split of the same
-data wrote are replaced.
+screen. With `--hold_out_application` (may be given more than once) every task that uses it goes to the part `test`;
+the other tasks are shared out as without it. split.json says what is where and carries the hash of every part. Only
+parts that an earlier split of the same data wrote are replaced.
 """
 
 import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -22,7 +25,7 @@ from sft.data.split_file import MANIFEST_NAME, describe_part, format_split_table
 from sft.data.table import Table, format_csv, looks_like_dataset
 from sft.errors import UserError, run_command
 from sft.files import write_whole
-from sft.split.grouping import GROUPINGS, assign_groups, group_tasks
+from sft.split.grouping import GROUPINGS, assign_groups, group_tasks, hold_out_groups
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -40,7 +43,16 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--goal_similarity", type=float, default=85, help="from 0 to 100: goals this alike are one group [85]"
     )
+    parser.add_argument(
+        "--hold_out_application",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="every task that uses this application goes to test; may be given more than once",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.hold_out_application and "test" not in arguments.parts:
+        parser.error(f"--hold_out_application: found the parts {', '.join(arguments.parts)}; expected one named test")
     if looks_like_dataset(arguments.data):
         parser.error("DATA: found a data set; expected a file: CSV, JSON Lines, Parquet or Arrow")
     if not 0 < arguments.goal_similarity <= 100:
@@ -73,7 +85,10 @@ def main(argv: list[str]) -> None:
     table = read_table(arguments.data, arguments.image_root)
     tasks = read_task_set(table, actions=None)  # what an action may be called is no question of a split
     groups = group_tasks(tasks, arguments.group_by, arguments.goal_similarity)
-    part_of = assign_groups(groups, arguments.parts, arguments.seed)
+    held_out = check_applications(arguments.hold_out_application, tasks)
+    kept, unseen = hold_out_groups(groups, held_out)
+    part_of = assign_groups(kept, arguments.parts, arguments.seed)
+    part_of |= {t.task_id: "test" for group in unseen for t in group}
     empty = [name for name in arguments.parts if name not in part_of.values()]
     if empty:
         largest = max(len(group) for group in groups)
@@ -87,9 +102,25 @@ def main(argv: list[str]) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     for name, path in parts.items():
         write_part(path, name, table, part_of)
-    manifest = describe_split(arguments, tasks, part_of, parts, n_groups=len(groups))
+    manifest = describe_split(arguments, tasks, part_of, parts, held_out, n_groups=len(groups))
     write_whole(output_dir / MANIFEST_NAME, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     print_split(manifest, output_dir, arguments)
+
+
+def check_applications(names: Iterable[str], tasks: TaskSet) -> list[str]:
+    """Return the applications to hold out as the data names them.
+
+    Raises:
+        UserError: the data has none of that name.
+    """
+    found = sorted({name for t in tasks.trajectories for name in t.applications})
+    wanted = sorted({read_text(name) for name in names})
+    if unknown := [name for name in wanted if name not in found]:
+        raise UserError(
+            f"--hold_out_application: found {unknown[0]!r}; expected an application that the data names: "
+            f"{', '.join(map(repr, found)) or 'it names none'}"
+        )
+    return wanted
 
 
 def refuse_to_overwrite(paths: Iterable[Path], table: Table) -> None:
@@ -125,8 +156,13 @@ def write_part(path: Path, name: str, table: Table, part_of: dict[str, str]) -> 
 
 
 def describe_split(
-    arguments: argparse.Namespace, tasks: TaskSet, part_of: dict[str, str], paths: dict[str, Path], n_groups: int
-) -> dict[str, object]:
+    arguments: argparse.Namespace,
+    tasks: TaskSet,
+    part_of: dict[str, str],
+    paths: dict[str, Path],
+    held_out: list[str],
+    n_groups: int,
+) -> dict[str, Any]:
     """Return the content of the manifest: how the split was made, every part, and what the parts share."""
     members = {
         name: TaskSet(
@@ -159,16 +195,19 @@ def describe_split(
         "group_by": arguments.group_by,
         "goal_similarity": arguments.goal_similarity if arguments.group_by == "goal" else None,
         "n_groups": n_groups,
+        "held_out_applications": held_out,
         "parts": {name: describe_part(part) for name, part in members.items()},
         "overlaps": overlaps,
     }
 
 
-def print_split(manifest: dict[str, object], output_dir: Path, arguments: argparse.Namespace) -> None:
+def print_split(manifest: dict[str, Any], output_dir: Path, arguments: argparse.Namespace) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 119
     console.print(format_split_table(manifest))
+    if held_out := manifest["held_out_applications"]:
+        console.print(f"In test alone: every task that uses {' or '.join(held_out)}", soft_wrap=True, markup=False)
     if output_dir.resolve() != arguments.data.parent.resolve() or arguments.image_root:
         console.print(f"The screenshots stay where they are: use image_root {manifest['image_root']}", soft_wrap=True)
     console.print(f"Hashes and task ids: {output_dir / MANIFEST_NAME}", soft_wrap=True)

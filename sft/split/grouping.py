@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -42,6 +42,20 @@ def group_tasks(tasks: TaskSet, group_by: str, goal_similarity: float) -> list[l
     for i, trajectory in enumerate(trajectories):
         groups[find(i)].append(trajectory)
     return list(groups.values())
+
+
+def hold_out_groups(
+    groups: Sequence[Sequence[Trajectory]], applications: Collection[str]
+) -> tuple[list[Sequence[Trajectory]], list[Sequence[Trajectory]]]:
+    """Return the groups without a task that uses one of these applications, and those with one.
+
+    A task uses every application that it or one of its steps names, so that no screen of one is in the first.
+    """
+    held_out = [any(not t.applications.isdisjoint(applications) for t in group) for group in groups]
+    return (
+        [group for group, is_held_out in zip(groups, held_out) if not is_held_out],
+        [group for group, is_held_out in zip(groups, held_out) if is_held_out],
+    )
 
 
 def assign_groups(groups: Sequence[Sequence[Trajectory]], shares: Mapping[str, float], seed: int) -> dict[str, str]:
