@@ -334,3 +334,16 @@ def test_recipe_is_checked_without_torch(tmp_path):
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "lora_r: found 2.7; expected int" in output and "max_steps: found 1.5; expected int" in output
     assert output.endswith("False\n")
+
+
+def test_references_that_multiply_and_that_lead_back_are_refused_at_once(tmp_path):
+    """Nine lines that stand for a billion values, and a list that holds itself."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    for text in ("\n".join(lines), "a: &a [*a]"):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        with pytest.raises(RecipeError, match="found more than 100000 values, through references"):
+            parse_recipe([str(path)])
+    path.write_text((ROOT / "recipes/demo.yaml").read_text() + "loss_weights: &w {action: 2.0}\nrun_name: &n x\n")
+    assert parse_recipe([str(path)]).training["run_name"] == "x"

@@ -431,6 +431,25 @@ def test_pictures_beside_screenshots_whose_names_are_near_are_refused(tmp_path, 
         load_trajectories(_write_parquet(tmp_path, rows))
 
 
+def test_saved_data_set_that_names_files_elsewhere_is_refused(tmp_path):
+    folder = _save_to_disk(tmp_path, _build_rows(picture="image"))
+    state = json.loads((folder / "state.json").read_text())
+    (file,) = folder.glob("*.arrow")
+    file.rename(tmp_path / file.name)
+    state["_data_files"] = [{"filename": f"../{file.name}"}]
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(TrajectoryError, match=rf"found '../{file.name}' in state.json"):
+        load_trajectories(folder)
+
+
+@pytest.mark.parametrize("state", ["{", "[]", '{"_data_files": [{}]}', '{"_data_files": 3}'])
+def test_saved_data_set_with_a_broken_state_is_refused(tmp_path, state):
+    folder = _save_to_disk(tmp_path, _build_rows(picture="image"))
+    (folder / "state.json").write_text(state)
+    with pytest.raises(TrajectoryError, match="no data set can be opened"):
+        load_trajectories(folder)
+
+
 def test_picture_stored_as_a_path_too_long_for_a_file_is_a_bad_row(tmp_path):
     rows = _build_rows(picture="image")
     rows[1]["image"] = {"bytes": None, "path": "x" * 5000}

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _SAVED_FILES = ("state.json", "dataset_info.json", "dataset_dict.json")
+# What `datasets` raises on folders that are none, and on files of a folder that are not what it wrote
+_NOT_A_DATA_SET = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError)
 _BATCH = 8  # rows read at once: a task's pictures can be 30 MB
 
 
@@ -121,6 +123,7 @@ def _load_dataset(source: str) -> "Dataset":
         if not path.is_dir():
             data = datasets.load_dataset(str(path))
         elif any((path / name).is_file() for name in _SAVED_FILES):
+            _refuse_files_elsewhere(path)
             data = datasets.load_from_disk(str(path))
         elif any(path.rglob("*.parquet")):
             data = datasets.load_dataset("parquet", data_dir=str(path))  # the files' names tell the splits apart
@@ -132,7 +135,15 @@ def _load_dataset(source: str) -> "Dataset":
                 f"found a folder without a saved data set{listed}; expected {expected} or what `save_to_disk` wrote"
             )
             raise TrajectoryError([Problem(path, None, None, message)])
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        datasets.exceptions.DatasetsError,
+    ) as error:
         if isinstance(error, TrajectoryError):
             raise
         message = (
@@ -149,6 +160,21 @@ def _load_dataset(source: str) -> "Dataset":
             raise TrajectoryError([Problem(path, None, None, f"found the splits {splits}; expected {split}")])
         data = data[split or next(iter(data))]
     return data
+
+
+def _refuse_files_elsewhere(path: Path) -> None:
+    """Make sure that a saved data set names none but files of its own folder: `datasets` opens what it names.
+
+    Raises:
+        TrajectoryError: it names a path.
+    """
+    for state in sorted(path.rglob("state.json")):
+        listed = json.loads(state.read_text(encoding="utf-8")).get("_data_files") or []
+        if outside := [str(f["filename"]) for f in listed if Path(f["filename"]).name != f["filename"]]:
+            message = (
+                f"found {outside[0]!r} in {state.relative_to(path)}; expected names of files beside it: save it anew"
+            )
+            raise TrajectoryError([Problem(path, None, None, message)])
 
 
 def _read_features(schema: "pyarrow.Schema") -> Mapping[str, Any]:

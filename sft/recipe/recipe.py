@@ -204,6 +204,9 @@ def _check_training_keys(values: Mapping[str, Any], problems: list[str]) -> dict
 _YAML_BOOL = "tag:yaml.org,2002:bool"
 
 
+_MOST_NODES = 100_000  # values of a recipe; a real one has some dozens
+
+
 class _RecipeLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice and reads `no` as text, as YAML 1.2 does (`eval_strategy: no`)."""
 
@@ -211,6 +214,13 @@ class _RecipeLoader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in resolvers if tag != _YAML_BOOL]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def get_single_node(self) -> Any:
+        """Read the file; text of a few lines whose references multiply would fill the memory once it is used."""
+        node = super().get_single_node()
+        if node is not None and _count_nodes(node, {}) > _MOST_NODES:
+            raise ValueError(f"found more than {_MOST_NODES} values, through references (*name); expected a recipe")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -225,6 +235,16 @@ class _RecipeLoader(yaml.SafeLoader):
 
 
 _RecipeLoader.add_implicit_resolver(_YAML_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Count the values of a file with references followed; one that leads back to itself is endless."""
+    if id(node) not in counted:
+        counted[id(node)] = _MOST_NODES + 1  # while it is open
+        parts = node.value if isinstance(node.value, list) else []
+        flat = [part for entry in parts for part in (entry if isinstance(entry, tuple) else (entry,))]
+        counted[id(node)] = 1 + sum(_count_nodes(part, counted) for part in flat)
+    return counted[id(node)]
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
