@@ -148,11 +148,15 @@ def publish_comparison(
 
 
 def find_teacher(run_dir: Path, run_info: RunInfo) -> Run | None:
-    """Return the same rollout in mode teacher, if it lies finished in the folder `teacher` beside this one."""
+    """Return the same rollout in mode teacher, if it lies finished in the folder `teacher` beside this one.
+
+    A folder of that name that is of something else binds nobody.
+    """
     folder = run_dir.resolve().parent / "teacher"
-    if not (folder / "run.json").is_file():
+    try:
+        info = read_run(folder)
+    except UserError:
         return None
-    info = read_run(folder)
     return judge_run(folder, *load_run(folder)) if info.finished and is_teacher_of(info, run_info) else None
 
 
