@@ -130,7 +130,12 @@ def publish_comparison(
         refuse_foreign(folder, COMPARISON_REPLACES, COMPARISON_NAME)
         write_whole(folder / COMPARISON_NAME, format_json(comparison, indent=2))
         metrics = compute_metrics(
-            run_a.verdicts, mode=run_a.info.mode, seed=seed, n_resamples=n_resamples, agent=run_a.info.agent
+            run_a.verdicts,
+            mode=run_a.info.mode,
+            seed=seed,
+            n_resamples=n_resamples,
+            agent=run_a.info.agent,
+            unseen_applications=run_a.info.data.get("unseen_applications", ()),
         )
         report = write_report(
             folder,
