@@ -100,7 +100,10 @@ def test_hash_that_an_older_version_wrote_of_the_same_file_is_found(tmp_path, go
 )
 def test_applications_that_a_model_never_saw_are_found(tmp_path, trained, unseen):
     if trained:
-        parts = {name: {"tasks": {"t": ""}, **({} if found is None else {"applications": found})} for name, found in trained.items()}
+        parts = {
+            name: {"tasks": {"t": ""}, **({} if found is None else {"applications": found})}
+            for name, found in trained.items()
+        }
         (tmp_path / "training_data.json").write_text(json.dumps(parts))
     tasks = load_trajectories(write_trajectories(tmp_path, build_tasks(4)), show_progress=False)
     assert find_unseen_applications(str(tmp_path), tasks) == unseen
