@@ -135,15 +135,7 @@ def _load_dataset(source: str) -> "Dataset":
                 f"found a folder without a saved data set{listed}; expected {expected} or what `save_to_disk` wrote"
             )
             raise TrajectoryError([Problem(path, None, None, message)])
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        datasets.exceptions.DatasetsError,
-    ) as error:
+    except (*_NOT_A_DATA_SET, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, TrajectoryError):
             raise
         message = (
