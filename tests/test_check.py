@@ -184,6 +184,18 @@ def test_personal_data_is_hinted_at_outside_the_target_only(tmp_path):
     assert (hint["column"], hint["examples"]) == ("Output", [{"row": 3, "text": "MOE^MARY"}])
 
 
+def test_personal_data_is_hinted_at_in_what_was_read_from_screenshots_and_in_other_answers(tmp_path):
+    rows = [{**row, "Detected_Elements": "[]", "Also_Right": ""} for row in build_task("a", "Open it", 3)]
+    rows[0]["Detected_Elements"] = json.dumps([{"name": "DOE^JANE 1970", "bbox": [0, 0, 9, 9]}])
+    rows[1]["Also_Right"] = json.dumps([{"action": "TEXT", "target": "Name", "text": "ROE^RICHARD"}])
+    csv_path = write_trajectories(tmp_path, build_task("a", "Open it", 3))
+    csv_path.write_text(format_csv(rows, list(rows[0])))
+    _, report = _report(tmp_path, csv_path)
+    found = {hint["column"]: hint["examples"] for hint in report["personal_data"]}
+    assert found["Detected_Elements"] == [{"row": 2, "text": "DOE^JANE"}]
+    assert found["Also_Right"] == [{"row": 3, "text": "ROE^RICHARD"}]
+
+
 def test_characters_nobody_sees_are_told_and_never_reach_the_terminal(tmp_path, capsys):
     rows = build_task("a", "Open \u202eydutS\u202c \x1b[31mred", 2)
     code, report = _report(tmp_path, write_trajectories(tmp_path, rows), "--show", "2")

@@ -19,7 +19,10 @@ _MAX_EXAMPLES = 5
 
 
 def find_personal_data(steps: Sequence[Step], cells_of: Mapping[int, Cells]) -> list[dict[str, Any]]:
-    """Return hints of personal data outside the targets: what kind, how often, and where first."""
+    """Return hints of personal data outside the targets: what kind, how often, and where first.
+
+    What OCR read from a screenshot is text of its own in the data, and in prompts.
+    """
     found: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
     for step in steps:
         cells = cells_of[step.row]
@@ -27,6 +30,8 @@ def find_personal_data(steps: Sequence[Step], cells_of: Mapping[int, Cells]) -> 
             "Instruction": cells["Instruction"] if step.index == 0 else "",
             "Output": dump_json([*step.gold.action.arguments.values(), step.gold.short_term, step.gold.long_term]),
             **{column: cells.get(column, "") for column in MEMORY_COLUMNS},
+            "Also_Right": dump_json([list(action.arguments.values()) for action in step.also_right]),
+            "Detected_Elements": "\n".join(str(element["name"]) for element in step.elements),
         }
         for column, text in texts.items():
             for kind, pattern in (("e-mail address", _EMAIL), ("DICOM-style name", _DICOM_NAME)):
