@@ -174,6 +174,17 @@ def test_memory_that_runs_out_is_no_failure_of_the_compiler(monkeypatch):
     assert not Compiled.has_failed
 
 
+def test_checkpointing_may_end_within_a_function(monkeypatch):
+    """It stops computing again by an exception, once it has what it lacks: here what the function keeps."""
+    monkeypatch.setattr(compiled, "_is_trained_on_gpu", lambda tensor: True)
+    function = Compiled(torch.exp)
+    function._compiled = torch.exp
+    x = torch.ones(3, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(lambda x: function(2 * x), x, use_reentrant=False).sum().backward()
+    assert not Compiled.has_failed
+    torch.testing.assert_close(x.grad, 2 * torch.exp(2 * x))
+
+
 def test_copy_of_a_norm_has_weights_of_its_own(tiny_checkpoints):
     """PEFT copies the modules of lora_modules_to_save."""
     model = load(tiny_checkpoints["qwen3_vl"])

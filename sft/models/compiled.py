@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import silu
+from torch.utils.checkpoint import _StopRecomputationError
 
 from sft.models.families import part_of
 
@@ -36,7 +37,7 @@ class Compiled:
             return self.function(*arguments)
         try:
             return self._compile()(*arguments)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, _StopRecomputationError):  # by which checkpointing ends what it has enough of
             raise
         except Exception as error:  # compilers raise of every kind, and none may end a training
             Compiled.has_failed = True
