@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sft.errors import UserError
@@ -89,7 +89,11 @@ def claim_folder(folder: Path, doing: str) -> Iterator[None]:
             ) from error
         except OSError as error:  # a file system without locks, such as Lustre mounted without them
             log.warning("%s: cannot be locked (%s); make sure that no other process uses the folder", folder, error)
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # where it cannot be locked
+                fcntl.flock(file, fcntl.LOCK_UN)  # or a data worker, forked off meanwhile, would keep it
 
 
 def refuse_foreign(folder: Path, names: Iterable[str], proof: str) -> None:
