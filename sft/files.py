@@ -74,7 +74,8 @@ def claim_folder(folder: Path, doing: str) -> Iterator[None]:
     """Keep a folder for this process by `flock`, which the kernel gives up with the process, however that ends.
 
     Processes forked off meanwhile share it: those of a process that was killed keep it until they end too, as torch's
-    data workers do within some 5 seconds. `doing` is what is done there, for others to read: "trains into this folder".
+    data workers do within some 5 seconds. `doing` is what is done there, for others to read: "trains into this
+    folder".
 
     Raises:
         UserError: another process has it.
