@@ -1,4 +1,4 @@
-"""What OCR finds of the demonstration's screens: names read, texts that are wrong, CPU seconds a screenshot.
+"""What OCR finds of the demonstration's screens: names read, texts that are wrong, CPU seconds per screenshot.
 
 python benchmarks/elements.py [--json FILE] [--screenshots 30] [--seed 1]
 

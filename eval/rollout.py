@@ -12,7 +12,15 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.reporting.publish import enter_results, judge_run, publish_comparison, publish_run, refuse_all_errors
+from eval.reporting.publish import (
+    COMPARISON_NAME,
+    COMPARISON_REPLACES,
+    enter_results,
+    judge_run,
+    publish_comparison,
+    publish_run,
+    refuse_all_errors,
+)
 from eval.rollouts.metering import meter, record_rollout
 from eval.rollouts.options import MODES, find_model_folder, parse_arguments, read_agent
 from eval.rollouts.run_folder import claim_folders, run_tasks, write_in_order
@@ -26,6 +34,7 @@ from sft.data.memory_audit import list_shown_parts
 from sft.data.overlap import find_trained_tasks, find_unseen_applications, refuse_trained_tasks
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
 from sft.errors import UserError, run_command
+from sft.files import refuse_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +88,7 @@ def main(argv: list[str]) -> None:
     folders = {arguments.output_dir: info}
     if arguments.mode == "all":
         folders = {arguments.output_dir / mode: for_mode(info, mode) for mode in MODES}
+        refuse_foreign(arguments.output_dir, COMPARISON_REPLACES, COMPARISON_NAME)
     with claim_folders(folders):
         if tasks.quarantined:
             write_quarantine(arguments.output_dir / QUARANTINE_NAME, tasks.quarantined)

@@ -98,6 +98,15 @@ def test_compare_command_prints_the_table_and_writes_the_report(tmp_path):
     assert "Two runs, side by side" in page and str(runs[1]) in page
 
 
+def test_compared_runs_tell_seen_applications_from_unseen_ones(tmp_path):
+    steps = [*make_task("t1", [RIGHT], application="Viewer"), *make_task("t2", [RIGHT], application="Archive")]
+    runs = [str(write_run(tmp_path / name, steps)) for name in ("first", "second")]
+    info = json.loads((tmp_path / "first/run.json").read_text()) | {"data": {"unseen_applications": ["Archive"]}}
+    (tmp_path / "first/run.json").write_text(json.dumps(info))
+    main(["compare", *runs, "--n_resamples", "10", "--output_dir", str(tmp_path / "both")])
+    assert "Seen in training or not" in (tmp_path / "both/report.html").read_text()
+
+
 def test_compare_of_a_folder_without_a_rollout_ends_with_one_line(tmp_path):
     with pytest.raises(ValueError, match="run.json: found no such file"):
         main(["compare", str(tmp_path), str(tmp_path)])

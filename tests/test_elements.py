@@ -28,6 +28,7 @@ from sft.elements import detector
 from sft.elements.detector import ElementDetector, describe_detector, fit_cell, sort_by_reading
 from sft.elements.screens import detect_elements, give_elements
 from sft.errors import UserError
+from sft.files import hash_file
 from sft.split import __main__ as split
 
 GROUNDED = replace(TINY_AGENT, use_grounding=True)
@@ -202,8 +203,16 @@ def test_rows_without_a_usable_screenshot_are_refused_together(data):
 
 @needs_ocr
 def test_screenshot_without_text_has_no_elements(tmp_path):
-    Image.new("RGB", (640, 384), "white").save(tmp_path / "empty.png")
-    assert detect_elements({"a": tmp_path / "empty.png"}, None)["a"].elements == ()
+    Image.new("RGB", (640, 384), "white").save(path := tmp_path / "empty.png")
+    assert [found.elements for found in detect_elements({hash_file(path): path}, None).values()] == [()]
+
+
+@needs_ocr
+def test_screenshot_that_was_replaced_is_kept_under_no_other_content(tmp_path):
+    Image.new("RGB", (640, 384), "white").save(path := tmp_path / "new.png")
+    with pytest.raises(UserError, match=r"new.png: found another picture than when it was checked"):
+        detect_elements({"0" * 64: path}, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 @needs_ocr

@@ -267,6 +267,9 @@ def test_scoring_again_finds_the_roots_again(mode_all, capsys):
     shutil.copytree(mode_all / "own", mode_all / "elsewhere/own")
     score([str(mode_all / "elsewhere/own")])  # no rollout in mode teacher beside it
     assert read(mode_all / "elsewhere/own/metrics.json")["error_sources"]["roots"] is None
+    (mode_all / "elsewhere/teacher").mkdir()
+    (mode_all / "elsewhere/teacher/run.json").write_text("[]")  # another program's
+    score([str(mode_all / "elsewhere/own")])
     capsys.readouterr()
     score(["compare", str(mode_all / "elsewhere/own"), str(mode_all / "teacher")])
     assert "Errors with its own memory, action: 1, 100.0" in " ".join(capsys.readouterr().out.split())

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from trajectory_samples import TINY_AGENT, build_task, build_tasks, write_trajectories
 
 from sft.check import __main__ as check
+from sft.data.cells import Grounding
 from sft.data.load import TrajectoryError, load_task_set, load_trajectories
 from sft.data.overlap import (
     find_overlap,
@@ -89,14 +91,19 @@ def test_hash_that_an_older_version_wrote_of_the_same_file_is_found(tmp_path, go
     [
         ({"train": {"Viewer": 3}}, ["Archive"]),
         ({"train": {"Viewer": 3}, "val": {"Archive": 1}}, []),
+        ({"train": {"": 1, "Viewer": 3}}, []),
+        ({"train": {}}, []),  # written before a task that names none was noted
         ({"train": None}, []),  # written before applications were noted
         ({}, []),
     ],
-    ids=["one", "chosen by", "older", "not trained here"],
+    ids=["one", "chosen by", "one task names none", "no task names one", "older", "not trained here"],
 )
 def test_applications_that_a_model_never_saw_are_found(tmp_path, trained, unseen):
     if trained:
-        parts = {name: {"tasks": {}, **({"applications": found} if found else {})} for name, found in trained.items()}
+        parts = {
+            name: {"tasks": {"t": ""}, **({} if found is None else {"applications": found})}
+            for name, found in trained.items()
+        }
         (tmp_path / "training_data.json").write_text(json.dumps(parts))
     tasks = load_trajectories(write_trajectories(tmp_path, build_tasks(4)), show_progress=False)
     assert find_unseen_applications(str(tmp_path), tasks) == unseen
@@ -108,6 +115,8 @@ def test_training_notes_every_application_that_its_tasks_use(tmp_path):
     tasks = load_trajectories(write_trajectories(tmp_path, rows), show_progress=False)
     assert [t.application for t in tasks] == ["Viewer", "Viewer"]
     assert describe_tasks(tasks, "train.csv", "")["applications"] == {"Archive": 1, "Viewer": 2}
+    unnamed = replace(tasks[1], application="", steps=tuple(replace(s, grounding=Grounding()) for s in tasks[1].steps))
+    assert describe_tasks([tasks[0], unnamed], "train.csv", "")["applications"] == {"": 1, "Archive": 1, "Viewer": 1}
 
 
 def test_hash_of_a_plain_goal_is_what_older_versions_wrote():

@@ -332,6 +332,12 @@ def test_report_in_a_real_browser(browser, tmp_path, image_root):
     page.close()
 
 
+def test_tasks_without_an_application_are_neither_seen_nor_unseen():
+    steps = [*make_task("t1", [("CLICK", "CLICK")], application=""), *make_task("t2", [("CLICK", "CLICK")])]
+    metrics = compute_metrics(judge(steps), mode="own", n_resamples=1, unseen_applications=[steps[1].application])
+    assert list(metrics["per_familiarity"]) == ["(none)", "unseen applications"]
+
+
 def test_seen_and_unseen_applications_stand_apart_in_terminal_and_report(tmp_path, image_root, capsys):
     verdicts = judge(STEPS)
     metrics = compute_metrics(verdicts, mode="own", unseen_applications=["Orthanc Explorer"])

@@ -222,6 +222,13 @@ def test_mode_all_looks_at_all_three_folders_before_it_rolls_out(tasks_csv, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {taken}
 
 
+def test_mode_all_looks_for_another_report_before_it_rolls_out(tasks_csv, tmp_path):
+    (tmp_path / "report.html").write_text("of another run")
+    with pytest.raises(UserError, match=r"found report.html, which would be replaced, and no comparison.json"):
+        main(["--test_csv", str(tasks_csv), "--output_dir", str(tmp_path), "--policy", "replay", "--mode", "all"])
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html"}
+
+
 def test_second_process_in_one_folder_is_refused(tasks_csv, tmp_path):
     with claim_folders({tmp_path: {}}):
         with pytest.raises(UserError, match="found another process that rolls out into this folder"):

@@ -25,6 +25,9 @@ from sft.evaluations import add_evaluation
 from sft.files import is_within, refuse_foreign, write_whole
 from sft.training.card import BEGIN, write_card
 
+# What a comparison writes, `COMPARISON_NAME` before all else.
+COMPARISON_NAME, COMPARISON_REPLACES = "comparison.json", ("report.html",)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -124,10 +127,15 @@ def publish_comparison(
     comparison["error_sources"] = own and find_error_sources(own.verdicts, own.info.mode, own.info.agent, bootstrap)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        refuse_foreign(folder, ["report.html"], "comparison.json")
-        write_whole(folder / "comparison.json", format_json(comparison, indent=2))
+        refuse_foreign(folder, COMPARISON_REPLACES, COMPARISON_NAME)
+        write_whole(folder / COMPARISON_NAME, format_json(comparison, indent=2))
         metrics = compute_metrics(
-            run_a.verdicts, mode=run_a.info.mode, seed=seed, n_resamples=n_resamples, agent=run_a.info.agent
+            run_a.verdicts,
+            mode=run_a.info.mode,
+            seed=seed,
+            n_resamples=n_resamples,
+            agent=run_a.info.agent,
+            unseen_applications=run_a.info.data.get("unseen_applications", ()),
         )
         report = write_report(
             folder,
@@ -145,11 +153,15 @@ def publish_comparison(
 
 
 def find_teacher(run_dir: Path, run_info: RunInfo) -> Run | None:
-    """Return the same rollout in mode teacher, if it lies finished in the folder `teacher` beside this one."""
+    """Return the same rollout in mode teacher, if it lies finished in the folder `teacher` beside this one.
+
+    A folder of that name that is of something else binds nobody.
+    """
     folder = run_dir.resolve().parent / "teacher"
-    if not (folder / "run.json").is_file():
+    try:
+        info = read_run(folder)
+    except UserError:
         return None
-    info = read_run(folder)
     return judge_run(folder, *load_run(folder)) if info.finished and is_teacher_of(info, run_info) else None
 
 

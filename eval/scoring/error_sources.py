@@ -46,7 +46,7 @@ def find_error_sources(tasks: Verdicts, mode: str, agent: Mapping[str, Any], boo
 
     `agent` is the agent as `run.json` has it. A part that cannot be told is None; `absent` has the reason by its name.
     """
-    parts = list_shown_parts(agent)
+    parts = list_parts_in_prompts(agent)
     writes_plan = "long_term" in parts and agent.get("memory_writer", "model") == "model"
     sources: dict[str, Any] = {"by_memory": None, "first_plan": None, "roots": None}
     absent = {}
@@ -68,7 +68,7 @@ def find_error_sources(tasks: Verdicts, mode: str, agent: Mapping[str, Any], boo
     return {**sources, "absent": absent}
 
 
-def list_shown_parts(agent: Mapping[str, Any]) -> list[str]:
+def list_parts_in_prompts(agent: Mapping[str, Any]) -> list[str]:
     """Return the parts of memory that the prompts of an agent show, whoever writes them."""
     return [part for part in MEMORY_PARTS if agent.get(f"use_{part}", True)]
 

@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from eval.scoring.bootstrap import Bootstrap, Rates
-from eval.scoring.error_sources import list_shown_parts
+from eval.scoring.error_sources import list_parts_in_prompts
 from eval.scoring.matching import Verdict, Verdicts, normalize_target
 from eval.step_result import NOT_RUN
 from sft.actions import Action
@@ -35,7 +35,7 @@ def compute_loops(tasks: Verdicts, mode: str, agent: Mapping[str, Any], bootstra
         for task, run in zip(is_moved, runs)
     ]
     rates = Rates(columns, bootstrap)
-    has_memory = mode != "teacher" and list_shown_parts(agent)
+    has_memory = mode != "teacher" and list_parts_in_prompts(agent)
     return {
         **{f"{whose}repeats": rates.compute(f"{whose}repeats", "pairs") for whose in lengths},
         **{f"{whose}in_long_runs": rates.compute(f"{whose}in_long_runs", "steps") for whose in lengths},

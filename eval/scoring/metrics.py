@@ -53,7 +53,8 @@ def compute_metrics(
     bootstrap = Bootstrap(seed, n_resamples, confidence)
 
     def name_familiarity(task: Sequence[Verdict]) -> str:
-        return "unseen applications" if task[0].step.application in unseen_applications else "seen applications"
+        application = task[0].step.application
+        return application and f"{'unseen' if application in unseen_applications else 'seen'} applications"
 
     if not tasks:
         raise UserError("found no step results; expected at least one")

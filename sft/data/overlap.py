@@ -115,7 +115,8 @@ def find_trained_tasks(model_path: str | None, trajectories: Sequence[Trajectory
 def find_unseen_applications(model_path: str | None, trajectories: Sequence[Trajectory]) -> list[str]:
     """Return the applications of these tasks that no task uses which the model was trained on or chosen by.
 
-    Empty too where that is not known: the model was not trained here, or by a version that did not note applications.
+    Empty too where that is not known: the model was not trained here, or by a version that did not note applications,
+    or on a task that names none.
 
     Raises:
         UserError: the file that says it cannot be read.
@@ -124,6 +125,8 @@ def find_unseen_applications(model_path: str | None, trajectories: Sequence[Traj
     if not parts or not all("applications" in part for part in parts):
         return []
     seen = {name for part in parts for name in part["applications"]}
+    if "" in seen or any(part["tasks"] and not part["applications"] for part in parts):
+        return []
     return sorted({t.application for t in trajectories if t.application} - seen)
 
 

@@ -87,7 +87,7 @@ def split_by_task(
 def describe_tasks(trajectories: Sequence[Trajectory], csv_path: str, sha256: str) -> dict[str, Any]:
     """Say which data a run saw: file, hash, the split it is a part of, counts, and every task with its goal's hash.
 
-    `applications` counts the tasks that use each; a task that uses two counts for both.
+    `applications` counts the tasks that use each; a task that uses two counts for both, one that names none for "".
     """
     return {
         "csv": csv_path,
@@ -96,7 +96,7 @@ def describe_tasks(trajectories: Sequence[Trajectory], csv_path: str, sha256: st
         "elements": find_maker(csv_path),
         "n_tasks": len(trajectories),
         "n_steps": sum(len(t.steps) for t in trajectories),
-        "applications": dict(sorted(Counter(name for t in trajectories for name in t.applications).items())),
+        "applications": dict(sorted(Counter(name for t in trajectories for name in t.applications or {""}).items())),
         "n_screenshots": len({s.image_path for t in trajectories for s in t.steps}),
         "tasks": {t.task_id: hash_goal(t.instruction) for t in trajectories},
     }

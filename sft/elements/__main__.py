@@ -4,7 +4,7 @@ python -m sft.elements DATA.csv --to OUT.csv [--image_root DIR] [--workers N] [-
 
 Each distinct screenshot is read once, from its pixels alone: no other column is looked at but Image_id. A run that was
 stopped continues where it was. OUT.elements.json says what made the elements; a training records it. All other cells
-stay as they are; a column Detected_Elements that is there already is replaced.
+stay as they are; a column Detected_Elements that DATA has is replaced. Needs the extra ocr.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--to", type=Path, required=True, metavar="OUT.csv", help="file to write")
     parser.add_argument("--image_root", type=Path, help="folder of the screenshots [folder of DATA]")
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each [1]")
-    parser.add_argument("--cache_dir", type=Path, help="folder for results by screenshot [OUT's .elements_cache]")
+    parser.add_argument("--cache_dir", type=Path, help="folder for results by screenshot [.elements_cache beside OUT]")
     arguments = parser.parse_args(argv)
     if looks_like_dataset(arguments.data):
         parser.error("DATA: found a data set; expected a file: CSV, JSON Lines, Parquet or Arrow")

@@ -61,7 +61,7 @@ class ElementDetector:
         from rapidocr import RapidOCR
 
         paths = {f"{part}.model_path": str(folder / name) for part, name in MODELS.items()}
-        self._engine = RapidOCR(params={**SETTINGS, **paths, **_ONE_THREAD, "Global.log_level": "critical"})
+        self._engine: Any = RapidOCR(params={**SETTINGS, **paths, **_ONE_THREAD, "Global.log_level": "critical"})
 
     def detect(self, screenshot: "Image") -> Detection:
         """Return the texts of an upright RGB screenshot as elements."""

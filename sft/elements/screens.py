@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sft.data.screenshots import open_screenshot
+from sft.data.screenshots import hash_screenshot, open_screenshot
 from sft.data.steps import Trajectory
 from sft.elements.detector import Detection, ElementDetector, describe_detector
 from sft.errors import UserError
@@ -27,7 +27,7 @@ def detect_elements(
     A result is kept as soon as it is there, so that a run that was killed loses what was under way and no more.
 
     Raises:
-        UserError: the OCR package is not installed, or a file of `cache_dir` is damaged.
+        UserError: the OCR package is not installed, a file of `cache_dir` is damaged, or a screenshot was replaced.
         ScreenshotError: a screenshot went bad after it was checked.
     """
     cache = None if cache_dir is None else _DetectionCache(cache_dir)
@@ -36,6 +36,8 @@ def detect_elements(
     bar = tqdm(total=len(screenshots), initial=len(found), desc="Detecting elements", unit="screenshot", disable=None)
     with bar:
         for sha256, detection in zip(left, _read_all([screenshots[s] for s in left], n_workers)):
+            if hash_screenshot(path := screenshots[sha256]) != sha256:
+                raise UserError(f"{path}: found another picture than when it was checked; give the same command again")
             found[sha256] = detection
             if cache is not None:
                 cache.keep(sha256, detection)

@@ -150,7 +150,7 @@ class DataSettings:
     )
     vision_cache_gb: float | None = _key(
         None,
-        "How much of the disk under screenshot_cache may keep a frozen vision tower's outputs; null or 0: none.",
+        "Disk space under screenshot_cache for the outputs of a frozen vision tower; null or 0: none is kept.",
         least=0,
         unit="GB",
     )

@@ -120,9 +120,9 @@ ACTING_KEYS: Mapping[str, tuple[Key, ...]] = {
             "gradient_checkpointing",
             bool | Literal["selective", "auto"],
             True,
-            "Compute activations again in the backward pass: less memory, more time. selective computes no product of "
-            "matrices and no attention again; auto takes the fastest of the three that the GPU's memory holds by "
-            "--plan's estimate, on a CPU false.",
+            "Compute activations again in the backward pass: less memory, more time. selective keeps the outputs of "
+            "attention and of the model's own matrix products; auto takes the fastest of the three that fits the "
+            "GPU's memory by --plan's estimate, on a CPU false.",
         ),
         Key(
             "gradient_checkpointing_kwargs",

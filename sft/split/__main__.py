@@ -5,9 +5,9 @@ python -m sft.split DATA [--parts train=0.7,val=0.1,test=0.2] [--output_dir DIR]
                          [--hold_out_application NAME]
 
 Tasks of one group stay together: `goal` keeps rewordings of one task in one part, `screenshot` tasks that share a
-screen. With `--hold_out_application` (may be given more than once) every task that uses it goes to the part `test`;
-the other tasks are shared out as without it. split.json says what is where and carries the hash of every part. Only
-parts that an earlier split of the same data wrote are replaced.
+screen. With `--hold_out_application` (may be given more than once) every task that uses the application goes to the
+part `test`; the other tasks are split as without it. split.json says what is where and carries the hash of every part.
+Only parts that an earlier split of the same data wrote are replaced.
 """
 
 import argparse
