@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sft.errors import UserError
@@ -73,7 +73,9 @@ def write_new(folder: Path) -> Iterator[Path]:
 def claim_folder(folder: Path, doing: str) -> Iterator[None]:
     """Keep a folder for this process by `flock`, which the kernel gives up with the process, however that ends.
 
-    `doing` is what is done there, for others to read: "trains into this folder".
+    Processes forked off meanwhile share it: those of a process that was killed keep it until they end too, as torch's
+    data workers do within some 5 seconds. `doing` is what is done there, for others to read: "trains into this
+    folder".
 
     Raises:
         UserError: another process has it.
@@ -89,7 +91,11 @@ def claim_folder(folder: Path, doing: str) -> Iterator[None]:
             ) from error
         except OSError as error:  # a file system without locks, such as Lustre mounted without them
             log.warning("%s: cannot be locked (%s); make sure that no other process uses the folder", folder, error)
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # where it cannot be locked
+                fcntl.flock(file, fcntl.LOCK_UN)  # or a data worker, forked off meanwhile, would keep it
 
 
 def refuse_foreign(folder: Path, names: Iterable[str], proof: str) -> None:

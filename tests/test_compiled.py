@@ -21,6 +21,9 @@ from sft.models.kernels import choose_kernels
 def fresh(monkeypatch):
     """No compilation has failed; functions of transformers are as they were afterwards."""
     monkeypatch.setattr(Compiled, "has_failed", False)
+    monkeypatch.setattr(Compiled, "is_off", False)
+    for function in (compiled.rms_norm, compiled.centred_rms_norm, compiled.swiglu):
+        monkeypatch.setattr(function, "_failed", set())
     rotations = {}
     for family in FAMILIES:
         module = pytest.importorskip(f"transformers.models.{family}.modeling_{family}")
@@ -161,6 +164,33 @@ def test_failing_compiler_costs_one_warning(tiny_checkpoints, on_cpu, monkeypatc
             assert (gradient - expected[1][name]).norm() <= 1e-5 * expected[1][name].norm(), name
 
 
+@pytest.mark.slow
+def test_function_that_fails_behind_compiled_ones_ends_no_checkpointed_training(tiny_checkpoints, on_cpu, monkeypatch):
+    """What a layer computed compiled is computed so again; the next pass compiles nothing."""
+    compile_with = torch.compile
+
+    def compile_or_fail(function, **kwargs):
+        if function is compiled.swiglu.function:
+            raise ImportError("no working C compiler")
+        return compile_with(function, backend="aot_eager", **kwargs)
+
+    monkeypatch.setattr(torch, "compile", compile_or_fail)
+    for function in (compiled.rms_norm, compiled.swiglu):
+        monkeypatch.setattr(function, "_compiled", None)
+    stock, model = load(tiny_checkpoints["qwen3_vl"]), load(tiny_checkpoints["qwen3_vl"])
+    compile_functions(model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    expected = compute(stock)
+    n_graphs = []
+    for n_tokens in (40, 40, 41):
+        found = compute(model, n_tokens)
+        n_graphs.append(counters["stats"]["unique_graphs"])
+        if n_tokens == 40:
+            for name, gradient in found[1].items():
+                assert (gradient - expected[1][name]).norm() <= 1e-5 * expected[1][name].norm(), name
+    assert n_graphs[0] == n_graphs[2] > 0 and Compiled.has_failed
+
+
 def test_memory_that_runs_out_is_no_failure_of_the_compiler(monkeypatch):
     function = Compiled(torch.neg)
     monkeypatch.setattr(compiled, "_is_trained_on_gpu", lambda tensor: True)
@@ -172,6 +202,17 @@ def test_memory_that_runs_out_is_no_failure_of_the_compiler(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         function(torch.ones(1))
     assert not Compiled.has_failed
+
+
+def test_checkpointing_may_end_within_a_function(monkeypatch):
+    """It stops computing again by an exception, once it has what it lacks: here what the function keeps."""
+    monkeypatch.setattr(compiled, "_is_trained_on_gpu", lambda tensor: True)
+    function = Compiled(torch.exp)
+    function._compiled = torch.exp
+    x = torch.ones(3, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(lambda x: function(2 * x), x, use_reentrant=False).sum().backward()
+    assert not Compiled.has_failed
+    torch.testing.assert_close(x.grad, 2 * torch.exp(2 * x))
 
 
 def test_copy_of_a_norm_has_weights_of_its_own(tiny_checkpoints):

@@ -1,6 +1,7 @@
 """4-bit weights dequantised once on a CPU: the same bits forwards and backwards, and only where memory allows it."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_autocast_computes_as_before():
 @pytest.mark.parametrize(("n_processes", "is_once"), [("1", True), ("2", False)])
 def test_all_layers_or_none_by_the_memory_that_is_free(monkeypatch, caplog, n_processes, is_once):
     """Two layers of 64 by 128 in fp32 are 65,536 bytes: half of what is free, where it is not shared."""
-    monkeypatch.setattr(dequantised, "read_free_bytes", lambda: 131_072)
+    monkeypatch.setattr(dequantised.psutil, "virtual_memory", lambda: SimpleNamespace(available=131_072))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", n_processes)
     model = torch.nn.Sequential(build_layer(), build_layer())
     with caplog.at_level(logging.INFO):

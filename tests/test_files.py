@@ -1,7 +1,9 @@
 """Files appear whole and with the mode that the user gives to new ones."""
 
+import multiprocessing
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -86,3 +88,15 @@ def test_second_process_is_refused_until_the_first_ends(tmp_path):
         first.wait()
         with claim_folder(tmp_path, "trains here"):
             pass
+
+
+def test_folder_is_free_again_though_a_worker_forked_off_meanwhile_lives(tmp_path):
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    with claim_folder(tmp_path, "trains here"):
+        worker.start()
+    try:
+        with claim_folder(tmp_path, "trains here"):
+            pass
+    finally:
+        worker.kill()
+        worker.join()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import get_peft_model
+from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
 
 from sft.errors import UserError
 from sft.models.families import FAMILIES, part_of
@@ -177,6 +178,20 @@ def test_parts_of_parameters_are_told_by_their_names():
     assert part_of("vision_model.vision_adapter.mlp.fc1.weight") == "merger"
     assert part_of("multi_modal_projector.linear_1.weight") == "merger"
     assert part_of("vision_model.model.layers.0.self_attn.q_proj.weight") == "vision"
+
+
+def test_empty_model_is_whole_under_zero3_too(tiny_checkpoints):
+    """transformers would have all processes allocate and share it out, where one alone asks for sizes."""
+    pytest.importorskip("deepspeed")
+    settings = ModelSettings(str(tiny_checkpoints["qwen3_vl"]))
+    counts = count_parameters(build_empty_model(settings))
+    configuration = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})  # acts as long as it lives
+    assert is_deepspeed_zero3_enabled()
+    model = build_empty_model(settings)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert count_parameters(model) == counts
+    del configuration
+    assert not is_deepspeed_zero3_enabled()
 
 
 @pytest.mark.parametrize("model_type", ["bert", "qwen9_vl"])  # one that transformers knows, and one it does not

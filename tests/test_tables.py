@@ -442,6 +442,16 @@ def test_saved_data_set_that_names_files_elsewhere_is_refused(tmp_path):
         load_trajectories(folder)
 
 
+def test_saved_data_set_that_names_a_split_elsewhere_is_refused(tmp_path):
+    """`datasets` joins its name to the folder's."""
+    _save_to_disk(tmp_path, _build_rows(picture="image"))
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "dataset_dict.json").write_text('{"splits": ["../saved"]}')
+    with pytest.raises(TrajectoryError, match="found '../saved' in dataset_dict.json"):
+        load_trajectories(folder)
+
+
 @pytest.mark.parametrize("state", ["{", "[]", '{"_data_files": [{}]}', '{"_data_files": 3}'])
 def test_saved_data_set_with_a_broken_state_is_refused(tmp_path, state):
     folder = _save_to_disk(tmp_path, _build_rows(picture="image"))

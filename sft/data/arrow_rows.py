@@ -155,17 +155,20 @@ def _load_dataset(source: str) -> "Dataset":
 
 
 def _refuse_files_elsewhere(path: Path) -> None:
-    """Make sure that a saved data set names none but files of its own folder: `datasets` opens what it names.
+    """Make sure that a saved data set names nothing outside its own folder: `datasets` opens what it names.
 
     Raises:
         TrajectoryError: it names a path.
     """
-    for state in sorted(path.rglob("state.json")):
-        listed = json.loads(state.read_text(encoding="utf-8")).get("_data_files") or []
-        if outside := [str(f["filename"]) for f in listed if Path(f["filename"]).name != f["filename"]]:
-            message = (
-                f"found {outside[0]!r} in {state.relative_to(path)}; expected names of files beside it: save it anew"
-            )
+    named: dict[Path, list[str]] = {}
+    for file in sorted(path.rglob("state.json")):
+        listed = json.loads(file.read_text(encoding="utf-8")).get("_data_files") or []
+        named[file] = [data["filename"] for data in listed]
+    if (splits := path / "dataset_dict.json").is_file():
+        named[splits] = json.loads(splits.read_text(encoding="utf-8"))["splits"]
+    for file, names in named.items():
+        if outside := [name for name in names if Path(name).name != name or name == ".."]:
+            message = f"found {outside[0]!r} in {file.relative_to(path)}; expected names beside it: save it anew"
             raise TrajectoryError([Problem(path, None, None, message)])
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch.nn.functional import silu
+from torch.utils.checkpoint import _StopRecomputationError
 
 from sft.models.families import part_of
+from sft.models.scored_tokens import find_text_model
 
 log = logging.getLogger("sft")
 
@@ -22,27 +24,39 @@ class Compiled:
     """A function of tensors that is compiled where gradients are computed on a GPU, for sizes of any kind.
 
     Elsewhere it is computed as it stands: a rollout's answers are those of an uncompiled model, to the bit. So it is
-    for the rest of the process once a compilation has failed, whatever the reason: it only saves time.
+    for the rest of the process once a compilation has failed, whatever the reason: it only saves time. The pass of the
+    model in which one fails is finished first, since checkpointing has to compute again what each layer computed: what
+    was compiled stays so, and what failed is computed as it stands for tensors of these shapes.
     """
 
     has_failed = False  # any of them
+    is_off = False  # all of them, from the pass after that on
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
         self._compiled: Callable[..., Any] | None = None
+        self._failed: set[Any] = set()  # shapes and formats
 
     def __call__(self, *arguments: Any) -> Any:
-        if not _is_worth_it(arguments[0]):
+        tensors = tuple((a.shape, a.dtype) for a in arguments if isinstance(a, torch.Tensor))
+        if not _is_worth_it(arguments[0]) or tensors in self._failed:
             return self.function(*arguments)
         try:
             return self._compile()(*arguments)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, _StopRecomputationError):  # by which checkpointing ends what it has enough of
             raise
         except Exception as error:  # compilers raise of every kind, and none may end a training
+            if not Compiled.has_failed:
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                log.warning("norms, RoPE and SwiGLU are not compiled (%s); training goes on without, slower", reason)
             Compiled.has_failed = True
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            log.warning("norms, RoPE and SwiGLU are not compiled (%s); training goes on without, slower", reason)
+            self._failed.add(tensors)
             return self.function(*arguments)
+
+    @staticmethod
+    def begin_pass(*args: Any) -> None:
+        """Switch all of them off if one has failed; called before a forward pass, when no backward pass is due."""
+        Compiled.is_off = Compiled.has_failed
 
     def _compile(self) -> Callable[..., Any]:
         if self._compiled is None:
@@ -53,7 +67,7 @@ class Compiled:
 
 
 def _is_worth_it(tensor: torch.Tensor) -> bool:
-    return not Compiled.has_failed and _is_trained_on_gpu(tensor)
+    return not Compiled.is_off and _is_trained_on_gpu(tensor)
 
 
 def _is_trained_on_gpu(tensor: torch.Tensor) -> bool:
@@ -100,6 +114,7 @@ def compile_functions(model: torch.nn.Module) -> None:
             rotate = getattr(functions, "apply_rotary_pos_emb", None)
             if rotate is not None and not isinstance(rotate, Compiled):
                 functions.apply_rotary_pos_emb = Compiled(rotate)  # layers find it by its name there
+    find_text_model(model).register_forward_pre_hook(Compiled.begin_pass)
 
 
 @cache

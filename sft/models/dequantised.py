@@ -46,13 +46,13 @@ def dequantise_once(model: torch.nn.Module, largest_share: float = LARGEST_SHARE
     """Dequantise the 4-bit layers of a model on a CPU for good, all or, where memory is short, none; say which.
 
     The numbers take 8 times the memory of their 4 bits in fp32, 4 times in 16 bits: they must fit in `largest_share`
-    of the memory that is free, divided among the processes of this machine.
+    of the memory that is free.
     """
     layers = [module for module in model.modules() if type(module) is Linear4bit and _is_read_alike(module)]
     if not layers:
         return False
     n_bytes = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers)
-    free = read_free_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    free = read_free_bytes()
     if n_bytes > largest_share * free:
         log.info(
             "4-bit weights are dequantised at every call: once, they would take %.1f GB of %.1f GB of free memory",
@@ -68,8 +68,11 @@ def dequantise_once(model: torch.nn.Module, largest_share: float = LARGEST_SHARE
     return True
 
 
-def read_free_bytes() -> int:
-    """Return the memory that can be had: the machine's, or what the limit of a container leaves."""
+def read_free_bytes() -> float:
+    """Return the memory that this process can have: its share of the machine's, or of what a container's limit leaves.
+
+    The processes of a training on one machine share it out alike.
+    """
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     limit = group / "memory.max"
@@ -77,7 +80,7 @@ def read_free_bytes() -> int:
         used = int((group / "memory.current").read_text(encoding="utf-8"))
         stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
         free = min(free, int(text) - used + int(stat["inactive_file"]))  # cached files make way
-    return free
+    return free / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _is_read_alike(layer: Any) -> bool:

@@ -12,6 +12,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_utils import set_zero3_state
 
 from sft.errors import UserError
 from sft.models.dequantised import dequantise_once
@@ -161,10 +162,14 @@ def _forget_unused_renamings(model: Any) -> None:
 
 
 def build_empty_model(settings: ModelSettings) -> PreTrainedModel:
-    """Build the model from its config alone, its layers those that `load_model` gives it, to count parameters."""
+    """Build the model from its config alone, its layers those that `load_model` gives it, to count parameters.
+
+    No weight takes memory, and under ZeRO-3 no other process is needed: one may build it alone.
+    """
     config = read_config(settings.model_name_or_path, settings.model_revision)
     model_class = choose_model_class(find_family_of(config.model_type), settings)
-    with torch.device("meta"):
+    # the state says that weights are seen to: else transformers has all processes allocate them and share them out
+    with set_zero3_state(), torch.device("meta"):
         if model_class is AutoModelForImageTextToText:
             return AutoModelForImageTextToText.from_config(config)
         model = model_class(config)
