@@ -13,9 +13,9 @@ python -m demo.pretrain --output_dir demo/base --start_from STAGE_5 --steps 1100
     --copying 0.06 0.06 --planning 0.85 --learning_rate 5e-4 --seed 5 --threads 1
 
 demo/base was made in these six stages. After the first the model planned but copied badly, which is what the second
-is for; the third has more practice steps. The last three practise planning: after the third the base had one first plan
-of the 42 validation goals right. The first three were made with fewer clauses, and the fourth with more prompts that
-hold a memory and more answers in the agent's format than `demo.planning` makes now.
+is for; the third has more practice steps. The last three practise planning: after the third the base had one first
+plan of the 42 validation goals right. The first three were made with fewer clauses, and the fourth with more prompts
+that hold a memory and more answers in the agent's format than `demo.planning` makes now.
 
 `pretraining.json` in the output folder says what was read, with hashes, and what each stage took.
 
