@@ -5,9 +5,9 @@ import torch
 from training_runs import write_recipe
 from trajectory_samples import build_tasks, write_trajectories
 
-from eval.policies.hf import ModelPolicy
 from eval.policies.policy import StepRequest
 from eval.predictor import load_model_for_inference
+from eval.rollouts.walk import walk_tasks
 from sft import run
 from sft.data.load import load_trajectories
 from sft.memory import EMPTY_MEMORY
@@ -42,14 +42,11 @@ def test_rollout_of_a_checkpoint_has_the_logits_of_its_validation(tiny_checkpoin
     request = StepRequest("t", 0, "Open the study", EMPTY_MEMORY, step.image_path)
     validated = []
 
-    def build(recipe, tasks, encoder):
-        def roll_out(model):
-            validated.append(read_logits(ModelPolicy(model, encoder), request))
-            return {"swa": 0.0}
+    def walk(tasks, policy, *settings):
+        validated.append(read_logits(policy, request))
+        return walk_tasks(tasks, policy, *settings)
 
-        return roll_out
-
-    monkeypatch.setattr("eval.rollouts.validation.build_validation_rollout", build)
+    monkeypatch.setattr("eval.rollouts.validation.walk_tasks", walk)
     evaluation = ["--val_csv", str(path), "--eval_strategy", "steps", "--eval_steps", "2", "--max_steps", "2"]
     run.main([str(recipe), "--output_dir", f"{tmp_path}/out", *evaluation, "--save_strategy", "no", *settings.split()])
     rolled_out = read_logits(load_model_for_inference(tmp_path / "out").policy, request)

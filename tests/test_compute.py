@@ -100,10 +100,13 @@ def test_tokens_and_samples_are_those_of_the_data(project):
 
 @pytest.mark.slow
 def test_measured_operations_agree_with_the_closed_formula(project):
-    """The formula leaves out edges (the first layer's input gradient), which weigh most in a model of two layers."""
+    """The formula leaves out edges (the first layer's input gradient), which weigh most in a model of two layers.
+
+    The backward pass takes about as much again, and nothing for the frozen vision tower.
+    """
     figures = load_runs(project)[0].figures
     assert figures["flops_batch_measured"] / figures["flops_batch_formula"] == pytest.approx(1, abs=0.08)
-    assert figures["flops_forward_measured"] < figures["flops_batch_measured"] / 2
+    assert 0.4 < figures["flops_forward_measured"] / figures["flops_batch_measured"] < 0.55
 
 
 def test_counter_agrees_with_torchs_own_and_changes_no_bit():
