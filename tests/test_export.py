@@ -21,6 +21,7 @@ from eval import rollout
 from eval.predictor import load_model_for_inference
 from eval.score import merge as merge_shards
 from sft import run
+from sft.agent import PROMPT_VERSION
 from sft.compute import __main__ as compute
 from sft.compute.ledger import load_runs
 from sft.errors import UserError
@@ -156,7 +157,14 @@ def test_card_of_a_training_is_ours_and_valid(project):
     assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "image-text-to-text")
     assert yaml.safe_load(text.split("---")[1])["tags"][:2] == ["gui-agent", "clinical-software"]
     data = json.loads((project / "out/training_data.json").read_text())
-    for wanted in (data["train"]["sha256"], "lora_r: 4", "Prompt version 1", "GPU hours", "kWh", "## Limits"):
+    for wanted in (
+        data["train"]["sha256"],
+        "lora_r: 4",
+        f"Prompt version {PROMPT_VERSION}",
+        "GPU hours",
+        "kWh",
+        "## Limits",
+    ):
         assert wanted in text
     assert "More Information Needed" not in text and "This model is a fine-tuned version of" not in text
     assert str(project) not in text
