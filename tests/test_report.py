@@ -204,6 +204,7 @@ def test_errors_of_one_root_are_found_in_a_real_browser(browser, tmp_path, image
     page.select_option("[name=matcher]", "action_target")
     assert tasks.count() == 2
     tasks.nth(1).locator("summary").first.click()
+    tasks.nth(1).locator(".step .verdict").nth(1).wait_for()
     assert tasks.nth(1).locator("text=the recorded one").count() == 1  # at the error of memory
     assert tasks.nth(1).locator(".step .verdict").all_inner_texts() == [
         "action: unparsable (seeing or knowing) · action_target: unparsable (seeing or knowing)",
@@ -220,6 +221,7 @@ def test_two_runs_stand_side_by_side_in_a_real_browser(browser, tmp_path, image_
     page = browser.new_page()
     page.goto(write_page(STEPS, tmp_path, image_root, comparison=comparison, others=judge(stopped)).as_uri())
     page.locator(".task").nth(2).locator("summary").first.click()
+    page.locator(".task").nth(2).locator(".step .action .label").nth(5).wait_for()
     labels = page.locator(".task").nth(2).locator(".step .action .label").all_inner_texts()
     assert labels == ["Gold", "first ?", "second ?", "Gold", "first ✗", "second –"]
     assert "A has more steps right in 0 tasks" in page.locator("main").inner_text()

@@ -9,7 +9,7 @@ import torch
 from conftest import FAMILIES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_packing import AGENT, build_lora_model, build_rows, compute_gradients, screenshots  # noqa: F401
+from test_packing import AGENT, build_lora_model, build_rows, compute_gradients
 from test_training import _adapter, _history, _write_recipe
 
 from sft import run
@@ -74,7 +74,7 @@ def computed_patches(model):
 
 
 @pytest.mark.parametrize("collator_class", [PackingCollator, PaddingCollator])
-def test_kept_outputs_train_as_those_computed_anew(base, encoder, screenshots, tmp_path, collator_class):  # noqa: F811
+def test_kept_outputs_train_as_those_computed_anew(base, encoder, screenshots, tmp_path, collator_class):
     """All of them computed and kept, then all of them kept, then one of three lost: the same loss and gradients."""
     rows = build_rows(encoder, [screenshots[i] for i in (0, 1, 0, 2)])
     cache = VisionCache(tmp_path / "kept", "tower", free_bytes=1e9)
