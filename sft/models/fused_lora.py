@@ -68,13 +68,19 @@ def fuse_lora(model: torch.nn.Module) -> None:
                     linear.__class__ = SummedLinear
 
 
-def _find_adapter(layer: Any) -> str | None:
-    """Return the name of the one adapter whose sum this is, None where PEFT computes something else."""
+def find_plain_adapter(layer: Any) -> str | None:
+    """Return the name of the one adapter whose W x + s B A x is all that a LoRA layer computes; else None."""
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
         return None
     (name,) = layer.active_adapters
-    is_plain = name in layer.lora_B and name not in layer.lora_variant
-    return name if is_plain and isinstance(layer.lora_B[name], SummedLinear) else None
+    is_plain = name in layer.lora_B and name not in layer.lora_variant and layer.lora_B[name].bias is None
+    return name if is_plain else None
+
+
+def _find_adapter(layer: Any) -> str | None:
+    """Return the name of the adapter whose sum is one product here, None where PEFT computes it."""
+    name = find_plain_adapter(layer)
+    return name if name is not None and isinstance(layer.lora_B[name], SummedLinear) else None
 
 
 def _sum(layer: Any, x: torch.Tensor, name: str) -> torch.Tensor:

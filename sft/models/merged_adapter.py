@@ -14,6 +14,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sft.models.dequantised import LARGEST_SHARE, DequantisedLinear4bit, read_free_bytes
+from sft.models.fused_lora import find_plain_adapter
 
 log = logging.getLogger("sft")
 
@@ -49,10 +50,8 @@ def _find_layers(model: torch.nn.Module) -> Iterator[tuple[Any, str, torch.Tenso
         if not isinstance(module, (LoraLinear, LoraLinear4bit)) or module.training:
             continue
         layer: Any = module
-        if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
-            continue
-        (name,) = layer.active_adapters
-        if name not in layer.lora_B or name in layer.lora_variant or layer.lora_B[name].bias is not None:
+        name = find_plain_adapter(layer)
+        if name is None:
             continue
         weight = _read_weight(layer.get_base_layer())
         if weight is None:
