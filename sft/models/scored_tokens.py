@@ -8,6 +8,7 @@ head. Loss and gradients are the same up to rounding; nothing else is, so that t
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ class ScoredTokens:
         return flat.index_select(0, (self.places + starts).flatten()).unflatten(0, self.places.shape)
 
 
+@lru_cache(maxsize=1)  # the meter and the loss ask with the same tensor; the answer waits for the GPU
 def find_scored_tokens(labels: torch.Tensor, ignored: int) -> ScoredTokens | None:
     """Find them by the labels (B, T), each of which scores the token before it; None where all are `ignored`."""
     labels = labels[:, 1:]
