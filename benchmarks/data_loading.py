@@ -15,12 +15,11 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine, publish, read_own_mb
+from benchmarks.machine import describe_machine, publish, watch_own_mb
 
 DATA = Path(__file__).parent.parent / "demo/data"
 TOKENS_PER_BATCH, N_TRAINED = 4608, 4
@@ -111,22 +110,10 @@ def write_tasks(path: Path, n_rows: int) -> None:
 
 def measure_memory(csv_path: str, model: str) -> dict[str, Any]:
     """Prepare a run on a file and read its rows once; return the peak of the process's own memory."""
-    peak_mb, is_done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak_mb
-        while not is_done.wait(0.01):
-            peak_mb = max(peak_mb, read_own_mb())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with watch_own_mb() as peak_mb:
         n_rows, seconds = prepare_and_read(csv_path, model)
-    finally:
-        is_done.set()
-        watcher.join()
     rates = {"rows_a_second": n_rows / seconds, "images_a_second": None, "data_wait_share": None}
-    return {"setting": "run prepared, rows read", "n_rows": n_rows, **rates, "peak_mb": peak_mb}
+    return {"setting": "run prepared, rows read", "n_rows": n_rows, **rates, "peak_mb": peak_mb[0]}
 
 
 def prepare_and_read(csv_path: str, model: str) -> tuple[int, float]:

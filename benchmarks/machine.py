@@ -5,7 +5,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,24 @@ def read_peak_mb() -> int:
 def read_own_mb() -> int:
     """Return the memory that is this process's own now, in MB: no files mapped into it; Linux only."""
     return _read_status("RssAnon")
+
+
+@contextmanager
+def watch_own_mb() -> Iterator[list[int]]:
+    """Give a list that holds, once this ends, the most memory that was the process's own meanwhile, in MB."""
+    peak_mb, is_done = [read_own_mb()], threading.Event()
+
+    def watch() -> None:
+        while not is_done.wait(0.01):
+            peak_mb[0] = max(peak_mb[0], read_own_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak_mb
+    finally:
+        is_done.set()
+        watcher.join()
 
 
 def _read_status(field: str) -> int:

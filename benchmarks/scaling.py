@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data_loading import DATA, write_tasks
-from benchmarks.machine import describe_machine, publish, read_own_mb
+from benchmarks.machine import describe_machine, publish, watch_own_mb
 
 TOKENS_PER_BATCH = 8192  # that of the 8B recipe
 PARTS = ("check", "rows", "packing")
@@ -79,23 +78,11 @@ def measure(csv_path: str) -> dict[str, Any]:
 @contextmanager
 def measured(part: str, figures: dict[str, float]) -> Iterator[None]:
     """Note the CPU time of a part in this thread and the most memory that was held during it."""
-    peak_mb, is_done = read_own_mb(), threading.Event()
-
-    def watch() -> None:
-        nonlocal peak_mb
-        while not is_done.wait(0.01):
-            peak_mb = max(peak_mb, read_own_mb())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    started = time.thread_time()
-    try:
+    with watch_own_mb() as peak_mb:
+        started = time.thread_time()
         yield
-    finally:
         figures[f"{part}_s"] = time.thread_time() - started
-        is_done.set()
-        watcher.join()
-        figures[f"{part}_peak_mb"] = peak_mb
+    figures[f"{part}_peak_mb"] = peak_mb[0]
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -85,6 +85,21 @@ def attempt(recipe):
 
 
 @pytest.fixture
+def trainers(monkeypatch):
+    """The trainers that are built in a test, in their order."""
+    from sft.trainer import TrajectoryTrainer
+
+    built = []
+
+    def keep(self, *args, build=TrajectoryTrainer.__init__, **kwargs):
+        build(self, *args, **kwargs)
+        built.append(self)
+
+    monkeypatch.setattr(TrajectoryTrainer, "__init__", keep)
+    return built
+
+
+@pytest.fixture
 def small_disk(tmp_path):
     """A disk of its own, and what resizes it."""
     folder = tmp_path / "disk"

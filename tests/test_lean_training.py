@@ -16,7 +16,7 @@ from sft.models.processors import load_processor
 from sft.models.scored_tokens import find_scored_tokens, find_text_model, prepare_last_layer, scored_alone
 from sft.models.tree_attention import attend, choose_queries, count_pairs, find_blocks, use_tree_attention
 from sft.recipe.settings import ModelSettings
-from sft.trainer import TrajectoryTrainer, weighted_log_probs
+from sft.trainer import weighted_log_probs
 
 WEIGHTS = {"action": 4.0, "target": 2.0, "memory": 0.3}
 
@@ -107,15 +107,8 @@ def test_outputs_of_scored_tokens_are_those_of_all_tokens_at_their_places(
 
 
 @pytest.fixture
-def train(tiny_checkpoints, tmp_path, monkeypatch):
+def train(tiny_checkpoints, tmp_path, monkeypatch, trainers):
     """Train three steps, validated at the end; with `in_full`, as without this file's subject. Return the trainer."""
-    trainers = []
-
-    def keep(self, *args, build=TrajectoryTrainer.__init__, **kwargs):
-        build(self, *args, **kwargs)
-        trainers.append(self)
-
-    monkeypatch.setattr(TrajectoryTrainer, "__init__", keep)
     recipe = _write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"])
     common = ["--max_steps", "3", "--eval_steps", "3", "--save_strategy", "no", "--load_best_model_at_end", "false"]
 

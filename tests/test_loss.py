@@ -6,19 +6,11 @@ from training_runs import write_recipe
 
 from sft import run
 from sft.batches.collator import PaddingCollator
-from sft.trainer import TrajectoryTrainer
 
 
 @pytest.fixture
-def train(tiny_checkpoints, tmp_path, monkeypatch):
+def train(tiny_checkpoints, tmp_path, trainers):
     """Train two steps with a learning rate that changes nothing; return the trainer."""
-    trainers = []
-
-    def keep(self, *args, build=TrajectoryTrainer.__init__, **kwargs):
-        build(self, *args, **kwargs)
-        trainers.append(self)
-
-    monkeypatch.setattr(TrajectoryTrainer, "__init__", keep)
     recipe = write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"])
     common = ["--learning_rate", "1e-12", "--lora_dropout", "0", "--max_steps", "2", "--save_strategy", "no"]
 
