@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "eval.scoring": AGENT + "sft.data eval.step_result",
     "eval.reporting": AGENT + "sft.data sft.evaluations sft.training eval.step_result eval.scoring eval.rollouts",
     "eval.policies": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute",
+    "eval.environments": AGENT + "sft.data",
     "eval.predictor": AGENT + "sft.recipe sft.data sft.elements sft.models sft.batches eval.policies",
     "eval.rollouts": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute"
     " eval.step_result eval.scoring eval.policies eval.predictor",

@@ -1,0 +1,1 @@
+"""A running program, and an agent that operates it."""
