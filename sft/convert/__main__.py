@@ -5,7 +5,7 @@ python -m sft.convert pipeline FOLDER OUTPUT_DIR [--images_dir DIR] [--recipe RE
 python -m sft.convert records FILE.jsonl OUTPUT_DIR [--images_dir DIR] [--recipe RECIPE.yaml]
 
 careflow: task tables (CSV, Parquet, a folder saved by `datasets`, a Hub data set). pipeline: a folder of
-{Software}_endtoend_{NNN}.json. records: JSONL, one line per step. docs/data.md has an example of each.
+{Software}_endtoend_{NNN}.json. records: JSONL, one line per step. docs/convert.md has an example of each.
 """
 
 import argparse
