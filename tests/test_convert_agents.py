@@ -592,7 +592,8 @@ def test_answer_without_end_is_refused():
     ("arguments", "message"),
     [
         (["careflow", "t", "o", "--task_column", "x"], "--task_column: careflow has no such option"),
-        (["pipeline", "t", "o", "--action_map", "m.yaml"], "--action_map: pipeline has no such option"),
+        (["agentnet", "t", "o", "--format", "sharegpt"], "--format: agentnet has no such option"),
+        (["to-messages", "t", "o", "--coordinates", "pixels"], "--coordinates: to-messages has no such option"),
         (["action-map", "careflow", "o"], "found 'careflow'; expected one of messages, agentnet, screenagent"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Convert a foreign format into trajectory data: a CSV, screenshots named by content, and a report.
+"""Convert a foreign format into trajectory data (CSV, screenshots named by content, report), or data into messages.
 
 python -m sft.convert careflow TABLE OUTPUT_DIR        task tables: CSV, Parquet, saved by `datasets`, a Hub data set
 python -m sft.convert pipeline FOLDER OUTPUT_DIR       a folder of {Software}_endtoend_{NNN}.json
@@ -8,6 +8,7 @@ python -m sft.convert agentnet FILE.jsonl OUTPUT_DIR   OpenCUA's trajectories
 python -m sft.convert screenagent FOLDER OUTPUT_DIR    ScreenAgent's sessions
 
 python -m sft.convert action-map FORMAT FILE.yaml      writes the table by which the last three map actions, to edit
+python -m sft.convert to-messages DATA OUTPUT_DIR      data of this package as chat data for TRL or LLaMA-Factory
 
 docs/convert.md has an example of each.
 """
@@ -23,6 +24,8 @@ from rich.text import Text
 from tqdm import tqdm
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
+from sft.agent import AgentConfig
+from sft.batches.encoder import StepEncoder
 from sft.convert.action_map import (
     DEFAULT_MAPS,
     DESKTOP_ACTIONS,
@@ -38,13 +41,16 @@ from sft.convert.messages import read_messages
 from sft.convert.pipeline import audit_records, read_pipeline
 from sft.convert.records import load_records, read_records
 from sft.convert.screenagent import read_screenagent
+from sft.convert.to_messages import write_messages
 from sft.data.hints import as_visible
+from sft.data.load import read_table, read_task_set
+from sft.data.memory_audit import list_shown_parts
 from sft.errors import UserError, run_command
 from sft.recipe.recipe import load_agent_settings
 
 MAX_DROPPED_SHOWN = 20
 FORMATS = ("careflow", "pipeline", "records", *DEFAULT_MAPS)
-OTHERS = ("action-map",)
+OTHERS = ("action-map", "to-messages")
 REBUILT = "rebuilt from the right actions; the memory after step t is first shown at step t + 1"
 
 
@@ -56,7 +62,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("source", help="table, folder or file to convert; of action-map: the format")
     parser.add_argument("output_dir", type=Path, help="new folder for the data; of action-map: the file")
     parser.add_argument("--images_dir", type=Path, help="folder of screenshots that the source only names")
-    parser.add_argument("--recipe", type=Path, help="recipe whose actions count [those of the format]")
+    parser.add_argument("--recipe", type=Path, help="recipe whose actions count, and that shapes to-messages")
     parser.add_argument("--application", default="", help="program of tasks whose source does not say it")
     parser.add_argument(
         "--coordinates",
@@ -67,6 +73,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     mapped = parser.add_argument_group("messages, agentnet, screenagent")
     mapped.add_argument("--action_map", type=Path, metavar="FILE.yaml", help="rows that replace those of the table")
     mapped.add_argument("--task_column", default="", help="messages: rows of one value are one task [a row is a task]")
+    out = parser.add_argument_group("to-messages")
+    out.add_argument(
+        "--format", dest="to", choices=["messages", "sharegpt"], help="for TRL, or for LLaMA-Factory [messages]"
+    )
+    out.add_argument("--image_root", type=Path, help="folder of the data's screenshots [folder of the file]")
+    out.add_argument("--tokenizer", type=Path, help="folder of the base model: shortens what training would shorten")
     arguments = parser.parse_args(argv)
     check_arguments(parser, arguments)
     return arguments
@@ -80,12 +92,16 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         "application": FORMATS,
         "action_map": tuple(DEFAULT_MAPS),
         "task_column": ("messages",),
+        **dict.fromkeys(("to", "image_root", "tokenizer"), ("to-messages",)),
     }
     for name, formats in has.items():
         if getattr(arguments, name) and arguments.format not in formats:
-            parser.error(f"--{name}: {arguments.format} has no such option; expected it with {', '.join(formats)}")
-    if arguments.images_dir and not arguments.images_dir.is_dir():
-        parser.error(f"--images_dir: found no folder {arguments.images_dir}")
+            flag = "format" if name == "to" else name
+            parser.error(f"--{flag}: {arguments.format} has no such option; expected it with {', '.join(formats)}")
+    for name in ("images_dir", "image_root", "tokenizer"):
+        folder = getattr(arguments, name)
+        if folder and not folder.is_dir():
+            parser.error(f"--{name}: found no folder {folder}")
     if arguments.format == "action-map" and arguments.source not in DEFAULT_MAPS:
         parser.error(f"found {arguments.source!r}; expected one of {', '.join(DEFAULT_MAPS)}")
 
@@ -94,6 +110,8 @@ def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
     if arguments.format == "action-map":
         write_action_map(arguments.source, arguments.output_dir)
+    elif arguments.format == "to-messages":
+        export(arguments)
     else:
         convert(arguments)
 
@@ -154,6 +172,29 @@ def write_action_map(kind: str, path: Path) -> None:
         path.write_text(format_action_map(kind), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write data of this package as chat data."""
+    agent = load_agent_settings(arguments.recipe) if arguments.recipe else AgentConfig()
+    encoder = None
+    if arguments.tokenizer:  # needs torch
+        from sft.models.processors import load_processor
+
+        encoder = StepEncoder(load_processor(arguments.tokenizer, agent.min_pixels, agent.max_pixels), agent)
+    tasks = read_task_set(
+        read_table(arguments.source, arguments.image_root),
+        actions=agent.actions,
+        needs_elements=agent.use_grounding,
+        memory_parts=list_shown_parts(agent),
+    )
+    done = write_messages(tasks, agent, encoder, arguments.output_dir, arguments.to or "messages")
+    console = Console(highlight=False, soft_wrap=True)
+    counts = f"{done.n_tasks:,} tasks, {done.n_steps:,} rows, {done.n_images:,} screenshots"
+    console.print(Text("✓ ", "bold green").append(f"{counts} in {arguments.output_dir}", "not bold default"))
+    if encoder is None:
+        console.print("  No prompt was shortened; with --tokenizer, those are that training would shorten")
+    console.print(f"  Pixel budget of a screenshot: {agent.min_pixels} to {agent.max_pixels}, to be set there too")
 
 
 def print_summary(conversion: Conversion, output_dir: Path, has_actions: bool) -> None:
