@@ -63,6 +63,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="what is trained")
     parser.add_argument("--test_csv", required=True, help="trajectory CSV to roll out")
+    parser.add_argument("--image_root", help="folder of its screenshots [folder of test.csv]")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder for models, rollouts and the table")
     parser.add_argument("--variants", nargs="+", choices=NAMES, help="which [all]")
     parser.add_argument("--model", action="append", default=[], metavar="VARIANT=FOLDER", help="a trained variant")
@@ -170,6 +171,7 @@ def roll_out(arguments: argparse.Namespace, model: Path, folder: Path) -> None:
     """Roll one variant out with its own memory."""
     command = [sys.executable, str(ROOT / "eval/rollout.py"), "--model_path", str(model), "--output_dir", str(folder)]
     command += ["--test_csv", arguments.test_csv, "--batch_size", str(arguments.batch_size)]
+    command += ["--image_root", arguments.image_root] if arguments.image_root else []
     command += ["--max_tasks", str(arguments.max_tasks)] if arguments.max_tasks else []
     run([*command, "--run_purpose", "ablation"], f"rollout of {model}")
 
