@@ -8,7 +8,7 @@ from statistics import mean, median
 from typing import Any
 
 from sft.agent import AgentConfig
-from sft.data.boxes import find_doubts
+from sft.data.boxes import count_points, find_doubts
 from sft.data.elements_file import find_maker
 from sft.data.hints import find_hidden_characters, find_personal_data
 from sft.data.load import TaskSet
@@ -58,6 +58,7 @@ def describe(table: Table, tasks: TaskSet, agent: AgentConfig, tokenizer: Path |
         "personal_data": find_personal_data(steps, cells_of),
         "hidden_characters": find_hidden_characters(steps, cells_of),
         "boxes": describe_boxes(tasks, steps),
+        **({"points": describe_points(steps, agent)} if agent.points else {}),
         **({"elements": describe_elements(tasks, steps, agent)} if any(s.elements for s in steps) else {}),
     }
 
@@ -97,6 +98,12 @@ def describe_screenshots(tasks: TaskSet, steps: Sequence[Step]) -> dict[str, Any
         "sizes": dict(sizes.most_common()),
         "notes": [{"row": row, "image_id": image_id, "note": note} for row, image_id, note in noted],
     }
+
+
+def describe_points(steps: Sequence[Step], agent: AgentConfig) -> dict[str, Any]:
+    """Count the answers that are to carry a point, and those without one; name the first rows of these."""
+    n_pointing, rows = count_points(steps, agent.actions)
+    return {"n_steps": n_pointing, "n_without": len(rows), "rows_without": rows[:_MAX_ROWS]}
 
 
 def describe_boxes(tasks: TaskSet, steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
