@@ -29,7 +29,9 @@ AGENTS = {
     "rule, points": AgentConfig(memory_writer="rule", points=True),
 }
 CANARY = "CANARY-7f3a"
-OTHER_LABEL = Answer(Action("TEXT", CANARY, {"point": [77, 150], "text": CANARY}), {CANARY: CANARY}, {CANARY: [CANARY]})
+OTHER_LABEL = Answer(
+    Action("TEXT", CANARY, {"point": [77, 150], "text": CANARY}), {CANARY: CANARY}, {CANARY: [CANARY]}
+)
 
 
 def _prompts(trajectory, agent):

@@ -188,7 +188,7 @@ def render_report(
         data_notes=list_data_notes(run_info.data),
         thumbnails=thumbnails,
         comparison=comparison,
-        has_points=any(v.takes_point for v in chain(*verdicts.values())),
+        has_points=any(v.takes_point for v in chain(*verdicts.values(), *(others or {}).values())),
         progress_text=describe_progress(metrics),
         also_right_text=describe_also_right(metrics["also_right"]) if metrics["also_right"] else "",
         loops_text=describe_loops(metrics),
