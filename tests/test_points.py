@@ -231,6 +231,7 @@ def test_point_by_hand_is_refused_with_the_key_and_a_saved_recipe_is_one(tmp_pat
     assert parse_recipe([str(saved)]).agent == recipe.agent == replace(recipe.agent, points=True)
 
 
+@pytest.mark.slow
 def test_replayed_points_are_all_in_their_boxes(tmp_path, capsys):
     path, agent = write_trajectories(tmp_path, build_tasks(3, n_steps=5)), tmp_path / "agent.yaml"
     agent.write_text("points: true\n")
@@ -253,10 +254,11 @@ def test_model_is_trained_on_points_and_rolled_out_with_them(tiny_checkpoints, t
 
     recipe, out = write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"]), tmp_path / "out"
     rows = build_tasks(5)
-    write(tmp_path, rows, Grounding={})
+    rows[1]["Grounding"] = ""
+    write_trajectories(tmp_path, rows)
     caplog.set_level(logging.INFO, "sft")
     run.main([str(recipe), "--points", "true", "--max_steps", "2", "--output_dir", str(out)])
-    assert "points: no box in Grounding for 1 of 10 answers that take a point (row 2)" in caplog.text
+    assert "points: no box in Grounding for 1 of 10 answers that take a point (row 3)" in caplog.text
     assert '"point":[156,156]' in next(r.getMessage() for r in caplog.records if "first supervised" in r.getMessage())
     predictor = load_model_for_inference(out, is_constrained=True)
     assert predictor.agent.points and predictor.agent.max_pixels < TINY_AGENT.max_pixels
