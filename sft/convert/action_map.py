@@ -217,15 +217,16 @@ def format_action_map(kind: str) -> str:
 
 
 def format_actions(actions: Sequence[ActionType]) -> str:
-    """Return actions as the lines of a recipe's `actions:`."""
+    """Return actions as the lines of a recipe: `actions:`, and `points: true` where one of them has a place."""
     lines = []
     for action in actions:
-        fields = {k: v for k, v in describe_action_type(action).items() if v or k == "takes_target"}
-        if "arguments" in fields:
-            fields["arguments"] = {name: list(values) for name, values in action.arguments.items()}
+        arguments = {name: list(values) for name, values in action.arguments.items() if name != POINT}
+        described = {**describe_action_type(action), "arguments": arguments}
+        fields = {k: v for k, v in described.items() if v or k == "takes_target"}
         line = yaml.safe_dump(fields, sort_keys=False, default_flow_style=True, width=1_000)
         lines.append(f"  - {line}")
-    return f"actions:\n{''.join(lines)}"
+    points = "points: true\n" if any(POINT in action.arguments for action in actions) else ""
+    return f"{points}actions:\n{''.join(lines)}"
 
 
 def _check_row(name: Any, row: Any, actions: Sequence[ActionType]) -> None:
