@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "sft.plan": AGENT + "sft.recipe sft.data sft.models sft.batches",
     # The commands: none imports another.
     "sft.check": AGENT + "sft.recipe sft.data sft.models sft.batches",
-    "sft.convert": AGENT + "sft.recipe sft.data",
+    "sft.convert": AGENT + "sft.recipe sft.data sft.models sft.batches",
     "sft.split": AGENT + "sft.data",
     "sft.elements": AGENT + "sft.data",
     "sft.export": AGENT + "sft.recipe sft.data sft.models sft.training eval.rollouts",  # checks by rolling out
