@@ -13,13 +13,14 @@ from PIL import Image, ImageDraw
 from rollout_samples import RUN, judge, make_step, make_task
 
 from eval.reporting.files import PREDICTION_COLUMNS, format_json, format_predictions, write_outputs
-from eval.reporting.report import escape_json, write_report
+from eval.reporting.report import write_report
 from eval.reporting.tables import print_summary
 from eval.scoring.comparison import compare_runs
 from eval.scoring.error_sources import add_teacher
 from eval.scoring.metrics import compute_metrics
 from sft.actions import ActionType
 from sft.files import write_whole
+from sft.pages.frame import escape_script
 
 CHROMIUM = "/usr/bin/chromium"
 HOSTILE = '</script><script>document.title="pwned"</script><img src=x onerror="document.title=1"><!-- & \u2028'
@@ -141,7 +142,7 @@ def test_a_write_that_fails_leaves_the_earlier_file_alone(tmp_path, monkeypatch)
 
 
 def test_json_inside_a_script_cannot_end_it():
-    text = escape_json({"text": HOSTILE})
+    text = escape_script(json.dumps({"text": HOSTILE}))
     assert not re.search(r"[<>&\u2028]", text)
     assert json.loads(text) == {"text": HOSTILE}
 

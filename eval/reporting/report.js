@@ -1,15 +1,5 @@
-"use strict";
-// The task list of the report. Text from models and data becomes text nodes only: nothing here parses HTML.
-const data = JSON.parse(document.getElementById("data").textContent);
+// The task list of the report. It runs behind frame.js, which has what all pages share.
 const SYMBOLS = { right: "✓", partial: "~", wrong: "✗", unreadable: "?", skipped: "–" };
-const byId = (id) => document.getElementById(id);
-
-function make(tag, className, ...children) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  node.append(...children);
-  return node;
-}
 
 // A step is "partial" where the headline matcher says right and a stricter one says wrong.
 function gradeOf(step) {
@@ -26,36 +16,14 @@ function symbolOf(grade, label) {
   return cell;
 }
 
-const imageUrls = new Map();
-function urlOfImage(index) {
-  const { url } = byId(`image-${index}`).dataset;
-  if (url) return url;
-  if (!imageUrls.has(index)) {
-    const bytes = Uint8Array.from(atob(byId(`image-${index}`).textContent), (char) => char.charCodeAt(0));
-    imageUrls.set(index, URL.createObjectURL(new Blob([bytes], { type: "image/webp" })));
-  }
-  return imageUrls.get(index);
-}
-
 function fillShot(shot, step) {
-  shot.replaceChildren();
-  if (step.image === null) {
-    shot.append(make("span", "absent", `Screenshot not found: ${step.image_id}`));
-    return;
-  }
-  const image = make("img");
-  image.alt = `Screenshot of step ${step.index + 1}`;
-  image.src = urlOfImage(step.image);
-  shot.append(image);
-  if (step.box) {
-    const box = make("span", "gold-box");
-    ["left", "top", "width", "height"].forEach((edge, i) => (box.style[edge] = `${step.box[i]}%`));
-    box.title = "Target of the gold action";
-    shot.append(box);
-  }
+  drawShot(shot, step, {
+    alt: `Screenshot of step ${step.index + 1}`,
+    absent: `Screenshot not found: ${step.image_id}`,
+    boxTitle: "Target of the gold action",
+  });
 }
 
-const viewer = byId("viewer");
 let viewed = null;
 function view(task, position) {
   const step = task.steps[position];
@@ -67,19 +35,7 @@ function view(task, position) {
   fillShot(byId("viewer-shot"), step);
   if (!viewer.open) viewer.showModal();
 }
-function turn(by) {
-  if (by === 0) viewer.close();
-  else view(viewed.task, viewed.position + by);
-}
-viewer.addEventListener("click", (event) => {
-  const button = event.target.closest("[data-go]");
-  if (button) turn(Number(button.dataset.go));
-  else if (event.target === viewer) viewer.close();
-});
-viewer.addEventListener("keydown", (event) => {
-  if (event.key === "ArrowLeft") turn(-1);
-  if (event.key === "ArrowRight") turn(1);
-});
+onTurn((by) => view(viewed.task, viewed.position + by));
 
 function makeAction(label, action, grade) {
   const node = make("div", grade ? `action judged ${grade}` : "action", make("span", "label", label));
@@ -190,11 +146,8 @@ const entries = data.tasks.map((task) => ({
 byId("task-list").append(...entries.map((entry) => entry.node));
 
 const form = byId("filters");
-function addOptions(name, values) {
-  form.elements[name].append(...[...new Set(values)].filter(Boolean).sort().map((value) => new Option(value, value)));
-}
-addOptions("application", data.tasks.map((task) => task.application));
-addOptions("group", data.tasks.map((task) => task.group));
+addOptions(form.elements.application, data.tasks.map((task) => task.application));
+addOptions(form.elements.group, data.tasks.map((task) => task.group));
 form.elements.matcher.append(...data.matchers.map((name) => new Option(name, name)));
 
 // Of two runs side by side, the errors of either may have a root.
