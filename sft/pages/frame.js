@@ -21,8 +21,9 @@ function urlOfImage(index) {
   return imageUrls.get(index);
 }
 
-// `image` is the number of an image of the page or null; `box` is [left, top, width, height] in percent of it.
-function drawShot(shot, { image, box }, { alt, absent, boxTitle }) {
+// `image` is the number of an image of the page or null; `box` is [left, top, width, height] and `point` [left, top] in
+// percent of it.
+function drawShot(shot, { image, box, point }, { alt, absent, boxTitle }) {
   shot.replaceChildren();
   if (image === null) {
     shot.append(make("span", "absent", absent));
@@ -37,6 +38,11 @@ function drawShot(shot, { image, box }, { alt, absent, boxTitle }) {
     ["left", "top", "width", "height"].forEach((edge, i) => (frame.style[edge] = `${box[i]}%`));
     frame.title = boxTitle;
     shot.append(frame);
+  }
+  if (point) {
+    const mark = make("span", "target-point");
+    [mark.style.left, mark.style.top] = point.map((share) => `${share}%`);
+    shot.append(mark);
   }
 }
 
