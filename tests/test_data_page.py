@@ -157,21 +157,22 @@ def test_warnings_stand_beside_the_steps_that_they_are_about(tmp_path):
     assert data["tasks"][1]["goal"] == "Close \\u202eit"  # what nobody sees is written out
 
 
-def test_point_of_an_answer_is_drawn_and_doubted_outside_its_box(tmp_path):
+def test_point_of_an_answer_is_in_the_page_and_a_missing_one_is_told(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "actions:\n- {name: CLICK, description: press it, arguments: {point: []}}\n"
         "- {name: COMPLETE, description: done, is_final: true}\n"
     )
-    rows = build_task("a", "Open it", 3)
+    rows = [*build_task("a", "Open it", 4), *build_task("b", "Close it", 2)]
     rows[0]["Output"] = build_output("CLICK", "Search", point=[150, 150])
-    rows[1]["Output"] = build_output("CLICK", "Name", point=[900, 150])
-    _, page, data = write_page(tmp_path, write_trajectories(tmp_path, rows), "--recipe", recipe)
-    steps = data["tasks"][0]["steps"]
-    assert [step["point"] for step in steps] == [[15.0, 15.0], [90.0, 15.0], None]
-    assert "point" not in {kind for kind, _ in list_notes(data, 2)}
-    assert ("point", "the point lies outside the box") in list_notes(data, 3)
-    assert "1 step</button>: the point lies outside the box" in page
+    rows[1]["Output"] = build_output("CLICK", "Name")  # the middle of its box
+    rows[2]["Output"], rows[2]["Grounding"] = build_output("CLICK", "List"), ""
+    rows[4]["Output"] = build_output("CLICK", "Search", point=[900, 150])  # outside its box
+    code, _, data = write_page(tmp_path, write_trajectories(tmp_path, rows), "--recipe", recipe)
+    assert [step["point"] for step in data["tasks"][0]["steps"]] == [[150, 150], [156, 156], None, None]
+    assert ("point", "the answer has no point: Grounding has no box") in list_notes(data, 4)
+    assert (code, data["tasks"][1]["is_bad"]) == (1, True)
+    assert "outside it" in list_notes(data, 6)[0][1]
 
 
 def test_screenshots_are_linked_from_the_page_or_embedded_and_the_sizes_are_told(tmp_path, capsys):
@@ -313,13 +314,13 @@ def test_point_is_at_its_place_in_a_real_browser(browser, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("actions:\n- {name: CLICK, description: press it, is_final: true, arguments: {point: []}}\n")
     rows = build_task("a", "Open it", 1)
-    rows[0]["Output"] = build_output("CLICK", "Search", point=[750, 250])
+    rows[0] |= {"Output": build_output("CLICK", "Search", point=[750, 250]), "Grounding": ""}
     write_page(tmp_path, write_trajectories(tmp_path, rows), "--recipe", recipe)
     page = browser.new_page()
     page.goto(f"{(tmp_path / 'pages/page.html').as_uri()}#row-2")
     page.wait_for_function("document.querySelector('#viewer-shot img').naturalWidth > 0", timeout=5000)
     shot = page.locator("#viewer-shot img").bounding_box()
-    point = page.locator("#viewer-shot .target-point").bounding_box()
+    point = page.locator("#viewer-shot .gold-point").bounding_box()
     assert point["x"] + point["width"] / 2 == pytest.approx(shot["x"] + 0.75 * shot["width"], abs=1.5)
     assert point["y"] + point["height"] / 2 == pytest.approx(shot["y"] + 0.25 * shot["height"], abs=1.5)
     page.close()

@@ -17,11 +17,15 @@ function symbolOf(grade, label) {
 }
 
 function fillShot(shot, step) {
-  drawShot(shot, step, {
+  drawShot(shot, { ...step, point: step.gold.point }, {
     alt: `Screenshot of step ${step.index + 1}`,
     absent: `Screenshot not found: ${step.image_id}`,
     boxTitle: "Target of the gold action",
+    pointTitle: "Point of the gold action",
   });
+  if (step.image === null) return;
+  addPoint(shot, "predicted-point", step.predicted?.point, `${data.names ? data.names[0] : "Predicted"}: point`);
+  if (step.other) addPoint(shot, "other-point", step.other.predicted?.point, `${data.names[1]}: point`);
 }
 
 let viewed = null;
@@ -37,7 +41,7 @@ function view(task, position) {
 }
 onTurn((by) => view(viewed.task, viewed.position + by));
 
-function makeAction(label, action, grade) {
+function makeAction(label, action, grade, lands = null) {
   const node = make("div", grade ? `action judged ${grade}` : "action", make("span", "label", label));
   if (!action) {
     node.append("no readable answer");
@@ -46,7 +50,8 @@ function makeAction(label, action, grade) {
   const { action: kind, target, ...others } = action;
   node.append(make("strong", "", kind), " ", make("bdi", "", target ?? ""));
   for (const [name, value] of Object.entries(others)) {
-    node.append(make("span", "argument", `${name}: `, make("bdi", "", String(value))));
+    const place = name === "point" && lands !== null ? `, ${lands ? "in" : "outside"} the box` : "";
+    node.append(make("span", "argument", `${name}: `, make("bdi", "", Array.isArray(value) ? asText(value) : String(value)), place));
   }
   return node;
 }
@@ -101,11 +106,11 @@ function makeStep(task, position) {
   if (step.other) heading.append(make("span", "verdict", `${data.names[1]} ${judge(step.other)}`));
   const gold = makeAction("Gold", step.gold, "");
   for (const action of step.also_right) gold.append(...makeAction("also right", action, "").childNodes);
-  const predicted = makeAction(`${data.names ? data.names[0] : "Predicted"} ${SYMBOLS[grade]}`, step.predicted, grade);
+  const predicted = makeAction(`${data.names ? data.names[0] : "Predicted"} ${SYMBOLS[grade]}`, step.predicted, grade, step.lands);
   const actions = make("div", "actions", gold, predicted);
   if (step.other) {
     const otherGrade = gradeOf(step.other);
-    actions.append(makeAction(`${data.names[1]} ${SYMBOLS[otherGrade]}`, step.other.predicted, otherGrade));
+    actions.append(makeAction(`${data.names[1]} ${SYMBOLS[otherGrade]}`, step.other.predicted, otherGrade, step.other.lands));
   }
   const body = make("div", "", heading, actions);
   const problem = step.error ?? step.parse_problem;

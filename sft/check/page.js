@@ -25,6 +25,7 @@ function fillShot(shot, { step }) {
     alt: `Screenshot of row ${step.row}`,
     absent: `No screenshot: ${step.image_id || "none is named"}`,
     boxTitle: "The target's box",
+    pointTitle: "The answer's point",
   });
 }
 
@@ -106,9 +107,11 @@ function makeTask(task, chosen) {
   return node;
 }
 
+const placeOf = (point) => point && [point[0] / 10, point[1] / 10, 0, 0];
+
 // The part of a picture to show around a target: [left, top, width, height] in pixels, in the shape of a card.
 function cutAround({ box, point }, width, height) {
-  const [left, top, across, down] = (box ?? (point ? [...point, 0, 0] : [0, 0, 100, 100])).map((v) => v / 100);
+  const [left, top, across, down] = (box ?? placeOf(point) ?? [0, 0, 100, 100]).map((percent) => percent / 100);
   const most = Math.max(width, (height * 16) / 9);
   const isTarget = Boolean(box ?? point); // of a wide one the beginning is shown, where its text is
   const cut = isTarget ? Math.min(Math.max(1.5 * across, (2 * down * height) / width, 0.25), 0.45) * width : most;
@@ -127,13 +130,13 @@ function fillCrop(crop, image, step) {
   const place = (node, [left, top, across, down]) => {
     node.style.left = `${((left / 100) * width - x) * (100 / cut)}%`;
     node.style.top = `${((top / 100) * height - y) * (100 / tall)}%`;
-    if (across !== undefined) node.style.width = `${(across * width) / cut}%`;
-    if (down !== undefined) node.style.height = `${(down * height) / tall}%`;
+    if (across) node.style.width = `${(across * width) / cut}%`;
+    if (down) node.style.height = `${(down * height) / tall}%`;
     crop.append(node);
   };
   place(image, [0, 0, 100, 100]);
   if (step.box) place(make("span", "gold-box"), step.box);
-  if (step.point) place(make("span", "target-point"), step.point);
+  if (step.point) place(make("span", "point gold-point"), placeOf(step.point));
 }
 
 function makeCard(entry) {

@@ -37,7 +37,6 @@ _N_LISTED = 40
 _DOUBTS = {
     "label": "another row gives the same box on the same screenshot another target",
     "place": "another row has the same target at another place of the same screenshot",
-    "point": "the point lies outside the box",
 }
 
 Passage = tuple[str, str | None]  # role and text of a part of a prompt; the text of the screenshot is None
@@ -159,7 +158,7 @@ def _show_step(
         "image_id": step.image_id,
         "image": album.add(step.image_path, facts),
         "box": _scale_box(step.grounding, facts.width_height),
-        "point": [round(100 * share, 2) for share in point] if point else None,
+        "point": point,
         **_show_action(step.gold.action),
         "also_right": [dump_json(format_action(action)) for action in step.also_right],
         "prompt": [passages.setdefault(passage, len(passages)) for passage in split_prompt(example)],

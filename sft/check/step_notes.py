@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sft.actions import POINT
+from sft.actions import POINT, carries_point
 from sft.agent import AgentConfig
 from sft.batches.examples import Example
-from sft.check.describe import find_doubts
 from sft.check.notices import BOX_DOUBTS
-from sft.data.cells import Box
+from sft.data.boxes import find_doubts
 from sft.data.hints import find_personal_data
 from sft.data.load import TaskSet
 from sft.data.problems import Problem
@@ -19,7 +18,6 @@ from sft.data.steps import Step
 from sft.data.table import Cells
 
 Level = Literal["problem", "warning"]
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,8 @@ def _doubt_example(example: Example, tasks: TaskSet, agent: AgentConfig) -> Iter
     for doubt in find_doubts(grounding.bbox, grounding.screen_wh, facts.width_height):
         what, advice = BOX_DOUBTS[doubt]
         yield step.row, "box", f"{what}: {advice}"
-    point = read_point(example)
-    if grounding.bbox and point and not _holds(grounding.bbox, point, grounding.screen_wh or facts.width_height):
-        yield step.row, "point", "the point lies outside the box"
+    if carries_point(step.gold.action.kind, agent.actions) and read_point(example) is None:
+        yield step.row, "point", "the answer has no point: Grounding has no box"
     if facts.note:
         yield step.row, "screenshot", facts.note
     if agent.writes_memory and (step.gold.short_term is None or step.gold.long_term is None):
@@ -101,16 +98,10 @@ def _doubt_example(example: Example, tasks: TaskSet, agent: AgentConfig) -> Iter
         yield step.row, "end", "the task ends here, without a final action"
 
 
-def read_point(example: Example) -> Point | None:
-    """Return the point that an answer is trained to give, as shares of the screenshot's width and height."""
+def read_point(example: Example) -> list[float] | None:
+    """Return the point that an answer is trained to give: [x, y] in thousandths of the screenshot's sides."""
     point = json.loads(example.completion).get(POINT)
-    return (point[0] / 1000, point[1] / 1000) if isinstance(point, list) else None
-
-
-def _holds(box: Box, point: Point, screen: tuple[int, int]) -> bool:
-    x, y = point[0] * screen[0], point[1] * screen[1]
-    slack_x, slack_y = screen[0] / 1000, screen[1] / 1000  # a point is rounded to a thousandth
-    return box[0] - slack_x <= x <= box[2] + slack_x and box[1] - slack_y <= y <= box[3] + slack_y
+    return point if isinstance(point, list) else None
 
 
 def _find_other_labels(steps: Sequence[Step]) -> Iterator[tuple[int, str, str]]:

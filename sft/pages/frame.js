@@ -21,9 +21,9 @@ function urlOfImage(index) {
   return imageUrls.get(index);
 }
 
-// `image` is the number of an image of the page or null; `box` is [left, top, width, height] and `point` [left, top] in
-// percent of it.
-function drawShot(shot, { image, box, point }, { alt, absent, boxTitle }) {
+// `image` is the number of an image of the page or null; `box` is [left, top, width, height] in percent of it, `point`
+// [x, y] in thousandths, as answers give it.
+function drawShot(shot, { image, box, point }, { alt, absent, boxTitle, pointTitle }) {
   shot.replaceChildren();
   if (image === null) {
     shot.append(make("span", "absent", absent));
@@ -39,11 +39,15 @@ function drawShot(shot, { image, box, point }, { alt, absent, boxTitle }) {
     frame.title = boxTitle;
     shot.append(frame);
   }
-  if (point) {
-    const mark = make("span", "target-point");
-    [mark.style.left, mark.style.top] = point.map((share) => `${share}%`);
-    shot.append(mark);
-  }
+  addPoint(shot, "gold-point", point, pointTitle);
+}
+
+function addPoint(shot, className, point, title) {
+  if (!point) return;
+  const mark = make("span", `point ${className}`);
+  [mark.style.left, mark.style.top] = point.map((thousandths) => `${thousandths / 10}%`);
+  mark.title = `${title} [${point.join(", ")}]`;
+  shot.append(mark);
 }
 
 // The viewer: arrows, on the keyboard or its buttons, turn by one step.
