@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from trajectory_samples import build_output, build_task, build_tasks, write_screenshots, write_trajectories
@@ -13,7 +12,6 @@ from sft.data.load import load_trajectories
 from sft.memory import lagged
 from sft.prompts import build_prompt, build_system_text
 
-CHROMIUM = "/usr/bin/chromium"
 ENDS_SCRIPT = "</script><script>document.title='pwned'</script>"
 HOSTILE = f"{ENDS_SCRIPT}<img src=x onerror=\"document.title='pwned'\"><!-- & \u2028 '"
 
@@ -196,18 +194,6 @@ def test_flags_that_make_no_page_are_refused(tmp_path, capsys, flags, said):
         check.main([str(path), *flags])
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="found no playwright: pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        program = next((p for p in (CHROMIUM, playwright.chromium.executable_path) if Path(p).is_file()), None)
-        if program is None:
-            pytest.skip(f"found no {CHROMIUM}: apt-get install chromium, or playwright install --with-deps chromium")
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
 
 
 def build_hostile_tasks(tmp_path):

@@ -23,7 +23,6 @@ from sft.agent import AgentConfig
 from sft.files import write_whole
 from sft.pages.frame import escape_script
 
-CHROMIUM = "/usr/bin/chromium"
 HOSTILE = '</script><script>document.title="pwned"</script><img src=x onerror="document.title=1"><!-- & \u2028'
 
 # Task t2: a wrong target. Task t10: an unreadable answer. Task t1: all right, with hostile text everywhere.
@@ -297,18 +296,6 @@ def test_summary_in_a_file_folds_no_name_and_lists_no_rule_without_a_step(capsys
 def test_summary_says_where_an_interval_is_blind(capsys):
     print_summary(compute_metrics(judge(make_task("t", [("CLICK", "CLICK")])), mode="own"))
     assert "the bootstrap is blind" in capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="found no playwright: pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        program = next((p for p in (CHROMIUM, playwright.chromium.executable_path) if Path(p).is_file()), None)
-        if program is None:
-            pytest.skip(f"found no {CHROMIUM}: apt-get install chromium, or playwright install --with-deps chromium")
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.slow
