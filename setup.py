@@ -17,7 +17,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["sft", "sft.*", "eval", "eval.*", "demo", "benchmarks", "benchmarks.*"]),
-    package_data={"eval.reporting": ["*.j2", "*.css", "*.js"], "sft.training": ["*.j2"]},
+    package_data={
+        **{room: ["*.j2", "*.css", "*.js"] for room in ("eval.reporting", "sft.check", "sft.pages")},
+        "sft.training": ["*.j2"],
+    },
     install_requires=[
         "torch>=2.11,<2.14",
         "transformers>=5.23,<6",

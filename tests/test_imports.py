@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "sft.recipe": AGENT,
     "sft.data": AGENT + "sft.recipe",
     "sft.evaluations": AGENT + "sft.data",
+    "sft.pages": "",
     "sft.models": AGENT + "sft.recipe",
     "sft.batches": AGENT + "sft.recipe sft.data sft.models",
     "sft.compute": AGENT + "sft.recipe sft.data sft.models sft.batches sft.evaluations",
@@ -47,7 +48,7 @@ MAY_IMPORT = {
     "sft.trainer": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute sft.training",
     "sft.plan": AGENT + "sft.recipe sft.data sft.models sft.batches",
     # The commands: none imports another.
-    "sft.check": AGENT + "sft.recipe sft.data sft.models sft.batches",
+    "sft.check": AGENT + "sft.recipe sft.data sft.models sft.batches sft.pages",
     "sft.convert": AGENT + "sft.recipe sft.data sft.models sft.batches",
     "sft.split": AGENT + "sft.data",
     "sft.elements": AGENT + "sft.data",
@@ -57,7 +58,8 @@ MAY_IMPORT = {
     # Scoring knows no policy and no report; policies know no scoring.
     "eval.step_result": AGENT,
     "eval.scoring": AGENT + "sft.data eval.step_result",
-    "eval.reporting": AGENT + "sft.data sft.evaluations sft.training eval.step_result eval.scoring eval.rollouts",
+    "eval.reporting": AGENT
+    + "sft.data sft.evaluations sft.pages sft.training eval.step_result eval.scoring eval.rollouts",
     "eval.policies": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute",
     "eval.environments": AGENT + "sft.data",
     "eval.predictor": AGENT + "sft.recipe sft.data sft.elements sft.models sft.batches eval.policies",
