@@ -126,13 +126,19 @@ def write_report(
     `figures` are PNG files, such as training curves. Screenshots that cannot be read are named once in the log and
     stand as a note where the picture would be.
     """
-    link_from = output_dir if images == "link" else None
-    thumbnails = load_thumbnails([v.step.image_id for v in chain(*verdicts.values())], image_root, link_from)
+    image_ids = [v.step.image_id for v in chain(*verdicts.values())]
+    thumbnails = load_thumbnails(image_ids, image_root, output_dir if images == "link" else None)
+    page = render_report(verdicts, metrics, run_info, thumbnails, figures, comparison, others)
+    return write_page(output_dir, page, thumbnails)
+
+
+def write_page(output_dir: Path, page: str, thumbnails: Thumbnails) -> Path:
+    """Write report.html and return its path; what it lacks is logged once."""
     if thumbnails.problems:
         first = thumbnails.problems[0]
         logger.warning("report.html lacks %d screenshots; the first: %s", len(thumbnails.problems), first)
     path = output_dir / "report.html"
-    write_whole(path, render_report(verdicts, metrics, run_info, thumbnails, figures, comparison, others))
+    write_whole(path, page)
     megabytes = path.stat().st_size / 1e6
     logger.info("report.html: %.1f MB with %d distinct screenshots", megabytes, len(thumbnails.images))
     return path
@@ -148,6 +154,42 @@ def render_report(
     others: Verdicts | None = None,
 ) -> str:
     """Return the page."""
+    data: dict[str, Any] = {
+        "headline": HEADLINE,
+        "matchers": list(metrics["matchers"]),
+        "tasks": _build_tasks(verdicts, thumbnails),
+    }
+    if comparison is not None and others is not None:
+        data["names"] = comparison["names"]
+        _add_other_run(data["tasks"], others)
+    parts = [metrics[f"per_{kind}"] for kind in ("group", "application", "familiarity", "task_length")]
+    sources = (comparison and comparison.get("error_sources")) or metrics["error_sources"]
+    return render_page(
+        "report.html.j2",
+        data,
+        metrics=metrics,
+        sources=sources,
+        roots=ROOTS,
+        roots_told=ROOTS_TOLD,
+        absent_told=describe_absent(sources),
+        headline=HEADLINE,
+        predicted_kinds=_list_predicted_kinds(metrics["confusion"]),
+        interval_notes=describe_intervals(
+            metrics["matchers"], metrics["over_majority"], *parts, *list_source_rates(sources)
+        ),
+        comparison_notes=describe_intervals(comparison["matchers"]) if comparison else [],
+        run_info=run_info,
+        thumbnails=thumbnails,
+        comparison=comparison,
+        progress_text=describe_progress(metrics),
+        also_right_text=describe_also_right(metrics["also_right"]) if metrics["also_right"] else "",
+        loops_text=describe_loops(metrics),
+        figures=[(path.stem, _encode_file(path)) for path in figures],
+    )
+
+
+def render_page(template: str, data: Mapping[str, Any], run_info: RunInfo, **content: Any) -> str:
+    """Return a page of the report's looks: `data` for its script, what is known of the run, and the template's own."""
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -160,41 +202,15 @@ def render_report(
     environment.filters["rate"] = read_rate
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    data: dict[str, Any] = {
-        "headline": HEADLINE,
-        "matchers": list(metrics["matchers"]),
-        "tasks": _build_tasks(verdicts, thumbnails),
-    }
-    if comparison is not None and others is not None:
-        data["names"] = comparison["names"]
-        _add_other_run(data["tasks"], others)
-    parts = [metrics[f"per_{kind}"] for kind in ("group", "application", "familiarity", "task_length")]
-    sources = (comparison and comparison.get("error_sources")) or metrics["error_sources"]
-    return environment.get_template("report.html.j2").render(
-        metrics=metrics,
-        sources=sources,
-        roots=ROOTS,
-        roots_told=ROOTS_TOLD,
-        absent_told=describe_absent(sources),
-        headline=HEADLINE,
-        predicted_kinds=_list_predicted_kinds(metrics["confusion"]),
-        interval_notes=describe_intervals(
-            metrics["matchers"], metrics["over_majority"], *parts, *list_source_rates(sources)
-        ),
-        comparison_notes=describe_intervals(comparison["matchers"]) if comparison else [],
+    return environment.get_template(template).render(
         run=_describe_run(run_info),
         run_json=format_json(run_info.to_json(), indent=2),
         data_notes=list_data_notes(run_info.data),
-        thumbnails=thumbnails,
-        comparison=comparison,
-        progress_text=describe_progress(metrics),
-        also_right_text=describe_also_right(metrics["also_right"]) if metrics["also_right"] else "",
-        loops_text=describe_loops(metrics),
-        figures=[(path.stem, _encode_file(path)) for path in figures],
         style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=digest,
         data=Markup(escape_json(data)),
+        **content,
     )
 
 
