@@ -76,7 +76,7 @@ def record_rollout(arguments: argparse.Namespace, info: RunInfo) -> RunRecorder:
         about={
             "model": shorten_path(info.model_path) if info.model_path else info.policy,
             "engine": info.engine,
-            "mode": arguments.mode,
+            "mode": info.mode,
             "data": {
                 "csv": shorten_path(info.test_csv),
                 "sha256": info.test_csv_sha256,
