@@ -56,16 +56,19 @@ MAY_IMPORT = {
     " sft.plan eval.rollouts",  # the validation rollout
     # Scoring knows no policy and no report; policies know no scoring.
     "eval.step_result": AGENT,
-    "eval.scoring": AGENT + "sft.data eval.step_result",
-    "eval.reporting": AGENT + "sft.data sft.evaluations sft.training eval.step_result eval.scoring eval.rollouts",
+    "eval.scoring": AGENT + "sft.data eval.step_result eval.environments",
+    "eval.reporting": AGENT + "sft.data sft.evaluations sft.training eval.step_result eval.environments eval.scoring"
+    " eval.rollouts",
     "eval.policies": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute",
-    "eval.environments": AGENT + "sft.data",
+    "eval.environments": AGENT + "sft.data sft.elements eval.policies",
     "eval.predictor": AGENT + "sft.recipe sft.data sft.elements sft.models sft.batches eval.policies",
     "eval.rollouts": AGENT + "sft.recipe sft.data sft.elements sft.models sft.batches sft.compute"
-    " eval.step_result eval.scoring eval.policies eval.predictor",
+    " eval.step_result eval.environments eval.scoring eval.policies eval.predictor",
     "eval.rollout": AGENT
     + "sft.data sft.elements eval.step_result eval.scoring eval.reporting eval.policies eval.predictor"
     " eval.rollouts",
+    "eval.live": AGENT
+    + "sft.data sft.elements eval.environments eval.scoring eval.reporting eval.policies eval.rollouts",
     "eval.score": AGENT + "sft.data eval.step_result eval.scoring eval.reporting eval.rollouts",
     "eval.ablate": AGENT + "sft.recipe eval.scoring eval.reporting eval.rollouts",
 }

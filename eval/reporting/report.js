@@ -1,7 +1,7 @@
 "use strict";
 // The task list of the report. Text from models and data becomes text nodes only: nothing here parses HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
-const SYMBOLS = { right: "✓", partial: "~", wrong: "✗", unreadable: "?", skipped: "–" };
+const SYMBOLS = { right: "✓", partial: "~", wrong: "✗", unreadable: "?", skipped: "–", done: "•" };
 const byId = (id) => document.getElementById(id);
 
 function make(tag, className, ...children) {
@@ -12,7 +12,9 @@ function make(tag, className, ...children) {
 }
 
 // A step is "partial" where the headline matcher says right and a stricter one says wrong.
+// A step of a live run has no recorded answer to be compared with; it brings its grade (`live`).
 function gradeOf(step) {
+  if (step.live) return step.live.grade;
   const outcomes = data.matchers.map((name) => step.outcomes[name]);
   if (step.outcomes[data.headline] === "wrong") return "wrong";
   if (step.outcomes[data.headline] === "not_run") return "skipped";
@@ -53,6 +55,12 @@ function fillShot(shot, step) {
     box.title = "Target of the gold action";
     shot.append(box);
   }
+  if (step.live?.point) {
+    const point = make("span", "executed-point");
+    [point.style.left, point.style.top] = step.live.point.map((percent) => `${percent}%`);
+    point.title = "Where the action was done";
+    shot.append(point);
+  }
 }
 
 const viewer = byId("viewer");
@@ -62,7 +70,10 @@ function view(task, position) {
   if (!step) return;
   viewed = { task, position };
   const say = (action) => (action ? `${action.action} ${action.target}`.trim() : "no readable answer");
-  const caption = `Step ${step.index + 1} of ${task.steps.length}. Gold: ${say(step.gold)}. Predicted: ${say(step.predicted)}`;
+  const judged = step.live
+    ? `${say(step.predicted)}: ${step.live.outcome}`
+    : `Gold: ${say(step.gold)}. Predicted: ${say(step.predicted)}`;
+  const caption = `Step ${step.index + 1} of ${task.steps.length}. ${judged}`;
   byId("viewer-caption").replaceChildren(symbolOf(gradeOf(step), ""), ` ${caption}`);
   fillShot(byId("viewer-shot"), step);
   if (!viewer.open) viewer.showModal();
@@ -141,17 +152,23 @@ function makeStep(task, position) {
   }
   const judge = ({ outcomes, roots }) =>
     data.matchers.map((name) => `${name}: ${outcomes[name]}${roots[name] ? ` (${asWords(roots[name])})` : ""}`).join(" · ");
-  const heading = make("h4", "", symbolOf(grade, ""), `Step ${step.index + 1}`, make("span", "verdict", judge(step)));
+  const verdict = step.live ? step.live.outcome : judge(step);
+  const heading = make("h4", "", symbolOf(grade, ""), `Step ${step.index + 1}`, make("span", "verdict", verdict));
   if (step.other) heading.append(make("span", "verdict", `${data.names[1]} ${judge(step.other)}`));
+  if (step.live && step.live.description) heading.append(make("span", "verdict", make("bdi", "", step.live.description)));
   const gold = makeAction("Gold", step.gold, "");
   for (const action of step.also_right) gold.append(...makeAction("also right", action, "").childNodes);
   const predicted = makeAction(`${data.names ? data.names[0] : "Predicted"} ${SYMBOLS[grade]}`, step.predicted, grade);
-  const actions = make("div", "actions", gold, predicted);
+  const actions = make("div", "actions", ...(step.live ? [] : [gold]), predicted);
   if (step.other) {
     const otherGrade = gradeOf(step.other);
     actions.append(makeAction(`${data.names[1]} ${SYMBOLS[otherGrade]}`, step.other.predicted, otherGrade));
   }
   const body = make("div", "", heading, actions);
+  if (step.live) {
+    if (step.live.reason) body.append(make("p", "note", step.live.reason));
+    if (step.live.verdict) body.append(make("p", "note", `The program: ${step.live.verdict}`));
+  }
   const problem = step.error ?? step.parse_problem;
   if (problem) body.append(make("p", "note", `${step.error ? "error" : step.parse_status}: ${problem}`));
   body.append(makeMemory(step.memory_before, step.memory_after, ["before", "after"]));
@@ -166,11 +183,11 @@ function makeStep(task, position) {
 }
 
 function makeTask(task) {
-  const right = data.matchers.map((name) => `${name} ${task.n_right[name]} of ${task.n_steps}`).join(", ");
+  const right = task.about ?? data.matchers.map((name) => `${name} ${task.n_right[name]} of ${task.n_steps}`).join(", ");
   const about = [task.task_id, task.application, task.group, right].filter(Boolean).join(" · ");
   const cells = task.steps.map((step) => {
     const grade = gradeOf(step);
-    return symbolOf(grade, `Step ${step.index + 1}: gold ${step.gold.action}, ${grade}`);
+    return symbolOf(grade, `Step ${step.index + 1}: ${step.live ? step.live.outcome : `gold ${step.gold.action}, ${grade}`}`);
   });
   const text = make("div", "", make("div", "goal", task.goal), make("div", "about", about));
   const node = make("details", "task", make("summary", "", text, make("div", "strip", ...cells)));
@@ -212,6 +229,7 @@ function filter() {
       (chosen.verdict === "all" || isRight === (chosen.verdict === "right")) &&
       (!chosen.application || task.application === chosen.application) &&
       (!chosen.group || task.group === chosen.group) &&
+      (!chosen.result || task.result === chosen.result) &&
       (!chosen.root || hasRoot(task, chosen.matcher, chosen.root)) &&
       words.includes(text)
     );

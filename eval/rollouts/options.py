@@ -110,10 +110,15 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
             return f"--{name}: found {number}; expected at least 1"
     if not 0 <= arguments.shard < arguments.num_shards:
         return f"--shard: found {arguments.shard} of {arguments.num_shards}; expected 0 to --num_shards - 1"
-    if arguments.country_iso_code and arguments.country_iso_code not in list_countries():
-        return f"--country_iso_code: found {arguments.country_iso_code}; expected three letters, e.g. DEU"
     if arguments.num_shards > 1 and arguments.mode == "all":
         return "--mode all: found --num_shards too; run each mode in shards, merge them and compare"
+    return find_country_problem(arguments)
+
+
+def find_country_problem(arguments: argparse.Namespace) -> str | None:
+    """Return what is wrong with the country, or None."""
+    if arguments.country_iso_code and arguments.country_iso_code not in list_countries():
+        return f"--country_iso_code: found {arguments.country_iso_code}; expected three letters, e.g. DEU"
     return None
 
 

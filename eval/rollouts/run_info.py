@@ -222,6 +222,15 @@ def read_run(output_dir: Path) -> RunInfo:
     return RunInfo(**{f.name: found[f.name] for f in fields(RunInfo) if f.name in found})
 
 
+def list_other_answers(info: RunInfo, other: RunInfo) -> list[str]:
+    """Return in what a rollout and a live run differ, of what makes them answers of one model to the same tasks.
+
+    What runs the model, and how many of the file's tasks, may differ.
+    """
+    same = ("policy", "model_sha256", "base_model_sha256", "decoding", "agent", "test_csv_sha256")
+    return [name for name in _list_differences(info, other) if name in same]
+
+
 def _list_differences(info: RunInfo, other: RunInfo) -> list[str]:
     """Return the fields in which two rollouts differ, of those that can change an answer."""
     ours, theirs = (json.loads(json.dumps(i.list_covered())) for i in (info, other))  # tuples as a file has them

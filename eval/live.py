@@ -1,0 +1,166 @@
+"""Let a model operate a running program, task by task, and judge it by the program's own state.
+
+python eval/live.py --model_path outputs/demo --environment demo.clinic --tasks demo/data/test.csv \\
+    --output_dir results/live
+
+--environment names a Python module that offers the program (docs/live.md). The same command resumes a run that was
+stopped, at the next task. --offline names a finished rollout of the same model on the same tasks; the report then says
+how far offline and live verdicts agree.
+"""
+
+import argparse
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+from eval.environments.operate import BUDGET
+from eval.reporting.live import publish_live
+from eval.reporting.publish import judge_run
+from eval.rollouts.answering import build_policy, describe_elements
+from eval.rollouts.live import WRITTEN, find_opener, run_live_tasks
+from eval.rollouts.metering import meter, record_rollout
+from eval.rollouts.options import (
+    add_compute_options,
+    add_model_options,
+    add_report_images,
+    find_country_problem,
+    find_model_folder,
+    read_agent,
+)
+from eval.rollouts.run_folder import claim_folders, load_run
+from eval.rollouts.run_info import RunInfo, build_run_info, list_other_answers
+from eval.scoring.matching import Verdicts
+from sft.data.data_notes import describe_test_data
+from sft.data.load import load_task_set
+from sft.data.overlap import find_trained_tasks, find_unseen_applications, refuse_trained_tasks
+from sft.errors import UserError, run_command
+
+
+def main(argv: list[str]) -> None:
+    arguments = parse_arguments(argv)
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    open_environment = find_opener(arguments.environment)
+    agent = read_agent(arguments)
+    detector = None
+    if agent.use_grounding and arguments.policy == "model":
+        from sft.elements.detector import describe_detector
+
+        detector = describe_detector()
+    tasks = load_task_set(arguments.tasks, arguments.image_root, actions=agent.actions, task_end=arguments.max_tasks)
+    trajectories = tasks.trajectories
+    folder = find_model_folder(arguments) if arguments.policy == "model" else None
+    trained, unseen = find_trained_tasks(folder, trajectories), find_unseen_applications(folder, trajectories)
+    refuse_trained_tasks(trained, arguments.tasks, arguments.allow_overlap)
+    arguments.test_csv = arguments.tasks  # what a rollout calls it
+    info = build_run_info(
+        mode="live",
+        policy=arguments.policy,
+        engine=arguments.engine,
+        api_url=arguments.api_url if arguments.policy == "model" and arguments.engine == "openai" else None,
+        decoding=arguments.decoding,
+        model_path=arguments.model_path,
+        base_model=arguments.base_model,
+        test_csv=arguments.tasks,
+        test_csv_sha256=tasks.sha256,
+        image_root=None if tasks.image_root == Path(arguments.tasks).parent else str(tasks.image_root),
+        agent=agent,
+        trajectories=trajectories,
+        detector=detector,
+        environment={
+            "module": arguments.environment,
+            "step_limit_s": arguments.step_limit_s,
+            "steps_per_recorded_step": BUDGET,
+        },
+        data=describe_test_data(tasks, arguments.tasks, trained, unseen)
+        | {"elements": describe_elements(arguments, agent, detector)},
+    )
+    offline = read_offline(arguments.offline, info) if arguments.offline else None
+    build = cache(partial(build_policy, arguments, agent, trajectories))
+    with claim_folders({arguments.output_dir: info}, WRITTEN), record_rollout(arguments, info) as recorder:
+        episodes, info = run_live_tasks(
+            arguments.output_dir,
+            info,
+            trajectories,
+            agent,
+            meter(build, recorder),
+            open_environment,
+            arguments.step_limit_s,
+        )
+        publish_live(
+            arguments.output_dir,
+            episodes,
+            info,
+            offline,
+            images=arguments.report_images,
+            has_film=arguments.film,
+        )
+    if all(episode.result in (None, "error") for episode in episodes):
+        raise UserError(
+            f"{arguments.output_dir}: found an error in every task; the first: {episodes[0].reason}; its numbers say "
+            "nothing of the model: fix the cause and give the same command again"
+        )
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """Read the command line; what cannot be run ends with a message and exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_options(parser)
+    program = parser.add_argument_group("the program")
+    program.add_argument(
+        "--environment", required=True, metavar="MODULE", help="Python module with open_environment, e.g. demo.clinic"
+    )
+    program.add_argument(
+        "--step_limit_s", type=float, default=30.0, help="seconds in which a screen must be still after an action [30]"
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--tasks", required=True, help="trajectory CSV whose tasks are carried out")
+    data.add_argument("--image_root", help="folder of the recorded screenshots [folder of the CSV]")
+    data.add_argument("--max_tasks", type=int, help="carry out only the first so many tasks")
+    data.add_argument(
+        "--allow_overlap", action="store_true", help="run tasks that the model was trained on; the report says so"
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--output_dir", type=Path, required=True, help="folder for the results")
+    run.add_argument("--offline", type=Path, metavar="RUN", help="a rollout of the same model on the same tasks")
+    run.add_argument("--film", action="store_true", help="write an animated WebP of each task into films/")
+    add_report_images(run)
+    add_compute_options(run)
+    arguments = parser.parse_args(argv)
+    if problem := find_problem(arguments):
+        parser.error(problem)
+    return arguments
+
+
+def find_problem(arguments: argparse.Namespace) -> str | None:
+    """Return what cannot be run, or None."""
+    if arguments.max_tasks is not None and arguments.max_tasks < 1:
+        return f"--max_tasks: found {arguments.max_tasks}; expected at least 1"
+    if not 0 < arguments.step_limit_s < 1e6:
+        return f"--step_limit_s: found {arguments.step_limit_s:g}; expected more than 0 seconds"
+    if arguments.policy == "model" and not arguments.model_path:
+        return "--policy model needs --model_path"
+    return find_country_problem(arguments)
+
+
+def read_offline(folder: Path, live: RunInfo) -> Verdicts:
+    """Return the verdicts of a rollout with its own memory, by the same model.
+
+    Raises:
+        UserError: it is unfinished, of another model or of other tasks, or its memory was not its own.
+    """
+    results, info = load_run(folder)
+    if info.mode != "own":
+        raise UserError(
+            f"--offline {folder}: found a rollout in mode {info.mode}; expected one in mode own, whose memory is the "
+            "model's own, as it is live"
+        )
+    if different := list_other_answers(info, live):
+        raise UserError(
+            f"--offline {folder}: found a rollout of something else (different: {', '.join(different)}); expected the "
+            "same model, agent and tasks: roll out with the same options and without --environment"
+        )
+    return judge_run(folder, results, info).verdicts
+
+
+if __name__ == "__main__":
+    run_command(main)
