@@ -47,7 +47,7 @@ def _draw_step(folder: Path, episode: Episode, step: LiveStep) -> Image.Image:
     said = "no readable answer"
     if action:
         said = f"{action.kind} {action.target}".strip()
-        said += "".join(f"  {name}: {value}" for name, value in action.arguments.items() if name != "point")
+        said += "".join(f" · {name}: {value}" for name, value in action.arguments.items() if name != "point")
     if step.outcome in ("done", "complete"):
         note, colour = ("goal reached", _GOOD) if step.is_reached else ("", _MUTED)
         note = "goal not reached" if step.outcome == "complete" and not step.is_reached else note

@@ -35,7 +35,8 @@ INTERVALS = (
 AGREEMENT_TOLD = (
     "Offline, a task is right if every recorded step is answered right, with the model's own memory. Kappa is "
     "Cohen's: 1 where offline and live verdict always agree, 0 where they agree as often as two that know nothing of "
-    "each other. Tasks that ended in an error have no live verdict and are not compared."
+    "each other, not defined where all verdicts are of one kind. Tasks that ended in an error have no live verdict and "
+    "are not compared."
 )
 
 
@@ -122,11 +123,11 @@ def print_live_summary(metrics: Mapping[str, Any]) -> None:
 def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the numbers that stand in terminal and report alike, as label and text."""
     lengths, loops = metrics["steps_against_recorded"], metrics["loops"]
-    told = [("success, of all tasks", _say(metrics["success"]))]
+    rows = [("success, of all tasks", _say(metrics["success"]))]
     if metrics["n_errors"]:
         n_errors = metrics["n_errors"]
-        told.append((f"success, without {n_errors} that ended in an error", _say(metrics["success_without_errors"])))
-    told += [
+        rows.append((f"success, without {n_errors} that ended in an error", _say(metrics["success_without_errors"])))
+    return rows + [
         ("goal reached at any step", _say(metrics["reached"])),
         ("COMPLETE said, goal not reached (silent wrong effect)", str(metrics["results"]["silent_wrong_effect"])),
         ("goal reached, COMPLETE never said (not noticed)", str(metrics["results"]["not_noticed"])),
@@ -137,20 +138,16 @@ def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{lengths['n_steps']}: {_say(lengths['ratio'])}" if lengths["ratio"] else "–",
         ),
         (
-            f"steps in loops: one action, three times and more, on an unchanged screen ({loops['n_tasks']} tasks)",
+            f"steps in loops: one action 3 times on one screen ({loops['n_tasks']} tasks)",
             _say(loops["in_loops"]),
         ),
     ]
-    return told
 
 
 def describe_kappa(found: Mapping[str, Any]) -> str:
-    """Say kappa with its interval, and in how many draws it is not defined."""
-    if found["kappa"] is None:
-        return "not defined: all verdicts are of one kind"
-    kappa: Rate = found["kappa"]
-    missing = f" ({found['n_undefined']} draws undefined)" if found["n_undefined"] else ""
-    return f"{kappa.value:.2f} [{kappa.low:.2f}, {kappa.high:.2f}]{missing}"
+    """Say kappa with its interval; it is no share, hence not in percent."""
+    kappa: Rate | None = found["kappa"]
+    return f"{kappa.value:.2f} [{kappa.low:.2f}, {kappa.high:.2f}]" if kappa else "not defined"
 
 
 def _say(rate: Rate | None) -> str:
@@ -173,6 +170,8 @@ def _build_agreement_table(agreement: Mapping[str, Any]) -> Table:
         table.add_row(label, *(str(each["counts"][cell]) for each in found))
     table.add_row("agree, %", *(_say(each["agreed"]) for each in found))
     table.add_row("Cohen's kappa", *map(describe_kappa, found))
+    if any(each["n_undefined"] for each in found):
+        table.add_row("  draws without one", *(str(each["n_undefined"]) for each in found))
     wrong = [each["wrong_steps"] for each in found]
     table.add_row("offline-wrong steps in live successes", *(f"{w['n']} of {w['of']}" for w in wrong))
     table.add_row("  in %", *(_say(w["share"]) for w in wrong))

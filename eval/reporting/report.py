@@ -310,6 +310,8 @@ def _describe_run(run_info: RunInfo) -> list[tuple[str, str]]:
     """Return what the header says of the run: known keys first, then versions; the rest is in the folded JSON."""
     known = run_info.to_json()
     rows = [(key.replace("_", " "), str(known[key])) for key in _FIRST_RUN_KEYS if known[key]]
+    if run_info.environment:
+        rows.insert(0, ("environment", str(run_info.environment["module"])))
     if run_info.versions:
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in run_info.versions.items())))
     return rows
