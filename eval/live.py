@@ -17,7 +17,7 @@ from eval.environments.operate import BUDGET
 from eval.reporting.live import publish_live
 from eval.reporting.publish import judge_run
 from eval.rollouts.answering import build_policy, describe_elements
-from eval.rollouts.live import WRITTEN, find_opener, run_live_tasks
+from eval.rollouts.live import WRITTEN, explain_full_disk, find_opener, run_live_tasks
 from eval.rollouts.metering import meter, record_rollout
 from eval.rollouts.options import (
     add_compute_options,
@@ -76,27 +76,16 @@ def main(argv: list[str]) -> None:
     )
     offline = read_offline(arguments.offline, info) if arguments.offline else None
     build = cache(partial(build_policy, arguments, agent, trajectories))
-    with claim_folders({arguments.output_dir: info}, WRITTEN), record_rollout(arguments, info) as recorder:
-        episodes, info = run_live_tasks(
-            arguments.output_dir,
-            info,
-            trajectories,
-            agent,
-            meter(build, recorder),
-            open_environment,
-            arguments.step_limit_s,
-        )
-        publish_live(
-            arguments.output_dir,
-            episodes,
-            info,
-            offline,
-            images=arguments.report_images,
-            has_film=arguments.film,
-        )
+    out: Path = arguments.output_dir
+    with claim_folders({out: info}, WRITTEN), explain_full_disk(out):
+        with record_rollout(arguments, info) as recorder:
+            ask = meter(build, recorder)
+            limit_s = arguments.step_limit_s
+            episodes, info = run_live_tasks(out, info, trajectories, agent, ask, open_environment, limit_s)
+        publish_live(out, episodes, info, offline, images=arguments.report_images, has_film=arguments.film)
     if all(episode.result in (None, "error") for episode in episodes):
         raise UserError(
-            f"{arguments.output_dir}: found an error in every task; the first: {episodes[0].reason}; its numbers say "
+            f"{out}: found an error in every task; the first: {episodes[0].reason}; its numbers say "
             "nothing of the model: fix the cause and give the same command again"
         )
 

@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import Any, Literal, get_args
 
 from eval.environments.environment import Outcome
 from sft.actions import Action, format_action
@@ -120,10 +121,14 @@ def parse_episode(line: str) -> Episode:
     return Episode(**{**values, "steps": tuple(steps)})
 
 
-def append_episode(file: TextIO, episode: Episode) -> None:
-    """Write one line and force it to disk: a task is there whole or not at all."""
-    file.write(format_episode(episode))
-    file.flush()
+def append_episode(file: RawIOBase, episode: Episode) -> None:
+    """Write one line and force it to disk: a task is there whole or not at all.
+
+    `file` is unbuffered: on a full disk nothing is left that closing it would try to write again.
+    """
+    line = format_episode(episode).encode("ascii")
+    while line:
+        line = line[file.write(line) :]
     os.fsync(file.fileno())
 
 
@@ -150,12 +155,6 @@ def load_episodes(path: Path) -> list[Episode]:
             )
         found[episode.task_id] = replace(episode, n_tries=earlier.n_tries + 1 if earlier else 1)
     return list(found.values())
-
-
-def sort_episodes(episodes: Sequence[Episode], task_ids: Sequence[str]) -> list[Episode]:
-    """Return the episodes in the order of the data."""
-    place = {task_id: i for i, task_id in enumerate(task_ids)}
-    return sorted(episodes, key=lambda episode: place[episode.task_id])
 
 
 def _parse_action(values: Mapping[str, Any] | None) -> Action | None:

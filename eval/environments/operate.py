@@ -17,7 +17,6 @@ from sft.answers import ParsedAnswer
 from sft.data.screenshots import SUFFIXES, inspect_bytes, open_screenshot
 from sft.data.steps import Trajectory
 from sft.elements.detector import ElementDetector
-from sft.errors import UserError
 from sft.files import write_whole
 from sft.memory import EMPTY_MEMORY, Memory, update
 
@@ -51,7 +50,6 @@ class ScreenStore:
 
         Raises:
             EnvironmentFailure: it is no screenshot.
-            UserError: the disk is full, or the folder cannot be written.
         """
         facts = inspect_bytes(observation.screenshot, "the program's screen", "always")
         if facts.problem is not None:
@@ -59,9 +57,8 @@ class ScreenStore:
         image_id = f"{SCREENS}/{facts.sha256[:16]}.{SUFFIXES[facts.format]}"
         path = self.folder / image_id
         if not path.is_file():
-            with explain_full_disk(path):
-                path.parent.mkdir(exist_ok=True)
-                write_whole(path, observation.screenshot)
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, observation.screenshot)
         return Screen(path, image_id, facts.width_height, observation.description)
 
     def find_elements(self, screen: Screen) -> Sequence[Mapping[str, Any]]:
@@ -207,18 +204,6 @@ def limit_time(limit_s: float, doing: str) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-
-
-@contextmanager
-def explain_full_disk(path: Path) -> Iterator[None]:
-    """Say what to do where a file of a run cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); make room and give the same command again: it continues "
-            "with the task that was under way"
-        ) from error
 
 
 def _describe(

@@ -35,8 +35,8 @@ INTERVALS = (
 AGREEMENT_TOLD = (
     "Offline, a task is right if every recorded step is answered right, with the model's own memory. Kappa is "
     "Cohen's: 1 where offline and live verdict always agree, 0 where they agree as often as two that know nothing of "
-    "each other, not defined where all verdicts are of one kind. Tasks that ended in an error have no live verdict and "
-    "are not compared."
+    "each other, not defined where all verdicts are of one kind. Tasks that ended in an error have no live verdict "
+    "and are not compared."
 )
 
 

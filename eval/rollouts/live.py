@@ -1,7 +1,10 @@
 """One live run in one folder: opens the program, resumes at the next task, appends each when it ended. No metrics."""
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import errno
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,15 +12,19 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from eval.environments.environment import Environment, EnvironmentFailure
-from eval.environments.episode import Episode, append_episode, load_episodes, sort_episodes
+from eval.environments.episode import Episode, append_episode, load_episodes
+from eval.environments.operate import PATIENCE_AT_RESET, Operator, ScreenStore, limit_time
 from eval.rollouts.run_folder import cut_last_line
 from eval.rollouts.run_info import RunInfo, close_run, open_run
 from sft.agent import AgentConfig
 from sft.data.steps import Trajectory
+from sft.elements.detector import ElementDetector
 from sft.errors import UserError
 
 if TYPE_CHECKING:
     from eval.policies.policy import Policy
+
+log = logging.getLogger("sft")
 
 # What a live run writes, `run.json` before all else.
 WRITTEN = ("episodes.jsonl", "steps.jsonl", "metrics.json", "report.html", "screens/*", "films/*")
@@ -73,22 +80,15 @@ def run_live_tasks(
     episodes = {episode.task_id: episode for episode in (load_episodes(path) if path.is_file() else [])}
     left = [t for t in tasks if t.task_id not in episodes or episodes[t.task_id].ending == "error"]
     if left:
-        from eval.environments.operate import Operator, ScreenStore, explain_full_disk
-        from sft.elements.detector import ElementDetector
-
+        info = replace(info, finished=None)
         detector = ElementDetector() if info.detector is not None else None
-        try:
-            environment = open_environment(step_limit_s)
-        except EnvironmentFailure as failure:
-            raise UserError(f"the program could not be started: {failure}") from failure
         n_errors = 0
-        with closing(environment), path.open("a", encoding="utf-8") as file:
+        with _open(open_environment, step_limit_s) as environment, path.open("ab", buffering=0) as file:
             operator = Operator(environment, build_policy(), agent, ScreenStore(folder, detector), step_limit_s)
             bar = tqdm(left, desc="Carrying out", unit="task", total=len(tasks), initial=len(tasks) - len(left))
             for task in bar:
                 episode = operator.carry_out(task)
-                with explain_full_disk(path):
-                    append_episode(file, episode)
+                append_episode(file, episode)
                 n_errors = n_errors + 1 if episode.ending == "error" else 0
                 if n_errors == MAX_ERRORS:
                     raise UserError(
@@ -97,4 +97,40 @@ def run_live_tasks(
                         "give the same command again, which tries these tasks again"
                     )
         episodes = {episode.task_id: episode for episode in load_episodes(path)}
-    return sort_episodes(list(episodes.values()), [t.task_id for t in tasks]), close_run(folder, info)
+    place = {task.task_id: i for i, task in enumerate(tasks)}
+    return sorted(episodes.values(), key=lambda episode: place[episode.task_id]), close_run(folder, info)
+
+
+@contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Say what to do where there is no room for what a run writes.
+
+    Raises:
+        UserError: the disk is full, or the user's share of it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{folder}: found a full disk ({error.strerror}); make room and give the same command again: it continues "
+            "with the task that was under way"
+        ) from error
+
+
+@contextmanager
+def _open(open_environment: Callable[[float], Environment], step_limit_s: float) -> Iterator[Environment]:
+    """Start the program, and stop it however the run ends."""
+    try:
+        environment = open_environment(step_limit_s)
+    except EnvironmentFailure as failure:
+        raise UserError(f"the program could not be started: {failure}") from failure
+    try:
+        yield environment
+    finally:
+        try:
+            with limit_time(PATIENCE_AT_RESET * step_limit_s, "close"):
+                environment.close()
+        except EnvironmentFailure as failure:
+            log.warning("the program could not be stopped: %s", failure)
