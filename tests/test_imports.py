@@ -143,7 +143,7 @@ def test_commands_reach_nothing_heavy_before_they_run():
                 waiting += imports & set(MODULES)
 
 
-@pytest.mark.parametrize("path", ["sft/run.py", "eval/rollout.py"])
+@pytest.mark.parametrize("path", ["sft/run.py", "eval/rollout.py", "eval/live.py"])
 def test_help_is_shown_without_torch(path):
     """Run by path, as a user does; -X importtime lists on stderr what was imported."""
     command = [sys.executable, "-X", "importtime", path, "--help"]
