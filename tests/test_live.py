@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -552,3 +553,17 @@ def test_example_of_the_page_is_short_and_its_failures_are_failures(tmp_path):
     shutil.rmtree(tmp_path)
     with pytest.raises(EnvironmentFailure, match="the database failed: unable to open"):
         program.verify()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("rapidocr") is None, reason="found no rapidocr (extra ocr)")
+def test_elements_are_found_on_the_screen_that_is_shown(operate, tiny_checkpoints, tmp_path):
+    model = ["--model_path", tiny_checkpoints["qwen3_vl"], "--agent_config", tmp_path / "agent.json"]
+    n_tokens = {}
+    for sees_elements in (False, True):
+        agent = replace(TINY_AGENT, use_grounding=sees_elements, max_answer_tokens=4)
+        (tmp_path / "agent.json").write_text(json.dumps(agent_to_json(agent)))
+        episodes, metrics = operate(*model, "--max_tasks", "1", folder=tmp_path / str(sees_elements))
+        n_tokens[sees_elements] = episodes["head"].steps[0].n_prompt_tokens
+    assert n_tokens[True] > n_tokens[False] + 20  # four studies with their boxes
+    assert metrics["run"]["detector"]["tool"] == "rapidocr"

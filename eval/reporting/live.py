@@ -12,7 +12,7 @@ from eval.environments.episode import Episode, LiveStep
 from eval.reporting.files import format_json
 from eval.reporting.film import write_film
 from eval.reporting.report import Images, load_thumbnails, render_page, write_page
-from eval.reporting.tables import FILE_WIDTH, new_table
+from eval.reporting.tables import FILE_WIDTH, describe_intervals, new_table
 from eval.rollouts.run_info import RunInfo
 from eval.scoring.live import compute_agreement, compute_live_metrics
 from eval.scoring.matching import Verdicts
@@ -87,7 +87,7 @@ def write_live_report(
         metrics=metrics,
         measures=list_measures(metrics),
         results_told=RESULTS_TOLD,
-        intervals_told=INTERVALS,
+        intervals_told=" ".join(list_interval_notes(metrics)),
         agreement_told=AGREEMENT_TOLD,
         kappas={name: describe_kappa(found) for name, found in agreement["matchers"].items()} if agreement else {},
         thumbnails=thumbnails,
@@ -101,7 +101,7 @@ def print_live_summary(metrics: Mapping[str, Any]) -> None:
     console.width = max(console.width, FILE_WIDTH)
     console.print()
     console.print(Text(f"{metrics['n_tasks']} tasks carried out live, {metrics['n_steps']} steps", "bold"))
-    table = new_table("Measure", "%")
+    table = new_table("Measure", "count, or %")
     for label, value in list_measures(metrics):
         table.add_row(label, value)
     console.print(table)
@@ -117,7 +117,16 @@ def print_live_summary(metrics: Mapping[str, Any]) -> None:
     console.print(Text(f"Steps: {outcomes}; {metrics['n_steps']} in all."))
     for task_id, reason in metrics["left_out"].items():
         console.print(Text(f"Left out: {task_id}: {reason}"))
-    console.print(Text(INTERVALS, "dim"))
+    for note in list_interval_notes(metrics):
+        console.print(Text(note, "dim"))
+
+
+def list_interval_notes(metrics: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know of the intervals."""
+    return [
+        INTERVALS,
+        *describe_intervals(*(metrics[k] or {} for k in ("steps_against_recorded", "loops", "agreement"))),
+    ]
 
 
 def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
