@@ -123,10 +123,8 @@ def print_live_summary(metrics: Mapping[str, Any]) -> None:
 
 def list_interval_notes(metrics: Mapping[str, Any]) -> list[str]:
     """Return what a reader must know of the intervals."""
-    return [
-        INTERVALS,
-        *describe_intervals(*(metrics[k] or {} for k in ("steps_against_recorded", "loops", "agreement"))),
-    ]
+    parts = [metrics[key] or {} for key in ("steps_against_recorded", "loops", "agreement")]
+    return [INTERVALS, *describe_intervals(*parts)]
 
 
 def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
