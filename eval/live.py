@@ -10,9 +10,11 @@ how far offline and live verdicts agree.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
+from eval.environments.episode import Episode
 from eval.environments.operate import BUDGET
 from eval.reporting.live import publish_live
 from eval.reporting.publish import judge_run
@@ -83,11 +85,24 @@ def main(argv: list[str]) -> None:
             limit_s = arguments.step_limit_s
             episodes, info = run_live_tasks(out, info, trajectories, agent, ask, open_environment, limit_s)
         publish_live(out, episodes, info, offline, images=arguments.report_images, has_film=arguments.film)
-    if all(episode.result in (None, "error") for episode in episodes):
-        raise UserError(
-            f"{out}: found an error in every task; the first: {episodes[0].reason}; its numbers say "
-            "nothing of the model: fix the cause and give the same command again"
-        )
+    refuse_failures(out, episodes)
+
+
+def refuse_failures(folder: Path, episodes: Sequence[Episode]) -> None:
+    """Make sure that a finished run says something of its model.
+
+    Raises:
+        UserError: every task ended in an error of the program, or not one step was answered.
+    """
+    tried = [episode for episode in episodes if episode.result is not None]
+    steps = [step for episode in tried for step in episode.steps]
+    if all(episode.result == "error" for episode in tried):
+        found = f"an error in every task; the first: {tried[0].reason}"
+    elif all(step.outcome == "unanswered" for step in steps):
+        found = f"no step that was answered; the first: {steps[0].reason}"
+    else:
+        return
+    raise UserError(f"{folder}: found {found}; its numbers say nothing of the model: fix the cause and run it again")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

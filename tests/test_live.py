@@ -146,12 +146,14 @@ def test_point_is_where_the_action_is_done(operate, tmp_path):
     assert episodes["head"].steps[1].description == "study CT head"
 
 
+def _say(text):
+    message = {"role": "assistant", "content": text}
+    return answer_with(content={"choices": [{"message": message, "finish_reason": "stop"}]})
+
+
 def _ask_server(operate, tmp_path, texts, *arguments):
     """Let a served model say these texts, one a step."""
-    contents = [
-        {"choices": [{"message": {"role": "assistant", "content": t}, "finish_reason": "stop"}]} for t in texts
-    ]
-    with serve(lambda n: answer_with(content=contents[n])) as server:
+    with serve(lambda n: _say(texts[n])) as server:
         engine = ["--engine", "openai", "--api_url", server.url, "--model_path", "m"]
         return operate(*engine, *arguments, folder=tmp_path / "served")
 
@@ -175,11 +177,20 @@ def test_answers_that_are_no_action_are_unreadable_and_keep_memory_and_screen(op
     assert [step.parse_status for step in steps[1:5]] == ["no_json", "ok", "no_action", "ok"]
     assert "found a target of 2001 characters" in steps[2].reason and "found no target" in steps[4].reason
     assert {step.image_id for step in steps[1:6]} == {steps[1].image_id}
-    assert {json.dumps(step.memory_before) for step in steps[1:]} == {
-        '{"short_term": {"at": "study"}, "long_term": {}}'
-    }
+    assert all(step.memory_before == {"short_term": {"at": "study"}, "long_term": {}} for step in steps[1:])
     assert episodes["head"].result == "success"
     assert metrics["steps_against_recorded"]["ratio"]["value"] == 9 / 5
+
+
+def test_step_that_is_not_answered_is_no_error_of_the_program(operate, tmp_path, capsys):
+    said = [_say('{"action":"CLICK","target":"CT head"}'), answer_with(400, {"error": "too long"})]
+    with serve(lambda n: said[min(n, 1)]) as server:
+        engine = ["--engine", "openai", "--api_url", server.url, "--model_path", "m", "--max_tasks", "1"]
+        episodes, metrics = operate(*engine)
+    assert [step.outcome for step in episodes["head"].steps] == ["done", *["unanswered"] * 9]
+    assert "too long" in episodes["head"].steps[1].reason
+    assert episodes["head"].result == "budget" and metrics["n_errors"] == 0
+    assert "9 steps were not answered; the first: " in capsys.readouterr().out
 
 
 SHOWS_RECORDED = """

@@ -90,6 +90,7 @@ def test_numbers_are_those_counted_by_hand():
         "impossible": 1,
         "unsettled": 1,
         "unreadable": 1,
+        "unanswered": 0,
         "error": 1,
     }
     assert metrics["steps_against_recorded"]["ratio"] == approx_rate(9 / 8, 3 / 4, 6 / 4)  # tasks of 3 and 6 for 4

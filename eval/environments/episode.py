@@ -13,12 +13,20 @@ from sft.actions import Action, format_action
 from sft.errors import UserError
 
 # What became of a step: what the environment says of its action, or what kept one from being passed to it. "complete":
-# the model said that the goal is reached; "unreadable": no action, or none with a target; "error": see `Episode`.
-StepOutcome = Literal[Outcome, "complete", "unreadable", "error"]
-STEP_OUTCOMES: tuple[StepOutcome, ...] = ("done", "complete", *get_args(Outcome)[1:], "unreadable", "error")
+# the model said that the goal is reached; "unreadable": no action, or none with a target; "unanswered": what answers
+# failed (a prompt that is too long, a request that a server refused); "error": the program failed.
+StepOutcome = Literal[Outcome, "complete", "unreadable", "unanswered", "error"]
+STEP_OUTCOMES: tuple[StepOutcome, ...] = (
+    "done",
+    "complete",
+    *get_args(Outcome)[1:],
+    "unreadable",
+    "unanswered",
+    "error",
+)
 
-# How a task ended: COMPLETE was said; the budget of steps was used up; the program, or what answers, failed; the
-# environment says that the task cannot be done there, so that nothing was tried.
+# How a task ended: COMPLETE was said; the budget of steps was used up; the program failed; the environment says that
+# the task cannot be done there, so that nothing was tried.
 Ending = Literal["complete", "budget", "error", "left_out"]
 
 # What a task counts as; each task that was tried is one of these.

@@ -168,11 +168,11 @@ class Operator:
 
     def _act(self, raw: RawAnswer, parsed: ParsedAnswer, screen: Screen) -> _Effect:
         """Carry an answer out, where it can be, and judge what the program is in then."""
-        if raw.error is not None:
-            return _Effect("error", raw.error, screen)
         action = parsed.answer.action if parsed.answer else None
         action_type = find_action_type(action.kind, self.agent.actions) if action else None
-        if action is None or action_type is None or ("target" in parsed.left_out and POINT not in action.arguments):
+        if raw.error is not None:
+            effect = _Effect("unanswered", raw.error, screen)
+        elif action is None or action_type is None or ("target" in parsed.left_out and POINT not in action.arguments):
             effect = _Effect("unreadable", parsed.problem, screen)
         elif action_type.is_final:
             effect = _Effect("complete", "", screen)

@@ -26,7 +26,7 @@ RESULTS_TOLD = {
     "silent_wrong_effect": "COMPLETE was said, and the goal is not reached: nobody would have noticed",
     "not_noticed": "the goal was reached at a step, but COMPLETE was never said",
     "budget": "the budget of steps was used up, and the goal was never reached",
-    "error": "the program or what answers failed; counted as no success",
+    "error": "the program failed; counted as no success",
 }
 INTERVALS = (
     "In brackets: 95 % intervals, of shares of tasks exact (Clopper-Pearson), else from a bootstrap over tasks "
@@ -186,11 +186,13 @@ def _build_agreement_table(agreement: Mapping[str, Any]) -> Table:
 
 
 def _describe_errors(episodes: Sequence[Episode]) -> list[str]:
-    errors = [episode for episode in episodes if episode.result == "error"]
-    if not errors:
-        return []
-    first = f"{errors[0].task_id}: {errors[0].reason}"
-    return [f"{len(errors)} tasks ended in an error; the first: {first}. The same command tries them again."]
+    told = []
+    if errors := [episode for episode in episodes if episode.result == "error"]:
+        first = f"{errors[0].task_id}: {errors[0].reason}"
+        told.append(f"{len(errors)} tasks ended in an error; the first: {first}. The same command tries them again.")
+    if unanswered := [step for episode in episodes for step in episode.steps if step.outcome == "unanswered"]:
+        told.append(f"{len(unanswered)} steps were not answered; the first: {unanswered[0].reason}")
+    return told
 
 
 def _build_task(episode: Episode, index_of: Mapping[str, int]) -> dict[str, Any]:
@@ -230,7 +232,7 @@ def _build_step(step: LiveStep, index_of: Mapping[str, int]) -> dict[str, Any]:
         "memory_after": step.memory_after,
         "raw_text": step.raw_text,
         "parse_status": step.parse_status,
-        "parse_problem": "" if step.outcome in ("unreadable", "error") else step.parse_problem,
+        "parse_problem": "" if step.reason else step.parse_problem,
         "error": None,
         "finish_reason": step.finish_reason,
         "live": {
@@ -246,7 +248,7 @@ def _build_step(step: LiveStep, index_of: Mapping[str, int]) -> dict[str, Any]:
 
 def find_grade(step: LiveStep) -> str:
     """Return how a step is shown: right where the goal is reached, done where it may still be on the way."""
-    if step.outcome in ("unreadable", "error"):
+    if step.outcome in ("unreadable", "unanswered", "error"):
         return "unreadable"
     if step.is_reached:
         return "right"
