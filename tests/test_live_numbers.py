@@ -10,7 +10,7 @@ from rollout_samples import RUN, approx_rate, judge, make_task
 from test_report import HOSTILE, browser  # noqa: F401  # a fixture
 
 from eval.environments.episode import Episode, LiveStep, append_episode, format_episode, load_episodes, parse_episode
-from eval.reporting.live import find_grade, place_point, print_live_summary, write_live_report
+from eval.reporting.live import as_printable, find_grade, place_point, print_live_summary, write_live_report
 from eval.scoring.live import compute_agreement, compute_kappa, compute_live_metrics
 from sft.actions import Action
 from sft.errors import UserError
@@ -94,6 +94,14 @@ def test_numbers_are_those_counted_by_hand():
         "error": 1,
     }
     assert metrics["steps_against_recorded"]["ratio"] == approx_rate(9 / 8, 3 / 4, 6 / 4)  # tasks of 3 and 6 for 4
+    assert metrics["steps_against_recorded"]["n_to_goal"] == 2 + 3
+    assert metrics["by_task"]["g"] == {
+        "result": "error",
+        "n_steps": 2,
+        "n_recorded": 4,
+        "reached_at": None,
+        "reason": "the program is gone",
+    }
     assert metrics["left_out"] == {"i": "no verification is known"}
     assert list(metrics["per_group"]) == ["known", "new"]
     assert metrics["per_group"]["new"]["success"] == approx_rate(1.0, 0.025, 1.0)
@@ -243,6 +251,10 @@ def test_page_shows_live_screens_points_and_outcomes_in_a_real_browser(browser, 
     assert complaints == [] and page.title().startswith("Live run: ")
     page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
     page.close()
+
+
+def test_reasons_move_no_cursor():
+    assert as_printable("no element is named '\x1b[2J\n\u202e患者'") == "no element is named '?[2J??患者'"
 
 
 def test_grade_and_place_of_a_step():

@@ -62,7 +62,7 @@ def publish_live(
     films = [write_film(folder, number, episode) for number, episode in enumerate(tried, 1)] if has_film else []
     print_live_summary(metrics)
     for note in [*list_data_notes(info.data), *_describe_errors(episodes)]:
-        print(note)
+        print(as_printable(note))
     if films:
         print(f"Films: {len(films)} in {films[0].parent}")
     print(f"Report: {report}")
@@ -116,7 +116,7 @@ def print_live_summary(metrics: Mapping[str, Any]) -> None:
     console.print(Text(f"Tasks: {results}; {metrics['n_tasks']} in all."))
     console.print(Text(f"Steps: {outcomes}; {metrics['n_steps']} in all."))
     for task_id, reason in metrics["left_out"].items():
-        console.print(Text(f"Left out: {task_id}: {reason}"))
+        console.print(Text(as_printable(f"Left out: {task_id}: {reason}")))
     for note in list_interval_notes(metrics):
         console.print(Text(note, "dim"))
 
@@ -141,7 +141,7 @@ def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("goal reached and left again", str(metrics["left_again"])),
         ("stopped by the budget of steps, goal never reached", str(metrics["results"]["budget"])),
         (
-            f"steps of successful tasks, of the {lengths['n_recorded']} recorded",
+            f"steps of successful tasks ({lengths['n_recorded']} recorded; goal reached after {lengths['n_to_goal']})",
             f"{lengths['n_steps']}: {_say(lengths['ratio'])}" if lengths["ratio"] else "–",
         ),
         (
@@ -149,6 +149,11 @@ def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
             _say(loops["in_loops"]),
         ),
     ]
+
+
+def as_printable(text: str) -> str:
+    """Return a text without what moves a terminal's cursor: a reason may hold what a page or a model wrote."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def describe_kappa(found: Mapping[str, Any]) -> str:

@@ -56,6 +56,7 @@ def compute_live_metrics(episodes: Sequence[Episode], *, seed: int = 0, n_resamp
         "n_tried_again": sum(episode.n_tries > 1 for episode in tried),
         "per_group": _score_parts(tried, lambda episode: episode.group, bootstrap),
         "per_application": _score_parts(tried, lambda episode: episode.application, bootstrap),
+        "by_task": {episode.task_id: _describe_task(episode) for episode in tried},
         "left_out": {episode.task_id: episode.reason for episode in left_out},
         "agreement": None,
     }
@@ -143,6 +144,16 @@ def _compare_under(name: str, tasks: Sequence[tuple[Episode, Any]], bootstrap: B
     }
 
 
+def _describe_task(episode: Episode) -> dict[str, Any]:
+    return {
+        "result": episode.result,
+        "n_steps": len(episode.steps),
+        "n_recorded": episode.n_recorded,
+        "reached_at": episode.reached_at,
+        "reason": episode.reason,
+    }
+
+
 def _score(episodes: Sequence[Episode], bootstrap: Bootstrap) -> dict[str, Any]:
     """Count what tasks came to; shares of tasks with their exact interval."""
     results = Counter(episode.result for episode in episodes)
@@ -171,11 +182,19 @@ def _score_parts(
 
 
 def _compare_lengths(episodes: Sequence[Episode], bootstrap: Bootstrap) -> dict[str, Any]:
-    """Compare the steps of successful tasks with the recorded ones: a ratio of sums, 1.0 for as many."""
+    """Compare the steps of successful tasks with the recorded ones: a ratio of sums, 1.0 for as many.
+
+    `n_to_goal` is after how many of them the goal was first reached: those after it were for noticing.
+    """
     done = [episode for episode in episodes if episode.result == "success"]
     columns = {"steps": [len(e.steps) for e in done], "recorded": [e.n_recorded for e in done]}
     ratio = Rates(columns, bootstrap).compute("steps", "recorded") if done else None
-    return {"n_steps": sum(columns["steps"]), "n_recorded": sum(columns["recorded"]), "ratio": ratio}
+    return {
+        "n_steps": sum(columns["steps"]),
+        "n_to_goal": sum(episode.reached_at or 0 for episode in done),
+        "n_recorded": sum(columns["recorded"]),
+        "ratio": ratio,
+    }
 
 
 def _compute_loops(episodes: Sequence[Episode], bootstrap: Bootstrap) -> dict[str, Any]:
