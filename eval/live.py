@@ -18,7 +18,7 @@ from eval.environments.episode import Episode
 from eval.environments.operate import BUDGET
 from eval.reporting.live import publish_live
 from eval.reporting.publish import judge_run
-from eval.rollouts.answering import build_policy, describe_elements
+from eval.rollouts.answering import build_policy, describe_run
 from eval.rollouts.live import WRITTEN, explain_full_disk, find_opener, run_live_tasks
 from eval.rollouts.metering import meter, record_rollout
 from eval.rollouts.options import (
@@ -26,15 +26,12 @@ from eval.rollouts.options import (
     add_model_options,
     add_report_images,
     find_country_problem,
-    find_model_folder,
     read_agent,
 )
 from eval.rollouts.run_folder import claim_folders, load_run
-from eval.rollouts.run_info import RunInfo, build_run_info, list_other_answers
+from eval.rollouts.run_info import RunInfo, list_other_answers
 from eval.scoring.matching import Verdicts
-from sft.data.data_notes import describe_test_data
 from sft.data.load import load_task_set
-from sft.data.overlap import find_trained_tasks, find_unseen_applications, refuse_trained_tasks
 from sft.errors import UserError, run_command
 
 
@@ -48,42 +45,29 @@ def main(argv: list[str]) -> None:
         from sft.elements.detector import describe_detector
 
         detector = describe_detector()
-    tasks = load_task_set(arguments.tasks, arguments.image_root, actions=agent.actions, task_end=arguments.max_tasks)
-    trajectories = tasks.trajectories
-    folder = find_model_folder(arguments) if arguments.policy == "model" else None
-    trained, unseen = find_trained_tasks(folder, trajectories), find_unseen_applications(folder, trajectories)
-    refuse_trained_tasks(trained, arguments.tasks, arguments.allow_overlap)
-    arguments.test_csv = arguments.tasks  # what a rollout calls it
-    info = build_run_info(
-        mode="live",
-        policy=arguments.policy,
-        engine=arguments.engine,
-        api_url=arguments.api_url if arguments.policy == "model" and arguments.engine == "openai" else None,
-        decoding=arguments.decoding,
-        model_path=arguments.model_path,
-        base_model=arguments.base_model,
-        test_csv=arguments.tasks,
-        test_csv_sha256=tasks.sha256,
-        image_root=None if tasks.image_root == Path(arguments.tasks).parent else str(tasks.image_root),
-        agent=agent,
-        trajectories=trajectories,
-        detector=detector,
+    tasks = load_task_set(
+        arguments.test_csv, arguments.image_root, actions=agent.actions, task_end=arguments.max_tasks
+    )
+    info = describe_run(
+        arguments,
+        "live",
+        tasks,
+        agent,
+        detector,
         environment={
             "module": arguments.environment,
             "step_limit_s": arguments.step_limit_s,
             "steps_per_recorded_step": BUDGET,
         },
-        data=describe_test_data(tasks, arguments.tasks, trained, unseen)
-        | {"elements": describe_elements(arguments, agent, detector)},
     )
     offline = read_offline(arguments.offline, info) if arguments.offline else None
-    build = cache(partial(build_policy, arguments, agent, trajectories))
+    build = cache(partial(build_policy, arguments, agent, tasks.trajectories))
     out: Path = arguments.output_dir
     with claim_folders({out: info}, WRITTEN), explain_full_disk(out):
         with record_rollout(arguments, info) as recorder:
             ask = meter(build, recorder)
             limit_s = arguments.step_limit_s
-            episodes, info = run_live_tasks(out, info, trajectories, agent, ask, open_environment, limit_s)
+            episodes, info = run_live_tasks(out, info, tasks.trajectories, agent, ask, open_environment, limit_s)
         publish_live(out, episodes, info, offline, images=arguments.report_images, has_film=arguments.film)
     refuse_failures(out, episodes)
 
@@ -117,7 +101,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--step_limit_s", type=float, default=30.0, help="seconds in which a screen must be still after an action [30]"
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--tasks", required=True, help="trajectory CSV whose tasks are carried out")
+    data.add_argument(
+        "--tasks", dest="test_csv", required=True, metavar="FILE", help="trajectory CSV whose tasks are carried out"
+    )
     data.add_argument("--image_root", help="folder of the recorded screenshots [folder of the CSV]")
     data.add_argument("--max_tasks", type=int, help="carry out only the first so many tasks")
     data.add_argument(
@@ -137,6 +123,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def find_problem(arguments: argparse.Namespace) -> str | None:
     """Return what cannot be run, or None."""
+    if not all(part.isidentifier() for part in arguments.environment.split(".")):
+        return f"--environment: found {arguments.environment!r}; expected a Python module's name, e.g. demo.clinic"
     if arguments.max_tasks is not None and arguments.max_tasks < 1:
         return f"--max_tasks: found {arguments.max_tasks}; expected at least 1"
     if not 0 < arguments.step_limit_s < 1e6:

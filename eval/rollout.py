@@ -21,17 +21,15 @@ from eval.reporting.publish import (
     publish_run,
     refuse_all_errors,
 )
-from eval.rollouts.answering import build_policy, describe_elements, read_detector
+from eval.rollouts.answering import build_policy, describe_run, read_detector
 from eval.rollouts.metering import meter, record_rollout
-from eval.rollouts.options import MODES, find_model_folder, parse_arguments, read_agent
+from eval.rollouts.options import MODES, parse_arguments, read_agent
 from eval.rollouts.run_folder import claim_folders, run_tasks, write_in_order
-from eval.rollouts.run_info import RunInfo, build_run_info, for_mode, for_shard, open_run
+from eval.rollouts.run_info import RunInfo, for_mode, for_shard, open_run
 from eval.scoring.matching import cut_at_first_error
 from sft.agent import AgentConfig
-from sft.data.data_notes import describe_test_data
 from sft.data.load import Trajectory, load_task_set
 from sft.data.memory_audit import list_shown_parts
-from sft.data.overlap import find_trained_tasks, find_unseen_applications, refuse_trained_tasks
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
 from sft.errors import run_command
 from sft.files import refuse_foreign
@@ -62,26 +60,7 @@ def main(argv: list[str]) -> None:
     if arguments.self_check:
         run_self_check(arguments, agent, detect(arguments, trajectories), build)
         return
-    folder = find_model_folder(arguments) if arguments.policy == "model" else None
-    trained, unseen = find_trained_tasks(folder, trajectories), find_unseen_applications(folder, trajectories)
-    refuse_trained_tasks(trained, arguments.test_csv, arguments.allow_overlap)
-    info = build_run_info(
-        mode=arguments.mode,
-        policy=arguments.policy,
-        engine=arguments.engine,
-        api_url=arguments.api_url if arguments.policy == "model" and arguments.engine == "openai" else None,
-        decoding=arguments.decoding,
-        model_path=arguments.model_path,
-        base_model=arguments.base_model,
-        test_csv=arguments.test_csv,
-        test_csv_sha256=tasks.sha256,
-        image_root=None if tasks.image_root == Path(arguments.test_csv).parent else str(tasks.image_root),
-        agent=agent,
-        trajectories=trajectories,
-        detector=maker,
-        data=describe_test_data(tasks, arguments.test_csv, trained, unseen)
-        | {"elements": describe_elements(arguments, agent, maker)},
-    )
+    info = describe_run(arguments, arguments.mode, tasks, agent, maker)
     if arguments.num_shards > 1:
         trajectories = trajectories[arguments.shard :: arguments.num_shards]
         info = for_shard(info, arguments.shard, arguments.num_shards, trajectories)

@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "eval.reporting": AGENT + "sft.data sft.evaluations sft.training eval.step_result eval.environments eval.scoring"
     " eval.rollouts",
     "eval.policies": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute",
-    "eval.environments": AGENT + "sft.data sft.elements eval.policies",
+    "eval.environments": AGENT + "sft.data sft.elements eval.step_result eval.policies",
     "eval.predictor": AGENT + "sft.recipe sft.data sft.elements sft.models sft.batches eval.policies",
     "eval.rollouts": AGENT + "sft.recipe sft.data sft.elements sft.models sft.batches sft.compute"
     " eval.step_result eval.environments eval.scoring eval.policies eval.predictor",

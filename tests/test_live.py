@@ -442,6 +442,28 @@ def test_environment_that_is_none_is_told(operate, module, message):
         operate("--policy", "replay", environment=module)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--environment", "demo/clinic.py"], "--environment: found 'demo/clinic.py'"),
+        (["--environment", ""], "--environment: found ''"),
+        (["--step_limit_s", "0"], "--step_limit_s: found 0"),
+        (["--max_tasks", "0"], "--max_tasks: found 0"),
+        (["--policy", "model"], "--policy model needs --model_path"),
+    ],
+)
+def test_options_that_cannot_be_run_are_told_at_once(operate, capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        operate("--policy", "replay", *arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_linked_screens_are_those_of_the_run(operate, tmp_path):
+    episodes, _ = operate("--policy", "replay", "--report_images", "link", "--max_tasks", "1")
+    page = (tmp_path / "live/report.html").read_text()
+    assert all(f'data-url="{step.image_id}"' in page for step in episodes["head"].steps)
+
+
 def test_program_that_does_not_start_is_told(operate):
     load_worklist("never", '\ndef open_environment(step_limit_s):\n    raise EnvironmentFailure("port 80 is taken")\n')
     with pytest.raises(UserError, match="the program could not be started: port 80 is taken"):

@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from eval.environments.environment import Outcome
+from eval.step_result import parse_written_action
 from sft.actions import Action, format_action
 from sft.errors import UserError
 
@@ -125,7 +125,10 @@ def parse_episode(line: str) -> Episode:
         ValueError, TypeError, KeyError, AttributeError: the line is not one.
     """
     values = json.loads(line)
-    steps = [LiveStep(**{**step, "predicted": _parse_action(step["predicted"])}) for step in values["steps"]]
+    for step in values["steps"]:
+        if step["predicted"] is not None:
+            step["predicted"] = parse_written_action(step["predicted"])
+    steps = [LiveStep(**step) for step in values["steps"]]
     return Episode(**{**values, "steps": tuple(steps)})
 
 
@@ -163,11 +166,3 @@ def load_episodes(path: Path) -> list[Episode]:
             )
         found[episode.task_id] = replace(episode, n_tries=earlier.n_tries + 1 if earlier else 1)
     return list(found.values())
-
-
-def _parse_action(values: Mapping[str, Any] | None) -> Action | None:
-    """Read an action as it was written, of whatever vocabulary."""
-    if values is None:
-        return None
-    arguments = {name: value for name, value in values.items() if name not in ("action", "target")}
-    return Action(values["action"], values["target"], arguments)

@@ -1,4 +1,4 @@
-"""What answers: a model, the recording or nothing, as the options say; and what finds elements for a model."""
+"""From options to what is run: the policy that answers, what finds elements for it, and the run's description."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.rollouts.options import find_model_folder
+from eval.rollouts.run_info import RunInfo, build_run_info
 from sft.agent import AgentConfig
+from sft.data.data_notes import describe_test_data
 from sft.data.elements_file import find_maker, read_trained_maker
-from sft.data.load import Trajectory
+from sft.data.load import TaskSet, Trajectory
+from sft.data.overlap import find_trained_tasks, find_unseen_applications, refuse_trained_tasks
 from sft.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,3 +67,40 @@ def describe_elements(
         return None
     trained = read_trained_maker(find_model_folder(arguments))
     return {"made_by": maker or find_maker(arguments.test_csv), **trained}
+
+
+def describe_run(
+    arguments: argparse.Namespace,
+    mode: str,
+    tasks: TaskSet,
+    agent: AgentConfig,
+    maker: dict[str, Any] | None,
+    **more: Any,
+) -> RunInfo:
+    """Describe a run of tasks that begins now; `maker` is what finds elements on the fly.
+
+    Raises:
+        UserError: the model was trained on some of the tasks, and --allow_overlap is not given.
+    """
+    folder = find_model_folder(arguments) if arguments.policy == "model" else None
+    trajectories = tasks.trajectories
+    trained, unseen = find_trained_tasks(folder, trajectories), find_unseen_applications(folder, trajectories)
+    refuse_trained_tasks(trained, arguments.test_csv, arguments.allow_overlap)
+    return build_run_info(
+        mode=mode,
+        policy=arguments.policy,
+        engine=arguments.engine,
+        api_url=arguments.api_url if arguments.policy == "model" and arguments.engine == "openai" else None,
+        decoding=arguments.decoding,
+        model_path=arguments.model_path,
+        base_model=arguments.base_model,
+        test_csv=arguments.test_csv,
+        test_csv_sha256=tasks.sha256,
+        image_root=None if tasks.image_root == Path(arguments.test_csv).parent else str(tasks.image_root),
+        agent=agent,
+        trajectories=trajectories,
+        detector=maker,
+        data=describe_test_data(tasks, arguments.test_csv, trained, unseen)
+        | {"elements": describe_elements(arguments, agent, maker)},
+        **more,
+    )
