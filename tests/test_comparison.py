@@ -3,15 +3,17 @@
 import json
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
-from rollout_samples import RUN_INFO, approx_rate, judge, make_task
+from rollout_samples import RUN_INFO, approx_rate, judge, make_step, make_task
 
 from eval.reporting.tables import BLIND, print_comparison
 from eval.score import main
-from eval.scoring.comparison import compare_runs
+from eval.scoring.comparison import compare_repeats, compare_runs
 from eval.step_result import format_result
+from sft.agent import AgentConfig
 
 ROOT = Path(__file__).parent.parent
 RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
@@ -40,6 +42,31 @@ def test_differences_are_a_minus_b():
         pytest.approx(1 / 3),
         pytest.approx(0),
     )
+
+
+def test_tasks_are_paired_by_name_whatever_their_order():
+    backwards = [*B[4:], *B[2:4], *B[:2]]
+    assert compare(A, backwards) == compare(A, B)
+
+
+def test_several_runs_of_each_are_compared_by_their_means_with_the_task_as_the_unit():
+    """A has 3 of 5 steps right in one run and 4 in the other, B has 3 in both. Tasks all right: 1 and 2, 1 and 1."""
+    better = [*A[:2], *make_task("t2", [RIGHT, RIGHT]), *A[4:]]
+    compared = compare_repeats([judge(A), judge(better)], [judge(B), judge(B)])["action"]
+    assert (compared["swa"]["a"].value, compared["swa"]["b"].value) == (pytest.approx(7 / 10), pytest.approx(6 / 10))
+    assert compared["swa"]["difference"].value == pytest.approx(1 / 10)
+    assert compared["swa"]["repeats"] == [pytest.approx(3 / 5), pytest.approx(4 / 5)]
+    assert (compared["ta"]["a"].value, compared["ta"]["b"].value) == (pytest.approx(3 / 6), pytest.approx(2 / 6))
+    assert compared["ta"]["repeats"] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
+
+
+def test_repeating_the_same_runs_narrows_no_interval():
+    once, twice = compare_repeats([judge(A)], [judge(B)]), compare_repeats([judge(A)] * 2, [judge(B)] * 2)
+    for measure in ("swa", "ta"):
+        pair = [compared["action_target"][measure] for compared in (once, twice)]
+        assert [pair[1][side] == approx_rate(*astuple(pair[0][side])) for side in ("a", "b", "difference")] == [
+            True
+        ] * 3
 
 
 def test_every_task_has_a_sign():
@@ -85,6 +112,14 @@ def test_parse_rates_stand_side_by_side():
 def test_runs_of_other_steps_are_not_compared(other, message):
     with pytest.raises(ValueError, match=message):
         compare(A, other)
+
+
+def test_run_with_points_is_compared_with_one_without():
+    plain = {"action": "CLICK", "target": "OK"}
+    gold = {**plain, "point": [200, 300]}
+    a = judge([make_step("t", 0, gold, {**gold, "point": [1, 2]})], AgentConfig(points=True).actions)
+    b = judge([make_step("t", 0, plain, "ZOOM")])
+    assert compare_runs(a, b, n_resamples=50)["matchers"]["action_target"]["swa"]["difference"].value == 1
 
 
 def test_compare_command_prints_the_table_and_writes_the_report(tmp_path):

@@ -132,10 +132,7 @@ def test_what_cannot_be_carried_out_is_an_outcome_and_leaves_the_screen(operate,
 
 
 def test_point_is_where_the_action_is_done(operate, tmp_path):
-    recipe = {**agent_to_json(TINY_AGENT)}
-    for action in recipe["actions"]:
-        action["arguments"]["point"] = []
-    (tmp_path / "agent.json").write_text(json.dumps(recipe))
+    (tmp_path / "agent.json").write_text(json.dumps(agent_to_json(replace(TINY_AGENT, points=True))))
     text = '{"action":"CLICK","target":"","point":[500,280],"short_term":{},"long_term":{}}'
     done = '{"action":"COMPLETE","target":""}'
     episodes, _ = _ask_server(

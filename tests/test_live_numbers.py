@@ -262,7 +262,7 @@ def test_grade_and_place_of_a_step():
     assert [find_grade(step) for step in EPISODES[1].steps] == ["done", "unreadable", *["right"] * 4]
     assert find_grade(EPISODES[2].steps[1]) == "wrong" and find_grade(EPISODES[6].steps[1]) == "unreadable"
     assert place_point(first) is None
-    assert place_point(replace(first, point=[50.0, 25.0])) == [25.0, 25.0]
+    assert place_point(replace(first, point=[50.0, 25.0])) == [250.0, 250.0]
     assert json.loads(format_episode(EPISODES[1]))["steps"][0]["predicted"] == {
         "action": "CLICK",
         "target": "target 0",

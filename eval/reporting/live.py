@@ -261,7 +261,7 @@ def find_grade(step: LiveStep) -> str:
 
 
 def place_point(step: LiveStep) -> list[float] | None:
-    """Return where the action was done, in percent of the screen's width and height."""
+    """Return where the action was done, in thousandths of the screen's width and height, as answers have points."""
     if step.point is None:
         return None
-    return [round(100 * v / size, 3) for v, size in zip(step.point, step.screen)]
+    return [round(1000 * v / size, 1) for v, size in zip(step.point, step.screen)]

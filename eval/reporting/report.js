@@ -55,12 +55,19 @@ function fillShot(shot, step) {
     box.title = "Target of the gold action";
     shot.append(box);
   }
-  if (step.live?.point) {
-    const point = make("span", "executed-point");
-    [point.style.left, point.style.top] = step.live.point.map((percent) => `${percent}%`);
-    point.title = "Where the action was done";
-    shot.append(point);
-  }
+  addPoint(shot, "gold-point", step.gold, "Point of the gold action");
+  addPoint(shot, "predicted-point", step.predicted, `${data.names ? data.names[0] : "Predicted"}: point`);
+  if (step.other) addPoint(shot, "other-point", step.other.predicted, `${data.names[1]}: point`);
+  addPoint(shot, "executed-point", step.live, "Where the action was done");
+}
+
+// A point is in thousandths of the screenshot's width and height.
+function addPoint(shot, className, action, title) {
+  if (!action?.point) return;
+  const mark = make("span", `point ${className}`);
+  [mark.style.left, mark.style.top] = action.point.map((thousandths) => `${thousandths / 10}%`);
+  mark.title = `${title} [${action.point.join(", ")}]`;
+  shot.append(mark);
 }
 
 const viewer = byId("viewer");
@@ -92,7 +99,7 @@ viewer.addEventListener("keydown", (event) => {
   if (event.key === "ArrowRight") turn(1);
 });
 
-function makeAction(label, action, grade) {
+function makeAction(label, action, grade, lands = null) {
   const node = make("div", grade ? `action judged ${grade}` : "action", make("span", "label", label));
   if (!action) {
     node.append("no readable answer");
@@ -101,7 +108,8 @@ function makeAction(label, action, grade) {
   const { action: kind, target, ...others } = action;
   node.append(make("strong", "", kind), " ", make("bdi", "", target ?? ""));
   for (const [name, value] of Object.entries(others)) {
-    node.append(make("span", "argument", `${name}: `, make("bdi", "", String(value))));
+    const place = name === "point" && lands !== null ? `, ${lands ? "in" : "outside"} the box` : "";
+    node.append(make("span", "argument", `${name}: `, make("bdi", "", Array.isArray(value) ? asText(value) : String(value)), place));
   }
   return node;
 }
@@ -158,11 +166,11 @@ function makeStep(task, position) {
   if (step.live && step.live.description) heading.append(make("span", "verdict", make("bdi", "", step.live.description)));
   const gold = makeAction("Gold", step.gold, "");
   for (const action of step.also_right) gold.append(...makeAction("also right", action, "").childNodes);
-  const predicted = makeAction(`${data.names ? data.names[0] : "Predicted"} ${SYMBOLS[grade]}`, step.predicted, grade);
+  const predicted = makeAction(`${data.names ? data.names[0] : "Predicted"} ${SYMBOLS[grade]}`, step.predicted, grade, step.lands);
   const actions = make("div", "actions", ...(step.live ? [] : [gold]), predicted);
   if (step.other) {
     const otherGrade = gradeOf(step.other);
-    actions.append(makeAction(`${data.names[1]} ${SYMBOLS[otherGrade]}`, step.other.predicted, otherGrade));
+    actions.append(makeAction(`${data.names[1]} ${SYMBOLS[otherGrade]}`, step.other.predicted, otherGrade, step.other.lands));
   }
   const body = make("div", "", heading, actions);
   if (step.live) {
