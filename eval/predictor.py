@@ -8,10 +8,9 @@ from typing import Any, cast
 import torch
 
 from eval.policies.hf import ModelPolicy
-from eval.policies.policy import StepRequest
+from eval.policies.policy import StepRequest, read_raw_answer
 from sft.actions import format_action
 from sft.agent import AgentConfig
-from sft.answers import parse_answer
 from sft.batches.encoder import StepEncoder
 from sft.data.image_paths import find_file
 from sft.data.screenshots import open_screenshot
@@ -74,7 +73,7 @@ class Predictor:
         raw = self.policy.answer([StepRequest("", 0, user_goal, memory, path, detected_elements)])[0]
         if raw.error is not None:
             raise ValueError(raw.error)
-        parsed = parse_answer(raw.text, self.agent, is_truncated=raw.finish_reason == "length")
+        parsed = read_raw_answer(raw, self.agent)
         memory = update(memory, parsed.answer, self.agent.memory_writer, self.agent.memory_budget_chars)
         return Prediction(
             action=format_action(parsed.answer.action) if parsed.answer else None,

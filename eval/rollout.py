@@ -10,7 +10,7 @@ import argparse
 import sys
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval.reporting.publish import (
     COMPARISON_NAME,
@@ -21,19 +21,17 @@ from eval.reporting.publish import (
     publish_run,
     refuse_all_errors,
 )
+from eval.rollouts.answering import build_policy, describe_run, read_detector
 from eval.rollouts.metering import meter, record_rollout
-from eval.rollouts.options import MODES, find_model_folder, parse_arguments, read_agent
+from eval.rollouts.options import MODES, parse_arguments, read_agent
 from eval.rollouts.run_folder import claim_folders, run_tasks, write_in_order
-from eval.rollouts.run_info import RunInfo, build_run_info, for_mode, for_shard, open_run
+from eval.rollouts.run_info import RunInfo, for_mode, for_shard, open_run
 from eval.scoring.matching import cut_at_first_error
 from sft.agent import AgentConfig
-from sft.data.data_notes import describe_test_data
-from sft.data.elements_file import find_maker, read_trained_maker
 from sft.data.load import Trajectory, load_task_set
 from sft.data.memory_audit import list_shown_parts
-from sft.data.overlap import find_trained_tasks, find_unseen_applications, refuse_trained_tasks
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
-from sft.errors import UserError, run_command
+from sft.errors import run_command
 from sft.files import refuse_foreign
 
 if TYPE_CHECKING:
@@ -62,26 +60,7 @@ def main(argv: list[str]) -> None:
     if arguments.self_check:
         run_self_check(arguments, agent, detect(arguments, trajectories), build)
         return
-    folder = find_model_folder(arguments) if arguments.policy == "model" else None
-    trained, unseen = find_trained_tasks(folder, trajectories), find_unseen_applications(folder, trajectories)
-    refuse_trained_tasks(trained, arguments.test_csv, arguments.allow_overlap)
-    info = build_run_info(
-        mode=arguments.mode,
-        policy=arguments.policy,
-        engine=arguments.engine,
-        api_url=arguments.api_url if arguments.policy == "model" and arguments.engine == "openai" else None,
-        decoding=arguments.decoding,
-        model_path=arguments.model_path,
-        base_model=arguments.base_model,
-        test_csv=arguments.test_csv,
-        test_csv_sha256=tasks.sha256,
-        image_root=None if tasks.image_root == Path(arguments.test_csv).parent else str(tasks.image_root),
-        agent=agent,
-        trajectories=trajectories,
-        detector=maker,
-        data=describe_test_data(tasks, arguments.test_csv, trained, unseen)
-        | {"elements": describe_elements(arguments, agent, maker)},
-    )
+    info = describe_run(arguments, arguments.mode, tasks, agent, maker)
     if arguments.num_shards > 1:
         trajectories = trajectories[arguments.shard :: arguments.num_shards]
         info = for_shard(info, arguments.shard, arguments.num_shards, trajectories)
@@ -97,21 +76,6 @@ def main(argv: list[str]) -> None:
             roll_out(arguments, info, agent, trajectories, meter(build, recorder))
 
 
-def read_detector(arguments: argparse.Namespace, agent: AgentConfig) -> dict[str, Any] | None:
-    """Return what `--detect` finds elements with, None without it.
-
-    Raises:
-        UserError: the agent is shown no elements, or what finds them is not installed.
-    """
-    if not arguments.detect:
-        return None
-    if not agent.use_grounding:
-        raise UserError("--detect: found an agent that is shown no elements; expected one with use_grounding: true")
-    from sft.elements.detector import describe_detector
-
-    return describe_detector()
-
-
 def detect(arguments: argparse.Namespace, trajectories: list[Trajectory]) -> list[Trajectory]:
     """Give each step the elements found on its screenshot, where `--detect` asks for it."""
     if not arguments.detect:
@@ -119,16 +83,6 @@ def detect(arguments: argparse.Namespace, trajectories: list[Trajectory]) -> lis
     from sft.elements.screens import give_elements
 
     return give_elements(trajectories, arguments.output_dir and arguments.output_dir / "elements_cache")
-
-
-def describe_elements(
-    arguments: argparse.Namespace, agent: AgentConfig, maker: dict[str, Any] | None
-) -> dict[str, Any] | None:
-    """Say what made the elements that a model is shown, and those of its training; None where none are shown."""
-    if not agent.use_grounding or arguments.policy != "model":
-        return None
-    trained = read_trained_maker(find_model_folder(arguments))
-    return {"made_by": maker or find_maker(arguments.test_csv), **trained}
 
 
 def roll_out(
@@ -190,32 +144,6 @@ def run_all_modes(
     )
     enter_results(runs["teacher"].info, metrics["teacher"])
     enter_results(runs["own"].info, metrics["own"], gap["matchers"])
-
-
-def build_policy(arguments: argparse.Namespace, agent: AgentConfig, trajectories: list[Trajectory]) -> "Policy":
-    """Build what answers; only the model policy loads a model."""
-    from eval.policies.policy import EmptyPolicy, ReplayPolicy
-
-    if arguments.policy == "replay":
-        return ReplayPolicy(trajectories, agent)
-    if arguments.policy == "empty":
-        return EmptyPolicy()
-    is_constrained = arguments.decoding == "constrained"
-    if arguments.engine == "openai":
-        from eval.policies.openai_server import OpenAIPolicy
-        from eval.policies.vllm_engine import warn_of_left_out
-
-        if folder := find_model_folder(arguments):
-            warn_of_left_out(Path(folder))
-        return OpenAIPolicy(arguments.api_url, arguments.model_path, agent, is_constrained)
-    if arguments.engine == "vllm":
-        from eval.policies.vllm_engine import VllmPolicy
-
-        return VllmPolicy(arguments.model_path, arguments.base_model, agent, is_constrained)
-    from eval.predictor import load_model_for_inference
-
-    paths = (arguments.model_path, arguments.base_model, arguments.agent_config)
-    return load_model_for_inference(*paths, is_constrained=is_constrained).policy
 
 
 if __name__ == "__main__":

@@ -78,9 +78,9 @@ def parse_result(line: str) -> StepResult:
     values = json.loads(line)
     predicted = values["predicted"]
     actions = {
-        "gold": _parse_action(values["gold"]),
-        "predicted": None if predicted is None else _parse_action(predicted),
-        "also_right": [_parse_action(action) for action in values.get("also_right", [])],
+        "gold": parse_written_action(values["gold"]),
+        "predicted": None if predicted is None else parse_written_action(predicted),
+        "also_right": [parse_written_action(action) for action in values.get("also_right", [])],
     }
     return StepResult(**{**values, **actions})
 
@@ -118,7 +118,7 @@ def load_results(path: Path) -> Iterator[StepResult]:
         yield result
 
 
-def _parse_action(values: dict[str, Any]) -> Action:
+def parse_written_action(values: dict[str, Any]) -> Action:
     """Read an action as it was written, of whatever vocabulary."""
     arguments = {name: value for name, value in values.items() if name not in ("action", "target")}
     return Action(values["action"], values["target"], arguments)

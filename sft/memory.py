@@ -21,6 +21,10 @@ class Memory:
     short_term: Mapping[str, Any] = field(default_factory=dict)
     long_term: Mapping[str, Any] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it as results hold it."""
+        return {"short_term": dict(self.short_term), "long_term": dict(self.long_term)}
+
 
 EMPTY_MEMORY = Memory()
 

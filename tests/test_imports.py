@@ -57,17 +57,19 @@ MAY_IMPORT = {
     " sft.plan eval.rollouts",  # the validation rollout
     # Scoring knows no policy and no report; policies know no scoring.
     "eval.step_result": AGENT,
-    "eval.scoring": AGENT + "sft.data eval.step_result",
-    "eval.reporting": AGENT
-    + "sft.data sft.evaluations sft.pages sft.training eval.step_result eval.scoring eval.rollouts",
+    "eval.scoring": AGENT + "sft.data eval.step_result eval.environments",
+    "eval.reporting": AGENT + "sft.data sft.evaluations sft.pages sft.training eval.step_result eval.environments"
+    " eval.scoring eval.rollouts",
     "eval.policies": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute",
-    "eval.environments": AGENT + "sft.data",
+    "eval.environments": AGENT + "sft.data sft.elements eval.step_result eval.policies",
     "eval.predictor": AGENT + "sft.recipe sft.data sft.elements sft.models sft.batches eval.policies",
-    "eval.rollouts": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute"
-    " eval.step_result eval.scoring eval.policies eval.predictor",
+    "eval.rollouts": AGENT + "sft.recipe sft.data sft.elements sft.models sft.batches sft.compute"
+    " eval.step_result eval.environments eval.scoring eval.policies eval.predictor",
     "eval.rollout": AGENT
     + "sft.data sft.elements eval.step_result eval.scoring eval.reporting eval.policies eval.predictor"
     " eval.rollouts",
+    "eval.live": AGENT
+    + "sft.data sft.elements eval.environments eval.scoring eval.reporting eval.policies eval.rollouts",
     "eval.score": AGENT + "sft.data eval.step_result eval.scoring eval.reporting eval.rollouts",
     "eval.ablate": AGENT + "sft.recipe eval.scoring eval.reporting eval.rollouts",
 }
@@ -109,7 +111,7 @@ def test_rooms_import_those_they_may_and_nothing_imports_in_a_circle():
     assert set(MAY_IMPORT) == {_room(name) for name in MODULES}
     rooms = {room: set(allowed.split()) - {room} for room, allowed in MAY_IMPORT.items()}
     arrows = [(name, other) for name, known in KNOWN.items() for other in known if _room(name) != _room(other)]
-    assert ("eval.rollout", "eval.policies.policy") in arrows  # arrows are found
+    assert ("eval.rollouts.answering", "eval.policies.policy") in arrows  # arrows are found
     assert {(name, other) for name, other in arrows if _room(other) not in rooms[_room(name)]} <= STILL
     TopologicalSorter(rooms).prepare()  # raises where there is a circle
     TopologicalSorter(KNOWN).prepare()
@@ -142,7 +144,7 @@ def test_commands_reach_nothing_heavy_before_they_run():
                 waiting += imports & set(MODULES)
 
 
-@pytest.mark.parametrize("path", ["sft/run.py", "eval/rollout.py"])
+@pytest.mark.parametrize("path", ["sft/run.py", "eval/rollout.py", "eval/live.py"])
 def test_help_is_shown_without_torch(path):
     """Run by path, as a user does; -X importtime lists on stderr what was imported."""
     command = [sys.executable, "-X", "importtime", path, "--help"]

@@ -1,7 +1,7 @@
 """What a running program must offer so that an agent can operate it and be judged. Knows no model and no program.
 
-The terms are gymnasium's. A module named by `--environment` offers one function, `open_environment()`, which returns
-an `Environment`.
+The terms are gymnasium's. A module named by `--environment` offers one function, `open_environment(step_limit_s)`,
+which returns an `Environment`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sft.actions import Action
 from sft.data.steps import Trajectory
 
 # What became of an action: carried out; its target is not on the screen; it is there more than once; it is there, but
-# the action cannot be done with it (typing into a picture); the program did not settle in the time limit of a step.
+# the action cannot be done with it (typing into a picture); the program did not settle in `step_limit_s` seconds.
 Outcome = Literal["done", "not_found", "ambiguous", "impossible", "unsettled"]
 
 
@@ -56,7 +56,8 @@ class Environment(Protocol):
     """A program in which tasks are carried out, one at a time.
 
     Every method may raise `EnvironmentFailure`; the task then counts as an error, and the next one begins with
-    `reset`, which must bring back a program that died.
+    `reset`, which must bring back a program that died. A method that does not return is interrupted by that error too:
+    `step`, `verify` and `find_obstacle` after three times `step_limit_s`, `reset` after ten times.
     """
 
     def find_obstacle(self, task: Trajectory) -> str | None:
@@ -74,12 +75,16 @@ class Environment(Protocol):
     def step(self, action: Action) -> Execution:
         """Carry out an action, wait until the screen is still, and return what it did.
 
-        An action that ends the task (COMPLETE) is never passed. What cannot be carried out is an outcome, no error.
+        An action that ends the task (COMPLETE) is never passed, nor one that names neither target nor point where it
+        should. What cannot be carried out is an outcome, no error.
         """
         ...
 
     def verify(self) -> Verdict:
-        """Judge by the program's state outside the screen; called after every step, so it must change nothing."""
+        """Judge by the program's state outside the screen; called after every step, so it must change nothing.
+
+        Right after `reset` the goal is not reached; where it is, the task counts as an error.
+        """
         ...
 
     def close(self) -> None:

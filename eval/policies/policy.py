@@ -1,12 +1,12 @@
 """What a policy is: a step is asked, an answer comes back. And the two without a model: the recording, and nothing."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from sft.agent import AgentConfig
-from sft.answers import format_answer
+from sft.answers import ParsedAnswer, format_answer, parse_answer
 from sft.data.load import Trajectory
 from sft.memory import Memory
 
@@ -47,6 +47,15 @@ class RawAnswer:
     said_elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 
+def read_raw_answer(raw: RawAnswer, agent: AgentConfig) -> ParsedAnswer:
+    """Read what a policy said, for every way of asking it; an answer without text tells where its server spoke."""
+    parsed = parse_answer(raw.text, agent, is_truncated=raw.finish_reason == "length")
+    if raw.said_elsewhere and not raw.text.strip():
+        places = ", ".join(raw.said_elsewhere)
+        return replace(parsed, problem=f"no text in the answer; what the server said is in {places}")
+    return parsed
+
+
 class Policy(Protocol):
     """Answers a batch of steps, one `RawAnswer` a request, in order."""
 
@@ -54,7 +63,7 @@ class Policy(Protocol):
 
 
 class ReplayPolicy:
-    """Answers with the recording's own right answers: must score 100 %."""
+    """Answers with the recording's own right answers, and nothing after the last: must score 100 %."""
 
     def __init__(self, trajectories: Iterable[Trajectory], agent: AgentConfig):
         self._answers = {
@@ -62,7 +71,7 @@ class ReplayPolicy:
         }
 
     def answer(self, requests: Sequence[StepRequest]) -> list[RawAnswer]:
-        return [RawAnswer(self._answers[r.task_id, r.index]) for r in requests]
+        return [RawAnswer(self._answers.get((r.task_id, r.index), "")) for r in requests]
 
 
 class EmptyPolicy:

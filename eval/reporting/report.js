@@ -1,8 +1,10 @@
 // The task list of the report. It runs behind frame.js, which has what all pages share.
-const SYMBOLS = { right: "✓", partial: "~", wrong: "✗", unreadable: "?", skipped: "–" };
+const SYMBOLS = { right: "✓", partial: "~", wrong: "✗", unreadable: "?", skipped: "–", done: "•" };
 
 // A step is "partial" where the headline matcher says right and a stricter one says wrong.
+// A step of a live run has no recorded answer to be compared with; it brings its grade (`live`).
 function gradeOf(step) {
+  if (step.live) return step.live.grade;
   const outcomes = data.matchers.map((name) => step.outcomes[name]);
   if (step.outcomes[data.headline] === "wrong") return "wrong";
   if (step.outcomes[data.headline] === "not_run") return "skipped";
@@ -17,7 +19,7 @@ function symbolOf(grade, label) {
 }
 
 function fillShot(shot, step) {
-  drawShot(shot, { ...step, point: step.gold.point }, {
+  drawShot(shot, { ...step, point: step.gold?.point }, {
     alt: `Screenshot of step ${step.index + 1}`,
     absent: `Screenshot not found: ${step.image_id}`,
     boxTitle: "Target of the gold action",
@@ -26,6 +28,7 @@ function fillShot(shot, step) {
   if (step.image === null) return;
   addPoint(shot, "predicted-point", step.predicted?.point, `${data.names ? data.names[0] : "Predicted"}: point`);
   if (step.other) addPoint(shot, "other-point", step.other.predicted?.point, `${data.names[1]}: point`);
+  addPoint(shot, "executed-point", step.live?.point, "Where the action was done");
 }
 
 let viewed = null;
@@ -34,7 +37,10 @@ function view(task, position) {
   if (!step) return;
   viewed = { task, position };
   const say = (action) => (action ? `${action.action} ${action.target}`.trim() : "no readable answer");
-  const caption = `Step ${step.index + 1} of ${task.steps.length}. Gold: ${say(step.gold)}. Predicted: ${say(step.predicted)}`;
+  const judged = step.live
+    ? `${say(step.predicted)}: ${step.live.outcome}`
+    : `Gold: ${say(step.gold)}. Predicted: ${say(step.predicted)}`;
+  const caption = `Step ${step.index + 1} of ${task.steps.length}. ${judged}`;
   byId("viewer-caption").replaceChildren(symbolOf(gradeOf(step), ""), ` ${caption}`);
   fillShot(byId("viewer-shot"), step);
   if (!viewer.open) viewer.showModal();
@@ -102,17 +108,23 @@ function makeStep(task, position) {
   }
   const judge = ({ outcomes, roots }) =>
     data.matchers.map((name) => `${name}: ${outcomes[name]}${roots[name] ? ` (${asWords(roots[name])})` : ""}`).join(" · ");
-  const heading = make("h4", "", symbolOf(grade, ""), `Step ${step.index + 1}`, make("span", "verdict", judge(step)));
+  const verdict = step.live ? step.live.outcome : judge(step);
+  const heading = make("h4", "", symbolOf(grade, ""), `Step ${step.index + 1}`, make("span", "verdict", verdict));
   if (step.other) heading.append(make("span", "verdict", `${data.names[1]} ${judge(step.other)}`));
+  if (step.live && step.live.description) heading.append(make("span", "verdict", make("bdi", "", step.live.description)));
   const gold = makeAction("Gold", step.gold, "");
   for (const action of step.also_right) gold.append(...makeAction("also right", action, "").childNodes);
   const predicted = makeAction(`${data.names ? data.names[0] : "Predicted"} ${SYMBOLS[grade]}`, step.predicted, grade, step.lands);
-  const actions = make("div", "actions", gold, predicted);
+  const actions = make("div", "actions", ...(step.live ? [] : [gold]), predicted);
   if (step.other) {
     const otherGrade = gradeOf(step.other);
     actions.append(makeAction(`${data.names[1]} ${SYMBOLS[otherGrade]}`, step.other.predicted, otherGrade, step.other.lands));
   }
   const body = make("div", "", heading, actions);
+  if (step.live) {
+    if (step.live.reason) body.append(make("p", "note", step.live.reason));
+    if (step.live.verdict) body.append(make("p", "note", `The program: ${step.live.verdict}`));
+  }
   const problem = step.error ?? step.parse_problem;
   if (problem) body.append(make("p", "note", `${step.error ? "error" : step.parse_status}: ${problem}`));
   body.append(makeMemory(step.memory_before, step.memory_after, ["before", "after"]));
@@ -127,11 +139,11 @@ function makeStep(task, position) {
 }
 
 function makeTask(task) {
-  const right = data.matchers.map((name) => `${name} ${task.n_right[name]} of ${task.n_steps}`).join(", ");
+  const right = task.about ?? data.matchers.map((name) => `${name} ${task.n_right[name]} of ${task.n_steps}`).join(", ");
   const about = [task.task_id, task.application, task.group, right].filter(Boolean).join(" · ");
   const cells = task.steps.map((step) => {
     const grade = gradeOf(step);
-    return symbolOf(grade, `Step ${step.index + 1}: gold ${step.gold.action}, ${grade}`);
+    return symbolOf(grade, `Step ${step.index + 1}: ${step.live ? step.live.outcome : `gold ${step.gold.action}, ${grade}`}`);
   });
   const text = make("div", "", make("div", "goal", task.goal), make("div", "about", about));
   const node = make("details", "task", make("summary", "", text, make("div", "strip", ...cells)));
@@ -170,6 +182,7 @@ function filter() {
       (chosen.verdict === "all" || isRight === (chosen.verdict === "right")) &&
       (!chosen.application || task.application === chosen.application) &&
       (!chosen.group || task.group === chosen.group) &&
+      (!chosen.result || task.result === chosen.result) &&
       (!chosen.root || hasRoot(task, chosen.matcher, chosen.root)) &&
       words.includes(text)
     );

@@ -109,13 +109,19 @@ def write_report(
     `figures` are PNG files, such as training curves. Screenshots that cannot be read are named once in the log and
     stand as a note where the picture would be.
     """
-    link_from = output_dir if images == "link" else None
-    thumbnails = load_thumbnails([v.step.image_id for v in chain(*verdicts.values())], image_root, link_from)
+    image_ids = [v.step.image_id for v in chain(*verdicts.values())]
+    thumbnails = load_thumbnails(image_ids, image_root, output_dir if images == "link" else None)
+    page = render_report(verdicts, metrics, run_info, thumbnails, figures, comparison, others)
+    return write_page(output_dir, page, thumbnails)
+
+
+def write_page(output_dir: Path, page: str, thumbnails: Thumbnails) -> Path:
+    """Write report.html and return its path; what it lacks is logged once."""
     if thumbnails.problems:
         first = thumbnails.problems[0]
         logger.warning("report.html lacks %d screenshots; the first: %s", len(thumbnails.problems), first)
     path = output_dir / "report.html"
-    write_whole(path, render_report(verdicts, metrics, run_info, thumbnails, figures, comparison, others))
+    write_whole(path, page)
     megabytes = path.stat().st_size / 1e6
     logger.info("report.html: %.1f MB with %d distinct screenshots", megabytes, len(thumbnails.images))
     return path
@@ -141,34 +147,47 @@ def render_report(
         _add_other_run(data["tasks"], others)
     parts = [metrics[f"per_{kind}"] for kind in ("group", "application", "familiarity", "task_length")]
     sources = (comparison and comparison.get("error_sources")) or metrics["error_sources"]
-    content = {
-        "metrics": metrics,
-        "sources": sources,
-        "roots": ROOTS,
-        "roots_told": ROOTS_TOLD,
-        "absent_told": describe_absent(sources),
-        "headline": HEADLINE,
-        "predicted_kinds": _list_predicted_kinds(metrics["confusion"]),
-        "interval_notes": describe_intervals(
+    return render_run_page(
+        _TEMPLATE,
+        data,
+        run_info,
+        thumbnails,
+        metrics=metrics,
+        sources=sources,
+        roots=ROOTS,
+        roots_told=ROOTS_TOLD,
+        absent_told=describe_absent(sources),
+        headline=HEADLINE,
+        predicted_kinds=_list_predicted_kinds(metrics["confusion"]),
+        interval_notes=describe_intervals(
             metrics["matchers"], metrics["over_majority"], *parts, *list_source_rates(sources)
         ),
-        "comparison_notes": describe_intervals(comparison["matchers"]) if comparison else [],
-        "run": _describe_run(run_info),
-        "run_json": format_json(run_info.to_json(), indent=2),
-        "data_notes": list_data_notes(run_info.data),
-        "comparison": comparison,
-        "has_points": any(v.takes_point for v in chain(*verdicts.values(), *(others or {}).values())),
-        "progress_text": describe_progress(metrics),
-        "also_right_text": describe_also_right(metrics["also_right"]) if metrics["also_right"] else "",
-        "loops_text": describe_loops(metrics),
-        "figures": [(path.stem, _encode_file(path)) for path in figures],
-    }
+        comparison_notes=describe_intervals(comparison["matchers"]) if comparison else [],
+        comparison=comparison,
+        has_points=any(v.takes_point for v in chain(*verdicts.values(), *(others or {}).values())),
+        progress_text=describe_progress(metrics),
+        also_right_text=describe_also_right(metrics["also_right"]) if metrics["also_right"] else "",
+        loops_text=describe_loops(metrics),
+        figures=[(path.stem, _encode_file(path)) for path in figures],
+    )
+
+
+def render_run_page(
+    template: Path, data: Mapping[str, Any], run_info: RunInfo, thumbnails: Thumbnails, **content: Any
+) -> str:
+    """Return a page of the report's looks: `data` for its script, what is known of the run, and the template's own."""
     filters: dict[str, Callable[..., Any]] = {
         "percent": lambda value: f"{100 * value:.1f}",
         "interval": Rate.format,
         "rate": read_rate,
     }
-    return render_page(_TEMPLATE, format_json(data, ensure_ascii=True), thumbnails.images, content, filters)
+    content |= {
+        "run": _describe_run(run_info),
+        "run_json": format_json(run_info.to_json(), indent=2),
+        "data_notes": list_data_notes(run_info.data),
+    }
+    data_json = format_json(data, ensure_ascii=True)
+    return render_page(template, data_json, thumbnails.images, content, filters, looks=_TEMPLATE)
 
 
 def load_thumbnails(image_ids: Sequence[str], image_root: Path, link_from: Path | None = None) -> Thumbnails:
@@ -257,6 +276,8 @@ def _describe_run(run_info: RunInfo) -> list[tuple[str, str]]:
     """Return what the header says of the run: known keys first, then versions; the rest is in the folded JSON."""
     known = run_info.to_json()
     rows = [(key.replace("_", " "), str(known[key])) for key in _FIRST_RUN_KEYS if known[key]]
+    if run_info.environment:
+        rows.insert(0, ("environment", str(run_info.environment["module"])))
     if run_info.versions:
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in run_info.versions.items())))
     return rows

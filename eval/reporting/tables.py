@@ -74,7 +74,7 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     console.print()
     console.print(Text(f"{comparison['n_tasks']} tasks, {comparison['n_steps']} steps, paired by task", "bold"))
     console.print(Text(f"A: {name_a}\nB: {name_b}"))
-    table = _new_table("Right under", "A", "B", "A minus B")
+    table = new_table("Right under", "A", "B", "A minus B")
     for name, measures in comparison["matchers"].items():
         for measure, row in measures.items():
             difference = row["difference"].format(signed=True)
@@ -175,7 +175,7 @@ def _find_rates(content: Any) -> Iterator[Rate]:
 
 
 def _build_score_table(metrics: Mapping[str, Any]) -> Table:
-    table = _new_table("Right under", "Step-wise (SWA)", "Task (TA)")
+    table = new_table("Right under", "Step-wise (SWA)", "Task (TA)")
     for name, scores in metrics["matchers"].items():
         table.add_row(name, scores["swa"].format(), scores["ta"].format())
         if others := metrics["also_right"]:
@@ -197,7 +197,7 @@ def build_ablation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
     Of several seeds each, SWA and TA are means, with the score of each seed below.
     """
-    table = _new_table(
+    table = new_table(
         "Variant", "Short", "Long", "Elements", "Writer", *("SWA", "TA"), "SWA above full", "TA above full"
     )
     for row in rows:
@@ -220,7 +220,7 @@ def _list_repeats(score: Mapping[str, Any]) -> list[str]:
 
 def _build_source_table(sources: Mapping[str, Any]) -> Table:
     """Return accuracy by memory shown and by first plan, and the errors by root, one column per matcher."""
-    table = _new_table("Where the errors come from", "Steps", *MATCHERS)
+    table = new_table("Where the errors come from", "Steps", *MATCHERS)
     rows = []
     if by_memory := sources["by_memory"]:
         rows += [("SWA, recorded memory shown", by_memory["recorded"])]
@@ -241,7 +241,7 @@ def _build_source_table(sources: Mapping[str, Any]) -> Table:
 
 
 def _build_rule_table(rules: Sequence[Mapping[str, Any]]) -> Table:
-    table = _new_table("Rule, version, threshold", "Steps", "Right", "Above action")
+    table = new_table("Rule, version, threshold", "Steps", "Right", "Above action")
     for rule in rules:
         threshold = "" if rule["threshold"] is None else f", {rule['threshold']:g}"
         right = rule["rate"].format() if rule["rate"] else "not applicable"
@@ -252,7 +252,7 @@ def _build_rule_table(rules: Sequence[Mapping[str, Any]]) -> Table:
 
 def _build_part_table(parts: Mapping[str, Mapping[str, Any]]) -> Table:
     names = list(next(iter(parts.values()))["matchers"])
-    table = _new_table("SWA of", "Tasks", *names, "always")
+    table = new_table("SWA of", "Tasks", *names, "always")
     for label, part in parts.items():
         rates = [part["matchers"][name]["swa"].format() for name in names]
         majority = part["majority_baseline"]
@@ -260,7 +260,8 @@ def _build_part_table(parts: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def _new_table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """Return a table without rows; the first column holds labels, the others numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(columns[0], overflow="fold")
     for column in columns[1:]:

@@ -1,6 +1,7 @@
 """What a rollout takes, for the compute ledger: steps, tokens, time, operations of its first batch."""
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -26,9 +27,7 @@ class MeteredPolicy:
         self._busy_s = 0.0
 
     def answer(self, requests: "Sequence[StepRequest]") -> "list[RawAnswer]":
-        from eval.policies.hf import ModelPolicy
-
-        is_first = self._n_steps == 0 and isinstance(self.policy, ModelPolicy)
+        is_first = self._n_steps == 0 and _is_model(self.policy)
         started = time.perf_counter()
         answers = self._answer_counted(requests) if is_first else self.policy.answer(requests)
         self._busy_s += time.perf_counter() - started
@@ -76,7 +75,7 @@ def record_rollout(arguments: argparse.Namespace, info: RunInfo) -> RunRecorder:
         about={
             "model": shorten_path(info.model_path) if info.model_path else info.policy,
             "engine": info.engine,
-            "mode": arguments.mode,
+            "mode": info.mode,
             "data": {
                 "csv": shorten_path(info.test_csv),
                 "sha256": info.test_csv_sha256,
@@ -93,8 +92,15 @@ def meter(build: "Callable[[], Policy]", recorder: RunRecorder) -> "Callable[[],
     return cache(lambda: MeteredPolicy(build(), recorder))
 
 
+def _is_model(policy: "Policy") -> bool:
+    """Say whether a model of this process answers; a replay need not import torch to know."""
+    hf = sys.modules.get("eval.policies.hf")
+    return hf is not None and isinstance(policy, hf.ModelPolicy)
+
+
 def _read_gpu_memory() -> dict[str, float]:
     """Return the memory of this process; an engine in a process of its own (vLLM) is not seen."""
-    import torch
-
-    return {"peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if torch.cuda.is_initialized() else {}
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9}

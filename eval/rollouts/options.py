@@ -1,4 +1,4 @@
-"""The options of eval/rollout.py and what may go together. Reads no file but the agent's configuration."""
+"""The options of eval/rollout.py, some of which eval/live.py has too. Reads no file but the agent's configuration."""
 
 import argparse
 from pathlib import Path
@@ -14,26 +14,7 @@ MODES = ("teacher", "own", "own_stop")
 def parse_arguments(argv: list[str], description: str | None) -> argparse.Namespace:
     """Read the command line; what cannot be run ends with a message and exit code 2."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    model = parser.add_argument_group("what answers")
-    model.add_argument("--model_path", help="folder that sft/run.py wrote, or a full model; openai: the model's name")
-    model.add_argument("--base_model", help="base model of the adapter [the one it was trained on]")
-    model.add_argument("--agent_config", help="agent_config.json, or a recipe [the one in --model_path]")
-    model.add_argument(
-        "--policy",
-        choices=["model", "replay", "empty"],
-        default="model",
-        help="a model, the recording's right answers, or no answer at all [model]",
-    )
-    model.add_argument("--engine", choices=["hf", "vllm", "openai"], default="hf", help="what runs the model [hf]")
-    model.add_argument(
-        "--api_url", default="http://localhost:8000/v1", help="openai: server [http://localhost:8000/v1]"
-    )
-    model.add_argument(
-        "--decoding",
-        choices=["free", "constrained"],
-        default="free",
-        help="constrained: hold every answer to the JSON schema of the agent's actions [free]",
-    )
+    model = add_model_options(parser)
     model.add_argument("--batch_size", type=int, default=16, help="steps answered at once [16]")
     data = parser.add_argument_group("data")
     data.add_argument("--test_csv", required=True, help="trajectory CSV to roll out")
@@ -64,18 +45,48 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     run.add_argument("--num_shards", type=int, default=1, help="machines that share the tasks [1]")
     run.add_argument("--shard", type=int, default=0, help="which of them this is, from 0 [0]")
     add_report_images(run)
-    run.add_argument(
-        "--run_purpose",
-        choices=get_args(Purpose),
-        default="inference",
-        help="what the compute report counts it as [inference]",
-    )
-    run.add_argument("--country_iso_code", help="where this runs, e.g. DEU, for CO2e [as in the model's recipe]")
+    add_compute_options(run)
     run.add_argument("--self_check", action="store_true", help="check the evaluation itself; exit code 1 if it fails")
     arguments = parser.parse_args(argv)
     if problem := find_problem(arguments):
         parser.error(problem)
     return arguments
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add what every command needs that asks a model; return the group."""
+    model = parser.add_argument_group("what answers")
+    model.add_argument("--model_path", help="folder that sft/run.py wrote, or a full model; openai: the model's name")
+    model.add_argument("--base_model", help="base model of the adapter [the one it was trained on]")
+    model.add_argument("--agent_config", help="agent_config.json, or a recipe [the one in --model_path]")
+    model.add_argument(
+        "--policy",
+        choices=["model", "replay", "empty"],
+        default="model",
+        help="a model, the recording's right answers, or no answer at all [model]",
+    )
+    model.add_argument("--engine", choices=["hf", "vllm", "openai"], default="hf", help="what runs the model [hf]")
+    model.add_argument(
+        "--api_url", default="http://localhost:8000/v1", help="openai: server [http://localhost:8000/v1]"
+    )
+    model.add_argument(
+        "--decoding",
+        choices=["free", "constrained"],
+        default="free",
+        help="constrained: hold every answer to the JSON schema of the agent's actions [free]",
+    )
+    return model
+
+
+def add_compute_options(parser: argparse._ActionsContainer) -> None:
+    """Add what the compute ledger asks for."""
+    parser.add_argument(
+        "--run_purpose",
+        choices=get_args(Purpose),
+        default="inference",
+        help="what the compute report counts it as [inference]",
+    )
+    parser.add_argument("--country_iso_code", help="where this runs, e.g. DEU, for CO2e [as in the model's recipe]")
 
 
 def add_report_images(parser: argparse._ActionsContainer) -> None:
@@ -99,10 +110,15 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
             return f"--{name}: found {number}; expected at least 1"
     if not 0 <= arguments.shard < arguments.num_shards:
         return f"--shard: found {arguments.shard} of {arguments.num_shards}; expected 0 to --num_shards - 1"
-    if arguments.country_iso_code and arguments.country_iso_code not in list_countries():
-        return f"--country_iso_code: found {arguments.country_iso_code}; expected three letters, e.g. DEU"
     if arguments.num_shards > 1 and arguments.mode == "all":
         return "--mode all: found --num_shards too; run each mode in shards, merge them and compare"
+    return find_country_problem(arguments)
+
+
+def find_country_problem(arguments: argparse.Namespace) -> str | None:
+    """Return what is wrong with the country, or None."""
+    if arguments.country_iso_code and arguments.country_iso_code not in list_countries():
+        return f"--country_iso_code: found {arguments.country_iso_code}; expected three letters, e.g. DEU"
     return None
 
 

@@ -25,7 +25,7 @@ WRITTEN = ("steps.jsonl", "predictions.csv", "metrics.json", "details.json", "re
 
 
 @contextmanager
-def claim_folders(infos: Mapping[Path, RunInfo]) -> Iterator[None]:
+def claim_folders(infos: Mapping[Path, RunInfo], written: Sequence[str] = WRITTEN) -> Iterator[None]:
     """Keep the folders of a rollout for this process; all are looked at before anything is written into one.
 
     Raises:
@@ -33,7 +33,7 @@ def claim_folders(infos: Mapping[Path, RunInfo]) -> Iterator[None]:
     """
     for folder, info in infos.items():
         read_earlier(folder, info)
-        refuse_foreign(folder, WRITTEN, "run.json")
+        refuse_foreign(folder, written, "run.json")
     with ExitStack() as stack:
         for folder in infos:
             stack.enter_context(claim_folder(folder, "rolls out into this folder"))
@@ -90,6 +90,11 @@ def load_run(folder: Path) -> tuple[list[StepResult], RunInfo]:
         UserError: a file is missing or is not what the rollout wrote.
     """
     info, steps = read_run(folder), folder / "steps.jsonl"
+    if info.environment is not None:
+        raise UserError(
+            f"{folder}: found a live run, in which a program was operated; expected a rollout of recorded steps. The "
+            "command that made a live run scores it again, without carrying a finished task out again"
+        )
     if not steps.is_file():
         raise UserError(f"{steps}: found no such file; expected the --output_dir of a rollout")
     return list(load_results(steps)), info

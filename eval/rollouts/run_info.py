@@ -17,6 +17,7 @@ from sft.files import hash_files, write_whole
 from sft.models.model_folder import find_base_name
 from sft.versions import read_versions
 
+RESULTS = ("steps.jsonl", "episodes.jsonl")  # what a rollout, or a live run, has answered so far
 _WHERE = ("model_path", "base_model", "test_csv", "image_root", "data")
 _WHEN = ("started", "finished")
 
@@ -25,9 +26,10 @@ _WHEN = ("started", "finished")
 class RunInfo:
     """What a rollout ran on: the content of `run.json`, in its order.
 
-    `detector` is what `--detect` found elements with. `shard` is [which, of how many]; `started` and `finished` are in
-    UTC. `fingerprint` covers all that can change an answer (model, data, agent, mode, versions), not where it lies on
-    this machine or when it ran. Fields with a default are those that files of older versions may lack.
+    `detector` is what `--detect` found elements with. `environment` is what a live run (mode "live") operated, by what
+    rules; None, and left out of the file, for a rollout. `shard` is [which, of how many]; `started` and `finished` are
+    in UTC. `fingerprint` covers all that can change an answer (model, data, agent, mode, versions), not where it lies
+    on this machine or when it ran. Fields with a default are those that files of older versions may lack.
     """
 
     mode: str
@@ -48,6 +50,7 @@ class RunInfo:
     data: Mapping[str, Any] = field(default_factory=dict)
     agent: Mapping[str, Any] = field(default_factory=dict)
     detector: Mapping[str, Any] | None = None
+    environment: Mapping[str, Any] | None = None
     answer_version: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     shard: list[int] | None = None
@@ -56,7 +59,8 @@ class RunInfo:
     fingerprint: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if name != "environment" or value is not None}
 
     def seal(self) -> "RunInfo":
         """Return it with its fingerprint."""
@@ -155,13 +159,13 @@ def read_earlier(output_dir: Path, info: RunInfo) -> RunInfo | None:
     Raises:
         UserError: the folder holds a rollout of something else.
     """
-    steps = output_dir / "steps.jsonl"
-    if not steps.is_file() or not steps.stat().st_size:  # before its first answer a run binds nobody
+    begun = [p for name in RESULTS if (p := output_dir / name).is_file() and p.stat().st_size]
+    if not begun:  # before its first answer a run binds nobody
         return None
     try:
         earlier = read_run(output_dir)
     except UserError as error:
-        raise UserError(f"{error}, which wrote steps.jsonl beside it: choose another --output_dir") from error
+        raise UserError(f"{error}, which wrote {begun[0].name} beside it: choose another --output_dir") from error
     if earlier.fingerprint != info.fingerprint:
         raise UserError(
             f"{output_dir}: found a rollout of something else "
@@ -218,10 +222,19 @@ def read_run(output_dir: Path) -> RunInfo:
     return RunInfo(**{f.name: found[f.name] for f in fields(RunInfo) if f.name in found})
 
 
+def list_other_answers(info: RunInfo, other: RunInfo) -> list[str]:
+    """Return in what a rollout and a live run differ, of what makes them answers of one model to the same tasks.
+
+    What runs the model, and how many of the file's tasks, may differ.
+    """
+    same = ("policy", "model_sha256", "base_model_sha256", "decoding", "agent", "test_csv_sha256")
+    return [name for name in _list_differences(info, other) if name in same]
+
+
 def _list_differences(info: RunInfo, other: RunInfo) -> list[str]:
     """Return the fields in which two rollouts differ, of those that can change an answer."""
     ours, theirs = (json.loads(json.dumps(i.list_covered())) for i in (info, other))  # tuples as a file has them
-    return [name for name in ours if ours[name] != theirs[name]]
+    return [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
 
 
 def _hash_screenshots(trajectories: Sequence[Trajectory]) -> str:

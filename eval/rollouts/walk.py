@@ -3,12 +3,12 @@
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from eval.policies.policy import Policy, RawAnswer, StepRequest
+from eval.policies.policy import Policy, RawAnswer, StepRequest, read_raw_answer
 from eval.step_result import StepResult
 from sft.agent import AgentConfig
-from sft.answers import Answer, parse_answer
+from sft.answers import Answer
 from sft.data.steps import Step, Trajectory
 from sft.memory import EMPTY_MEMORY, Memory, lagged, memory_chars
 
@@ -112,10 +112,7 @@ def _request(walk: _Walk) -> StepRequest:
 def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> StepResult:
     """Read the answer, move the walk to its next step and return what happened."""
     trajectory, step, before = walk.trajectory, walk.step, walk.memory
-    parsed = parse_answer(raw.text, agent, is_truncated=raw.finish_reason == "length")
-    problem = parsed.problem
-    if raw.said_elsewhere and not raw.text.strip():
-        problem = f"no text in the answer; what the server said is in {', '.join(raw.said_elsewhere)}"
+    parsed = read_raw_answer(raw, agent)
     walk.next_index += 1
     if mode != "teacher":
         walk.answers.append(parsed.answer)
@@ -128,14 +125,14 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
         instruction=trajectory.instruction,
         image_id=step.image_id,
         gold=step.gold.action,
-        gold_memory=_as_json(walk.gold[step.index]),
+        gold_memory=walk.gold[step.index].to_json(),
         bbox=None if step.grounding.bbox is None else list(step.grounding.bbox),
         screen=None if step.grounding.screen_wh is None else list(step.grounding.screen_wh),
-        memory_before=_as_json(before if raw.memory_shown is None else raw.memory_shown),
-        memory_after=_as_json(walk.memory),
+        memory_before=(before if raw.memory_shown is None else raw.memory_shown).to_json(),
+        memory_after=walk.memory.to_json(),
         raw_text=raw.text,
         parse_status=parsed.status,
-        parse_problem=problem,
+        parse_problem=parsed.problem,
         left_out=list(parsed.left_out),
         predicted=parsed.answer.action if parsed.answer else None,
         error=None if raw.error is None else f"row {step.row}: {raw.error}",
@@ -146,7 +143,3 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
         said_elsewhere=dict(raw.said_elsewhere),
         also_right=list(step.also_right),
     )
-
-
-def _as_json(memory: Memory) -> dict[str, Any]:
-    return {"short_term": dict(memory.short_term), "long_term": dict(memory.long_term)}

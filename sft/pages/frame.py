@@ -39,9 +39,11 @@ def render_page(
     images: Sequence[PageImage],
     content: Mapping[str, Any],
     filters: Mapping[str, Callable[..., Any]],
+    looks: Path | None = None,
 ) -> str:
     """Return the page of NAME.html.j2, which fills the blocks of frame.html.j2; NAME.css and NAME.js lie beside it.
 
+    A page that extends another one has that one's style and script: `looks` is its template.
     `data_json` is what the script reads, `content` what the template does. `images` are found by their number.
     """
     environment = Environment(
@@ -52,7 +54,7 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.filters |= filters
-    style, script = (_read_both(template, kind) for kind in ("css", "js"))
+    style, script = (_read_both(looks or template, kind) for kind in ("css", "js"))
     return environment.get_template(template.name).render(
         **content,
         images=images,

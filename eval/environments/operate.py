@@ -1,0 +1,217 @@
+"""Lets a policy carry out a task in an environment, with the memory that it wrote. Knows no program and no metric."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from eval.environments.environment import Environment, EnvironmentFailure, Observation, Verdict
+from eval.environments.episode import Ending, Episode, LiveStep, StepOutcome
+from eval.policies.policy import Policy, RawAnswer, StepRequest, read_raw_answer
+from sft.actions import POINT, find_action_type
+from sft.agent import AgentConfig
+from sft.answers import ParsedAnswer
+from sft.data.screenshots import SUFFIXES, inspect_bytes, open_screenshot
+from sft.data.steps import Trajectory
+from sft.elements.detector import ElementDetector
+from sft.files import write_whole
+from sft.memory import EMPTY_MEMORY, Memory, update
+
+BUDGET = 2  # steps a task may take, for each that was recorded
+# How many times `step_limit_s` a method may take before it is interrupted; a reset may have to start a program.
+PATIENCE, PATIENCE_AT_RESET = 3, 10
+SCREENS = "screens"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What the program shows: the kept screenshot, its size in pixels, and where the program stands."""
+
+    path: Path
+    image_id: str
+    width_height: tuple[int, int]
+    description: str
+
+
+class ScreenStore:
+    """Keeps screenshots in a run's folder, each content once, and finds their elements where the agent sees them."""
+
+    def __init__(self, folder: Path, detector: ElementDetector | None = None):
+        self.folder, self.detector = folder, detector
+        self._elements: dict[str, Sequence[Mapping[str, Any]]] = {}
+
+    def keep(self, observation: Observation) -> Screen:
+        """Write the screenshot as a file named by its content.
+
+        Raises:
+            EnvironmentFailure: it is no screenshot.
+        """
+        facts = inspect_bytes(observation.screenshot, "the program's screen", "always")
+        if facts.problem is not None:
+            raise EnvironmentFailure(f"found no screenshot: {facts.problem}")
+        image_id = f"{SCREENS}/{facts.sha256[:16]}.{SUFFIXES[facts.format]}"
+        path = self.folder / image_id
+        if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, observation.screenshot)
+        return Screen(path, image_id, facts.width_height, observation.description)
+
+    def find_elements(self, screen: Screen) -> Sequence[Mapping[str, Any]]:
+        """Return the texts on a screen, read once; nothing where the agent is shown none."""
+        if self.detector is None:
+            return ()
+        if screen.image_id not in self._elements:
+            self._elements[screen.image_id] = self.detector.detect(open_screenshot(screen.path)).elements
+        return self._elements[screen.image_id]
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """What became of one answer: its outcome, the screen after it, and the verdict then."""
+
+    outcome: StepOutcome
+    reason: str
+    screen: Screen
+    point: tuple[float, float] | None = None
+    verdict: Verdict = Verdict(False, "")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Carries out one task after the other in one environment, asking one policy."""
+
+    environment: Environment
+    policy: Policy
+    agent: AgentConfig
+    screens: ScreenStore
+    step_limit_s: float
+
+    def carry_out(self, task: Trajectory) -> Episode:
+        """Reset the program, then ask, act and verify until COMPLETE is said or `BUDGET` is used up.
+
+        An answer that cannot be read, or an action that cannot be carried out, leaves the screen as it is: the agent
+        sees it again. The memory is that of a rollout in mode "own".
+        """
+        steps: list[LiveStep] = []
+        screen: Screen | None = None
+        memory = EMPTY_MEMORY
+        ending: Ending = "budget"
+        reason = ""
+        try:
+            if (obstacle := self._call("find_obstacle", self.environment.find_obstacle, task)) is not None:
+                return _describe(task, "left_out", reason=obstacle)
+            screen = self._begin(task)
+            for index in range(BUDGET * len(task.steps)):
+                step, screen, memory = self._take_step(task, index, screen, memory)
+                steps.append(step)
+                if step.outcome == "complete":
+                    ending = "complete"
+                    break
+                if step.outcome == "error":
+                    ending, reason = "error", step.reason
+                    break
+        except EnvironmentFailure as failure:
+            ending, reason = "error", _name(failure)
+        return _describe(task, ending, tuple(steps), reason, screen.image_id if screen else "")
+
+    def _begin(self, task: Trajectory) -> Screen:
+        screen = self.screens.keep(self._call("reset", self.environment.reset, task, patience=PATIENCE_AT_RESET))
+        verdict = self._call("verify", self.environment.verify)
+        if verdict.is_reached:
+            raise EnvironmentFailure(f"the goal is reached before the first step ({verdict.reason})")
+        return screen
+
+    def _take_step(
+        self, task: Trajectory, index: int, screen: Screen, memory: Memory
+    ) -> tuple[LiveStep, Screen, Memory]:
+        """Ask, carry out what was said and verify; return the step, and screen and memory after it."""
+        elements = self.screens.find_elements(screen)
+        request = StepRequest(task.task_id, index, task.instruction, memory, screen.path, elements)
+        raw = self.policy.answer([request])[0]
+        parsed = read_raw_answer(raw, self.agent)
+        after = update(memory, parsed.answer, self.agent.memory_writer, self.agent.memory_budget_chars)
+        started = time.perf_counter()
+        try:
+            effect = self._act(raw, parsed, screen)
+        except EnvironmentFailure as failure:
+            effect = _Effect("error", _name(failure), screen)
+        step = LiveStep(
+            index=index,
+            image_id=screen.image_id,
+            description=screen.description,
+            screen=list(screen.width_height),
+            memory_before=(memory if raw.memory_shown is None else raw.memory_shown).to_json(),
+            memory_after=after.to_json(),
+            raw_text=raw.text,
+            parse_status=parsed.status,
+            parse_problem=parsed.problem,
+            left_out=list(parsed.left_out),
+            predicted=parsed.answer.action if parsed.answer else None,
+            outcome=effect.outcome,
+            reason=effect.reason,
+            point=None if effect.point is None else [float(v) for v in effect.point],
+            is_reached=effect.verdict.is_reached,
+            verdict=effect.verdict.reason,
+            finish_reason=raw.finish_reason,
+            n_prompt_tokens=raw.n_prompt_tokens,
+            n_answer_tokens=raw.n_answer_tokens,
+            latency_s=raw.latency_s,
+            execution_s=time.perf_counter() - started,
+            said_elsewhere=dict(raw.said_elsewhere),
+        )
+        return step, effect.screen, after
+
+    def _act(self, raw: RawAnswer, parsed: ParsedAnswer, screen: Screen) -> _Effect:
+        """Carry an answer out, where it can be, and judge what the program is in then."""
+        action = parsed.answer.action if parsed.answer else None
+        action_type = find_action_type(action.kind, self.agent.actions) if action else None
+        if raw.error is not None:
+            effect = _Effect("unanswered", raw.error, screen)
+        elif action is None or action_type is None or ("target" in parsed.left_out and POINT not in action.arguments):
+            effect = _Effect("unreadable", parsed.problem, screen)
+        elif action_type.is_final:
+            effect = _Effect("complete", "", screen)
+        else:
+            done = self._call(f"the step {action.kind}", self.environment.step, action)
+            effect = _Effect(done.outcome, done.reason, self.screens.keep(done.observation), done.point)
+        return replace(effect, verdict=self._call("verify", self.environment.verify))
+
+    def _call(self, doing: str, method: Callable[..., T], *arguments: Any, patience: int = PATIENCE) -> T:
+        with limit_time(patience * self.step_limit_s, doing):
+            return method(*arguments)
+
+
+@contextmanager
+def limit_time(limit_s: float, doing: str) -> Iterator[None]:
+    """Interrupt what does not return in time, by a signal to this process's main thread.
+
+    Raises:
+        EnvironmentFailure: it took longer. Raised again each second, for a program's library that caught it.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise EnvironmentFailure(f"{doing} took longer than {limit_s:g} s and was interrupted")
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, limit_s, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _describe(
+    task: Trajectory, ending: Ending, steps: tuple[LiveStep, ...] = (), reason: str = "", last_image_id: str = ""
+) -> Episode:
+    about = (task.task_id, task.application, task.group, task.instruction, len(task.steps))
+    return Episode(*about, ending=ending, steps=steps, reason=reason, last_image_id=last_image_id)
+
+
+def _name(failure: EnvironmentFailure) -> str:
+    return str(failure) or type(failure).__name__

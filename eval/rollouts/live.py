@@ -1,0 +1,136 @@
+"""One live run in one folder: opens the program, resumes at the next task, appends each when it ended. No metrics."""
+
+import errno
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from eval.environments.environment import Environment, EnvironmentFailure
+from eval.environments.episode import Episode, append_episode, load_episodes
+from eval.environments.operate import PATIENCE_AT_RESET, Operator, ScreenStore, limit_time
+from eval.rollouts.run_folder import cut_last_line
+from eval.rollouts.run_info import RunInfo, close_run, open_run
+from sft.agent import AgentConfig
+from sft.data.steps import Trajectory
+from sft.elements.detector import ElementDetector
+from sft.errors import UserError
+
+if TYPE_CHECKING:
+    from eval.policies.policy import Policy
+
+log = logging.getLogger("sft")
+
+# What a live run writes, `run.json` before all else.
+WRITTEN = ("episodes.jsonl", "steps.jsonl", "metrics.json", "report.html", "screens/*", "films/*")
+MAX_ERRORS = 3  # tasks in a row: the program does not come back, and trying the others would take hours for nothing
+
+
+def find_opener(module_name: str) -> Callable[[float], Environment]:
+    """Return the function `open_environment` of a module.
+
+    Raises:
+        UserError: there is no such module, or none in it.
+    """
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--environment {module_name}: found no module {error.name}; expected one that can be imported: give "
+            "the command in the folder that the module is in, and install what it needs"
+        ) from error
+    opener = getattr(module, "open_environment", None)
+    if not callable(opener):
+        raise UserError(
+            f"--environment {module_name}: found no function open_environment there; expected one that returns an "
+            "Environment (docs/live.md)"
+        )
+    found: Callable[[float], Environment] = opener
+    return found
+
+
+def run_live_tasks(
+    folder: Path,
+    info: RunInfo,
+    tasks: Sequence[Trajectory],
+    agent: AgentConfig,
+    build_policy: "Callable[[], Policy]",
+    open_environment: Callable[[float], Environment],
+    step_limit_s: float,
+) -> tuple[list[Episode], RunInfo]:
+    """Carry out every task that has no result yet; policy and program are only started where one is left.
+
+    A task that ended in an error is tried again.
+
+    Returns:
+        All episodes in the order of the data, and what the finished run's `run.json` holds.
+
+    Raises:
+        UserError: the folder holds another run, the program does not start, or `MAX_ERRORS` tasks in a row end in an
+            error.
+    """
+    info = open_run(folder, info)
+    path = folder / "episodes.jsonl"
+    cut_last_line(path)
+    episodes = {episode.task_id: episode for episode in (load_episodes(path) if path.is_file() else [])}
+    left = [t for t in tasks if t.task_id not in episodes or episodes[t.task_id].ending == "error"]
+    if left:
+        info = replace(info, finished=None)
+        detector = ElementDetector() if info.detector is not None else None
+        n_errors = 0
+        with _open(open_environment, step_limit_s) as environment, path.open("ab", buffering=0) as file:
+            operator = Operator(environment, build_policy(), agent, ScreenStore(folder, detector), step_limit_s)
+            bar = tqdm(left, desc="Carrying out", unit="task", total=len(tasks), initial=len(tasks) - len(left))
+            for task in bar:
+                episode = operator.carry_out(task)
+                append_episode(file, episode)
+                n_errors = n_errors + 1 if episode.ending == "error" else 0
+                if n_errors == MAX_ERRORS:
+                    raise UserError(
+                        f"{folder}: found an error at the end of each of {n_errors} tasks in a row; the last, of "
+                        f"{task.task_id}: {episode.reason}; expected a program that comes back: fix the cause and "
+                        "give the same command again, which tries these tasks again"
+                    )
+        episodes = {episode.task_id: episode for episode in load_episodes(path)}
+    place = {task.task_id: i for i, task in enumerate(tasks)}
+    return sorted(episodes.values(), key=lambda episode: place[episode.task_id]), close_run(folder, info)
+
+
+@contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Say what to do where there is no room for what a run writes.
+
+    Raises:
+        UserError: the disk is full, or the user's share of it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{folder}: found a full disk ({error.strerror}); make room and give the same command again: it continues "
+            "with the task that was under way"
+        ) from error
+
+
+@contextmanager
+def _open(open_environment: Callable[[float], Environment], step_limit_s: float) -> Iterator[Environment]:
+    """Start the program, and stop it however the run ends."""
+    try:
+        environment = open_environment(step_limit_s)
+    except EnvironmentFailure as failure:
+        raise UserError(f"the program could not be started: {failure}") from failure
+    try:
+        yield environment
+    finally:
+        try:
+            with limit_time(PATIENCE_AT_RESET * step_limit_s, "close"):
+                environment.close()
+        except EnvironmentFailure as failure:
+            log.warning("the program could not be stopped: %s", failure)

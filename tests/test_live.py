@@ -1,0 +1,599 @@
+"""Live runs: a real small program is operated and judged; every outcome, fault, resumption and refusal."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from live_samples import DRIVE, TASKS, WORKLIST, label, load_worklist, record
+from PIL import Image
+from test_servers import answer_with, serve
+from trajectory_samples import TINY_AGENT
+
+from eval.environments.environment import EnvironmentFailure
+from eval.environments.episode import load_episodes
+from eval.live import main
+from eval.rollout import main as roll_out
+from eval.rollouts.run_folder import claim_folders
+from eval.score import main as score
+from sft.actions import Action
+from sft.agent import agent_to_json
+from sft.errors import UserError
+
+LATER = ("started", "finished", "latency_s", "execution_s")
+
+
+@pytest.fixture(scope="module")
+def tasks_csv(tmp_path_factory):
+    """Three tasks of five steps, recorded in the worklist."""
+    return record(tmp_path_factory.mktemp("recorded"))
+
+
+@pytest.fixture
+def operate(tmp_path, tasks_csv):
+    """Run tasks live in the worklist; return episodes by task id, and the metrics."""
+    load_worklist()
+
+    def run(*arguments, csv=tasks_csv, folder=tmp_path / "live", environment="worklist"):
+        given = ["--environment", environment, "--tasks", str(csv), "--output_dir", str(folder)]
+        main([*given, *map(str, arguments)])
+        return _read(folder)
+
+    return run
+
+
+def _read(folder):
+    episodes = {episode.task_id: episode for episode in load_episodes(folder / "episodes.jsonl")}
+    return episodes, json.loads((folder / "metrics.json").read_text())
+
+
+def _said(tmp_path, **tasks):
+    """Record tasks of the goal of `head` that go as the actions say."""
+    goals = {task_id: (f"Label CT head as {task_id}", actions) for task_id, actions in tasks.items()}
+    return record(tmp_path / "said", goals)
+
+
+@pytest.mark.slow
+def test_replay_succeeds_in_every_task_and_empty_in_none(operate, tmp_path):
+    episodes, metrics = operate("--policy", "replay", folder=tmp_path / "replay")
+    assert [episode.result for episode in episodes.values()] == ["success"] * 3
+    assert metrics["success"]["value"] == metrics["steps_against_recorded"]["ratio"]["value"] == 1.0
+    assert [step.outcome for step in episodes["knee"].steps] == ["done"] * 4 + ["complete"]
+    assert [step.is_reached for step in episodes["knee"].steps] == [False, False, True, True, True]
+    assert episodes["knee"].reached_at == 3
+    assert episodes["knee"].steps[2].verdict == "labelled in the database: [('MR knee', 'seen')]"
+    episodes, metrics = operate("--policy", "empty", folder=tmp_path / "empty")
+    assert [episode.result for episode in episodes.values()] == ["budget"] * 3
+    assert metrics["step_outcomes"]["unreadable"] == metrics["n_steps"] == 2 * 15
+    assert metrics["success"]["value"] == metrics["reached"]["value"] == 0.0
+
+
+def test_replay_that_acts_on_another_study_succeeds_in_none(operate, tmp_path):
+    others = {"head": "MR knee", "head2": "MR knee", "knee": "CT head"}
+    texts = {"head": "urgent", "head2": "seen", "knee": "seen"}
+    wrong = {task_id: (goal, label(others[task_id], texts[task_id])) for task_id, (goal, _) in TASKS.items()}
+    episodes, _ = operate("--policy", "replay", csv=record(tmp_path / "wrong", wrong))
+    assert [episode.result for episode in episodes.values()] == ["silent_wrong_effect"] * 3
+
+
+def test_every_task_has_one_result(operate, tmp_path):
+    right = label("CT head", "noticed")[:-1]
+    csv = _said(
+        tmp_path,
+        silent=label("MR knee", "silent"),
+        noticed=right,  # the recording does not say COMPLETE, so nor does its replay
+        left=[*label("CT head", "left")[:-1], *label("MR knee", "left")],
+        left2=[*label("CT head", "left2")[:-1], *label("MR knee", "left2")[:-1]],
+        nothing=[Action("CLICK", "CT head"), Action("CLICK", "Close")],
+    )
+    episodes, metrics = operate("--policy", "replay", csv=csv)
+    assert {task_id: episode.result for task_id, episode in episodes.items()} == {
+        "silent": "silent_wrong_effect",
+        "noticed": "not_noticed",
+        "left": "silent_wrong_effect",
+        "left2": "not_noticed",
+        "nothing": "budget",
+    }
+    assert metrics["results"] == {
+        "success": 0,
+        "silent_wrong_effect": 2,
+        "not_noticed": 2,
+        "budget": 1,
+        "error": 0,
+    }
+    assert metrics["left_again"] == 2 and metrics["reached"]["value"] == 3 / 5
+    assert len(episodes["nothing"].steps) == 2 * 2
+
+
+def test_what_cannot_be_carried_out_is_an_outcome_and_leaves_the_screen(operate, tmp_path):
+    twice = [Action("CLICK", "US liver")] * 3
+    others = [
+        Action("CLICK", "x" * 2000),
+        Action("SCROLL", "MR knee", {"direction": "down"}),
+        Action("CLICK", "CT head"),
+    ]
+    episodes, metrics = operate("--policy", "replay", csv=_said(tmp_path, odd=[*twice, *others]))
+    steps = episodes["odd"].steps
+    assert [step.outcome for step in steps[:6]] == ["ambiguous"] * 3 + ["not_found", "impossible", "done"]
+    assert len({step.image_id for step in steps[:6]}) == 1
+    assert steps[0].reason == "2 such elements" and steps[3].reason == "0 such elements"
+    assert steps[0].point is None and steps[5].point == [128.0, 54.0]
+    assert set(steps[3].memory_after["short_term"]["last_target"]) == {"x"}  # what the model believes it did
+    assert metrics["loops"]["n_tasks"] == 1 and metrics["loops"]["in_loops"]["value"] == 3 / 12
+    assert metrics["step_outcomes"]["unreadable"] == 6  # after the recording's last
+
+
+def test_point_is_where_the_action_is_done(operate, tmp_path):
+    (tmp_path / "agent.json").write_text(json.dumps(agent_to_json(replace(TINY_AGENT, points=True))))
+    text = '{"action":"CLICK","target":"","point":[500,280],"short_term":{},"long_term":{}}'
+    done = '{"action":"COMPLETE","target":""}'
+    episodes, _ = _ask_server(
+        operate, tmp_path, [text, done], "--max_tasks", "1", "--agent_config", tmp_path / "agent.json"
+    )
+    step = episodes["head"].steps[0]
+    assert (step.outcome, step.description) == ("done", "worklist")
+    assert episodes["head"].steps[1].description == "study CT head"
+
+
+def _say(text):
+    message = {"role": "assistant", "content": text}
+    return answer_with(content={"choices": [{"message": message, "finish_reason": "stop"}]})
+
+
+def _ask_server(operate, tmp_path, texts, *arguments):
+    """Let a served model say these texts, one a step."""
+    with serve(lambda n: _say(texts[n])) as server:
+        engine = ["--engine", "openai", "--api_url", server.url, "--model_path", "m"]
+        return operate(*engine, *arguments, folder=tmp_path / "served")
+
+
+def test_answers_that_are_no_action_are_unreadable_and_keep_memory_and_screen(operate, tmp_path):
+    texts = [
+        '{"action":"CLICK","target":"CT head","short_term":{"at":"study"}}',
+        "I would click on Label.",
+        '{"action":"CLICK","target":"' + "x" * 2001 + '"}',
+        '{"action":"TELEPORT","target":"Label"}',
+        '{"action":"CLICK"}',
+        '{"action":"TEXT","target":"Label","text":"urgent"}',
+        '{"action":"CLICK","target":"Save"}',
+        '{"action":"CLICK","target":"<script>alert(1)</script>"}',
+        '{"action":"COMPLETE"}',
+    ]
+    episodes, metrics = _ask_server(operate, tmp_path, texts, "--max_tasks", "1")
+    steps = episodes["head"].steps
+    outcomes = ["done", *["unreadable"] * 4, "done", "done", "not_found", "complete"]
+    assert [step.outcome for step in steps] == outcomes
+    assert [step.parse_status for step in steps[1:5]] == ["no_json", "ok", "no_action", "ok"]
+    assert "found a target of 2001 characters" in steps[2].reason and "found no target" in steps[4].reason
+    assert {step.image_id for step in steps[1:6]} == {steps[1].image_id}
+    assert all(step.memory_before == {"short_term": {"at": "study"}, "long_term": {}} for step in steps[1:])
+    assert episodes["head"].result == "success"
+    assert metrics["steps_against_recorded"]["ratio"]["value"] == 9 / 5
+
+
+def test_step_that_is_not_answered_is_no_error_of_the_program(operate, tmp_path, capsys):
+    said = [_say('{"action":"CLICK","target":"CT head"}'), answer_with(400, {"error": "too long"})]
+    with serve(lambda n: said[min(n, 1)]) as server:
+        engine = ["--engine", "openai", "--api_url", server.url, "--model_path", "m", "--max_tasks", "1"]
+        episodes, metrics = operate(*engine)
+    assert [step.outcome for step in episodes["head"].steps] == ["done", *["unanswered"] * 9]
+    assert "too long" in episodes["head"].steps[1].reason
+    assert episodes["head"].result == "budget" and metrics["n_errors"] == 0
+    assert "9 steps were not answered; the first: " in capsys.readouterr().out
+
+
+SHOWS_RECORDED = """
+class Recorded(Worklist):
+    "Shows the recorded screens, whatever is done."
+
+    def reset(self, task):
+        self.left = [step.image_path for step in task.steps]
+        return self.show()
+
+    def step(self, action):
+        return Execution(self.show(), "done")
+
+    def show(self):
+        return Observation((self.left.pop(0) if len(self.left) > 1 else self.left[0]).read_bytes())
+
+    def verify(self):
+        return Verdict(False, "")
+
+def open_environment(step_limit_s):
+    return Recorded(tempfile.mkdtemp())
+"""
+
+
+@pytest.mark.slow
+def test_model_is_asked_as_in_a_rollout_with_its_own_memory(operate, tasks_csv, tiny_checkpoints, tmp_path):
+    """Where the screens are the recorded ones, prompts, answers and memories are the rollout's, to the character."""
+    load_worklist("recorded", SHOWS_RECORDED)
+    (tmp_path / "agent.json").write_text(json.dumps(agent_to_json(TINY_AGENT)))
+    model = ["--model_path", tiny_checkpoints["qwen3_vl"], "--agent_config", tmp_path / "agent.json"]
+    # held to the schema, so that a model that learnt nothing gives answers that can be read, and writes memory
+    model += ["--decoding", "constrained"]
+    episodes, _ = operate(*model, environment="recorded")
+    roll_out(["--test_csv", str(tasks_csv), "--output_dir", str(tmp_path / "own"), *map(str, model)])
+    steps = [json.loads(line) for line in (tmp_path / "own/steps.jsonl").read_text().splitlines()]
+    keys = ("raw_text", "memory_before", "memory_after", "parse_status", "n_prompt_tokens")
+    compared = 0
+    for step in steps:
+        mine = episodes[step["task_id"]].steps
+        if step["index"] < len(mine) and all(s.outcome == "done" for s in mine[: step["index"]]):
+            assert [getattr(mine[step["index"]], key) for key in keys] == [step[key] for key in keys]
+            compared += 1
+    assert compared >= 3
+
+
+# The worklist in a process of its own, which can be killed; and what else goes wrong with programs.
+FAULTS = """
+import multiprocessing, os, signal, time
+
+def serve(pipe, folder):
+    program = Worklist(folder)
+    while True:
+        name, argument = pipe.recv()
+        if getattr(argument, "target", "") == "CT head" and "dies" in program.goal[1]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        pipe.send(getattr(program, name)(*([] if argument is None else [argument])))
+
+class Remote:
+    def __init__(self, limit_s):
+        self.process, self.limit_s = None, limit_s
+
+    def call(self, name, argument=None):
+        try:
+            self.pipe.send((name, argument))
+            return self.pipe.recv()
+        except (EOFError, OSError) as error:
+            raise EnvironmentFailure(f"the program is gone ({type(error).__name__})") from error
+
+    def find_obstacle(self, task):
+        return Worklist(".").find_obstacle(task)
+
+    def reset(self, task):
+        if "broken" in task.instruction:
+            raise EnvironmentFailure("no reset today")
+        if self.process is None or not self.process.is_alive():
+            self.pipe, other = multiprocessing.Pipe()
+            self.process = multiprocessing.get_context("fork").Process(
+                target=serve, args=(other, tempfile.mkdtemp()), daemon=True)
+            self.process.start()
+            other.close()
+        self.instruction = task.instruction
+        return self.call("reset", task)
+
+    def step(self, action):
+        if "hangs" in self.instruction:
+            time.sleep(60)
+        execution = self.call("step", action)
+        if "blind" in self.instruction:
+            return Execution(Observation(b"no picture"), "done")
+        if "restless" in self.instruction:
+            return Execution(execution.observation, "unsettled", "still loading")
+        return execution
+
+    def verify(self):
+        return Verdict(True, "always") if "reached" in self.instruction else self.call("verify")
+
+    def close(self):
+        if self.process:
+            self.process.kill()
+
+def open_environment(step_limit_s):
+    return Remote(step_limit_s)
+"""
+
+
+@pytest.fixture
+def faulty():
+    load_worklist("faulty", FAULTS)
+    return "faulty"
+
+
+def test_program_that_dies_makes_an_error_and_the_next_task_runs(operate, faulty, tmp_path, capsys):
+    csv = _said(tmp_path, dies=label("CT head", "dies"), fine=label("CT head", "fine"))
+    episodes, metrics = operate("--policy", "replay", csv=csv, environment=faulty)
+    died = episodes["dies"]
+    assert (died.result, episodes["fine"].result) == ("error", "success")
+    assert died.reason == died.steps[0].reason == "the program is gone (EOFError)"
+    assert metrics["n_errors"] == 1 and metrics["success"]["value"] == 0.5
+    assert metrics["success_without_errors"]["value"] == 1.0
+    assert "1 tasks ended in an error; the first: dies: the program is gone" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_each_fault_of_a_program_is_an_outcome(operate, faulty, tmp_path):
+    names = ("restless", "blind", "ok1", "hangs", "reached", "ok2")
+    csv = _said(tmp_path, **{name: label("CT head", name) for name in names})
+    started = time.monotonic()
+    episodes, metrics = operate("--policy", "replay", "--step_limit_s", 0.5, csv=csv, environment=faulty)
+    assert time.monotonic() - started < 50
+    assert [episodes[name].result for name in names] == ["success", "error", "success", "error", "error", "success"]
+    assert metrics["step_outcomes"]["unsettled"] == 4
+    assert episodes["restless"].steps[0].reason == "still loading"
+    assert episodes["blind"].reason.startswith("found no screenshot")
+    assert episodes["hangs"].reason == "the step CLICK took longer than 1.5 s and was interrupted"
+    assert episodes["reached"].reason == "the goal is reached before the first step (always)"
+
+
+def test_errors_in_a_row_stop_the_run_and_are_tried_again(operate, faulty, tmp_path):
+    names = [f"broken{i}" for i in range(4)]
+    csv = _said(tmp_path, ok=label("CT head", "ok"), **{name: label("CT head", name) for name in names})
+    with pytest.raises(UserError, match=r"3 tasks in a row; the last, of broken2: no reset today.*tries these tasks"):
+        operate("--policy", "replay", csv=csv, environment=faulty)
+    load_worklist("faulty", FAULTS.replace('"broken" in', '"nothing" in'))  # repaired
+    episodes, metrics = operate("--policy", "replay", csv=csv, environment=faulty)
+    assert {episode.result for episode in episodes.values()} == {"success"}
+    assert [episodes[name].n_tries for name in ("ok", *names)] == [1, 2, 2, 2, 1]
+    assert metrics["n_tried_again"] == 3
+
+
+def test_task_that_cannot_be_done_there_is_left_out_and_named(operate, tmp_path, capsys):
+    tasks = {"t1": ("Label CT head as seen", label("CT head", "seen")), "t2": TASKS["head"]}
+    csv = record(tmp_path / "said", tasks)
+    csv.write_text(csv.read_text().replace("Label CT head as seen", "Measure the head"))
+    episodes, metrics = operate("--policy", "replay", csv=csv)
+    assert episodes["t1"].result is None and metrics["n_tasks"] == 1
+    assert metrics["left_out"] == {"t1": "no verification is known for this goal"}
+    assert "Left out: t1: no verification is known" in capsys.readouterr().out
+
+
+def _without_times(path):
+    """Return a file's lines, or its one value, without what an interruption may change."""
+
+    def drop(value):
+        if isinstance(value, dict):
+            return {k: drop(v) for k, v in value.items() if k not in LATER}
+        return [drop(v) for v in value] if isinstance(value, list) else value
+
+    text = path.read_text()
+    return [drop(json.loads(line)) for line in (text.splitlines() if path.suffix == ".jsonl" else [text])]
+
+
+SLOW = """
+import time
+
+class Slow(Worklist):
+    def step(self, action):
+        time.sleep(0.3)
+        return super().step(action)
+
+def open_environment(step_limit_s):
+    return Slow(tempfile.mkdtemp())
+"""
+
+
+@pytest.mark.slow
+def test_killed_run_continues_with_the_next_task_and_ends_the_same(tasks_csv, tmp_path):
+    (tmp_path / "slow_worklist.py").write_text(WORKLIST + SLOW)
+    given = ["--policy", "replay", "--environment", "slow_worklist", "--tasks", str(tasks_csv), "--output_dir"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "eval/live.py"), *given]
+    lines = tmp_path / "killed/episodes.jsonl"
+    with subprocess.Popen([*command, str(tmp_path / "killed")], cwd=tmp_path, env=environment) as process:
+        deadline = time.monotonic() + 240
+        while not (lines.is_file() and lines.read_bytes().count(b"\n") >= 1):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.5)  # into the next task
+        process.send_signal(signal.SIGKILL)
+    assert 1 <= len(load_episodes(lines)) < 3 and not (tmp_path / "killed/metrics.json").exists()
+    with lines.open("a") as file:
+        file.write('{"task_id": "head2", "steps": [')  # as a kill while writing leaves it
+    for folder in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / folder)], cwd=tmp_path, env=environment, check=True, timeout=300)
+    for name in ("episodes.jsonl", "run.json", "metrics.json"):
+        assert _without_times(tmp_path / "killed" / name) == _without_times(tmp_path / "whole" / name)
+
+
+def test_finished_run_is_scored_again_without_program_and_model(operate, tmp_path, monkeypatch):
+    _, metrics = operate("--policy", "replay")
+    monkeypatch.setattr(sys.modules["worklist"], "open_environment", lambda limit: 1 / 0)
+    assert operate("--policy", "replay")[1] == metrics
+
+
+def test_another_run_in_the_same_folder_is_refused(operate, tasks_csv, tmp_path):
+    operate("--policy", "replay")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "live").iterdir() if path.is_file()}
+    for arguments, different in (
+        (["--policy", "empty"], "policy"),
+        (["--policy", "replay", "--max_tasks", "1"], "n_tasks"),
+        (["--policy", "replay", "--step_limit_s", "5"], "environment"),
+    ):
+        with pytest.raises(UserError, match=rf"found a rollout of something else \(different: [^)]*{different}"):
+            operate(*arguments)
+    with pytest.raises(UserError, match="found a rollout of something else"):
+        roll_out(["--policy", "replay", "--test_csv", str(tasks_csv), "--output_dir", str(tmp_path / "live")])
+    with pytest.raises(UserError, match="found a live run, in which a program was operated"):
+        score([str(tmp_path / "live")])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "live").iterdir() if path.is_file()} == before
+    roll_out(["--policy", "replay", "--test_csv", str(tasks_csv), "--output_dir", str(tmp_path / "offline")])
+    with pytest.raises(UserError, match=r"different: .*environment"):
+        operate("--policy", "replay", folder=tmp_path / "offline")
+    with claim_folders({tmp_path / "taken": {}}), pytest.raises(UserError, match="another process"):
+        operate("--policy", "replay", folder=tmp_path / "taken")
+
+
+def test_files_of_somebody_else_are_not_replaced(operate, tmp_path):
+    (tmp_path / "live/screens").mkdir(parents=True)
+    (tmp_path / "live/screens/mine.png").write_bytes(b"mine")
+    with pytest.raises(UserError, match="found mine.png, which would be replaced"):
+        operate("--policy", "replay")
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [("no.such_module", "found no module no"), ("json", "found no function open_environment there")],
+)
+def test_environment_that_is_none_is_told(operate, module, message):
+    with pytest.raises(UserError, match=f"--environment {module}: {message}"):
+        operate("--policy", "replay", environment=module)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--environment", "demo/clinic.py"], "--environment: found 'demo/clinic.py'"),
+        (["--environment", ""], "--environment: found ''"),
+        (["--step_limit_s", "0"], "--step_limit_s: found 0"),
+        (["--max_tasks", "0"], "--max_tasks: found 0"),
+        (["--policy", "model"], "--policy model needs --model_path"),
+    ],
+)
+def test_options_that_cannot_be_run_are_told_at_once(operate, capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        operate("--policy", "replay", *arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_linked_screens_are_those_of_the_run(operate, tmp_path):
+    episodes, _ = operate("--policy", "replay", "--report_images", "link", "--max_tasks", "1")
+    page = (tmp_path / "live/report.html").read_text()
+    assert all(f'data-url="{step.image_id}"' in page for step in episodes["head"].steps)
+
+
+def test_program_that_does_not_start_is_told(operate):
+    load_worklist("never", '\ndef open_environment(step_limit_s):\n    raise EnvironmentFailure("port 80 is taken")\n')
+    with pytest.raises(UserError, match="the program could not be started: port 80 is taken"):
+        operate("--policy", "replay", environment="never")
+
+
+def test_tasks_that_were_trained_on_are_refused(operate, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "agent_config.json").write_text(json.dumps(agent_to_json(TINY_AGENT)))
+    from sft.data.overlap import hash_goal
+
+    goals = {task_id: hash_goal(goal) for task_id, (goal, _) in TASKS.items()}
+    (folder / "training_data.json").write_text(json.dumps({"train": {"tasks": goals}}))
+    with pytest.raises(UserError, match="found 3 tasks that the model was trained on"):
+        operate("--model_path", folder)
+
+
+def test_full_disk_ends_the_run_and_the_same_command_continues(operate, small_disk, tmp_path):
+    disk, resize = small_disk
+    noisy = """
+import random
+class Noisy(Worklist):
+    "Its screens fill a disk."
+
+    def show(self):
+        noise = random.Random(str((self.opened, self.typed, self.goal))).randbytes(320 * 192 * 3)
+        Image.frombytes("RGB", (320, 192), noise).save(file := io.BytesIO(), "PNG")
+        return Observation(file.getvalue())
+
+def open_environment(step_limit_s):
+    return Noisy(tempfile.mkdtemp())
+"""
+    load_worklist("noisy", noisy)
+    out = disk / "out"
+    out.mkdir()
+    used = sum(path.stat().st_blocks * 512 for path in disk.rglob("*"))
+    resize(used + 1_100_000)  # five screens and a bit
+    with pytest.raises(UserError, match=r"found a full disk \(No space left on device\).*give the same command again"):
+        operate("--policy", "replay", folder=out, environment="noisy")
+    assert not (out / "metrics.json").exists()
+    done = load_episodes(out / "episodes.jsonl")
+    assert len(done) < 3 and all(len(episode.steps) == 5 for episode in done)
+    resize(64 << 20)
+    episodes, _ = operate("--policy", "replay", folder=out, environment="noisy")
+    assert [episode.result for episode in episodes.values()] == ["success"] * 3
+
+
+def test_offline_rollout_is_compared_task_by_task(operate, tmp_path, capsys):
+    """The recording of `silent` is of the wrong study: offline its replay is right, live it is not."""
+    csv = _said(tmp_path, silent=label("MR knee", "silent"), ok=label("CT head", "ok"))
+    rollout = ["--policy", "replay", "--test_csv", str(csv), "--output_dir"]
+    roll_out([*rollout, str(tmp_path / "offline")])
+    _, metrics = operate("--policy", "replay", "--offline", tmp_path / "offline", csv=csv)
+    found = metrics["agreement"]["matchers"]["action"]
+    assert found["counts"] == {"both": 1, "offline_only": 1, "live_only": 0, "neither": 0}
+    assert found["agreed"]["value"] == 0.5 and found["kappa"]["value"] == 0.0
+    assert found["wrong_steps"] == {"n": 0, "of": 5, "share": {"value": 0.0, "low": 0.0, "high": 0.0}}
+    assert metrics["agreement"]["by_task"]["silent"]["live"] is False
+    assert "Cohen's kappa" in capsys.readouterr().out
+    assert "Does the offline score tell?" in (tmp_path / "live/report.html").read_text()
+
+
+def test_offline_rollout_of_something_else_is_refused(operate, tasks_csv, tmp_path):
+    given = ["--test_csv", str(tasks_csv), "--output_dir"]
+    roll_out([*given, str(tmp_path / "empty"), "--policy", "empty"])
+    with pytest.raises(UserError, match=r"--offline .*empty: found a rollout of something else \(different: policy\)"):
+        operate("--policy", "replay", "--offline", tmp_path / "empty")
+    roll_out([*given, str(tmp_path / "teacher"), "--policy", "replay", "--mode", "teacher"])
+    with pytest.raises(UserError, match="found a rollout in mode teacher; expected one in mode own"):
+        operate("--policy", "replay", "--offline", tmp_path / "teacher")
+    operate("--policy", "replay", folder=tmp_path / "other")
+    with pytest.raises(UserError, match="found a live run"):
+        operate("--policy", "replay", "--offline", tmp_path / "other")
+
+
+def test_film_shows_each_step_and_the_end(operate, tmp_path):
+    episodes, _ = operate("--policy", "replay", "--film", "--max_tasks", "1")
+    (path,) = (tmp_path / "live/films").iterdir()
+    assert path.name == "001_head.webp"
+    with Image.open(path) as film:
+        times = []
+        for i in range(film.n_frames):
+            film.seek(i)
+            film.load()
+            times.append(film.info["duration"])
+        assert times == [1500] * 5 + [3000] and film.width == 960
+        film.seek(0)
+        strip = film.convert("RGB").crop((0, film.height - 60, 400, film.height))
+        assert len(strip.getcolors(100_000)) > 20  # something is written there
+        point = [v * 3 for v in episodes["head"].steps[0].point]
+        ring = film.convert("RGB").getpixel((int(point[0]) + 10, int(point[1])))
+        assert ring[0] > 180 and ring[2] < 90  # the mark of the executed point
+
+
+@pytest.mark.slow
+def test_program_is_driven_from_python_in_ten_lines(tiny_checkpoints, tmp_path, tasks_csv):
+    """The text of docs/live.md, with a model that learnt nothing and is held to the schema."""
+    from eval.predictor import load_model_for_inference
+    from sft.actions import parse_action
+    from sft.data.load import load_trajectories
+
+    (tmp_path / "agent.json").write_text(json.dumps(asdict(TINY_AGENT)))
+    predictor = load_model_for_inference(
+        tiny_checkpoints["qwen3_vl"], agent_config=tmp_path / "agent.json", is_constrained=True
+    )
+    names = {"Path": Path, "parse_action": parse_action}
+    exec(DRIVE, names)
+    program = load_worklist().open_environment(30.0)
+    task = load_trajectories(tasks_csv, show_progress=False)[0]
+    verdict = names["carry_out"](program, predictor, task, tmp_path)
+    assert (verdict.is_reached, verdict.reason) == (False, "labelled in the database: []")
+    assert (tmp_path / "0.png").read_bytes() == program.reset(task).screenshot
+
+
+def test_example_of_the_page_is_short_and_its_failures_are_failures(tmp_path):
+    assert len([line for line in WORKLIST.splitlines() if line.strip()]) <= 62
+    assert len(DRIVE.splitlines()) <= 13
+    program = load_worklist().Worklist(tmp_path)
+    shutil.rmtree(tmp_path)
+    with pytest.raises(EnvironmentFailure, match="the database failed: unable to open"):
+        program.verify()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("rapidocr") is None, reason="found no rapidocr (extra ocr)")
+def test_elements_are_found_on_the_screen_that_is_shown(operate, tiny_checkpoints, tmp_path):
+    model = ["--model_path", tiny_checkpoints["qwen3_vl"], "--agent_config", tmp_path / "agent.json"]
+    n_tokens = {}
+    for sees_elements in (False, True):
+        agent = replace(TINY_AGENT, use_grounding=sees_elements, max_answer_tokens=4)
+        (tmp_path / "agent.json").write_text(json.dumps(agent_to_json(agent)))
+        episodes, metrics = operate(*model, "--max_tasks", "1", folder=tmp_path / str(sees_elements))
+        n_tokens[sees_elements] = episodes["head"].steps[0].n_prompt_tokens
+    assert n_tokens[True] > n_tokens[False] + 20  # four studies with their boxes
+    assert metrics["run"]["detector"]["tool"] == "rapidocr"
