@@ -24,13 +24,14 @@ COMMANDS = {
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"}
 # A room is a folder, or a module beside the folders. Each may import the rooms named here, and no others.
 AGENT = "sft.actions sft.agent sft.answers sft.memory sft.prompts sft.json_text sft.errors sft.files sft.file_kinds "
-AGENT += "sft.versions sft.rates "
+AGENT += "sft.versions sft.rates sft.verbs "
 MAY_IMPORT = {
     "sft.json_text": "sft.actions",
     "sft.agent": "sft.actions",
     "sft.answers": "sft.actions sft.agent sft.json_text",
-    "sft.errors": "",
+    "sft.errors": "sft.verbs",
     "sft.rates": "",
+    "sft.verbs": "",
     "sft.versions": "sft.files",
     "sft.actions": "",
     "sft.files": "sft.errors",
@@ -46,7 +47,8 @@ MAY_IMPORT = {
     "sft.training": AGENT + "sft.recipe sft.data sft.models sft.batches sft.evaluations sft.compute",
     "sft.trainer": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute sft.training",
     "sft.plan": AGENT + "sft.recipe sft.data sft.models sft.batches",
-    # The commands: none imports another.
+    # The commands: none imports another. clinical-gui, in sft.__main__, looks them up in the table of sft.verbs.
+    "sft.__main__": AGENT + "sft.training",
     "sft.check": AGENT + "sft.recipe sft.data sft.models sft.batches",
     "sft.convert": AGENT + "sft.recipe sft.data",
     "sft.split": AGENT + "sft.data",

@@ -7,13 +7,14 @@ from typing import get_args
 from sft.agent import AgentConfig
 from sft.recipe.recipe import load_agent_config
 from sft.recipe.settings import Purpose, list_countries
+from sft.verbs import build_parser
 
 MODES = ("teacher", "own", "own_stop")
 
 
 def parse_arguments(argv: list[str], description: str | None) -> argparse.Namespace:
     """Read the command line; what cannot be run ends with a message and exit code 2."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser("python eval/rollout.py", description)
     model = parser.add_argument_group("what answers")
     model.add_argument("--model_path", help="folder that sft/run.py wrote, or a full model; openai: the model's name")
     model.add_argument("--base_model", help="base model of the adapter [the one it was trained on]")

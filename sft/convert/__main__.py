@@ -27,14 +27,13 @@ from sft.convert.records import load_records, read_records
 from sft.data.hints import as_visible
 from sft.errors import run_command
 from sft.recipe.recipe import load_agent_settings
+from sft.verbs import build_parser
 
 MAX_DROPPED_SHOWN = 20
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m sft.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = build_parser("python -m sft.convert", __doc__)
     parser.add_argument("format", choices=["careflow", "pipeline", "records"], help="what the source is")
     parser.add_argument("source", help="table, folder or file to convert")
     parser.add_argument("output_dir", type=Path, help="new folder for the data")
