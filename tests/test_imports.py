@@ -59,7 +59,8 @@ MAY_IMPORT = {
     # Scoring knows no policy and no report; policies know no scoring.
     "eval.step_result": AGENT,
     "eval.scoring": AGENT + "sft.data eval.step_result",
-    "eval.reporting": AGENT + "sft.data sft.evaluations sft.training eval.step_result eval.scoring eval.rollouts",
+    "eval.reporting": AGENT
+    + "sft.recipe sft.data sft.evaluations sft.training eval.step_result eval.scoring eval.rollouts",
     "eval.policies": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute",
     "eval.environments": AGENT + "sft.data",
     "eval.predictor": AGENT + "sft.recipe sft.data sft.elements sft.models sft.batches eval.policies",

@@ -1,6 +1,7 @@
 """The options of eval/rollout.py and what may go together. Reads no file but the agent's configuration."""
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +11,7 @@ from sft.recipe.settings import Purpose, list_countries
 from sft.verbs import build_parser
 
 MODES = ("teacher", "own", "own_stop")
+TRACKERS = ("trackio", "wandb", "mlflow")  # that have tables; each is the name of its package
 
 
 def parse_arguments(argv: list[str], description: str | None) -> argparse.Namespace:
@@ -66,6 +68,9 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     run.add_argument("--shard", type=int, default=0, help="which of them this is, from 0 [0]")
     add_report_images(run)
     run.add_argument(
+        "--report_to", choices=TRACKERS, help="tracker that is given the scores and a table of all steps [none]"
+    )
+    run.add_argument(
         "--run_purpose",
         choices=get_args(Purpose),
         default="inference",
@@ -102,6 +107,10 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
         return f"--shard: found {arguments.shard} of {arguments.num_shards}; expected 0 to --num_shards - 1"
     if arguments.country_iso_code and arguments.country_iso_code not in list_countries():
         return f"--country_iso_code: found {arguments.country_iso_code}; expected three letters, e.g. DEU"
+    if arguments.report_to and find_spec(arguments.report_to) is None:
+        return f"--report_to: found {arguments.report_to}, whose package is missing; expected it installed"
+    if arguments.num_shards > 1 and arguments.report_to:
+        return "--report_to: found --num_shards too; expected the whole rollout: a shard has no scores of its own"
     if arguments.num_shards > 1 and arguments.mode == "all":
         return "--mode all: found --num_shards too; run each mode in shards, merge them and compare"
     return None
