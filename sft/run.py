@@ -2,6 +2,7 @@
 
 accelerate launch sft/run.py RECIPE.yaml [--key value ...]
 python sft/run.py --plan RECIPE.yaml [--card_gb 40]
+python sft/run.py RECIPE.yaml --sweep FILE.yaml --output_dir FOLDER [--launch "accelerate launch ..."]
 
 `--resume auto` resumes from the newest whole checkpoint of output_dir, or starts at step 0 if there
 is none. After SIGTERM or SIGUSR1 the training finishes its step, saves a checkpoint and ends with
@@ -9,6 +10,9 @@ exit code 75: give the same command, with `--resume auto`, to resume it.
 
 `--plan` prints what the training will take (tokens, packing, GPU memory) and ends. It needs the
 base model's config, tokenizer and processor files, but no weights and no GPU.
+
+`--sweep FILE.yaml` trains the recipe with each of several combinations of values, one after the
+other, and ends with a table; give the same command to resume it. docs/training.md explains it.
 """
 
 import argparse
@@ -50,6 +54,11 @@ def main(argv: list[str]) -> None:
         return
     if "--plan" in argv:
         print_plan([argument for argument in argv if argument != "--plan"])
+        return
+    if any(argument.partition("=")[0] == "--sweep" for argument in argv):
+        from sft.sweep.runs import sweep
+
+        sweep(argv, check_inputs)
         return
     recipe = parse_recipe(argv)
     launch = read_launch(os.environ)

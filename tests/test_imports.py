@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "sft.training": AGENT + "sft.recipe sft.data sft.models sft.batches sft.evaluations sft.compute",
     "sft.trainer": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute sft.training",
     "sft.plan": AGENT + "sft.recipe sft.data sft.models sft.batches",
+    "sft.sweep": AGENT + "sft.recipe sft.compute sft.training",  # which starts the command as a user would
     # The commands: none imports another. clinical-gui, in sft.__main__, looks them up in the table of sft.verbs.
     "sft.__main__": AGENT + "sft.training",
     "sft.check": AGENT + "sft.recipe sft.data sft.models sft.batches",
@@ -55,7 +56,7 @@ MAY_IMPORT = {
     "sft.elements": AGENT + "sft.data",
     "sft.export": AGENT + "sft.recipe sft.data sft.models sft.training eval.rollouts",  # checks by rolling out
     "sft.run": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute sft.training sft.trainer"
-    " sft.plan eval.rollouts",  # the validation rollout
+    " sft.plan sft.sweep eval.rollouts",  # the validation rollout
     # Scoring knows no policy and no report; policies know no scoring.
     "eval.step_result": AGENT,
     "eval.scoring": AGENT + "sft.data eval.step_result",
