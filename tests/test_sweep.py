@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 from conftest import ROOT
 from slurm_cluster import wait_until
 
+from sft.compute.ledger import append_event, hash_host, name_ledger
 from sft.errors import UserError
 from sft.recipe.recipe import RecipeError
 from sft.sweep.combinations import build_runs, name_run, read_combinations
-from sft.sweep.runs import Outcome, find_error, name_log, publish, sweep
+from sft.sweep.runs import Outcome, find_error, judge_run, name_log, publish, sweep
 
 DEMO = str(ROOT / "recipes/demo.yaml")
 
@@ -171,6 +173,29 @@ def test_last_line_of_a_failed_run_is_its_own_not_the_launchers(file, tmp_path, 
     name_log(run).parent.mkdir()
     name_log(run).write_text(printed)
     assert find_error(run) == error
+
+
+def test_state_of_a_run_is_read_from_what_its_training_has_left(file, tmp_path):
+    (run,) = build_runs(file("parameters: {lora_r: [4]}"), [DEMO, "--output_dir", str(tmp_path / "out")])
+    ledger, process = name_ledger(run.folder), psutil.Process()
+    assert judge_run(run).status == "not started"
+    alive = {"host": hash_host(), "pid": process.pid, "process_started": process.create_time()}
+    append_event(ledger, "start", "first", **alive)
+    assert judge_run(run).status == "running"
+    append_event(ledger, "end", "first", outcome="failed", wall_s=1)
+    name_log(run).write_text("OSError: disk full\n")
+    assert judge_run(run) == Outcome(run, "failed", "OSError: disk full")
+    append_event(ledger, "start", "second", **{**alive, "pid": 2**22 + 1})
+    assert judge_run(run).status == "stopped"
+    append_event(ledger, "end", "second", outcome="finished", wall_s=1)
+    (run.folder / "recipe.yaml").write_text(run.recipe.to_yaml())
+    history = [{"step": 2, "eval_loss": 1.0, "eval_swa": 0.5}, {"step": 4, "eval_loss": 0.5, "eval_swa": 0.25}]
+    state = {"log_history": history, "global_step": 4, "best_global_step": 2}
+    (run.folder / "trainer_state.json").write_text(json.dumps(state))
+    assert run.recipe.training["load_best_model_at_end"]
+    assert judge_run(run) == Outcome(run, "finished", scores={"step": 2, "eval_loss": 1.0, "eval_swa": 0.5})
+    (run.folder / "recipe.yaml").write_text(run.recipe.to_yaml().replace("lora_alpha: ", "lora_alpha: 1"))
+    assert judge_run(run).status == "not started", "with the recipe as it is now"
 
 
 def test_table_ranks_by_the_score_that_chooses_checkpoints_and_puts_failures_last(file, tmp_path, capsys):

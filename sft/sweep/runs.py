@@ -111,6 +111,8 @@ def run_all(runs: Sequence[SweepRun], launch: Sequence[str], is_launched: bool) 
         outcome = judge_run(run)
         if outcome.status == "finished":
             print(f"{head}: finished before", flush=True)
+        elif outcome.status == "running":
+            print(f"{head}: another process trains it now; left alone", flush=True)
         else:
             print(f"{head}: trains; what it prints is in {name_log(run)}", flush=True)
             outcome = train(run, launch, is_launched)
@@ -124,7 +126,7 @@ def train(run: SweepRun, launch: Sequence[str], is_launched: bool) -> Outcome:
     """Start or resume a training in a process of its own; a sweep that is asked to end does so once it has saved."""
     log = name_log(run)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as file:
+    with log.open("a", encoding="utf-8") as file:
         command = [*launch, str(ROOT / "sft/run.py"), *run.arguments]
         child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         code = wait_for(child, is_launched)
@@ -144,7 +146,8 @@ def wait_for(child: "subprocess.Popen[bytes]", is_launched: bool) -> int:
         except subprocess.TimeoutExpired:
             if is_preempted():  # again and again: a process that has just started does not listen yet
                 pass_on_signal(child, is_launched)
-        except KeyboardInterrupt:  # which the training got too
+        except KeyboardInterrupt:  # which the training got too, if it came from the keyboard
+            child.terminate()
             child.wait()
             raise SystemExit(130) from None
 
