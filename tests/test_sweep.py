@@ -125,6 +125,16 @@ def test_sweep_under_a_launcher_is_told_to_launch_each_run(file, monkeypatch):
         sweep([DEMO, "--sweep", str(file("parameters: {lora_r: [4]}"))], None)
 
 
+@pytest.mark.parametrize(
+    ("launcher", "problem"),
+    [("no_such_program --x", "begins with no program that is here"), ("accelerate 'launch", "No closing quotation")],
+)
+def test_launcher_that_cannot_be_started_is_told_before_a_run_starts(file, tmp_path, launcher, problem):
+    argv = [DEMO, "--sweep", str(file("parameters: {lora_r: [4]}")), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=problem):
+        sweep([*argv, "--launch", launcher], None)
+
+
 def test_data_that_is_missing_is_told_before_a_run_starts_and_once(file, tmp_path):
     checked = []
     argv = [DEMO, "--sweep", str(file("parameters: {lora_r: [4, 8]}")), "--output_dir", str(tmp_path / "out")]
@@ -163,6 +173,12 @@ def test_arguments_of_a_run_are_read_as_its_values(file, capsys, tmp_path):
         ("Traceback (most recent call last):\n  File x\nOSError: disk full\n", "OSError: disk full"),
         (
             "OSError: disk full\nTraceback (most recent call last):\nCalledProcessError: Command\n",
+            "OSError: disk full",
+        ),
+        (
+            "Traceback (most recent call last):\n  File x\nOSError: disk full\n"
+            "E1127 10:00:00.1 1 api.py:1] failed (exitcode: 1)\nTraceback (most recent call last):\n  File y\n"
+            "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n====\nsft/run.py FAILED\n====\n",
             "OSError: disk full",
         ),
         ("", ""),

@@ -52,23 +52,22 @@ def build_runs(path: Path, recipe_arguments: Sequence[str]) -> list[SweepRun]:
             path, ["output_dir: found none; expected --output_dir FOLDER, in which each run gets its own"]
         )
     overrides = {"run_purpose": "hyperparameter_search", **overrides}
-    runs, problems = [], dict[str, None]()
+    runs: list[SweepRun] = []
+    problems: list[str] = []
     for values in combinations:
         name = name_run(values)
         own = {**overrides, **values, "output_dir": str(Path(str(output_dir)) / name), "resume": "auto"}
         arguments = (str(recipe_path), *(part for k, v in own.items() for part in (f"--{k}", format_value(v))))
         try:
-            recipe = parse_recipe(arguments)
+            runs.append(SweepRun(name, values, parse_recipe(arguments), arguments))
         except RecipeError as error:
-            problems |= dict.fromkeys(error.problems)
-            continue
-        runs.append(SweepRun(name, values, recipe, arguments))
-        if recipe.training.get("push_to_hub"):
-            problems[
-                "push_to_hub: found in a sweep; expected false: upload the run you choose, with sft.export --push"
-            ] = None
+            problems += error.problems
+    if any(run.recipe.training.get("push_to_hub") for run in runs):
+        problems.append(
+            "push_to_hub: found in a sweep; expected false: upload the run you choose with sft.export --push"
+        )
     if problems:
-        raise RecipeError(path, list(problems))
+        raise RecipeError(path, list(dict.fromkeys(problems)))
     if len({run.name for run in runs}) < len(runs):
         raise RecipeError(path, ["parameters: found a value twice; expected each once"])
     return runs

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -34,9 +35,11 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE_NAME = "sweep.csv"
 _RULES = ("swa", "swa_target")
 _MEASURES = (*(f"eval_{rule}{bound}" for rule in _RULES for bound in ("", "_low", "_high")), "eval_loss")
-# How a launcher says that a process it started has failed: the reason stands above.
+# How a launcher says that a process it started has failed: the reason stands above. torchrun logs as glog does.
 _OF_LAUNCHER = re.compile(
-    r"Traceback \(most recent call last\):(?:(?!\nTraceback).)*?(?:CalledProcessError|ChildFailedError).*", re.S
+    r"Traceback \(most recent call last\):(?:(?!\nTraceback).)*?(?:CalledProcessError|ChildFailedError).*"
+    r"|^[EW]\d{4} [^\n]*",
+    re.S | re.M,
 )
 _WIDTH = 120
 
@@ -64,8 +67,9 @@ def sweep(argv: Sequence[str], check_inputs: Callable[[Recipe], Any]) -> None:
             print(shlex.join(run.arguments[1:]))
         return
     if own.show is None:
+        launch = split_launcher(own.launch)
         check_data(runs, check_inputs)
-        outcomes = run_all(runs, shlex.split(own.launch), is_launched=own.launch != sys.executable)
+        outcomes = run_all(runs, launch, is_launched=own.launch != sys.executable)
     else:
         outcomes = [judge_run(run) for run in runs]
     publish(outcomes, runs[0].folder.parent)
@@ -91,6 +95,17 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     if not others or others[0].startswith("--"):
         raise UserError("--sweep: found no recipe; expected: run.py RECIPE.yaml --sweep FILE.yaml")
     return own, others
+
+
+def split_launcher(text: str) -> list[str]:
+    """Return the program that starts a training, and its options."""
+    try:
+        launch = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--launch: found {text!r} ({error}); expected a command as a shell reads it") from error
+    if not launch or shutil.which(launch[0]) is None:
+        raise UserError(f"--launch: found {text!r}, which begins with no program that is here; expected a launcher")
+    return launch
 
 
 def check_data(runs: Sequence[SweepRun], check_inputs: Callable[[Recipe], Any]) -> None:
