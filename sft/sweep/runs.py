@@ -253,6 +253,11 @@ def publish(outcomes: Sequence[Outcome], folder: Path) -> None:
     console.print(table)
     if any(f"eval_{rule}" in outcome.scores for outcome in outcomes):
         print("Validation rollout with the model's own memory, in %; in brackets the 95 % interval over its tasks.")
+        if any(
+            outcome.scores.get(f"eval_{rule}_low") == outcome.scores.get(f"eval_{rule}_high", -1)
+            for outcome in outcomes
+        ):
+            print("An interval without width says that all tasks have the same value, not that the number is certain.")
         print("The best of several scores is too good by chance: score the run you choose on other tasks.")
     else:
         print("No run was ranked: that takes a validation rollout (val_csv or val_split, eval_strategy).")
