@@ -1,11 +1,13 @@
 """Train and roll out a recipe without one part at a time, and print what each part is worth.
 
-python eval/ablate.py RECIPE.yaml --test_csv test.csv --output_dir ablations/ [--variants NAME ...]
+python eval/ablate.py RECIPE.yaml --test_csv test.csv --output_dir ablations/ [--variants NAME ...] [--seeds 1 2 3]
 
 Each variant is the recipe with the settings below, trained into OUTPUT_DIR/VARIANT/model and rolled out into
-OUTPUT_DIR/VARIANT/rollout. A variant that is trained already, there or in a folder given by `--model VARIANT=FOLDER`,
-is taken as it is; a training or rollout that was stopped is resumed. Ends with ablations.json and a table with 95 %
-intervals, in which each difference is to `full`, paired by task.
+OUTPUT_DIR/VARIANT/rollout; with --seeds once for each, under OUTPUT_DIR/VARIANT/seed_N. A variant that is trained
+already, there or in a folder given by `--model VARIANT=FOLDER`, is taken as it is; a training or rollout that was
+stopped is resumed. Ends with ablations.json and a table with 95 % intervals, in which each difference is to `full`,
+paired by task. Of several seeds the table has the mean; the intervals are over tasks, and the scores of the seeds
+stand beside it.
 
   full            the recipe with both memories, written by the model
   no_short_term   without short-term memory
@@ -21,6 +23,8 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +34,8 @@ from eval.reporting.files import format_json
 from eval.reporting.publish import judge_run
 from eval.reporting.tables import build_ablation_table, describe_intervals
 from eval.rollouts.run_folder import load_run
-from eval.scoring.comparison import compare_runs
-from eval.scoring.matching import HEADLINE
+from eval.scoring.comparison import compare_repeats, compare_runs
+from eval.scoring.matching import HEADLINE, Verdicts
 from sft.errors import UserError, run_command
 from sft.files import write_whole
 from sft.recipe.recipe import load_agent_config, load_agent_settings
@@ -60,9 +64,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = build_parser("python eval/ablate.py", __doc__)
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="what is trained")
     parser.add_argument("--test_csv", required=True, help="trajectory CSV to roll out")
+    parser.add_argument("--image_root", help="folder of its screenshots [folder of test.csv]")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder for models, rollouts and the table")
     parser.add_argument("--variants", nargs="+", choices=NAMES, help="which [all]")
     parser.add_argument("--model", action="append", default=[], metavar="VARIANT=FOLDER", help="a trained variant")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="N", help="train each variant with each [the recipe's]"
+    )
     parser.add_argument(
         "--launch", default=sys.executable, help="what starts a training [python]; e.g. accelerate launch"
     )
@@ -71,6 +79,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.variants and "full" not in arguments.variants:
         parser.error("--variants: found no full; expected it among them: every difference is to it")
+    if arguments.seeds and arguments.model:
+        parser.error(
+            "--seeds: found it beside --model; expected one of the two: a trained variant has the seed it has"
+        )
+    if arguments.seeds and len(set(arguments.seeds)) < len(arguments.seeds):
+        parser.error(f"--seeds: found {' '.join(map(str, arguments.seeds))}; expected each once")
     for name in ("batch_size", "max_tasks"):
         if (number := getattr(arguments, name)) is not None and number < 1:
             parser.error(f"--{name}: found {number}; expected at least 1")
@@ -80,25 +94,33 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
     variants = choose_variants(arguments)
-    models = find_models(arguments, variants)
-    runs = {}
-    for name, settings in variants.items():
-        if not is_trained(models[name]):
-            train(arguments, name, settings, models[name])
-        check_variant(name, settings, models[name])
-        folder = arguments.output_dir / name / "rollout"
-        roll_out(arguments, models[name], folder)
-        runs[name] = judge_run(folder, *load_run(folder)).verdicts
-    rows = [
-        {"variant": name, **variants[name], **compare_runs(run, runs["full"], names=(name, "full"))["matchers"]}
-        for name, run in runs.items()
-    ]
-    write_whole(arguments.output_dir / "ablations.json", format_json({"rows": rows}, indent=2))
+    seeds = arguments.seeds or [None]
+    given = find_models(arguments, variants)
+    runs: dict[str, list[Verdicts]] = {name: [] for name in variants}
+    for seed, (name, settings) in product(seeds, variants.items()):
+        folder = arguments.output_dir / name / ("" if seed is None else f"seed_{seed}")
+        model, rollout = given.get(name, folder / "model"), folder / "rollout"
+        if not is_trained(model):
+            train(arguments, name, settings if seed is None else {**settings, "seed": seed}, model)
+        check_variant(name, settings, model)
+        roll_out(arguments, model, rollout)
+        runs[name].append(judge_run(rollout, *load_run(rollout)).verdicts)
+    rows = [{"variant": name, **variants[name], **compare(name, run, runs["full"])} for name, run in runs.items()]
+    results = {"seeds": arguments.seeds, "rows": rows}
+    write_whole(arguments.output_dir / "ablations.json", format_json(results, indent=2))
     console = Console()
     console.width = max(console.width, WIDTH)
     console.print(build_ablation_table(rows))
     for note in describe_intervals(*(row[HEADLINE] for row in rows if row["variant"] != "full")):
         console.print(note)
+
+
+def compare(name: str, runs: Sequence[Verdicts], full: Sequence[Verdicts]) -> dict[str, Any]:
+    """Return a variant's scores by matcher, above those of `full` with the same seeds."""
+    names = (name, "full")
+    if len(runs) == 1:
+        return compare_runs(runs[0], full[0], names=names)["matchers"]
+    return compare_repeats(runs, full, names=names)
 
 
 def choose_variants(arguments: argparse.Namespace) -> Variants:
@@ -119,8 +141,8 @@ def choose_variants(arguments: argparse.Namespace) -> Variants:
 
 
 def find_models(arguments: argparse.Namespace, variants: Variants) -> dict[str, Path]:
-    """Return the folder of each variant's model, trained or not yet."""
-    models = {name: arguments.output_dir / name / "model" for name in variants}
+    """Return the folder of each variant that is said to be trained already."""
+    models = {}
     for given in arguments.model:
         name, _, folder = given.partition("=")
         if name not in variants or not is_trained(Path(folder)):
@@ -150,6 +172,7 @@ def roll_out(arguments: argparse.Namespace, model: Path, folder: Path) -> None:
     """Roll one variant out with its own memory."""
     command = [sys.executable, str(ROOT / "eval/rollout.py"), "--model_path", str(model), "--output_dir", str(folder)]
     command += ["--test_csv", arguments.test_csv, "--batch_size", str(arguments.batch_size)]
+    command += ["--image_root", arguments.image_root] if arguments.image_root else []
     command += ["--max_tasks", str(arguments.max_tasks)] if arguments.max_tasks else []
     run([*command, "--run_purpose", "ablation"], f"rollout of {model}")
 

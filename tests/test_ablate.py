@@ -63,6 +63,32 @@ def test_a_variant_is_trained_and_another_taken_and_both_are_in_the_table(folder
     assert "SWA above full" in done.stdout and "no_short_term" in done.stdout
 
 
+@pytest.mark.slow
+def test_each_seed_is_trained_and_the_table_has_their_scores(folder):
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("max_answer_tokens: 40", "max_answer_tokens: 60"))
+    command = [sys.executable, "eval/ablate.py", str(recipe), "--output_dir", str(folder / "out")]
+    command += ["--test_csv", str(folder / "test/tasks.csv"), "--variants", "full", "--seeds", "7", "8"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((folder / "out/ablations.json").read_text())
+    assert found["seeds"] == [7, 8] and len(found["rows"][0]["action"]["swa"]["repeats"]) == 2
+    for seed in (7, 8):
+        trained = folder / f"out/full/seed_{seed}"
+        assert f"seed: {seed}\n" in (trained / "model/recipe.yaml").read_text()
+        assert (trained / "rollout/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"), [(["1", "1"], "expected each once"), (["1", "--model", "full=x"], "found it beside --model")]
+)
+def test_seeds_that_cannot_be_meant_are_refused(folder, seeds, message, capsys):
+    command = [str(folder / "recipe.yaml"), "--output_dir", str(folder / "out"), "--test_csv", "unused.csv"]
+    with pytest.raises(SystemExit):
+        main([*command, "--seeds", *seeds])
+    assert message in capsys.readouterr().err
+
+
 def test_a_model_trained_as_another_variant_is_refused(folder):
     command = [str(folder / "recipe.yaml"), "--output_dir", str(folder / "out"), "--test_csv", "unused.csv"]
     with pytest.raises(UserError, match=r"taken: found .*'use_short_term': True.* for no_memory: train it again"):

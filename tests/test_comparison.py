@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from rollout_samples import RUN_INFO, approx_rate, judge, make_task
 
 from eval.reporting.tables import BLIND, print_comparison
 from eval.score import main
-from eval.scoring.comparison import compare_runs
+from eval.scoring.comparison import compare_repeats, compare_runs
 from eval.step_result import format_result
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +41,31 @@ def test_differences_are_a_minus_b():
         pytest.approx(1 / 3),
         pytest.approx(0),
     )
+
+
+def test_tasks_are_paired_by_name_whatever_their_order():
+    backwards = [*B[4:], *B[2:4], *B[:2]]
+    assert compare(A, backwards) == compare(A, B)
+
+
+def test_several_runs_of_each_are_compared_by_their_means_with_the_task_as_the_unit():
+    """A has 3 of 5 steps right in one run and 4 in the other, B has 3 in both. Tasks all right: 1 and 2, 1 and 1."""
+    better = [*A[:2], *make_task("t2", [RIGHT, RIGHT]), *A[4:]]
+    compared = compare_repeats([judge(A), judge(better)], [judge(B), judge(B)])["action"]
+    assert (compared["swa"]["a"].value, compared["swa"]["b"].value) == (pytest.approx(7 / 10), pytest.approx(6 / 10))
+    assert compared["swa"]["difference"].value == pytest.approx(1 / 10)
+    assert compared["swa"]["repeats"] == [pytest.approx(3 / 5), pytest.approx(4 / 5)]
+    assert (compared["ta"]["a"].value, compared["ta"]["b"].value) == (pytest.approx(3 / 6), pytest.approx(2 / 6))
+    assert compared["ta"]["repeats"] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
+
+
+def test_repeating_the_same_runs_narrows_no_interval():
+    once, twice = compare_repeats([judge(A)], [judge(B)]), compare_repeats([judge(A)] * 2, [judge(B)] * 2)
+    for measure in ("swa", "ta"):
+        pair = [compared["action_target"][measure] for compared in (once, twice)]
+        assert [pair[1][side] == approx_rate(*astuple(pair[0][side])) for side in ("a", "b", "difference")] == [
+            True
+        ] * 3
 
 
 def test_every_task_has_a_sign():

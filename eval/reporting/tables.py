@@ -193,20 +193,29 @@ def _build_score_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def build_ablation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return one row per variant: its parts, SWA and TA with intervals, and what each is above `full`."""
+    """Return one row per variant: its parts, SWA and TA with intervals, and what each is above `full`.
+
+    Of several seeds each, SWA and TA are means, with the score of each seed below.
+    """
     table = _new_table(
         "Variant", "Short", "Long", "Elements", "Writer", *("SWA", "TA"), "SWA above full", "TA above full"
     )
     for row in rows:
         scores = row[HEADLINE]
         parts = ["yes" if row[key] else "no" for key in ("use_short_term", "use_long_term", "use_grounding")]
-        rates = [scores[measure]["a"].format() for measure in ("swa", "ta")]
+        rates = [
+            "\n".join([scores[measure]["a"].format(), *_list_repeats(scores[measure])]) for measure in ("swa", "ta")
+        ]
         above = [
             "" if row["variant"] == "full" else scores[measure]["difference"].format(signed=True)
             for measure in ("swa", "ta")
         ]
         table.add_row(row["variant"], *parts, row["memory_writer"], *rates, *above)
     return table
+
+
+def _list_repeats(score: Mapping[str, Any]) -> list[str]:
+    return [", ".join(f"{100 * value:.1f}" for value in score["repeats"])] if "repeats" in score else []
 
 
 def _build_source_table(sources: Mapping[str, Any]) -> Table:

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from eval.scoring.bootstrap import Bootstrap, Rates
 from eval.scoring.breakdowns import describe_answers
 from eval.scoring.matching import MATCHERS, Verdicts
@@ -29,18 +31,12 @@ def compare_runs(
     """
     _check_same_steps(tasks_a, tasks_b, names)
     bootstrap = Bootstrap(seed, n_resamples)
-    lengths = [len(task) for task in tasks_a.values()]
-    columns: dict[str, list[int]] = {"steps": lengths, "tasks": [1] * len(lengths)}
-    for name in MATCHERS:
-        for side, tasks in (("a", tasks_a), ("b", tasks_b)):
-            right = [sum(verdict.is_right(name) for verdict in task) for task in tasks.values()]
-            columns[f"{name}.steps.{side}"] = right
-            columns[f"{name}.tasks.{side}"] = [int(n == length) for n, length in zip(right, lengths)]
+    columns = _count(tasks_a, tasks_b)
     rates = Rates(columns, bootstrap)
     return {
         "names": list(names),
         "n_tasks": len(tasks_a),
-        "n_steps": sum(lengths),
+        "n_steps": sum(columns["steps"]),
         "bootstrap": asdict(bootstrap),
         "matchers": {
             name: {
@@ -64,6 +60,49 @@ def compare_runs(
             name: _describe_signs(tasks_a, columns[f"{name}.steps.a"], columns[f"{name}.steps.b"]) for name in MATCHERS
         },
     }
+
+
+def compare_repeats(
+    repeats_a: Sequence[Verdicts], repeats_b: Sequence[Verdicts], *, names: tuple[str, str] = ("A", "B")
+) -> dict[str, Any]:
+    """Compare the mean scores of runs of A with those of as many runs of B, paired by task: `compare_runs` of several.
+
+    A task is drawn with all its runs, so an interval says what other tasks would change, not what other seeds would;
+    `repeats` has A's score in each run for that.
+
+    Returns:
+        For each matcher "swa" and "ta", each {"a", "b", "difference", "repeats"}.
+
+    Raises:
+        UserError: the runs are not of the same steps with the same gold actions.
+    """
+    pairs = [compare_runs(a, b, names=names)["matchers"] for a, b in zip(repeats_a, repeats_b, strict=True)]
+    counts = [_count(a, b) for a, b in zip(repeats_a, repeats_b, strict=True)]
+    rates = Rates({name: np.sum([count[name] for count in counts], axis=0) for name in counts[0]}, Bootstrap())
+    return {
+        name: {
+            measure: {
+                "a": rates.compute(f"{name}.{of}.a", of),
+                "b": rates.compute(f"{name}.{of}.b", of),
+                "difference": rates.compute(f"{name}.{of}.a", of, minus=f"{name}.{of}.b"),
+                "repeats": [pair[name][measure]["a"].value for pair in pairs],
+            }
+            for measure, of in (("swa", "steps"), ("ta", "tasks"))
+        }
+        for name in MATCHERS
+    }
+
+
+def _count(tasks_a: Verdicts, tasks_b: Verdicts) -> dict[str, list[int]]:
+    """Count for each task of A its steps, and by matcher and side its right steps and whether they are all right."""
+    lengths = [len(task) for task in tasks_a.values()]
+    columns: dict[str, list[int]] = {"steps": lengths, "tasks": [1] * len(lengths)}
+    for name in MATCHERS:
+        for side, tasks in (("a", tasks_a), ("b", tasks_b)):
+            right = [sum(verdict.is_right(name) for verdict in tasks[task_id]) for task_id in tasks_a]
+            columns[f"{name}.steps.{side}"] = right
+            columns[f"{name}.tasks.{side}"] = [int(n == length) for n, length in zip(right, lengths)]
+    return columns
 
 
 def _describe_signs(tasks: Verdicts, right_a: Sequence[int], right_b: Sequence[int]) -> dict[str, Any]:
