@@ -31,6 +31,7 @@ class Prediction:
     """One step answered: the action (None where the answer could not be read) and the memory for the next step.
 
     An action whose target could not be read has the target "": it names no element, so do not carry it out.
+    Its `point`, of a model that was trained with points, becomes a pixel of the screenshot by `sft.actions.to_pixels`.
     """
 
     action: dict[str, Any] | None

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 MAX_TARGET_CHARS = 2_000
@@ -60,6 +60,28 @@ class Action:
 def find_action_type(kind: str, actions: Sequence[ActionType]) -> ActionType | None:
     """Return the action type of that name, letter case ignored, or None."""
     return next((a for a in actions if a.name.upper() == kind.strip().upper()), None)
+
+
+def give_point(action_type: ActionType) -> ActionType:
+    """Return an action type whose answers carry a point, directly behind the target that it is the place of.
+
+    One that takes no target has no place, and one that ends the task needs none: both are returned as they are.
+    """
+    if action_type.is_final or not action_type.takes_target:
+        return action_type
+    return replace(action_type, arguments={POINT: (), **action_type.arguments})
+
+
+def carries_point(kind: str, actions: Sequence[ActionType]) -> bool:
+    """Say whether answers with this action carry a point."""
+    action_type = find_action_type(kind, actions)
+    return action_type is not None and POINT in action_type.arguments
+
+
+def to_pixels(point: Sequence[float], width: int, height: int) -> tuple[int, int]:
+    """Return the pixel (x, y) of a screenshot of that size in which an action's point lies."""
+    x, y = point
+    return min(int(x * width / 1000), width - 1), min(int(y * height / 1000), height - 1)
 
 
 def describe_action_type(action_type: ActionType) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from sft.actions import DEFAULT_ACTIONS, ActionType, describe_action_type, read_action_type
+from sft.actions import DEFAULT_ACTIONS, ActionType, describe_action_type, give_point, read_action_type
 
 PROMPT_VERSION = "2"
 # 1: detected elements behind the memory, however many. An adapter is rolled out with the version it was trained with.
@@ -20,11 +20,16 @@ class AgentConfig:
     `min_pixels` and `max_pixels` bound a screenshot's area in pixels before it becomes image tokens. A prompt longer
     than `max_prompt_tokens` (image tokens counted in) has its memory shortened. Of detected elements the first
     `max_elements` are shown, and of these as many of the first as fit into `max_element_tokens`, so that all steps on
-    a screenshot show the same ones. Nothing else is ever cut.
+    a screenshot show the same ones. Nothing else is ever cut. With `points`, `actions` holds the argument `point`:
+    of every action that takes a target and does not end the task.
     """
 
     actions: tuple[ActionType, ...] = field(
         default=DEFAULT_ACTIONS, metadata={"help": "The actions an agent can take; docs/data.md has an example."}
+    )
+    points: bool = field(
+        default=False,
+        metadata={"help": 'Answers say where the target is: "point":[x,y], the centre of its box in Grounding.'},
     )
     memory_writer: MemoryWriter = field(
         default="model",
@@ -80,6 +85,10 @@ class AgentConfig:
         metadata={"help": "Longest answer; a recorded one that is longer is refused.", "least": 1, "unit": "tokens"},
     )
     prompt_version: str = PROMPT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.points:
+            object.__setattr__(self, "actions", tuple(map(give_point, self.actions)))
 
     @property
     def writes_memory(self) -> bool:

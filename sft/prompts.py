@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft.actions import ActionType, as_plain_text
+from sft.actions import POINT, ActionType, as_plain_text
 from sft.agent import AgentConfig
 from sft.json_text import dump_json
 from sft.memory import Memory
@@ -48,19 +48,22 @@ def limit_elements(elements: Sequence[Mapping[str, Any]], agent: AgentConfig) ->
 
 def build_system_text(agent: AgentConfig) -> str:
     """Render the static system message: role, action schema, answer schema."""
-    actions = "\n".join(f"{a.name}: {a.description}{_describe_arguments(a)}" for a in agent.actions)
-    parts = ["action", "target", "arguments"]
+    actions = "\n".join(f"{a.name}: {a.description}{_describe_arguments(a, agent)}" for a in agent.actions)
+    point = "point: the element's centre [x, y], each 0 to 1000 of the screenshot\n" if agent.points else ""
+    parts = ["action", "target", *["point"] * agent.points, "arguments"]
     if agent.writes_memory:
         parts += [p for p, used in (("short_term", agent.use_short_term), ("long_term", agent.use_long_term)) if used]
     return (
         "You operate clinical software. Look at the screenshot and choose the next action toward the goal.\n"
-        f"Actions:\n{actions}\n"
+        f"Actions:\n{actions}\n{point}"
         f"Answer with one line of JSON: {', '.join(parts)}."
     )
 
 
-def _describe_arguments(action: ActionType) -> str:
-    parts = [f"{name} {'/'.join(values)}".strip() for name, values in action.arguments.items()]
+def _describe_arguments(action: ActionType, agent: AgentConfig) -> str:
+    """List an action's arguments; with `agent.points`, the point stands in the answer schema once for all actions."""
+    shown = {name: values for name, values in action.arguments.items() if name != POINT or not agent.points}
+    parts = [f"{name} {'/'.join(values)}".strip() for name, values in shown.items()]
     if not action.takes_target:
         parts.insert(0, "no target")
     return f"; {', '.join(parts)}" if parts else ""

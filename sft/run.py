@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sft.batches.examples import StepRows, build_step_rows
+from sft.data.boxes import count_points, describe_missing_points
 from sft.data.problems import describe_quarantine
 from sft.data.train_val import TaskSplit, load_task_split
 from sft.errors import UserError, print_text, run_command
@@ -172,6 +173,10 @@ def log_data(split: TaskSplit, train: StepRows, encoder: "StepEncoder") -> None:
     log.info("train: %d tasks, %d steps; val: %d tasks", len(split.train), len(rows), len(split.val))
     if split.quarantined:
         log.warning("quarantine: %s", describe_quarantine(split.quarantined)["summary"])
+    if encoder.agent.points:
+        n_pointing, without = count_points((s for t in split.train for s in t.steps), encoder.agent.actions)
+        if without:
+            log.warning("%s", describe_missing_points(n_pointing, len(without), without))
     if train.n_left_out:
         log.warning(
             "detected elements: %d left out, in %d of %d prompts (max_elements %d, max_element_tokens %d)",

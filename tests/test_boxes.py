@@ -6,7 +6,7 @@ import pytest
 from trajectory_samples import build_task, write_trajectories
 
 from sft.check import __main__ as check
-from sft.check.describe import find_doubts
+from sft.data.boxes import find_doubts
 from sft.data.cells import Grounding, read_box, read_grounding, read_screen
 
 PICTURE = (320, 192)  # of the sample screenshots

@@ -22,9 +22,16 @@ from sft.json_text import dump_json
 from sft.memory import EMPTY_MEMORY, lagged
 from sft.prompts import build_prompt
 
-AGENTS = {"model": AgentConfig(), "rule": AgentConfig(memory_writer="rule")}
+AGENTS = {
+    "model": AgentConfig(),
+    "rule": AgentConfig(memory_writer="rule"),
+    "model, points": AgentConfig(points=True),
+    "rule, points": AgentConfig(memory_writer="rule", points=True),
+}
 CANARY = "CANARY-7f3a"
-OTHER_LABEL = Answer(Action("TEXT", CANARY, {"text": CANARY}), {CANARY: CANARY}, {CANARY: [CANARY]})
+OTHER_LABEL = Answer(
+    Action("TEXT", CANARY, {"point": [77, 150], "text": CANARY}), {CANARY: CANARY}, {CANARY: [CANARY]}
+)
 
 
 def _prompts(trajectory, agent):
@@ -98,7 +105,7 @@ def test_label_cells_of_a_file_reach_no_prompt_up_to_their_step(tmp_path, column
 
     def prompts(changed):
         (tmp_path / "tasks.csv").write_text(format_csv(changed, (*COLUMNS, "Also_Right")), encoding="utf-8")
-        trajectory = load_trajectories(tmp_path / "tasks.csv", show_progress=False)[0]
+        trajectory = load_trajectories(tmp_path / "tasks.csv", actions=agent.actions, show_progress=False)[0]
         made = [_prompts(trajectory, agent), _rollout_prompts(trajectory, agent, "teacher")]
         return [[dump_json(prompt) for prompt in of_task] for of_task in made]
 
@@ -106,13 +113,13 @@ def test_label_cells_of_a_file_reach_no_prompt_up_to_their_step(tmp_path, column
     for t in range(len(rows)):
         for before, after in zip(expected, prompts([*rows[:t], {**rows[t], column: label[column]}, *rows[t + 1 :]])):
             assert after[: t + 1] == before[: t + 1]
-            if t + 1 < len(rows) and (column, writer) == ("Output", "model"):
+            if t + 1 < len(rows) and column == "Output" and agent.writes_memory:
                 assert CANARY in after[t + 1]
 
 
 def _grounding():
     truth = {"action": "TEXT", "target": CANARY}
-    return json.dumps({"ground_truth": truth, "bbox": [1, 1, 2, 2], "screen": [9, 9], "application": CANARY})
+    return json.dumps({"ground_truth": truth, "bbox": [1, 1, 2, 2], "screen": [10, 6], "application": CANARY})
 
 
 def test_own_memory_prompts_do_not_depend_on_any_label(tasks):
@@ -124,6 +131,20 @@ def test_own_memory_prompts_do_not_depend_on_any_label(tasks):
         for t in range(len(trajectory.steps)):
             changed = _with_label(changed, t, OTHER_LABEL)
         assert _rollout_prompts(changed, agent, "own", own) == expected
+
+
+@pytest.mark.parametrize("writer", ["model", "rule"])
+def test_no_point_reaches_a_prompt_neither_the_gold_one_nor_the_own_one(tmp_path, writer):
+    """The next prompts are those of the same answers without points, and hold no number of theirs."""
+    agent, rows = AgentConfig(memory_writer=writer, points=True), build_tasks(1, n_steps=6)
+    trajectory = load_trajectories(write_trajectories(tmp_path, rows), actions=agent.actions, show_progress=False)[0]
+    assert [gold.action.arguments.get("point") for gold in trajectory.golds] == [*[[156, 156]] * 5, None]
+    without = [replace(s, gold=replace(s.gold, action=replace(s.gold.action, arguments={}))) for s in trajectory.steps]
+    own = '{"action":"CLICK","target":"mine",%s"short_term":{"a":"mine"},"long_term":{}}'
+    for mode in ("teacher", "own"):
+        found = _rollout_prompts(trajectory, agent, mode, own % '"point":[731,642],')
+        assert found == _rollout_prompts(replace(trajectory, steps=tuple(without)), agent, mode, own % "")
+        assert not re.search("156|731|642", json.dumps(found))
 
 
 def test_prompt_does_not_change_with_the_id_of_its_task(tmp_path):

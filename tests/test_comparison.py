@@ -7,12 +7,13 @@ from dataclasses import astuple
 from pathlib import Path
 
 import pytest
-from rollout_samples import RUN_INFO, approx_rate, judge, make_task
+from rollout_samples import RUN_INFO, approx_rate, judge, make_step, make_task
 
 from eval.reporting.tables import BLIND, print_comparison
 from eval.score import main
 from eval.scoring.comparison import compare_repeats, compare_runs
 from eval.step_result import format_result
+from sft.agent import AgentConfig
 
 ROOT = Path(__file__).parent.parent
 RIGHT, WRONG = ("CLICK", "CLICK"), ("CLICK", "TEXT")
@@ -111,6 +112,14 @@ def test_parse_rates_stand_side_by_side():
 def test_runs_of_other_steps_are_not_compared(other, message):
     with pytest.raises(ValueError, match=message):
         compare(A, other)
+
+
+def test_run_with_points_is_compared_with_one_without():
+    plain = {"action": "CLICK", "target": "OK"}
+    gold = {**plain, "point": [200, 300]}
+    a = judge([make_step("t", 0, gold, {**gold, "point": [1, 2]})], AgentConfig(points=True).actions)
+    b = judge([make_step("t", 0, plain, "ZOOM")])
+    assert compare_runs(a, b, n_resamples=50)["matchers"]["action_target"]["swa"]["difference"].value == 1
 
 
 def test_compare_command_prints_the_table_and_writes_the_report(tmp_path):

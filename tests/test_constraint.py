@@ -146,10 +146,27 @@ def test_action_without_target_is_held_to_the_empty_one(tiny_checkpoints):
     assert _admits(tiny_checkpoints["qwen3_vl"], agent, '{"action":"CLICK","target":"Menu"}')
 
 
-def test_a_point_is_two_whole_numbers_in_the_schema():
-    schema = build_answer_schema(replace(AgentConfig(), actions=(ActionType("CLICK", "press", {"point": ()}),)))
-    point = schema["anyOf"][0]["properties"]["point"]
-    assert (point["minItems"], point["maxItems"], point["items"]["maximum"]) == (2, 2, 1000)
+@pytest.mark.parametrize(
+    ("point", "is_admitted"),
+    [
+        ('"point":[0,1000],', True),
+        ('"point":[200,375],', True),
+        ("", True),  # as an answer whose row has no box
+        ('"point":[200,1001],', False),
+        ('"point":[-1,375],', False),
+        ('"point":[200.5,375],', False),
+        ('"point":[200],', False),
+        ('"point":[200,375,1],', False),
+        ('"point":["200",375],', False),
+        ('"point":[200, 375],', False),  # a space
+        ('"point":[200,375],"point":[1,2],', False),
+    ],
+)
+def test_point_is_two_whole_numbers_in_a_thousand_behind_the_target(tiny_checkpoints, point, is_admitted):
+    folder, agent = tiny_checkpoints["qwen3_vl"], AgentConfig(points=True, memory_writer="rule")
+    written = f'{{"action":"TEXT","target":"Name",{point}"text":"DOE^J"}}'
+    assert _admits(folder, agent, written) is is_admitted
+    assert not _admits(folder, agent, '{"action":"COMPLETE","target":"","point":[200,375]}')
 
 
 def test_rule_written_memory_is_not_in_the_schema():

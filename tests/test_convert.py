@@ -257,7 +257,7 @@ def test_wrong_prediction_beside_a_label_is_not_the_gold(tmp_path):
         (lambda records: records[1]["Step 2"]["image_info"].update(image_path="gone.png", image_path_absolute=""),
          "step 2: found no screenshot 'gone.png'"),
         (lambda records: records[1]["Step 2"]["image_info"].update(image_data_uri="data:image/png;base64,%%"),
-         "step 2: found a broken image_data_uri"),
+         "step 2: image_data_uri: found a broken data URI"),
     ],
 )  # fmt: skip
 def test_pipeline_task_that_cannot_be_used_is_dropped_with_the_reason(tmp_path, damage, reason):

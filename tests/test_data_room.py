@@ -5,7 +5,16 @@ import shutil
 
 import datasets
 import pytest
-from conversion_samples import build_careflow_row, build_pipeline_records, write_pipeline_task
+from conversion_samples import (
+    build_agentnet_task,
+    build_careflow_row,
+    build_chat_row,
+    build_pipeline_records,
+    write_agentnet,
+    write_chat,
+    write_pipeline_task,
+    write_screenagent_session,
+)
 from trajectory_samples import build_task, build_tasks, write_trajectories
 
 from eval import rollout
@@ -48,10 +57,10 @@ def screenshot_cache(tmp_path_factory):
         yield
 
 
-def _train(folder, base, train_csv, *flags):
+def _train(folder, base, train_csv, *flags, actions=""):
     folder.mkdir(exist_ok=True)
     recipe = folder / "recipe.yaml"
-    recipe.write_text(RECIPE.format(out=folder / "out", base=base, train_csv=train_csv))
+    recipe.write_text(RECIPE.format(out=folder / "out", base=base, train_csv=train_csv) + actions)
     run.main([str(recipe), *flags])
     return folder / "out"
 
@@ -61,9 +70,10 @@ def _roll_out(test_csv, out, *flags):
     return json.loads((out / "metrics.json").read_text())
 
 
-def _assert_replay_is_perfect(test_csv, out):
+def _assert_replay_is_perfect(test_csv, out, agent=None):
     for mode in ("teacher", "own"):
-        metrics = _roll_out(test_csv, out / mode, "--policy", "replay", "--mode", mode)
+        flags = ("--agent_config", agent) if agent else ()
+        metrics = _roll_out(test_csv, out / mode, "--policy", "replay", "--mode", mode, *flags)
         for scores in metrics["matchers"].values():
             assert scores["swa"]["value"] == scores["ta"]["value"] == 1
 
@@ -83,6 +93,23 @@ def _convert_pipeline(folder):
     convert.main(["pipeline", str(folder / "in"), str(folder / "data")])
 
 
+def _convert_messages(folder):
+    write_chat(folder / "in", [build_chat_row(n) for n in (1, 2)])
+    source, out = folder / "in/chat.jsonl", folder / "data"
+    convert.main(["messages", str(source), str(out), "--coordinates", "thousandths"])
+
+
+def _convert_agentnet(folder):
+    source = write_agentnet(folder / "in", [build_agentnet_task(n) for n in (1, 2)])
+    convert.main(["agentnet", str(source), str(folder / "data")])
+
+
+def _convert_screenagent(folder):
+    for name in ("one", "two"):
+        write_screenagent_session(folder / "in", name)
+    convert.main(["screenagent", str(folder / "in"), str(folder / "data")])
+
+
 def _convert_records(folder):
     csv_path = write_trajectories(folder, build_tasks(3))
     lines = [
@@ -96,17 +123,29 @@ def _convert_records(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [_convert_careflow, _convert_pipeline, _convert_records])
+@pytest.mark.parametrize(
+    "make",
+    [
+        _convert_careflow,
+        _convert_pipeline,
+        _convert_records,
+        _convert_messages,
+        _convert_agentnet,
+        _convert_screenagent,
+    ],
+)
 def test_converted_data_is_clean_trains_and_replays_to_100_percent(tmp_path, tiny_checkpoints, make, capsys):
     make(tmp_path)
-    csv_path = tmp_path / "data/data.csv"
-    check.main([str(csv_path), "--json", str(tmp_path / "report.json")])  # a problem would end it with code 1
+    csv_path, actions = tmp_path / "data/data.csv", tmp_path / "data/actions.yaml"
+    recipe = ["--recipe", str(actions)] if actions.is_file() else []
+    check.main([str(csv_path), "--json", str(tmp_path / "report.json"), *recipe])  # a problem would end it with code 1
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["memory_columns"][0]["verdict"] == "lagged"
     assert report["steps_without_memory"] == 0
-    out = _train(tmp_path / "run", tiny_checkpoints["qwen3_vl"], csv_path)
+    defined = actions.read_text() if recipe else ""
+    out = _train(tmp_path / "run", tiny_checkpoints["qwen3_vl"], csv_path, actions=defined)
     assert (out / "adapter_model.safetensors").is_file()
-    _assert_replay_is_perfect(csv_path, tmp_path / "results")
+    _assert_replay_is_perfect(csv_path, tmp_path / "results", out / "agent_config.json")
 
 
 @pytest.fixture(scope="module")

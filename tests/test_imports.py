@@ -51,7 +51,7 @@ MAY_IMPORT = {
     # The commands: none imports another. clinical-gui, in sft.__main__, looks them up in the table of sft.verbs.
     "sft.__main__": AGENT + "sft.training",
     "sft.check": AGENT + "sft.recipe sft.data sft.models sft.batches",
-    "sft.convert": AGENT + "sft.recipe sft.data",
+    "sft.convert": AGENT + "sft.recipe sft.data sft.models sft.batches",
     "sft.split": AGENT + "sft.data",
     "sft.elements": AGENT + "sft.data",
     "sft.export": AGENT + "sft.recipe sft.data sft.models sft.training eval.rollouts",  # checks by rolling out

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from rollout_samples import judge, make_step, make_task
+from rollout_samples import as_action, judge, make_step, make_task
 
 from eval.score import main
 from eval.scoring.matching import MATCHERS
 from eval.scoring.metrics import compute_metrics
-from eval.scoring.other_rules import build_rules, load_synonyms
+from eval.scoring.other_rules import build_rules, lands_in_box, load_synonyms
 from sft.actions import DEFAULT_ACTIONS, ActionType, parse_action
 from sft.errors import UserError
 
@@ -77,12 +77,43 @@ def test_text_rules(written, exact, token_f1, anls):
         ([110, 210], 1, 1, 1),  # in the box, 0.127 from its centre: the radius rules take the box too
         ([235, 180], 0, 1, 0),  # above the box, 0.125 from its centre
         ([350, 300], 0, 0, 0),  # 0.15 from it
+        ([100, 200], 1, 1, 1),  # the box's corners belong to it
+        ([300, 400], 1, 1, 1),
+        ([300.1, 400], 0, 0, 0),  # 0.1415 from it
     ],
 )
 def test_point_rules(point, in_box, wide, narrow):
     step = make_step("t", 0, click("OK"), click("Cancel", point=point), **BOX)
     found = scores([step], POINTING)
     assert [found[name][0] for name in ("point_in_box", "point_0.14", "point_0.04")] == [in_box, wide, narrow]
+
+
+def test_a_box_at_the_edge_of_the_screen_is_hit_on_the_edge():
+    places = [([1000, 1000], 1), ([990, 980], 1), ([989, 1000], 0), ([0, 0], 0)]
+    edge = {"bbox": [990, 490, 1000, 500], "screen": [1000, 500]}
+    for point, n_right in places:
+        step = make_step("t", 0, click("OK"), click("OK", point=point), **edge)
+        assert scores([step], POINTING)["point_in_box"] == (n_right, 1)
+
+
+def test_a_step_with_another_right_answer_has_no_place_to_judge_a_point_by():
+    also = [as_action(click("Close", point=[900, 900]))]
+    verdict = judge(
+        [make_step("t", 0, click("OK"), click("Close", point=[200, 300]), also_right=also, **BOX)], POINTING
+    )
+    assert scores([verdict["t"][0].step], POINTING)["point_in_box"] == (0, 0)
+    assert lands_in_box(verdict["t"][0]) is None
+
+
+def test_a_point_counts_whatever_action_it_stands_in_and_none_does_without_an_answer():
+    pointing = [*POINTING, ActionType("ZOOM", "zoom it", {"point": ()}), ActionType("COMPLETE", "end", is_final=True)]
+    zoom = {"action": "ZOOM", "target": "Image", "point": [200, 300]}
+    for predicted, n_right, lands in ((zoom, 1, True), ("COMPLETE", 0, None), (None, 0, None)):
+        step = make_step("t", 0, click("OK"), predicted, **BOX)
+        assert scores([step], pointing)["point_in_box"] == (n_right, 1)
+        assert lands_in_box(judge([step], pointing)["t"][0]) is lands
+    ending = make_step("t", 0, "COMPLETE", zoom, **BOX)
+    assert scores([ending], pointing)["point_in_box"] == (0, 0)
 
 
 def test_points_are_not_applicable_where_the_answer_format_has_none():

@@ -19,6 +19,7 @@ from eval.scoring.comparison import compare_runs
 from eval.scoring.error_sources import add_teacher
 from eval.scoring.metrics import compute_metrics
 from sft.actions import ActionType
+from sft.agent import AgentConfig
 from sft.files import write_whole
 
 CHROMIUM = "/usr/bin/chromium"
@@ -225,6 +226,37 @@ def test_two_runs_stand_side_by_side_in_a_real_browser(browser, tmp_path, image_
     labels = page.locator(".task").nth(2).locator(".step .action .label").all_inner_texts()
     assert labels == ["Gold", "first ?", "second ?", "Gold", "first ✗", "second –"]
     assert "A has more steps right in 0 tasks" in page.locator("main").inner_text()
+    page.close()
+
+
+@pytest.mark.slow
+def test_points_stand_where_they_are_on_the_screenshot_in_a_real_browser(browser, tmp_path, image_root):
+    place = {"bbox": [320, 200, 640, 400], "screen": [1280, 800]}
+    gold = {"action": "CLICK", "target": "OK", "point": [375, 375]}
+    near, far = {**gold, "point": [260, 490]}, {**gold, "point": [1000, 0]}
+    steps, others = (
+        [make_step("t", i, gold, p, **place) for i, p in enumerate(points)]
+        for points in ([near, far, None], [far, near, near])
+    )
+    verdicts, other_verdicts = (judge(s, AgentConfig(points=True).actions) for s in (steps, others))
+    metrics = compute_metrics(verdicts, mode="own", n_resamples=50)
+    comparison = compare_runs(verdicts, other_verdicts, names=("first", "second"), n_resamples=50)
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    path = write_report(tmp_path, verdicts, metrics, RUN, image_root, comparison=comparison, others=other_verdicts)
+    page.goto(path.as_uri())
+    page.locator(".task summary").first.click()
+    shot = page.locator(".step .shot").first
+    shot.locator("img").wait_for()
+    page.wait_for_function("document.querySelector('.shot img').naturalWidth > 0", timeout=5000)
+    screen = shot.locator("img").bounding_box()
+    for name, (x, y) in {"gold": (375, 375), "predicted": (260, 490), "other": (1000, 0)}.items():
+        mark = shot.locator(f".{name}-point").bounding_box()
+        assert mark["x"] + mark["width"] / 2 == pytest.approx(screen["x"] + screen["width"] * x / 1000, abs=1)
+        assert mark["y"] + mark["height"] / 2 == pytest.approx(screen["y"] + screen["height"] * y / 1000, abs=1)
+    assert page.locator(".step").nth(2).locator(".predicted-point").count() == 0  # no readable answer
+    told = page.locator(".action .argument").all_inner_texts()
+    assert told[:3] == ["point: [375,375]", "point: [260,490], in the box", "point: [1000,0], outside the box"]
+    assert page.locator(".legend", has_text="point of first").count() == 1
     page.close()
 
 

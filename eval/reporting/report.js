@@ -53,6 +53,18 @@ function fillShot(shot, step) {
     box.title = "Target of the gold action";
     shot.append(box);
   }
+  addPoint(shot, "gold-point", step.gold, "Point of the gold action");
+  addPoint(shot, "predicted-point", step.predicted, `${data.names ? data.names[0] : "Predicted"}: point`);
+  if (step.other) addPoint(shot, "other-point", step.other.predicted, `${data.names[1]}: point`);
+}
+
+// A point is in thousandths of the screenshot's width and height.
+function addPoint(shot, className, action, title) {
+  if (!action?.point) return;
+  const mark = make("span", `point ${className}`);
+  [mark.style.left, mark.style.top] = action.point.map((thousandths) => `${thousandths / 10}%`);
+  mark.title = `${title} [${action.point.join(", ")}]`;
+  shot.append(mark);
 }
 
 const viewer = byId("viewer");
@@ -81,7 +93,7 @@ viewer.addEventListener("keydown", (event) => {
   if (event.key === "ArrowRight") turn(1);
 });
 
-function makeAction(label, action, grade) {
+function makeAction(label, action, grade, lands = null) {
   const node = make("div", grade ? `action judged ${grade}` : "action", make("span", "label", label));
   if (!action) {
     node.append("no readable answer");
@@ -90,7 +102,8 @@ function makeAction(label, action, grade) {
   const { action: kind, target, ...others } = action;
   node.append(make("strong", "", kind), " ", make("bdi", "", target ?? ""));
   for (const [name, value] of Object.entries(others)) {
-    node.append(make("span", "argument", `${name}: `, make("bdi", "", String(value))));
+    const place = name === "point" && lands !== null ? `, ${lands ? "in" : "outside"} the box` : "";
+    node.append(make("span", "argument", `${name}: `, make("bdi", "", Array.isArray(value) ? asText(value) : String(value)), place));
   }
   return node;
 }
@@ -145,11 +158,11 @@ function makeStep(task, position) {
   if (step.other) heading.append(make("span", "verdict", `${data.names[1]} ${judge(step.other)}`));
   const gold = makeAction("Gold", step.gold, "");
   for (const action of step.also_right) gold.append(...makeAction("also right", action, "").childNodes);
-  const predicted = makeAction(`${data.names ? data.names[0] : "Predicted"} ${SYMBOLS[grade]}`, step.predicted, grade);
+  const predicted = makeAction(`${data.names ? data.names[0] : "Predicted"} ${SYMBOLS[grade]}`, step.predicted, grade, step.lands);
   const actions = make("div", "actions", gold, predicted);
   if (step.other) {
     const otherGrade = gradeOf(step.other);
-    actions.append(makeAction(`${data.names[1]} ${SYMBOLS[otherGrade]}`, step.other.predicted, otherGrade));
+    actions.append(makeAction(`${data.names[1]} ${SYMBOLS[otherGrade]}`, step.other.predicted, otherGrade, step.other.lands));
   }
   const body = make("div", "", heading, actions);
   const problem = step.error ?? step.parse_problem;

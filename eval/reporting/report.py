@@ -38,6 +38,7 @@ from eval.rollouts.run_info import RunInfo
 from eval.scoring.breakdowns import SKIPPED, UNREADABLE
 from eval.scoring.error_sources import ROOTS
 from eval.scoring.matching import HEADLINE, Verdicts
+from eval.scoring.other_rules import lands_in_box
 from sft.data.data_notes import list_data_notes
 from sft.data.image_paths import resolve_image
 from sft.data.screenshots import ScreenshotError, hash_screenshot, open_screenshot
@@ -187,6 +188,7 @@ def render_report(
         data_notes=list_data_notes(run_info.data),
         thumbnails=thumbnails,
         comparison=comparison,
+        has_points=any(v.takes_point for v in chain(*verdicts.values(), *(others or {}).values())),
         progress_text=describe_progress(metrics),
         also_right_text=describe_also_right(metrics["also_right"]) if metrics["also_right"] else "",
         loops_text=describe_loops(metrics),
@@ -259,11 +261,12 @@ def _build_tasks(verdicts: Verdicts, thumbnails: Thumbnails) -> list[dict[str, A
         task["steps"] = [
             {
                 **{key: step[key] for key in _SHOWN},
+                "lands": lands_in_box(verdict),
                 "recorded_memory": step["gold_memory"] if "memory" in step["roots"].values() else None,
                 "image": thumbnails.index_of.get(step["image_id"]),
                 "box": _scale_box(step, thumbnails),
             }
-            for step in task["steps"]
+            for step, verdict in zip(task["steps"], verdicts[task["task_id"]], strict=True)
         ]
     return tasks
 
@@ -274,6 +277,7 @@ def _add_other_run(tasks: list[dict[str, Any]], others: Verdicts) -> None:
         for step, verdict in zip(task["steps"], others[task["task_id"]], strict=True):
             other = build_step_details(verdict)
             step["other"] = {key: other[key] for key in ("predicted", "outcomes", "roots", "raw_text")}
+            step["other"]["lands"] = lands_in_box(verdict)
 
 
 def _scale_box(step: Mapping[str, Any], thumbnails: Thumbnails) -> list[float] | None:

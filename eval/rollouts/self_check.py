@@ -11,7 +11,7 @@ from eval.policies.policy import EmptyPolicy, Policy, RawAnswer, ReplayPolicy, S
 from eval.rollouts.options import MODES
 from eval.rollouts.walk import walk_tasks
 from eval.scoring.matching import HEADLINE, MATCHERS, Verdicts, cut_at_first_error, judge
-from sft.actions import Action
+from sft.actions import POINT, Action
 from sft.agent import AgentConfig
 from sft.answers import Answer, format_answer
 from sft.data.steps import Step, Trajectory
@@ -173,7 +173,7 @@ def _render(
 
 def _spoil(step: Step) -> Step:
     """Replace everything that is label; an action type that exists nowhere differs from each that does."""
-    action = Action(CANARY, CANARY, {"text": CANARY})
+    action = Action(CANARY, CANARY, {"text": CANARY, POINT: [1, 2]})
     gold = Answer(action, {"last_action": CANARY}, {"overall_progress": CANARY})
     grounding = replace(step.grounding, bbox=(1, 2, 3, 4), screen_wh=(5, 6))
     return replace(step, gold=gold, grounding=grounding, also_right=(action,))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from eval.scoring.bootstrap import Bootstrap, Rates
 from eval.scoring.breakdowns import describe_answers
 from eval.scoring.matching import MATCHERS, Verdicts
+from eval.step_result import StepResult
+from sft.actions import POINT, Action
 from sft.errors import UserError
 
 
@@ -128,9 +130,15 @@ def _check_same_steps(tasks_a: Verdicts, tasks_b: Verdicts, names: tuple[str, st
             f"{holder}; expected rollouts of the same tasks"
         )
     for task_id, task in tasks_a.items():
-        labels = [[(v.step.gold, v.step.also_right) for v in t] for t in (task, tasks_b[task_id])]
+        labels = [[_list_labels(v.step) for v in t] for t in (task, tasks_b[task_id])]
         if labels[0] != labels[1]:
             raise UserError(
                 f"{names[0]} and {names[1]}: found other gold actions in task {task_id}; expected rollouts of the "
                 "same data"
             )
+
+
+def _list_labels(step: StepResult) -> list[Action]:
+    """Return the right actions without their points: only a run whose answers carry points has those of the data."""
+    actions = (step.gold, *step.also_right)
+    return [replace(a, arguments={k: v for k, v in a.arguments.items() if k != POINT}) for a in actions]

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from eval.step_result import NOT_RUN, StepResult
-from sft.actions import POINT, Action, ActionType, find_action_type
+from sft.actions import POINT, Action, ActionType, carries_point, find_action_type
 from sft.data.load import natural_key
 from sft.errors import UserError
 
@@ -148,11 +148,10 @@ def normalize_text(text: str) -> str:
 
 
 def _judge_step(step: StepResult, actions: Sequence[ActionType]) -> Verdict:
-    action_type = find_action_type(step.gold.kind, actions)
     wanted, *also = (_drop_final_target(action, actions) for action in (step.gold, *step.also_right))
     outcomes = {name: _find_outcome(step, (wanted, *also), matcher) for name, matcher in MATCHERS.items()}
     by_other = {n for n, m in MATCHERS.items() if also and outcomes[n] != _find_outcome(step, [wanted], m)}
-    takes_point = action_type is not None and POINT in action_type.arguments
+    takes_point = carries_point(step.gold.kind, actions)
     return Verdict(step, wanted, takes_point, outcomes, tuple(also), frozenset(by_other))
 
 

@@ -76,7 +76,7 @@ def build_rules(synonyms: Synonyms | None = None) -> list[Rule]:
             "part",
             description,
             radius,
-            lambda v: v.takes_point and v.step.bbox is not None and v.step.screen is not None and not v.also_wanted,
+            _is_place_known,
             lambda v, p: POINT in p.arguments and is_right(v.step, *_normalize_point(p)),
         )
 
@@ -135,6 +135,14 @@ def score_rules(tasks: Verdicts, rules: Sequence[Rule], bootstrap: Bootstrap) ->
     ]
 
 
+def lands_in_box(verdict: Verdict) -> bool | None:
+    """Say whether the predicted point is in the gold box; None where there is no point, or no box to judge it by."""
+    predicted = verdict.answer
+    if predicted is None or POINT not in predicted.arguments or not _is_place_known(verdict):
+        return None
+    return _is_in_box(verdict.step, *_normalize_point(predicted))
+
+
 def load_synonyms(path: Path) -> dict[str, str]:
     """Read a table of labels that mean the same: a JSON object, label -> list of labels.
 
@@ -157,6 +165,12 @@ def load_synonyms(path: Path) -> dict[str, str]:
                 raise UserError(f"{path}: found {written!r} in two rows; expected each label once")
             synonyms[written] = normalize_target(label)
     return synonyms
+
+
+def _is_place_known(verdict: Verdict) -> bool:
+    """Say whether a point is judged: the gold action carries one, and its box is the only place that is right."""
+    step = verdict.step
+    return verdict.takes_point and step.bbox is not None and step.screen is not None and not verdict.also_wanted
 
 
 def _is_right(verdict: Verdict, rule: Rule) -> bool:

@@ -164,7 +164,7 @@ def build_step_rows(
         bar = tqdm(trajectories, desc="Building training rows", unit="task", disable=not show_progress)
         with ArrowWriter(features=_build_features(), path=str(folder / "rows.arrow")) as writer:
             for example in build_examples(bar, encoder.agent, Path(csv_path), encoder):
-                if missing := _find_missing_memory(example.step.gold, encoder.agent):
+                if missing := find_missing_memory(example.step.gold, encoder.agent):
                     problems.append(Problem(Path(csv_path), example.step.row, "Output", missing, example.task_id))
                 problems += example.problems
                 writer.write(example.build_row(csv_path))
@@ -246,7 +246,7 @@ def find_tight_answer_limit(answers: Iterable[tuple[str, int]], agent: AgentConf
     )
 
 
-def _find_missing_memory(answer: Answer, agent: AgentConfig) -> str | None:
+def find_missing_memory(answer: Answer, agent: AgentConfig) -> str | None:
     if agent.memory_writer == "rule":
         return None
     wanted = [("short_term", agent.use_short_term), ("long_term", agent.use_long_term)]

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, median
-from typing import Any, Literal
+from typing import Any
 
 from sft.agent import AgentConfig
-from sft.data.cells import Box, Size
+from sft.data.boxes import count_points, find_doubts
 from sft.data.elements_file import find_maker
 from sft.data.hints import find_hidden_characters, find_personal_data
 from sft.data.load import TaskSet
@@ -21,10 +21,6 @@ from sft.models.token_counts import DEFAULT_PIXELS_PER_TOKEN, build_image_counte
 from sft.prompts import limit_elements
 
 _MAX_ROWS = 20
-_ROUNDING = 1  # pixels by which a box may stand over the edge of its screen
-_MAX_DISTORTION = 0.02  # of width to height: a window's border more or less is no other screen
-
-Doubt = Literal["shares", "no area", "outside", "shape"]
 
 
 def describe(table: Table, tasks: TaskSet, agent: AgentConfig, tokenizer: Path | None = None) -> dict[str, Any]:
@@ -62,6 +58,7 @@ def describe(table: Table, tasks: TaskSet, agent: AgentConfig, tokenizer: Path |
         "personal_data": find_personal_data(steps, cells_of),
         "hidden_characters": find_hidden_characters(steps, cells_of),
         "boxes": describe_boxes(tasks, steps),
+        **({"points": describe_points(steps, agent)} if agent.points else {}),
         **({"elements": describe_elements(tasks, steps, agent)} if any(s.elements for s in steps) else {}),
     }
 
@@ -103,6 +100,12 @@ def describe_screenshots(tasks: TaskSet, steps: Sequence[Step]) -> dict[str, Any
     }
 
 
+def describe_points(steps: Sequence[Step], agent: AgentConfig) -> dict[str, Any]:
+    """Count the answers that are to carry a point, and those without one; name the first rows of these."""
+    n_pointing, rows = count_points(steps, agent.actions)
+    return {"n_steps": n_pointing, "n_without": len(rows), "rows_without": rows[:_MAX_ROWS]}
+
+
 def describe_boxes(tasks: TaskSet, steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
     """Count the boxes and screens that cannot be right, by what is wrong with them, and name the first rows."""
     rows_of: dict[str, list[int]] = {}
@@ -111,29 +114,6 @@ def describe_boxes(tasks: TaskSet, steps: Sequence[Step]) -> dict[str, dict[str,
         for doubt in find_doubts(step.grounding.bbox, step.grounding.screen_wh, picture):
             rows_of.setdefault(doubt, []).append(step.row)
     return {doubt: {"n": len(rows), "rows": rows[:_MAX_ROWS]} for doubt, rows in rows_of.items()}
-
-
-def find_doubts(box: Box | None, screen: Size | None, picture: Size) -> list[Doubt]:
-    """Return what cannot be right about a box and its screen, beside a screenshot of `picture` pixels.
-
-    Without a screen the box is one of the picture. A box of shares (0 to 1) is doubted for that alone.
-    """
-    doubts: list[Doubt] = []
-    if box is not None:
-        x1, y1, x2, y2 = box
-        width, height = screen or picture
-        if max(width, height) > 1 and min(box) >= 0 and 0 < max(box) <= 1:
-            doubts.append("shares")
-        else:
-            if x1 == x2 or y1 == y2:
-                doubts.append("no area")
-            if min(x1, y1) < -_ROUNDING or x2 > width + _ROUNDING or y2 > height + _ROUNDING:
-                doubts.append("outside")
-    if screen is not None and max(screen) > 1:
-        distortion = screen[0] * picture[1] / (screen[1] * picture[0])
-        if abs(distortion - 1) > _MAX_DISTORTION:
-            doubts.append("shape")
-    return doubts
 
 
 def audit_columns(trajectories: Sequence[Trajectory], cells_of: Mapping[int, Cells]) -> list[MemoryAudit]:

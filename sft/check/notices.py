@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sft.data.boxes import describe_missing_points
 from sft.data.table import MEMORY_COLUMNS
 
 _MAX_EXAMPLES = 5
@@ -62,6 +63,8 @@ def list_warnings(report: Mapping[str, Any], shows_memory: bool) -> list[str]:
         what, advice = _BOX_DOUBTS[doubt]
         noun = "row" if found["n"] == 1 else "rows"
         warnings.append(f"Grounding: {what} in {found['n']} {noun} ({rows}): {advice}")
+    if (points := report.get("points")) and points["n_without"]:
+        warnings.append(_warn_of_points(points))
     if elements := report.get("elements"):
         warnings += _warn_of_elements(elements)
     if overlap := report.get("overlap"):
@@ -75,6 +78,13 @@ def _tell_use(column: str, shows_memory: bool) -> str:
     if shows_memory:
         return "A prompt would hold its own answer: each row whose memory would be shown so is a problem."
     return "No prompt shows it: the memory is written by rule."
+
+
+def _warn_of_points(points: Mapping[str, Any]) -> str:
+    told = describe_missing_points(points["n_steps"], points["n_without"], points["rows_without"])
+    if points["n_without"] == points["n_steps"]:
+        return f"{told}: no training can learn points from this file."
+    return f"{told}: they are trained on without one."
 
 
 def _warn_of_elements(elements: Mapping[str, Any]) -> list[str]:

@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
-from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, pick_box
+from sft.convert.converted import ConvertedStep, ConvertedTask, Coordinates, DroppedTask, pick_action, pick_box
+from sft.convert.pictures import read_picture
 from sft.data.arrow_rows import iterate_rows, open_table
 from sft.data.cells import read_text
-from sft.data.embedded import read_image_bytes
 from sft.data.image_paths import find_screenshot, suggest_names
 from sft.data.literals import read_literal
 from sft.data.load import find_table_kind
@@ -29,6 +29,7 @@ def read_careflow(
     images_dir: Path | None = None,
     application: str = "",
     actions: Sequence[ActionType] = DEFAULT_ACTIONS,
+    coordinates: Coordinates = "pixels",
 ) -> Iterator[ConvertedTask | DroppedTask]:
     """Yield every row of a task table as a task, or as dropped with the reason.
 
@@ -46,7 +47,7 @@ def read_careflow(
             if task_id in seen:
                 raise ValueError(f"found task {task_id} again; expected each id once")
             seen.add(task_id)
-            yield _read_task(task_id, place, row, images_dir, application, actions)
+            yield _read_task(task_id, place, row, images_dir, application, actions, coordinates)
         except ValueError as error:
             yield DroppedTask(task_id, place, _count_steps(row), str(error))
 
@@ -58,6 +59,7 @@ def _read_task(
     images_dir: Path | None,
     application: str,
     actions: Sequence[ActionType],
+    coordinates: Coordinates,
 ) -> ConvertedTask:
     data = _load_task(row)
     trajectory = data.get("trajectory")
@@ -74,7 +76,8 @@ def _read_task(
         except ValueError as error:
             raise ValueError(f"step {number}: {error}") from error
         bbox = pick_box(fields.get("bbox"), number, remarks)
-        steps.append(ConvertedStep(number, action, image, as_cell(fields.get("note")), bbox))
+        note = as_cell(fields.get("note"))
+        steps.append(ConvertedStep(number, action, image, note, bbox, coordinates=coordinates))
     program = as_cell(row.get("application") or row.get("software")) or application
     return ConvertedTask(task_id, place, goal, program, tuple(steps), remarks=tuple(remarks))
 
@@ -104,7 +107,8 @@ def _match_images(
     names = next((_read_names(row[c]) for c in NAME_COLUMNS if row.get(c)), [])
     listed = row.get("images") or []
     listed = _read_names(listed) if isinstance(listed, str) else listed
-    images = [_read_image(v, images_dir) for v in (listed if isinstance(listed, list) else [listed])]
+    folders = [images_dir] if images_dir else []
+    images = [read_picture(v, folders) for v in (listed if isinstance(listed, list) else [listed])]
     if not images and images_dir is not None:
         images = [find_screenshot(name, [images_dir]) for name in names]
     wanted = [as_cell(step.get("screenshot")) for step in steps]
@@ -143,17 +147,6 @@ def _existing(image: bytes | Path | None, name: str) -> bytes | Path:
             f"found no screenshot {name!r}; expected it in the table, or in the folder given by --images_dir"
         )
     return image
-
-
-def _read_image(value: Any, images_dir: Path | None) -> bytes | Path | None:
-    folders = [images_dir] if images_dir else []
-    if isinstance(value, str):
-        return find_screenshot(value, folders)
-    if (data := read_image_bytes(value)) is not None:
-        return data
-    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
-        return find_screenshot(value["path"], folders)
-    return None
 
 
 def _read_names(value: Any) -> list[str]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sft.actions import ActionType, format_action
+from sft.convert.action_map import format_actions
 from sft.convert.converted import ConvertedTask, DroppedTask, rebuild_memories
+from sft.convert.places import place_step
 from sft.data.cells import read_text
 from sft.data.load import read_table, read_task_set
 from sft.data.memory_audit import MEMORY_PARTS
@@ -33,6 +35,8 @@ COLUMNS = (
 LEFT_OUT_IF_EMPTY = ("Detected_Elements", "Also_Right")
 CSV_NAME = "data.csv"
 REPORT_NAME = "conversion_report.json"
+ACTIONS_NAME = "actions.yaml"
+_ACTIONS_HEAD = f"# The actions of {CSV_NAME}, for a recipe; alone, this file serves as --recipe of sft.check.\n"
 
 
 @dataclass
@@ -63,16 +67,18 @@ def write_tasks(
     output_dir: Path,
     about: Mapping[str, Any],
     actions: Sequence[ActionType],
+    writes_actions: bool = False,
 ) -> Conversion:
     """Write tasks as they come; a task that training would refuse is dropped with the reason it would give.
 
-    `about` opens the report. The folder appears under its name only when all of it is written.
+    `about` opens the report. `writes_actions` adds the actions that occur, as a recipe defines them. The folder
+    appears under its name only when all of it is written.
 
     Raises:
         UserError: the folder holds something, or not one task could be converted.
     """
     with write_new(output_dir) as partial:
-        return _write(tasks, partial, about, actions)
+        return _write(tasks, partial, about, actions, writes_actions)
 
 
 def _write(
@@ -80,6 +86,7 @@ def _write(
     folder: Path,
     about: Mapping[str, Any],
     actions: Sequence[ActionType],
+    writes_actions: bool,
 ) -> Conversion:
     conversion = Conversion()
     rows_of: dict[str, list[dict[str, str]]] = {}
@@ -94,7 +101,7 @@ def _write(
                 raise ValueError(
                     f"found the task id {task_id!r}{' again' if task_id else ''}; expected one of its own"
                 )
-            rows_of[task_id] = _build_rows(replace(task, task_id=task_id), images)
+            rows_of[task_id] = _build_rows(replace(task, task_id=task_id), images, actions)
         except ValueError as error:
             conversion.dropped.append(DroppedTask(task_id, task.source, len(task.steps), str(error)))
             continue
@@ -104,6 +111,10 @@ def _write(
     if not rows_of:
         reasons = "; ".join(f"{t.task_id}: {t.reason}" for t in conversion.dropped[:5])
         raise UserError(f"found no task that can be converted ({reasons or 'the source is empty'})")
+    if writes_actions:
+        occurring = {json.loads(row["Output"])["action"] for rows in rows_of.values() for row in rows}
+        text = format_actions([a for a in actions if a.is_final or a.name in occurring])
+        (folder / ACTIONS_NAME).write_text(f"{_ACTIONS_HEAD}{text}", encoding="utf-8")
     used = {row["Image_id"].partition("/")[2] for rows in rows_of.values() for row in rows}
     for file in (folder / "images").iterdir():
         if file.name not in used:
@@ -117,17 +128,18 @@ def _write(
     return conversion
 
 
-def _build_rows(task: ConvertedTask, images: "_ImageFolder") -> list[dict[str, str]]:
+def _build_rows(task: ConvertedTask, images: "_ImageFolder", actions: Sequence[ActionType]) -> list[dict[str, str]]:
+    stored = [images.add(step.image, step.number) for step in task.steps]
+    steps = [place_step(step, size, actions) for step, (_, size) in zip(task.steps, stored)]
     rows = []
-    for step, memory in zip(task.steps, rebuild_memories(task.steps)):
-        name, (width, height) = images.add(step.image, step.number)
+    for step, memory, (name, size) in zip(steps, rebuild_memories(steps), stored):
         output = {
             **format_action(step.action),
             "short_term": dict(memory.short_term),
             "long_term": dict(memory.long_term),
         }
         grounding: dict[str, Any] = {} if step.bbox is None else {"bbox": list(step.bbox)}
-        grounding |= {"screen": list(step.screen or (width, height))}
+        grounding |= {"screen": list(step.screen or size)}
         cells = (
             task.task_id,
             str(step.number),

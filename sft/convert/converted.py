@@ -4,13 +4,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sft.actions import Action, ActionType, parse_action
 from sft.agent import AgentConfig
 from sft.answers import Answer
 from sft.data.cells import Box, Size, read_box
+from sft.data.memory_audit import has_leak
 from sft.memory import EMPTY_MEMORY, Memory, update
+
+Point = tuple[float, float]
+# How a source counts places: as parts of the screen, as thousandths of it, or in its pixels.
+Coordinates = Literal["fraction", "thousandths", "pixels"]
 
 _PLACEHOLDER = re.compile(r"(?:step\s*\d*|none|n/?a|null)?\W*", re.I)
 _MAX_NOTE_CHARS = 200
@@ -22,7 +27,9 @@ class ConvertedStep:
 
     `memory` is the memory *after* the step where the source proves one; None has it rebuilt from the actions. `note`
     is what an annotator wrote about the step; `screen` is what its box is measured on, None the screenshot itself.
-    `elements` and `also_right` are cells of `Detected_Elements` and `Also_Right`.
+    `elements` and `also_right` are cells of `Detected_Elements` and `Also_Right`. `places` are arguments of the action
+    that are points, by name; they and `bbox` are in the units that `coordinates` says. `spot` is where the action
+    takes place, which stands in for a target that the source does not name.
     """
 
     number: int
@@ -34,6 +41,9 @@ class ConvertedStep:
     memory: Memory | None = None
     elements: str = ""
     also_right: str = ""
+    places: Mapping[str, Point] = field(default_factory=dict)
+    spot: Point | None = None
+    coordinates: Coordinates = "pixels"
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,18 @@ def pick_box(value: Any, number: int, remarks: list[str]) -> Box | None:
     except ValueError as error:
         remarks.append(f"step {number}: left out the box: {error}")
         return None
+
+
+def pick_own_memories(golds: Sequence[Answer], instruction: str) -> tuple[list[Memory | None], str] | None:
+    """Return the memory after each step as the answers of a task hold it, and a remark; None where one lacks it.
+
+    Where it tells of a step to come, all of it is None, to be rebuilt.
+    """
+    if not all(gold.short_term is not None and gold.long_term is not None for gold in golds):
+        return None
+    if has_leak(golds, instruction):
+        return [None] * len(golds), "memory in Output told of the next step; it was rebuilt from the actions"
+    return [Memory(gold.short_term or {}, gold.long_term or {}) for gold in golds], ""
 
 
 def rebuild_memories(steps: Iterable[ConvertedStep]) -> list[Memory]:

@@ -5,8 +5,6 @@ after two failures the pipeline writes the label there ("Using ground truth acti
 for gold. The recorded memories were written with the label in view ("Expected action: CLICK") and are not copied.
 """
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sft.actions import DEFAULT_ACTIONS, Action, ActionType
-from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask, pick_action, pick_box
+from sft.convert.converted import ConvertedStep, ConvertedTask, Coordinates, DroppedTask, pick_action, pick_box
+from sft.convert.pictures import decode_picture, is_inline
 from sft.data.image_paths import find_screenshot, suggest_names
 from sft.data.literals import read_literal
 from sft.data.load import natural_key
@@ -27,7 +26,10 @@ _PLACEHOLDER_TARGET = "ground_truth_target"  # what the pipeline writes where th
 
 
 def read_pipeline(
-    folder: Path, images_dir: Path | None = None, actions: Sequence[ActionType] = DEFAULT_ACTIONS
+    folder: Path,
+    images_dir: Path | None = None,
+    actions: Sequence[ActionType] = DEFAULT_ACTIONS,
+    coordinates: Coordinates = "pixels",
 ) -> Iterator[ConvertedTask | DroppedTask]:
     """Yield every task file of a folder as a task, or as dropped with the reason.
 
@@ -36,7 +38,7 @@ def read_pipeline(
     """
     for path in find_files(folder):
         try:
-            yield _read_file(path, folder, images_dir, actions)
+            yield _read_file(path, folder, images_dir, actions, coordinates)
         except ValueError as error:
             yield DroppedTask(path.stem, path.name, _count_steps(path), str(error))
 
@@ -67,7 +69,9 @@ def audit_records(folder: Path, actions: Sequence[ActionType]) -> list[MemoryAud
     return [audit_memory(column, found) for column, found in cells.items()]
 
 
-def _read_file(path: Path, folder: Path, images_dir: Path | None, actions: Sequence[ActionType]) -> ConvertedTask:
+def _read_file(
+    path: Path, folder: Path, images_dir: Path | None, actions: Sequence[ActionType], coordinates: Coordinates
+) -> ConvertedTask:
     goal, records, remarks = _load(path, actions)
     match = FILE_PATTERN.fullmatch(path.name)
     steps, n_predicted, n_fallback = [], 0, 0
@@ -78,7 +82,8 @@ def _read_file(path: Path, folder: Path, images_dir: Path | None, actions: Seque
         image = _find_image(number, record, folder, images_dir)
         original = _read_original(record)
         note, bbox = original.get("note"), pick_box(original.get("bbox"), number, remarks)
-        steps.append(ConvertedStep(number, action, image, note if isinstance(note, str) else "", bbox))
+        note = note if isinstance(note, str) else ""
+        steps.append(ConvertedStep(number, action, image, note, bbox, coordinates=coordinates))
     if n_predicted:
         remarks.append(f"{n_predicted} steps have no label; their gold is a prediction that a critic accepted")
     if n_fallback:
@@ -168,11 +173,11 @@ def _find_image(number: int, record: Mapping[str, Any], folder: Path, images_dir
     info = record.get("image_info")
     info = info if isinstance(info, Mapping) else {}
     uri = info.get("image_data_uri")
-    if isinstance(uri, str) and uri.startswith("data:image"):
+    if isinstance(uri, str) and is_inline(uri):
         try:
-            return base64.b64decode(uri.partition(",")[2], validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ValueError(f"step {number}: found a broken image_data_uri ({error})") from error
+            return decode_picture(uri)
+        except ValueError as error:
+            raise ValueError(f"step {number}: image_data_uri: {error}") from error
     names = [info.get(key) for key in ("image_path", "image_path_absolute")]
     bare = [PurePosixPath(name.replace("\\", "/")).name for name in names if isinstance(name, str) and name]
     places = [images_dir] if images_dir else [folder, folder / "images", folder.parent / "images", folder.parent]

@@ -13,12 +13,12 @@ from typing import Any
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.answers import Answer
-from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask
+from sft.convert.converted import ConvertedStep, ConvertedTask, Coordinates, DroppedTask, pick_own_memories
 from sft.data.cells import Grounding, read_application, read_gold, read_grounding, read_object, read_text
 from sft.data.image_paths import find_screenshot, suggest_names
 from sft.data.literals import is_missing
 from sft.data.load import find_table_kind, natural_key
-from sft.data.memory_audit import MemoryAudit, MemoryCell, audit_memory, has_leak
+from sft.data.memory_audit import MemoryAudit, MemoryCell, audit_memory
 from sft.data.table import MEMORY_COLUMNS, build_cells, decode_text, read_line, read_list, split_lines
 from sft.errors import UserError
 from sft.file_kinds import JSON
@@ -71,20 +71,27 @@ def load_records(path: Path, actions: Sequence[ActionType] = DEFAULT_ACTIONS) ->
     return RecordFile(path, ordered, problems, tuple(_audit(ordered, actions)), actions)
 
 
-def read_records(records: RecordFile, images_dir: Path | None = None) -> Iterator[ConvertedTask | DroppedTask]:
+def read_records(
+    records: RecordFile, images_dir: Path | None = None, coordinates: Coordinates = "pixels"
+) -> Iterator[ConvertedTask | DroppedTask]:
     """Yield every task of a file, or as dropped with the reason."""
     for task_id, lines in records.by_task.items():
         place = f"{records.path.name}: line {lines[0][0]}"
         try:
             if task_id in records.problems:
                 raise ValueError(records.problems[task_id])
-            yield _read_task(task_id, place, lines, records, images_dir or records.path.parent)
+            yield _read_task(task_id, place, lines, records, images_dir or records.path.parent, coordinates)
         except ValueError as error:
             yield DroppedTask(task_id, place, len(lines), str(error))
 
 
 def _read_task(
-    task_id: str, place: str, lines: Sequence[tuple[int, dict[str, str]]], records: RecordFile, images_dir: Path
+    task_id: str,
+    place: str,
+    lines: Sequence[tuple[int, dict[str, str]]],
+    records: RecordFile,
+    images_dir: Path,
+    coordinates: Coordinates,
 ) -> ConvertedTask:
     golds = []
     for number, cells in lines:
@@ -117,6 +124,7 @@ def _read_task(
                 memory,
                 cells.get("Detected_Elements", ""),
                 cells.get("Also_Right", ""),
+                coordinates=coordinates,
             )
         )
     first = lines[0][1]
@@ -130,11 +138,9 @@ def _choose_memories(
     golds: Sequence[Answer], lines: Sequence[tuple[int, dict[str, str]]], records: RecordFile
 ) -> tuple[Sequence[Memory | None], str]:
     """Return the memory after each step, None where it is to be rebuilt, and a remark where it is not Output's own."""
-    has_own = all(gold.short_term is not None and gold.long_term is not None for gold in golds)
-    if has_own and has_leak(golds, lines[0][1].get("Instruction", "")):
-        return [None] * len(golds), "memory in Output told of the next step; it was rebuilt from the actions"
-    if has_own:
-        return [Memory(gold.short_term or {}, gold.long_term or {}) for gold in golds], ""
+    own = pick_own_memories(golds, lines[0][1].get("Instruction", ""))
+    if own is not None:
+        return own
     if not records.uses_columns:
         return [None] * len(golds), "memory was rebuilt from the actions"
     shown = [_read_columns(number, cells) for number, cells in lines]

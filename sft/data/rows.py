@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +12,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from sft.actions import ActionType, find_action_type
+from sft.data.boxes import point_at_box
 from sft.data.cells import (
     MAX_CELL_CHARS,
     read_also_right,
@@ -171,7 +173,13 @@ class RowReader:
             return None
         if gold is None or grounding is None or elements is None or also_right is None:
             return None
-        sha256, image_id = screenshots[image_path].sha256, cells["Image_id"].strip()
+        facts = screenshots[image_path]
+        if facts.problem is None:
+            give_point = partial(point_at_box, gold, grounding, facts.width_height, self.actions or ())
+            if (pointing := read("Grounding", give_point)) is None:
+                return None
+            gold, grounding = pointing
+        sha256, image_id = facts.sha256, cells["Image_id"].strip()
         return Step(task_id, index, row, image_path, image_id, gold, grounding, sha256, elements, also_right)
 
     def _find_image(self, cell: str) -> Path | ValueError:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft.agent import AgentConfig
+from sft.data.boxes import count_points
 from sft.data.elements_file import find_maker
 from sft.data.load import TaskSet, load_task_set
 from sft.data.memory_audit import list_shown_parts
 from sft.data.overlap import find_overlap, hash_goal, refuse_shared_goals
-from sft.data.problems import QuarantinedTask
+from sft.data.problems import Problem, QuarantinedTask, TrajectoryError
 from sft.data.split_file import find_split
 from sft.data.steps import Trajectory
 from sft.recipe.settings import DataSettings
@@ -34,7 +35,7 @@ def load_task_split(settings: DataSettings, agent: AgentConfig, seed: int, show_
     """Read the training tasks and, by `val_csv` or `val_split`, the validation tasks.
 
     Raises:
-        TrajectoryError: every problem of the files.
+        TrajectoryError: every problem of the files, or answers are to carry points and none has one.
         UserError: tasks of `val_csv` have a goal that is trained on, and `allow_overlap` is not set.
     """
 
@@ -51,6 +52,8 @@ def load_task_split(settings: DataSettings, agent: AgentConfig, seed: int, show_
         )
 
     train = load(settings.train_csv, task_start=settings.task_start, task_end=settings.task_end)
+    if agent.points:
+        refuse_without_points(train, agent)
     if settings.val_csv is None:
         parts = split_by_task(train.trajectories, settings.val_split, seed)
         return TaskSplit(*parts, train.quarantined, {settings.train_csv: train.sha256})
@@ -58,6 +61,18 @@ def load_task_split(settings: DataSettings, agent: AgentConfig, seed: int, show_
     refuse_shared_goals(find_overlap(val, train), settings.val_csv, settings.allow_overlap)
     hashes = {settings.train_csv: train.sha256, settings.val_csv: val.sha256}
     return TaskSplit(train.trajectories, val.trajectories, train.quarantined + val.quarantined, hashes)
+
+
+def refuse_without_points(tasks: TaskSet, agent: AgentConfig) -> None:
+    """Make sure that something teaches the points that answers are to carry.
+
+    Raises:
+        TrajectoryError: no answer has one.
+    """
+    n_pointing, rows = count_points((s for t in tasks.trajectories for s in t.steps), agent.actions)
+    if len(rows) == n_pointing:
+        message = "found no bbox for any action that has a target; expected some, or points: false in the recipe"
+        raise TrajectoryError([Problem(tasks.path, None, "Grounding", message)])
 
 
 def split_by_task(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from sft.actions import POINT
 from sft.recipe.settings import DataSettings, ModelSettings, ValidationSettings, list_countries
 from sft.recipe.training_keys import find_value
 
@@ -32,6 +33,11 @@ def find_contradictions(settings: Mapping[str, Any], training: Mapping[str, Any]
     names = [action.name.upper() for action in agent.actions]
     if not names or len(set(names)) < len(names):
         problems.append(f"actions: found {', '.join(names) or 'none'}; expected at least one, each name once")
+    if pointing := [action.name for action in agent.actions if POINT in action.arguments and not agent.points]:
+        problems.append(
+            f"actions: found the argument {POINT} of {', '.join(pointing)}; expected points: true, which gives it to "
+            "every action with a target, and its value to every row with a box"
+        )
     if agent.min_pixels > agent.max_pixels:
         problems.append(f"max_pixels: found {agent.max_pixels}; expected at least min_pixels={agent.min_pixels}")
     if settings["batch"].packing != "none":

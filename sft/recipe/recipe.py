@@ -247,13 +247,13 @@ def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
     return counted[id(node)]
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Read the keys of a YAML file.
+def load_yaml(path: Path, expected: str = "a recipe in YAML, e.g. recipes/demo.yaml") -> dict[str, Any]:
+    """Read the keys of a YAML file; `expected` says in messages what it should be.
 
     Raises:
         RecipeError: no such file, one of another kind, broken YAML, or a key that is given twice.
     """
-    expected = "expected a recipe in YAML, e.g. recipes/demo.yaml"
+    expected = f"expected {expected}"
     if not path.is_file():
         raise RecipeError(path, [f"found {'a folder' if path.is_dir() else 'no such file'}; {expected}"])
     try:

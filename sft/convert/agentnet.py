@@ -1,0 +1,99 @@
+"""OpenCUA's AgentNet trajectories (one JSON line per task) to converted tasks.
+
+The fields are those of the data set's card (https://huggingface.co/datasets/xlangai/AgentNet, "Data Structure"):
+`task_id`, `instruction`, `traj` with `image`, the screen before the action, and `value` with the PyAutoGUI `code`, the
+sentence `action` about it and `last_step_correct`. Coordinates are parts of the screen, 0 to 1 (AgentNetBench's
+README.md). A step that the card's own judge calls wrong is left out: the right answer is what is taught.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sft.convert.action_map import ActionMap
+from sft.convert.converted import ConvertedStep, ConvertedTask, Coordinates, DroppedTask, Point
+from sft.convert.foreign_actions import ForeignAction, read_calls, simplify_name
+from sft.convert.pictures import find_picture
+from sft.convert.source_rows import Row, list_folders, read_rows, read_texts
+
+EXPECTED = "AgentNet's JSON Lines, one task per line"
+
+
+def read_agentnet(
+    source: str,
+    action_map: ActionMap,
+    images_dir: Path | None = None,
+    coordinates: Coordinates | None = None,
+    application: str = "",
+) -> Iterator[ConvertedTask | DroppedTask]:
+    """Yield every task of a file, or as dropped with the reason.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    folders = list_folders(source, images_dir)
+    for number, row in read_rows(source, EXPECTED):
+        task_id, place = f"row{number}", f"line {number}"
+        try:
+            if isinstance(row, ValueError):
+                raise row
+            task_id = read_texts(row, "task_id") or task_id
+            yield _read_task(task_id, place, row, action_map, folders, coordinates or "fraction", application)
+        except ValueError as error:
+            trajectory = row.get("traj") if isinstance(row, Mapping) else None
+            yield DroppedTask(task_id, place, len(trajectory) if isinstance(trajectory, list) else 0, str(error))
+
+
+def _read_task(
+    task_id: str,
+    place: str,
+    row: Row,
+    action_map: ActionMap,
+    folders: Sequence[Path],
+    coordinates: Coordinates,
+    application: str,
+) -> ConvertedTask:
+    trajectory = row.get("traj")
+    if not isinstance(trajectory, list) or not trajectory or not all(isinstance(s, Mapping) for s in trajectory):
+        raise ValueError("found no steps in traj; expected a list of {image, value: {code, ...}}")
+    steps: list[ConvertedStep] = []
+    remarks: list[str] = []
+    cursor: Point | None = None
+    number = 0
+    for position, entry in enumerate(trajectory, start=1):
+        try:
+            code, description, is_right = _read_value(entry.get("value"))
+            for action in read_calls(code):
+                number += 1
+                action = _judge_end(action, row)
+                if is_right:
+                    image = find_picture(entry.get("image"), folders)
+                    step = action_map.map_step(action, number, image, coordinates, description, cursor)
+                    steps += [] if step is None else [step]
+                    number -= step is None  # what the table leaves out is no gap
+                cursor = action.end or action.point or cursor
+        except ValueError as error:
+            raise ValueError(f"step {position}: {error}") from error
+        if not is_right:
+            remarks.append(f"step {position} left out: last_step_correct is false")
+    if not steps:
+        raise ValueError("found no step that is left; expected at least one")
+    if row.get("task_completed") is False:
+        remarks.append("task_completed is false: the source says that the goal was not reached")
+    goal = read_texts(row, "instruction", "natural_language_task", "actual_task")
+    program = read_texts(row, "application") or application
+    return ConvertedTask(task_id, place, goal, program, tuple(steps), remarks=tuple(remarks))
+
+
+def _read_value(value: Any) -> tuple[str, str, bool]:
+    """Return a step's code, its sentence about it, and whether it is right."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("code"), str):
+        raise ValueError("found no value.code; expected PyAutoGUI calls")
+    return value["code"], read_texts(value, "action"), value.get("last_step_correct") is not False
+
+
+def _judge_end(action: ForeignAction, row: Row) -> ForeignAction:
+    """Return the end of a task that the source says is not completed under a name of its own."""
+    is_end = simplify_name(action.name) == "terminate"
+    return replace(action, name="terminate_incomplete") if is_end and row.get("task_completed") is False else action

@@ -1,0 +1,358 @@
+"""Chat data with pictures, as TRL, LLaMA-Factory and ms-swift take it, to converted tasks.
+
+The forms are those that the tools document: role/content messages with `images` (TRL, "Dataset formats", and ms-swift,
+"Custom dataset"), ShareGPT's from/value `conversations` (LLaMA-Factory, `data/README.md`), ms-swift's human/assistant
+pairs and its `objects`, and TRL's `prompt` and `completion`. An assistant's turn is one step; what it does is read by
+`sft.convert.foreign_actions` and mapped by a table. Prompts are made anew from the goal: a system message, the history
+and whatever else a user's turn says are not taken over.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sft.actions import POINT, ActionType, find_action_type
+from sft.answers import Answer, read_answer
+from sft.convert.action_map import ActionMap
+from sft.convert.converted import ConvertedStep, ConvertedTask, Coordinates, DroppedTask, Point, pick_own_memories
+from sft.convert.foreign_actions import ForeignAction, read_object, read_place, read_turn
+from sft.convert.pictures import find_picture
+from sft.convert.source_rows import Row, as_value, list_folders, read_rows, read_texts
+from sft.errors import UserError
+from sft.json_text import dump_json
+
+EXPECTED = "rows of messages: JSON, JSON Lines, Parquet, what `datasets` saved, or a Hub data set"
+GOAL_COLUMNS = ("goal", "instruction", "task")
+ID_COLUMNS = ("id", "task_id", "episode_id")
+_ROLES: Mapping[str, str] = {
+    **dict.fromkeys(("user", "human", "tool", "observation", "tool_response"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+_PLACEHOLDER = re.compile(r"<image>")
+_GOAL_LINE = re.compile(r"^\s*(?:#+\s*)?(?:Goal|Task|Instruction|Task Instruction)\s*:\s*(\S.*)$", re.M | re.I)
+_OBJECT = re.compile(r"<bbox>|<ref-object>")
+
+
+class _UnknownUnits(Exception):
+    """A place in an answer, and nothing that says its units: of the whole source, and so not a task's fault."""
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How rows are read. `task_column` names the column whose rows of one value are the steps of one task."""
+
+    action_map: ActionMap
+    folders: Sequence[Path]
+    coordinates: Coordinates | None = None
+    task_column: str = ""
+    application: str = ""
+
+    @property
+    def actions(self) -> Sequence[ActionType]:
+        """The actions that answers may hold."""
+        return self.action_map.actions
+
+
+@dataclass
+class _Message:
+    role: str
+    text: str
+    images: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _ReadStep:
+    """A step, and the answer that it was in the source where that is one of ours."""
+
+    step: ConvertedStep
+    own: Answer | None = None
+
+
+def read_messages(
+    source: str,
+    action_map: ActionMap,
+    images_dir: Path | None = None,
+    coordinates: Coordinates | None = None,
+    task_column: str = "",
+    application: str = "",
+) -> Iterator[ConvertedTask | DroppedTask]:
+    """Yield every task: a row, or the rows of one value in `task_column`, in their order; or as dropped, with why.
+
+    Raises:
+        UserError: the source cannot be read, lacks the column, or holds places whose units nobody said.
+    """
+    folders = list_folders(source, images_dir)
+    options = _Options(action_map, folders, coordinates, task_column, application)
+    try:
+        for task_id, rows in _group_rows(source, task_column):
+            yield _read_task(task_id, rows, options)
+    except _UnknownUnits as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def _group_rows(source: str, task_column: str) -> Iterator[tuple[str, list[tuple[int, Row | ValueError]]]]:
+    """Yield each task's id and rows, with their numbers; one task at a time, since pictures may be in them.
+
+    Raises:
+        UserError: the source has no such column, or a task's rows are not together: then their order is not known.
+    """
+    if not task_column:
+        for number, row in read_rows(source, EXPECTED):
+            yield _find_id(row, ID_COLUMNS) or f"row{number}", [(number, row)]
+        return
+    seen: set[str] = set()
+    for task_id, group in groupby(read_rows(source, EXPECTED), key=lambda entry: _find_id(entry[1], [task_column])):
+        rows = list(group)
+        number, row = rows[0]
+        if isinstance(row, Mapping) and task_column not in row:
+            columns = ", ".join(map(str, row))[:200]
+            raise UserError(f"{source}: row {number}: found the columns {columns}; expected {task_column} among them")
+        if task_id in seen:
+            raise UserError(
+                f"{source}: row {number}: found {task_column} {task_id[:60]!r} again, behind rows of another task; "
+                "expected the steps of a task one after the other: sort the rows"
+            )
+        seen |= {task_id} - {""}
+        yield task_id or f"row{number}", rows
+
+
+def _find_id(row: Row | ValueError, columns: Sequence[str]) -> str:
+    return read_texts(row, *columns) if isinstance(row, Mapping) else ""
+
+
+def _read_task(
+    task_id: str, rows: Sequence[tuple[int, Row | ValueError]], options: _Options
+) -> ConvertedTask | DroppedTask:
+    place = f"row {rows[0][0]}"
+    read: list[_ReadStep] = []
+    remarks: list[str] = []
+    goals: list[str] = []
+    try:
+        for number, row in rows:
+            try:
+                if isinstance(row, ValueError):
+                    raise row
+                goal, steps = _read_row(row, len(read), options, remarks)
+            except ValueError as error:
+                raise ValueError(f"row {number}: {error}" if len(rows) > 1 else str(error)) from error
+            goals.append(goal)
+            read += steps
+        if len(set(goals)) > 1:
+            raise ValueError(f"found {len(set(goals))} different goals; expected one for the whole task")
+        if not read:
+            raise ValueError("found no step; every action is left out by the action map")
+    except ValueError as error:
+        return DroppedTask(task_id, place, len(rows), str(error))
+    remembered = _with_memory(read, goals[0], remarks)
+    first = rows[0][1]
+    application = read_texts(first, "application", "app") if isinstance(first, Mapping) else ""
+    return ConvertedTask(
+        task_id, place, goals[0], application or options.application, remembered, remarks=tuple(remarks)
+    )
+
+
+def _with_memory(read: Sequence[_ReadStep], goal: str, remarks: list[str]) -> tuple[ConvertedStep, ...]:
+    """Return the steps with the memory that the answers hold, where all of them are ours and hold it."""
+    golds = [one.own for one in read if one.own is not None]
+    own = pick_own_memories(golds, goal) if len(golds) == len(read) else None
+    if own is None:
+        return tuple(one.step for one in read)
+    memories, remark = own
+    remarks += [remark] if remark else []
+    return tuple(replace(one.step, memory=memory) for one, memory in zip(read, memories))
+
+
+def _read_row(row: Row, n_before: int, options: _Options, remarks: list[str]) -> tuple[str, list[_ReadStep]]:
+    """Return a row's goal and its steps; `n_before` steps of the task were in earlier rows."""
+    messages = _read_conversation(row)
+    _give_images(messages, row)
+    n_turns = sum(m.role == "assistant" for m in messages)
+    if n_turns == 0:
+        raise ValueError("found no assistant's turn; expected at least one")
+    if options.task_column and n_turns > 1:
+        raise ValueError(f"found {n_turns} assistant's turns; expected one in each row of a task (--task_column)")
+    steps: list[_ReadStep] = []
+    cursor: Point | None = None
+    image, seen = None, 0
+    for message in messages:
+        if message.role == "user" and message.images:
+            image, seen = message.images[-1], seen + len(message.images)
+        if message.role != "assistant":
+            continue
+        number = n_before + len(steps) + 1
+        if image is None:
+            raise ValueError(f"step {number}: found no picture before the answer; expected the screenshot")
+        try:
+            found = find_picture(image, options.folders)
+            read, cursor = _read_answer(message.text, number, found, options, row, cursor)
+            steps += read
+        except ValueError as error:
+            raise ValueError(f"step {number}: {error}") from error
+    if seen > n_turns:
+        remarks.append(f"{seen - n_turns} more pictures than answers: the last one before an answer is its screenshot")
+    goal = read_texts(row, *GOAL_COLUMNS) or _find_goal(messages)
+    if not goal:
+        raise ValueError(f"found no goal; expected it in the first user's turn or a column {', '.join(GOAL_COLUMNS)}")
+    return goal, steps
+
+
+def _read_answer(
+    text: str, number: int, image: bytes | Path, options: _Options, row: Row, cursor: Point | None
+) -> tuple[list[_ReadStep], Point | None]:
+    """Return the steps of one answer, and where it leaves the pointer.
+
+    A step is an answer of ours, or what the action map makes of an action that the answer names.
+    """
+    coordinates = options.coordinates
+    if isinstance(objects := row.get("objects"), Mapping):
+        text, coordinates = _write_objects(text, objects), _find_units(objects, coordinates)
+    turn = read_turn(text)
+    steps: list[_ReadStep] = []
+    for item in turn.actions:
+        at = number + len(steps)
+        if isinstance(item, Mapping) and (own := _read_own(item, options.actions)) is not None:
+            steps.append(_ReadStep(_build_own_step(own, item, at, image), own))
+            continue
+        action = item if isinstance(item, ForeignAction) else read_object(item)
+        if coordinates is None and (action.point or action.end):
+            raise _UnknownUnits(
+                f"found a place in the answer {text.strip()[:80]!r}, and nothing says its units; expected "
+                "--coordinates fraction (0 to 1), thousandths (0 to 1000) or pixels"
+            )
+        step = options.action_map.map_step(action, at, image, coordinates or "pixels", turn.description, cursor)
+        steps += [] if step is None else [_ReadStep(step)]
+        cursor = action.end or action.point or cursor
+    return steps, cursor
+
+
+def _read_own(fields: Mapping[str, Any], actions: Sequence[ActionType]) -> Answer | None:
+    """Return an answer in the form of this package, or None: it has an action of ours, and says its target."""
+    kind = find_action_type(fields["action"], actions) if isinstance(fields.get("action"), str) else None
+    if kind is None or not isinstance(fields.get("target"), str) or "coordinate" in fields:
+        return None
+    return read_answer(fields, actions)
+
+
+def _build_own_step(own: Answer, fields: Mapping[str, Any], number: int, image: bytes | Path) -> ConvertedStep:
+    """Return a step of an answer of ours; its point is in thousandths, whether the action has such an argument."""
+    point = read_place(fields.get(POINT))[0]
+    places = {POINT: point} if point else {}
+    return ConvertedStep(number, own.action, image, places=places, spot=point, coordinates="thousandths")
+
+
+def _read_conversation(row: Row) -> list[_Message]:
+    for name in ("messages", "conversations", "conversation"):
+        if row.get(name):
+            return _read_messages(as_value(row[name]), name)
+    if row.get("prompt") and row.get("completion"):
+        prompt, completion = as_value(row["prompt"]), as_value(row["completion"])
+        return [
+            *(_read_messages(prompt, "prompt") if isinstance(prompt, list) else [_Message("user", str(prompt))]),
+            *(
+                _read_messages(completion, "completion")
+                if isinstance(completion, list)
+                else [
+                    _Message("assistant", dump_json(completion) if isinstance(completion, dict) else str(completion))
+                ]
+            ),
+        ]
+    columns = ", ".join(map(str, row))[:200]
+    raise ValueError(f"found the columns {columns}; expected messages, conversations, or prompt and completion")
+
+
+def _read_messages(listed: Any, name: str) -> list[_Message]:
+    if not isinstance(listed, list) or not all(isinstance(m, Mapping) for m in listed):
+        raise ValueError(f"found no list of objects in {name}; expected messages")
+    messages = []
+    for entry in listed:
+        if "human" in entry and "assistant" in entry:  # one turn of each, as ms-swift's older form has it
+            pairs = [("user", entry["human"]), ("assistant", entry["assistant"])]
+        else:
+            role = entry.get("role", entry.get("from"))
+            content = entry.get("content", entry.get("value"))
+            if not content and isinstance(entry.get("tool_calls"), list):
+                content = "".join(f"<tool_call>{dump_json(call)}</tool_call>" for call in entry["tool_calls"])
+            pairs = [(str(role), content)]
+        for role, content in pairs:
+            if role.strip().lower() not in _ROLES:
+                raise ValueError(f"found a message of {role[:40]!r}; expected one of {', '.join(_ROLES)}")
+            messages.append(_read_content(_ROLES[role.strip().lower()], content))
+    return messages
+
+
+def _read_content(role: str, content: Any) -> _Message:
+    """Return a message whose text has `<image>` where its parts have a picture; `images` are those in the parts."""
+    if isinstance(content, str):
+        return _Message(role, content)
+    parts = [content] if isinstance(content, Mapping) else content
+    message, texts = _Message(role, ""), []
+    for part in parts if isinstance(parts, list) else []:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Mapping) and (part.get("type") in ("image", "image_url") or "image" in part):
+            held = next((v for key in ("image", "image_url", "path", "url", "bytes") if (v := part.get(key))), None)
+            message.images.append({"bytes": held} if isinstance(held, bytes) else held)
+            texts.append("<image>")
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            raise ValueError(f"found a part {str(part)[:60]!r} of a message; expected text or an image")
+    message.text = "".join(texts)
+    return message
+
+
+def _give_images(messages: Sequence[_Message], row: Row) -> None:
+    """Give each message the pictures that its placeholders stand for, in their order.
+
+    Raises:
+        ValueError: there are not as many pictures as placeholders.
+    """
+    held = as_value(row.get("images") or row.get("image") or [])
+    listed = list(held) if isinstance(held, (list, tuple)) else [held]
+    shown = [m for m in messages if m.role == "user"]
+    n_open = 0
+    for message in messages:
+        own = iter(message.images)
+        spread = [next(own, None) for _ in _PLACEHOLDER.findall(message.text)] if message.role == "user" else []
+        message.images = spread
+        n_open += sum(image is None for image in spread)
+    if n_open == 0 and len(listed) == 1 and not any(m.images for m in shown) and shown:
+        shown[0].images = listed  # as TRL and ms-swift do it: before the first user's turn
+        return
+    if n_open != len(listed):
+        raise ValueError(
+            f"found {len(listed)} pictures in images and {n_open} placeholders (<image>); expected one for each"
+        )
+    rest = iter(listed)
+    for message in shown:
+        message.images = [next(rest) if image is None else image for image in message.images]
+
+
+def _find_goal(messages: Sequence[_Message]) -> str:
+    """Return what the first user's turn asks for: its line `Goal:`, `Task:` or `Instruction:`, else all of it."""
+    text = next((m.text for m in messages if m.role == "user" and _PLACEHOLDER.sub("", m.text).strip()), "")
+    text = _PLACEHOLDER.sub("", text).strip()
+    line = _GOAL_LINE.search(text)
+    return line[1].strip() if line else text
+
+
+def _write_objects(text: str, objects: Mapping[str, Any]) -> str:
+    """Write ms-swift's `objects` into the text, which has `<bbox>` and `<ref-object>` in their places."""
+    boxes, names = iter(objects.get("bbox") or ()), iter(objects.get("ref") or ())
+
+    def write(match: re.Match[str]) -> str:
+        value = next(boxes if match[0] == "<bbox>" else names, None)
+        if value is None:
+            raise ValueError(f"found more {match[0]} than objects has; expected one for each")
+        return str(tuple(value)) if isinstance(value, (list, tuple)) else str(value)
+
+    return _OBJECT.sub(write, text)
+
+
+def _find_units(objects: Mapping[str, Any], coordinates: Coordinates | None) -> Coordinates:
+    """Return the units of ms-swift's boxes, which its `bbox_type` says: pixels, or parts of the screen."""
+    return coordinates or ("fraction" if objects.get("bbox_type") == "norm1" else "pixels")
