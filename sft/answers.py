@@ -16,9 +16,10 @@ from sft.actions import (
 from sft.agent import AgentConfig
 from sft.json_text import clean_json, dump_json, find_object
 
-# What `parse_answer` takes for an action. 3: no part of a thought or of a broken object, but what a tool call carries;
+# What `parse_answer` takes for an action. 4: nothing of a channel of analysis, which is a thought too;
+# 3: no part of a thought or of a broken object, but what a tool call carries;
 # 2: the action type alone is enough; 1 asked for a whole answer.
-ANSWER_VERSION = "3"
+ANSWER_VERSION = "4"
 
 ParseStatus = Literal["ok", "no_json", "no_action", "truncated"]
 

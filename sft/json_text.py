@@ -20,7 +20,12 @@ _THOUGHT = (
 _OPENS = rf"<\s*(?:{_THOUGHT})(?:\s[^<>]*)?>|\[THINK\]|◁think▷|<\|(?:begin_of_thought|start_thinking)\|>"
 _CLOSES = rf"</\s*(?:{_THOUGHT})\s*>|\[/THINK\]|◁/think▷|<\|(?:end_of_thought|end_thinking)\|>"
 _CLOSING = re.compile(_CLOSES, re.IGNORECASE)
-_MARK = re.compile(rf"(?P<opens>{_OPENS})|(?P<closes>{_CLOSES})|(?P<fence>```)|(?P<brace>\{{)", re.IGNORECASE)
+# In gpt-oss's markup a channel ends where a message does, so its end closes nothing that no channel opened.
+_CHANNEL = r"<\|channel\|>\s*analysis\b[^<]*<\|message\|>"
+_ENDS_CHANNEL = re.compile(r"<\|(?:end|return|start)\|>|(?=<\|channel\|>)")
+_MARK = re.compile(
+    rf"(?P<channel>{_CHANNEL})|(?P<opens>{_OPENS})|(?P<closes>{_CLOSES})|(?P<fence>```)|(?P<brace>\{{)", re.IGNORECASE
+)
 
 _BEGINS_ANSWER = re.compile(r"\s*(?:```\w*\s*|<tool_call>\s*)?[\[{]")
 _CALLS_EXAMPLE = re.compile(r"\b(?:examples?|for instance|schema|format (?:is|was))\b|\be\.g\.", re.IGNORECASE)
@@ -47,8 +52,9 @@ class FoundObject:
 def find_object(text: str, is_whole: bool = True) -> FoundObject:
     """Return the first JSON object of a text that is no part of anything else.
 
-    Passed over are thoughts (`<think>...</think>`) with all they hold, and an object that is no JSON with all that is
-    nested in it; `problem` then is the outer one's. A thought or an object that the text's end cuts ends the search.
+    Passed over are thoughts (`<think>...</think>`, a channel of analysis) with all they hold, and an object that is no
+    JSON with all that is nested in it; `problem` then is the outer one's. A thought or an object that the text's end
+    cuts ends the search.
 
     In a whole text, a tag that closes a thought which no tag opened makes all before it a thought: the prompt opened
     it. A fenced block that the text before it calls an example is the answer only where no other object follows.
@@ -61,9 +67,9 @@ def find_object(text: str, is_whole: bool = True) -> FoundObject:
         at = mark.end()
         if mark["fence"]:
             fenced_from = mark.start() if fenced_from < 0 else -1
-        elif mark["opens"]:
-            closing = _CLOSING.search(text, at)
-            problem = problem if closing else problem or f"the thought {mark['opens']} does not end"
+        elif mark["opens"] or mark["channel"]:
+            closing = (_CLOSING if mark["opens"] else _ENDS_CHANNEL).search(text, at)
+            problem = problem if closing else problem or f"the thought {mark[0]} does not end"
             is_open, has_thought, at = closing is None, True, closing.end() if closing else at
             said_from = at
         elif mark["closes"]:

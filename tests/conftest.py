@@ -114,3 +114,18 @@ def small_disk(tmp_path):
         lambda n_bytes: subprocess.run(["mount", "-o", f"remount,size={n_bytes // 1024}k", folder], check=True),
     )
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Return headless Chromium, the system's or playwright's own."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="found no playwright: pip install playwright")
+    with sync_api.sync_playwright() as playwright:
+        program = next(
+            (p for p in ("/usr/bin/chromium", playwright.chromium.executable_path) if Path(p).is_file()), None
+        )
+        if program is None:
+            pytest.skip("found no Chromium: apt-get install chromium, or playwright install --with-deps chromium")
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()

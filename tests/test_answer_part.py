@@ -14,6 +14,7 @@ from sft.models.processors import load_processor
 AGENT = AgentConfig()
 ZOOM = '{"action":"ZOOM","target":"viewport","short_term":{"last_action":"ZOOM"},"long_term":{}}'
 CLICK = '{"action":"CLICK","target":"Layout"}'
+ANALYSIS = "<|channel|>analysis<|message|>"
 
 SAID = {
     "object in a thought": f"<think>Maybe {CLICK}? No.</think>\n{ZOOM}",
@@ -31,6 +32,11 @@ SAID = {
     "tags in brackets": f"[THINK]{CLICK}[/THINK]{ZOOM}",
     "tags of Kimi": f"◁think▷{CLICK}◁/think▷{ZOOM}",
     "control tokens": f"<|begin_of_thought|>{CLICK}<|end_of_thought|>{ZOOM}",
+    "channel of analysis": f"{ANALYSIS}{CLICK}?<|end|><|start|>assistant<|channel|>final<|message|>{ZOOM}",
+    "channels that no message ends": f"{ANALYSIS}{CLICK}{ANALYSIS}Or {CLICK}<|channel|>final<|message|>{ZOOM}",
+    "call in a channel of its own": f"<|channel|>commentary to=act <|constrain|>json<|message|>{ZOOM}<|call|>",
+    "end of a message behind the answer": f"<|channel|>final<|message|>{ZOOM}<|end|>{CLICK}",
+    "field of thought": '{"thought":' + CLICK + ',"action":"ZOOM","target":"viewport"}',
     "two thoughts": f"<think>{CLICK}</think> Hm. <think>{CLICK}</think>{ZOOM}",
     "closed once more": f"<think>{CLICK}</think>{ZOOM}</think>",
     "empty thought": f"<think>\n\n</think>\n\n{ZOOM}",
@@ -57,6 +63,10 @@ SAID_BY_OTHERS = {  # the prompt opened the thought: not in a prompt of ours
 }
 NOTHING_SAID = {
     "thought without end": (f"<think>Maybe {CLICK}", "the thought <think> does not end"),
+    "channel without end": (
+        f"<|channel|>analysis<|message|>{CLICK}",
+        "the thought <|channel|>analysis<|message|> does",
+    ),
     "thought without answer": (f"<think>Maybe {CLICK}</think> I zoom.", "no JSON object"),
     "thought of the prompt without answer": (f"Maybe {CLICK}</think> I zoom.", "no JSON object"),
     "trailing comma": ('{"action":"ZOOM","short_term":' + CLICK + ',"long_term":{},}', "broken JSON: Expecting pro"),

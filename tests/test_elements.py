@@ -18,6 +18,7 @@ from trajectory_samples import TINY_AGENT, build_tasks, format_csv
 from benchmarks.elements import compare
 from sft.check.describe import describe
 from sft.check.notices import list_warnings
+from sft.data import elements_file
 from sft.data.data_notes import list_data_notes
 from sft.data.elements_file import find_maker, write_elements_file
 from sft.data.load import load_task_set, load_trajectories, read_table, read_task_set
@@ -28,7 +29,7 @@ from sft.elements import detector
 from sft.elements.detector import ElementDetector, describe_detector, fit_cell, sort_by_reading
 from sft.elements.screens import detect_elements, give_elements
 from sft.errors import UserError
-from sft.files import hash_file
+from sft.files import hash_file, write_whole
 from sft.split import __main__ as split
 
 GROUNDED = replace(TINY_AGENT, use_grounding=True)
@@ -180,6 +181,28 @@ def test_killed_run_continues_where_it_was(tmp_path):
     assert len(set(read_column(out))) == 12
 
 
+@pytest.mark.parametrize("n_written", [0, 1])
+def test_kill_while_files_are_written_leaves_no_column_without_a_maker(tmp_path, monkeypatch, n_written):
+    out, written = tmp_path / "out.csv", []
+    command.write_with_maker(out, "earlier\n", {"made_by": {"tool": "earlier"}})
+
+    def write(path, data):
+        if len(written) == n_written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_whole(path, data)
+
+    for module in (command, elements_file):
+        monkeypatch.setattr(module, "write_whole", write)
+    with pytest.raises(KeyboardInterrupt):
+        command.write_with_maker(out, "later\n", {"made_by": {"tool": "later"}})
+    assert len(written) == n_written and not out.exists()
+    monkeypatch.undo()
+    command.refuse_to_overwrite(out, tmp_path / "data.csv")  # the same command can be given again
+    command.write_with_maker(out, "later\n", {"made_by": {"tool": "later"}})
+    assert find_maker(out) == {"tool": "later"}
+
+
 @needs_ocr
 def test_what_is_not_its_own_is_not_replaced(data):
     with pytest.raises(UserError, match="found the data itself"):
@@ -316,7 +339,7 @@ def test_check_tells_of_elements_that_pixels_do_not_give_and_of_those_left_out(t
     assert "1 screenshots have other elements in one row than in another" in warn(GROUNDED)[1]
     left_out = warn(replace(GROUNDED, max_elements=2))[2]
     assert "prompts leave out 5 elements, in 5 steps" in left_out
-    write_elements_file(path, {"made_by": {"tool": "x"}})
+    write_elements_file(path, path.read_bytes(), {"made_by": {"tool": "x"}})
     assert len(warn(GROUNDED)) == 1
 
 

@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "sft.recipe": AGENT,
     "sft.data": AGENT + "sft.recipe",
     "sft.evaluations": AGENT + "sft.data",
+    "sft.pages": "",
     "sft.models": AGENT + "sft.recipe",
     "sft.batches": AGENT + "sft.recipe sft.data sft.models",
     "sft.compute": AGENT + "sft.recipe sft.data sft.models sft.batches sft.evaluations",
@@ -50,7 +51,7 @@ MAY_IMPORT = {
     "sft.sweep": AGENT + "sft.recipe sft.compute sft.training",  # which starts the command as a user would
     # The commands: none imports another. clinical-gui, in sft.__main__, looks them up in the table of sft.verbs.
     "sft.__main__": AGENT + "sft.training",
-    "sft.check": AGENT + "sft.recipe sft.data sft.models sft.batches",
+    "sft.check": AGENT + "sft.recipe sft.data sft.models sft.batches sft.pages",
     "sft.convert": AGENT + "sft.recipe sft.data sft.models sft.batches",
     "sft.split": AGENT + "sft.data",
     "sft.elements": AGENT + "sft.data",
@@ -61,7 +62,8 @@ MAY_IMPORT = {
     "eval.step_result": AGENT,
     "eval.scoring": AGENT + "sft.data eval.step_result",
     "eval.reporting": AGENT
-    + "sft.recipe sft.data sft.evaluations sft.training eval.step_result eval.scoring eval.rollouts",
+    + "sft.recipe sft.data sft.evaluations sft.pages sft.training eval.step_result eval.scoring"
+    " eval.rollouts",
     "eval.policies": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute",
     "eval.environments": AGENT + "sft.data",
     "eval.predictor": AGENT + "sft.recipe sft.data sft.elements sft.models sft.batches eval.policies",

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from rollout_samples import RUN, judge, make_step, make_task
 
 from eval.reporting.files import PREDICTION_COLUMNS, format_json, format_predictions, write_outputs
-from eval.reporting.report import escape_json, write_report
+from eval.reporting.report import write_report
 from eval.reporting.tables import print_summary
 from eval.scoring.comparison import compare_runs
 from eval.scoring.error_sources import add_teacher
@@ -21,8 +21,8 @@ from eval.scoring.metrics import compute_metrics
 from sft.actions import ActionType
 from sft.agent import AgentConfig
 from sft.files import write_whole
+from sft.pages.frame import escape_script
 
-CHROMIUM = "/usr/bin/chromium"
 HOSTILE = '</script><script>document.title="pwned"</script><img src=x onerror="document.title=1"><!-- & \u2028'
 
 # Task t2: a wrong target. Task t10: an unreadable answer. Task t1: all right, with hostile text everywhere.
@@ -142,7 +142,7 @@ def test_a_write_that_fails_leaves_the_earlier_file_alone(tmp_path, monkeypatch)
 
 
 def test_json_inside_a_script_cannot_end_it():
-    text = escape_json({"text": HOSTILE})
+    text = escape_script(json.dumps({"text": HOSTILE}))
     assert not re.search(r"[<>&\u2028]", text)
     assert json.loads(text) == {"text": HOSTILE}
 
@@ -296,18 +296,6 @@ def test_summary_in_a_file_folds_no_name_and_lists_no_rule_without_a_step(capsys
 def test_summary_says_where_an_interval_is_blind(capsys):
     print_summary(compute_metrics(judge(make_task("t", [("CLICK", "CLICK")])), mode="own"))
     assert "the bootstrap is blind" in capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="found no playwright: pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        program = next((p for p in (CHROMIUM, playwright.chromium.executable_path) if Path(p).is_file()), None)
-        if program is None:
-            pytest.skip(f"found no {CHROMIUM}: apt-get install chromium, or playwright install --with-deps chromium")
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.slow

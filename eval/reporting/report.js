@@ -1,15 +1,5 @@
-"use strict";
-// The task list of the report. Text from models and data becomes text nodes only: nothing here parses HTML.
-const data = JSON.parse(document.getElementById("data").textContent);
+// The task list of the report. It runs behind frame.js, which has what all pages share.
 const SYMBOLS = { right: "✓", partial: "~", wrong: "✗", unreadable: "?", skipped: "–" };
-const byId = (id) => document.getElementById(id);
-
-function make(tag, className, ...children) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  node.append(...children);
-  return node;
-}
 
 // A step is "partial" where the headline matcher says right and a stricter one says wrong.
 function gradeOf(step) {
@@ -26,48 +16,18 @@ function symbolOf(grade, label) {
   return cell;
 }
 
-const imageUrls = new Map();
-function urlOfImage(index) {
-  const { url } = byId(`image-${index}`).dataset;
-  if (url) return url;
-  if (!imageUrls.has(index)) {
-    const bytes = Uint8Array.from(atob(byId(`image-${index}`).textContent), (char) => char.charCodeAt(0));
-    imageUrls.set(index, URL.createObjectURL(new Blob([bytes], { type: "image/webp" })));
-  }
-  return imageUrls.get(index);
-}
-
 function fillShot(shot, step) {
-  shot.replaceChildren();
-  if (step.image === null) {
-    shot.append(make("span", "absent", `Screenshot not found: ${step.image_id}`));
-    return;
-  }
-  const image = make("img");
-  image.alt = `Screenshot of step ${step.index + 1}`;
-  image.src = urlOfImage(step.image);
-  shot.append(image);
-  if (step.box) {
-    const box = make("span", "gold-box");
-    ["left", "top", "width", "height"].forEach((edge, i) => (box.style[edge] = `${step.box[i]}%`));
-    box.title = "Target of the gold action";
-    shot.append(box);
-  }
-  addPoint(shot, "gold-point", step.gold, "Point of the gold action");
-  addPoint(shot, "predicted-point", step.predicted, `${data.names ? data.names[0] : "Predicted"}: point`);
-  if (step.other) addPoint(shot, "other-point", step.other.predicted, `${data.names[1]}: point`);
+  drawShot(shot, { ...step, point: step.gold.point }, {
+    alt: `Screenshot of step ${step.index + 1}`,
+    absent: `Screenshot not found: ${step.image_id}`,
+    boxTitle: "Target of the gold action",
+    pointTitle: "Point of the gold action",
+  });
+  if (step.image === null) return;
+  addPoint(shot, "predicted-point", step.predicted?.point, `${data.names ? data.names[0] : "Predicted"}: point`);
+  if (step.other) addPoint(shot, "other-point", step.other.predicted?.point, `${data.names[1]}: point`);
 }
 
-// A point is in thousandths of the screenshot's width and height.
-function addPoint(shot, className, action, title) {
-  if (!action?.point) return;
-  const mark = make("span", `point ${className}`);
-  [mark.style.left, mark.style.top] = action.point.map((thousandths) => `${thousandths / 10}%`);
-  mark.title = `${title} [${action.point.join(", ")}]`;
-  shot.append(mark);
-}
-
-const viewer = byId("viewer");
 let viewed = null;
 function view(task, position) {
   const step = task.steps[position];
@@ -79,19 +39,7 @@ function view(task, position) {
   fillShot(byId("viewer-shot"), step);
   if (!viewer.open) viewer.showModal();
 }
-function turn(by) {
-  if (by === 0) viewer.close();
-  else view(viewed.task, viewed.position + by);
-}
-viewer.addEventListener("click", (event) => {
-  const button = event.target.closest("[data-go]");
-  if (button) turn(Number(button.dataset.go));
-  else if (event.target === viewer) viewer.close();
-});
-viewer.addEventListener("keydown", (event) => {
-  if (event.key === "ArrowLeft") turn(-1);
-  if (event.key === "ArrowRight") turn(1);
-});
+onTurn((by) => view(viewed.task, viewed.position + by));
 
 function makeAction(label, action, grade, lands = null) {
   const node = make("div", grade ? `action judged ${grade}` : "action", make("span", "label", label));
@@ -203,11 +151,8 @@ const entries = data.tasks.map((task) => ({
 byId("task-list").append(...entries.map((entry) => entry.node));
 
 const form = byId("filters");
-function addOptions(name, values) {
-  form.elements[name].append(...[...new Set(values)].filter(Boolean).sort().map((value) => new Option(value, value)));
-}
-addOptions("application", data.tasks.map((task) => task.application));
-addOptions("group", data.tasks.map((task) => task.group));
+addOptions(form.elements.application, data.tasks.map((task) => task.application));
+addOptions(form.elements.group, data.tasks.map((task) => task.group));
 form.elements.matcher.append(...data.matchers.map((name) => new Option(name, name)));
 
 // Of two runs side by side, the errors of either may have a root.

@@ -1,27 +1,16 @@
-"""The HTML report: one file that opens from disk without network. Knows nothing of models.
-
-What a model or a data file wrote reaches the page in two ways only: through Jinja with autoescape on, or as JSON in a
-script element of type application/json, from which `report.js` makes text nodes. A content security policy lets no
-script run but that one, and nothing be loaded from anywhere.
-"""
+"""The HTML report: one file that opens from disk without network (`sft.pages`). Knows nothing of models."""
 
 import base64
-import hashlib
-import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from PIL import Image
 from tqdm import tqdm
 
 from eval.reporting.files import build_details, build_step_details, format_json
@@ -43,13 +32,14 @@ from sft.data.data_notes import list_data_notes
 from sft.data.image_paths import resolve_image
 from sft.data.screenshots import ScreenshotError, hash_screenshot, open_screenshot
 from sft.files import write_whole
+from sft.pages.frame import PageImage, choose_width, embed_screenshot, link_screenshot, render_page
 from sft.rates import Rate, read_rate
 
 Images = Literal["embed", "link"]
 
 logger = logging.getLogger(__name__)
 
-_FOLDER = Path(__file__).parent
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
 # Keys of a step in details.json that the page shows; the others stay in details.json.
 _SHOWN = (
     "index",
@@ -79,20 +69,12 @@ _FIRST_RUN_KEYS = (
     "finished",
 )
 
-# 960 px keeps labels of a 1280 or 1920 px screen legible at about 13 KB each; past 600 files that would be over 10 MB.
-WIDTH_PX, WIDTH_OF_MANY_PX, MANY = 960, 640, 600
-
 
 @dataclass(frozen=True)
-class Thumbnail:
-    """A screenshot made small: `data` is base64 WebP, `screen` the (width, height) of the original in pixels.
+class Thumbnail(PageImage):
+    """A screenshot made small, or linked; `screen` is the (width, height) of the original in pixels."""
 
-    A linked screenshot has a `url` instead, relative to the report.
-    """
-
-    data: str
-    screen: tuple[int, int]
-    url: str = ""
+    screen: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -149,18 +131,6 @@ def render_report(
     others: Verdicts | None = None,
 ) -> str:
     """Return the page."""
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
-    environment.filters["interval"] = Rate.format
-    environment.filters["rate"] = read_rate
-    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     data: dict[str, Any] = {
         "headline": HEADLINE,
         "matchers": list(metrics["matchers"]),
@@ -171,39 +141,34 @@ def render_report(
         _add_other_run(data["tasks"], others)
     parts = [metrics[f"per_{kind}"] for kind in ("group", "application", "familiarity", "task_length")]
     sources = (comparison and comparison.get("error_sources")) or metrics["error_sources"]
-    return environment.get_template("report.html.j2").render(
-        metrics=metrics,
-        sources=sources,
-        roots=ROOTS,
-        roots_told=ROOTS_TOLD,
-        absent_told=describe_absent(sources),
-        headline=HEADLINE,
-        predicted_kinds=_list_predicted_kinds(metrics["confusion"]),
-        interval_notes=describe_intervals(
+    content = {
+        "metrics": metrics,
+        "sources": sources,
+        "roots": ROOTS,
+        "roots_told": ROOTS_TOLD,
+        "absent_told": describe_absent(sources),
+        "headline": HEADLINE,
+        "predicted_kinds": _list_predicted_kinds(metrics["confusion"]),
+        "interval_notes": describe_intervals(
             metrics["matchers"], metrics["over_majority"], *parts, *list_source_rates(sources)
         ),
-        comparison_notes=describe_intervals(comparison["matchers"]) if comparison else [],
-        run=_describe_run(run_info),
-        run_json=format_json(run_info.to_json(), indent=2),
-        data_notes=list_data_notes(run_info.data),
-        thumbnails=thumbnails,
-        comparison=comparison,
-        has_points=any(v.takes_point for v in chain(*verdicts.values(), *(others or {}).values())),
-        progress_text=describe_progress(metrics),
-        also_right_text=describe_also_right(metrics["also_right"]) if metrics["also_right"] else "",
-        loops_text=describe_loops(metrics),
-        figures=[(path.stem, _encode_file(path)) for path in figures],
-        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=digest,
-        data=Markup(escape_json(data)),
-    )
-
-
-def escape_json(value: Any) -> str:
-    """Write JSON that may stand inside a script element: no `<`, hence neither `</script` nor `<!--`; ASCII only."""
-    text = format_json(value, ensure_ascii=True)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        "comparison_notes": describe_intervals(comparison["matchers"]) if comparison else [],
+        "run": _describe_run(run_info),
+        "run_json": format_json(run_info.to_json(), indent=2),
+        "data_notes": list_data_notes(run_info.data),
+        "comparison": comparison,
+        "has_points": any(v.takes_point for v in chain(*verdicts.values(), *(others or {}).values())),
+        "progress_text": describe_progress(metrics),
+        "also_right_text": describe_also_right(metrics["also_right"]) if metrics["also_right"] else "",
+        "loops_text": describe_loops(metrics),
+        "figures": [(path.stem, _encode_file(path)) for path in figures],
+    }
+    filters: dict[str, Callable[..., Any]] = {
+        "percent": lambda value: f"{100 * value:.1f}",
+        "interval": Rate.format,
+        "rate": read_rate,
+    }
+    return render_page(_TEMPLATE, format_json(data, ensure_ascii=True), thumbnails.images, content, filters)
 
 
 def load_thumbnails(image_ids: Sequence[str], image_root: Path, link_from: Path | None = None) -> Thumbnails:
@@ -226,7 +191,7 @@ def load_thumbnails(image_ids: Sequence[str], image_root: Path, link_from: Path 
             problems.append(str(error))
         else:
             files.setdefault(hash_of[image_id], path)
-    width = WIDTH_PX if len(files) <= MANY else WIDTH_OF_MANY_PX
+    width = choose_width(len(files))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while it decodes, shrinks and encodes
         made = pool.map(lambda path: _make_thumbnail(path, width, link_from), files.values())
         bar = tqdm(made, total=len(files), desc="Embedding screenshots", unit="file", leave=False)
@@ -245,14 +210,8 @@ def _make_thumbnail(path: Path, width: int, link_from: Path | None) -> Thumbnail
     except ScreenshotError as error:
         return str(error)
     screen = image.size
-    if link_from is not None:
-        return Thumbnail("", screen, quote(os.path.relpath(path, link_from.resolve()).replace(os.sep, "/")))
-    if image.width > width:
-        height = max(1, round(image.height * width / image.width))
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    image.save(file, "WEBP", quality=60, method=2)
-    return Thumbnail(base64.b64encode(file.getvalue()).decode("ascii"), screen)
+    made = embed_screenshot(image, width) if link_from is None else link_screenshot(path, link_from)
+    return Thumbnail(made.data, made.url, screen)
 
 
 def _build_tasks(verdicts: Verdicts, thumbnails: Thumbnails) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Check a trajectory file: list every bad row, count what is in it, and show what a model would be trained on.
 
 python -m sft.check DATA [--image_root DIR] [--recipe RECIPE.yaml] [--tokenizer FOLDER] [--against OTHER.csv]
-                         [--json report.json] [--dump_prompts prompts.jsonl] [--show N]
+                         [--html page.html [--embed]] [--json report.json] [--dump_prompts prompts.jsonl] [--show N]
 
 DATA is a trajectory CSV, the same table as JSON Lines, Parquet or Arrow, a folder saved by `datasets`, or a Hub data
 set (owner/name or owner/name:split).
@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
 from tqdm import tqdm
 
 from sft.agent import AgentConfig
@@ -23,6 +25,7 @@ from sft.batches.encoder import StepEncoder
 from sft.batches.examples import Example, build_examples, find_tight_answer_limit
 from sft.check.describe import describe, summarise
 from sft.check.notices import list_warnings
+from sft.check.page import Checked, build_page
 from sft.check.view import (
     build_console,
     build_step_panel,
@@ -30,12 +33,13 @@ from sft.check.view import (
     print_report,
     print_verdict,
 )
+from sft.data.hints import as_visible
 from sft.data.load import TaskSet, find_leak_problems, read_table, read_task_set
 from sft.data.memory_audit import list_shown_parts
 from sft.data.overlap import Overlap, describe_overlap, find_overlap
 from sft.data.problems import Problem, TrajectoryError
 from sft.data.steps import Step
-from sft.data.table import looks_like_dataset
+from sft.data.table import Table, looks_like_dataset
 from sft.errors import UserError, run_command
 from sft.json_text import dump_json
 from sft.recipe.recipe import load_agent_settings
@@ -49,12 +53,18 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--recipe", type=Path, help="recipe whose actions, pixel budget and limits count [defaults]")
     parser.add_argument("--tokenizer", type=Path, help="folder of the base model: counts tokens, checks the limits")
     parser.add_argument("--against", metavar="OTHER", help="data whose tasks (goals) must not be in DATA")
+    parser.add_argument("--html", type=Path, metavar="FILE.html", help="write a page to look through there")
+    parser.add_argument("--embed", action="store_true", help="put the screenshots into that page, made small")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
     parser.add_argument("--dump_prompts", type=Path, metavar="FILE", help="write one JSON line per step there")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="show N steps as the model sees them")
     arguments = parser.parse_args(argv)
     if arguments.show < 0:
         parser.error("--show: expected 0 or more")
+    if arguments.html and arguments.html.suffix.lower() != ".html":
+        parser.error(f"--html: found {arguments.html}; expected a name that ends with .html")
+    if arguments.embed and not arguments.html:
+        parser.error("--embed: found no --html; expected the page whose screenshots it is about")
     if not looks_like_dataset(arguments.data) and not Path(arguments.data).is_file():
         found = "a folder" if Path(arguments.data).is_dir() else "no such file"
         parser.error(f"{arguments.data}: found {found}; expected a trajectory CSV")
@@ -68,19 +78,22 @@ def main(argv: list[str]) -> None:
     agent = load_agent_settings(arguments.recipe) if arguments.recipe else AgentConfig()
     encoder = build_encoder(arguments.tokenizer, agent) if arguments.tokenizer else None
     console = build_console()
+    table: Table | None = None
     try:
         table = read_table(arguments.data, arguments.image_root)
         tasks = read_task_set(
             table, actions=agent.actions, needs_elements=agent.use_grounding, on_bad_rows="quarantine"
         )
     except TrajectoryError as error:
-        finish(arguments, console, {"data": arguments.data}, list(error.problems), n_bad=0, n_tasks=0)
+        report, problems = {"data": arguments.data}, list(error.problems)
+        write_page(arguments, console, Checked(agent, table, None, [], report, problems))
+        finish(arguments, console, report, problems, n_bad=0, n_tasks=0)
         return
     report = describe(table, tasks, agent, arguments.tokenizer)
     problems = [problem for task in tasks.quarantined for problem in task.problems]
     problems += find_leak_problems(tasks.path, tasks.trajectories, list_shown_parts(agent))
     panels, examples = [], list[Example]()
-    if encoder or arguments.dump_prompts or arguments.show:
+    if encoder or arguments.dump_prompts or arguments.show or arguments.html:
         examples = list(walk_examples(tasks, agent, encoder))
         problems += [problem for example in examples for problem in example.problems]
         add_token_counts(report, examples)
@@ -98,6 +111,8 @@ def main(argv: list[str]) -> None:
     print_report(console, report)
     for panel in panels:
         console.print(panel)
+    turn_end = encoder.tokenizer.eos_token if encoder else ""
+    write_page(arguments, console, Checked(agent, table, tasks, examples, report, problems, turn_end))
     unusable = {problem.task_id for problem in problems}
     n_tasks = sum(t.task_id not in unusable for t in tasks.trajectories)
     finish(arguments, console, report, problems, n_bad=len(unusable), n_tasks=n_tasks)
@@ -154,6 +169,16 @@ def _with_path(part: dict[str, Any], step: Step) -> dict[str, Any]:
     return {**part, "image": step.image_id} if part["type"] == "image" else part
 
 
+def write_page(arguments: argparse.Namespace, console: Console, checked: Checked) -> None:
+    """Write the page where one is asked for, and say how large it is."""
+    if arguments.html is None:
+        return
+    page = build_page(checked, arguments.html.parent, arguments.embed)
+    write_file(arguments.html, page.text)
+    console.print(Text(as_visible(page.describe(arguments.html))))
+    console.print()
+
+
 def compare(other: str, arguments: argparse.Namespace, tasks: TaskSet, agent: AgentConfig) -> Overlap:
     """Find which tasks, goals and screenshots stand in both data sets."""
     root = arguments.image_root if Path(other).parent == tasks.path.parent else None
@@ -179,7 +204,7 @@ def list_shared_goals(tasks: TaskSet, overlap: Overlap, other: str) -> list[Prob
 
 def finish(
     arguments: argparse.Namespace,
-    console: Any,
+    console: Console,
     report: dict[str, Any],
     problems: list[Problem],
     n_bad: int,

@@ -7,7 +7,7 @@ from sft.data.boxes import describe_missing_points
 from sft.data.table import MEMORY_COLUMNS
 
 _MAX_EXAMPLES = 5
-_BOX_DOUBTS = {
+BOX_DOUBTS = {
     "shares": ("a box of shares from 0 to 1 on a screen of pixels", "multiply it out to pixels."),
     "no area": ("a box without area", "is a point or a line meant?"),
     "outside": ("a box outside its screen", "is it of another screen, or of another scale?"),
@@ -60,7 +60,7 @@ def list_warnings(report: Mapping[str, Any], shows_memory: bool) -> list[str]:
         )
     for doubt, found in report["boxes"].items():
         rows = ", ".join(map(str, found["rows"][:_MAX_EXAMPLES])) + (", ..." if found["n"] > _MAX_EXAMPLES else "")
-        what, advice = _BOX_DOUBTS[doubt]
+        what, advice = BOX_DOUBTS[doubt]
         noun = "row" if found["n"] == 1 else "rows"
         warnings.append(f"Grounding: {what} in {found['n']} {noun} ({rows}): {advice}")
     if (points := report.get("points")) and points["n_without"]:

@@ -1,5 +1,6 @@
 """`NAME.elements.json`: what made the column Detected_Elements. Written by `sft.elements`; trainings record it."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +12,10 @@ from sft.files import hash_file, write_whole
 SUFFIX = ".elements.json"
 
 
-def write_elements_file(csv_path: Path, content: Mapping[str, Any]) -> Path:
-    """Say beside a CSV that was just written what made its elements; return the file."""
+def write_elements_file(csv_path: Path, csv_bytes: bytes, content: Mapping[str, Any]) -> Path:
+    """Say beside a CSV, of which `csv_bytes` are the content, what made its elements; return the file."""
     path = name_elements_file(csv_path)
-    whole = {"csv": csv_path.name, "sha256": hash_file(csv_path), **content}
+    whole = {"csv": csv_path.name, "sha256": hashlib.sha256(csv_bytes).hexdigest(), **content}
     write_whole(path, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
     return path
 

@@ -9,7 +9,9 @@ stay as they are; a column Detected_Elements that DATA has is replaced. Needs th
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -57,11 +59,22 @@ def main(argv: list[str]) -> None:
     found = detect_elements(screenshots, cache_dir, arguments.workers)
     columns = [*(name for name in table.rows[0][1] if name != COLUMN), COLUMN]
     rows = ({**cells, COLUMN: dump_json(found[sha256].elements)} for (_, cells), sha256 in zip(table.rows, images))
-    write_whole(arguments.to, format_csv(columns, rows))
     counts = count(found)
     described = {"source": arguments.data.name, "source_sha256": table.sha256, "made_by": made_by, **counts}
-    sidecar = write_elements_file(arguments.to, described)
+    sidecar = write_with_maker(arguments.to, format_csv(columns, rows), described)
     print_summary(arguments, table, counts, sidecar)
+
+
+def write_with_maker(path: Path, text: str, described: Mapping[str, Any]) -> Path:
+    """Write a CSV and, before it, what made its elements: a kill in between leaves no column without a maker.
+
+    An earlier CSV goes first: it would be one. Return the file that says what made them.
+    """
+    data = text.encode("utf-8", "replace")
+    path.unlink(missing_ok=True)
+    sidecar = write_elements_file(path, data, described)
+    write_whole(path, data)
+    return sidecar
 
 
 def refuse_to_overwrite(path: Path, data: Path) -> None:
