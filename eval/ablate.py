@@ -39,6 +39,7 @@ from eval.scoring.matching import HEADLINE, Verdicts
 from sft.errors import UserError, run_command
 from sft.files import write_whole
 from sft.recipe.recipe import load_agent_config, load_agent_settings
+from sft.verbs import build_parser
 
 WIDTH = 150  # the table has nine columns
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +61,7 @@ def build_variants(use_grounding: bool) -> Variants:
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser("python eval/ablate.py", __doc__)
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="what is trained")
     parser.add_argument("--test_csv", required=True, help="trajectory CSV to roll out")
     parser.add_argument("--image_root", help="folder of its screenshots [folder of test.csv]")

@@ -33,6 +33,7 @@ from eval.rollouts.run_info import RunInfo, list_other_answers
 from eval.scoring.matching import Verdicts
 from sft.data.load import load_task_set
 from sft.errors import UserError, run_command
+from sft.verbs import build_parser
 
 
 def main(argv: list[str]) -> None:
@@ -91,7 +92,7 @@ def refuse_failures(folder: Path, episodes: Sequence[Episode]) -> None:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the command line; what cannot be run ends with a message and exit code 2."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser("python eval/live.py", __doc__)
     add_model_options(parser)
     program = parser.add_argument_group("the program")
     program.add_argument(

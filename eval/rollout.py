@@ -8,6 +8,7 @@ itself on the data, and with --model_path that answers do not depend on the batc
 
 import argparse
 import sys
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING
 from eval.reporting.publish import (
     COMPARISON_NAME,
     COMPARISON_REPLACES,
+    Run,
     enter_results,
+    find_image_root,
     judge_run,
     publish_comparison,
     publish_run,
@@ -101,6 +104,7 @@ def roll_out(
     metrics = publish_run(arguments.output_dir, run, images=arguments.report_images)
     refuse_all_errors(arguments.output_dir, run)
     enter_results(info, metrics)
+    report(arguments, run, metrics)
 
 
 def run_self_check(
@@ -144,6 +148,17 @@ def run_all_modes(
     )
     enter_results(runs["teacher"].info, metrics["teacher"])
     enter_results(runs["own"].info, metrics["own"], gap["matchers"])
+    for mode, run in runs.items():
+        report(arguments, run, metrics[mode])
+
+
+def report(arguments: argparse.Namespace, run: Run, metrics: Mapping[str, Any]) -> None:
+    """Log a finished rollout to the tracker that `--report_to` names."""
+    if arguments.report_to:
+        from eval.reporting.trackers import report_rollout
+
+        name = f"{arguments.output_dir.resolve().name} {run.info.mode}"
+        report_rollout(arguments.report_to, name, run.verdicts, metrics, run.info, find_image_root(run.info))
 
 
 if __name__ == "__main__":

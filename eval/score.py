@@ -24,6 +24,7 @@ from eval.step_result import format_result
 from sft.data.load import natural_key
 from sft.errors import UserError, run_command
 from sft.files import refuse_foreign, write_whole
+from sft.verbs import build_parser
 
 
 def main(argv: list[str]) -> None:
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
 
 
 def score(argv: list[str]) -> None:
-    parser = build_parser()
+    parser = build_own_parser()
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="the --output_dir of a rollout")
     names = [rule.name for rule in build_rules({"": ""})]
     parser.add_argument("--matcher", nargs="+", choices=names, default=[], help="rules to print [all]", metavar="NAME")
@@ -51,7 +52,7 @@ def score(argv: list[str]) -> None:
 
 
 def compare(argv: list[str]) -> None:
-    parser = build_parser()
+    parser = build_own_parser()
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help="the --output_dir of a rollout")
     parser.add_argument("run_b", type=Path, metavar="RUN_B", help="another of the same data")
     parser.add_argument("--output_dir", type=Path, help="folder for comparison.json and report.html [none]")
@@ -66,7 +67,7 @@ def compare(argv: list[str]) -> None:
 
 
 def merge(argv: list[str]) -> None:
-    parser = build_parser()
+    parser = build_own_parser()
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="new folder for the whole rollout")
     parser.add_argument("shards", type=Path, nargs="+", metavar="SHARD", help="the --output_dir of every shard")
     arguments = parser.parse_args(argv)
@@ -91,9 +92,9 @@ def merge(argv: list[str]) -> None:
         print(f"{run_info.model_path}: not the model that was rolled out, or not here: its card is left as it is")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_own_parser() -> argparse.ArgumentParser:
     """Return a parser with the options of all three commands."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser("python eval/score.py", __doc__)
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap [0]")
     parser.add_argument("--n_resamples", type=int, default=10_000, help="resamples of the bootstrap [10000]")
     add_report_images(parser)

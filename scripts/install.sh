@@ -17,7 +17,7 @@ find_python() { # a version manager may put a name on PATH that only says it is 
     return 1
 }
 
-wanted=$(cat setup.py constraints.txt | cksum)-$extras
+wanted=$(cat pyproject.toml constraints.txt | cksum)-$extras
 if [ -f .venv/installed ] && [ "$(cat .venv/installed)" = "$wanted" ]; then
     exit 0
 fi

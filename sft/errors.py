@@ -1,8 +1,11 @@
 """What a user wrote and can fix: one error type, and how a command ends with it, on any terminal."""
 
 import io
+import os
 import sys
 from collections.abc import Callable
+
+from sft.verbs import as_started
 
 
 class UserError(ValueError):
@@ -20,5 +23,13 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as problem:
-        print(problem, file=sys.stderr)
+        print(as_started(str(problem)), file=sys.stderr)
         sys.exit(2)
+
+
+def print_text(text: str) -> None:
+    """Print a command's help; a reader such as `head` may close the pipe early."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it exits

@@ -1,7 +1,8 @@
 """Fine-tune a vision-language model on recorded trajectories.
 
 accelerate launch sft/run.py RECIPE.yaml [--key value ...]
-python sft/run.py RECIPE.yaml --plan [--card_gb 40]
+python sft/run.py --plan RECIPE.yaml [--card_gb 40]
+python sft/run.py RECIPE.yaml --sweep FILE.yaml --output_dir FOLDER [--launch "accelerate launch ..."]
 
 `--resume auto` resumes from the newest whole checkpoint of output_dir, or starts at step 0 if there
 is none. After SIGTERM or SIGUSR1 the training finishes its step, saves a checkpoint and ends with
@@ -9,6 +10,9 @@ exit code 75: give the same command, with `--resume auto`, to resume it.
 
 `--plan` prints what the training will take (tokens, packing, GPU memory) and ends. It needs the
 base model's config, tokenizer and processor files, but no weights and no GPU.
+
+`--sweep FILE.yaml` trains the recipe with each of several combinations of values, one after the
+other, and ends with a table; give the same command to resume it. docs/training.md explains it.
 """
 
 import argparse
@@ -21,7 +25,7 @@ from sft.batches.examples import StepRows, build_step_rows
 from sft.data.boxes import count_points, describe_missing_points
 from sft.data.problems import describe_quarantine
 from sft.data.train_val import TaskSplit, load_task_split
-from sft.errors import UserError, run_command
+from sft.errors import UserError, print_text, run_command
 from sft.models.hub import find_base_model
 from sft.recipe.launch import check_support, read_launch
 from sft.recipe.recipe import Recipe, parse_recipe
@@ -31,6 +35,7 @@ from sft.training.outputs import publish, save_model, save_run_files
 from sft.training.processes import do_in_first_process, training_processes, unwrap_worker_errors
 from sft.training.resume import choose_checkpoint, describe_run
 from sft.training.signals import watch_for_preemption
+from sft.verbs import as_started
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,12 +49,17 @@ log = logging.getLogger("sft")
 
 def main(argv: list[str]) -> None:
     if not argv or {"-h", "--help"} & set(argv):
-        from sft.recipe.key_reference import print_help
+        from sft.recipe.key_reference import format_help
 
-        print_help(__doc__)
+        print_text(f"{as_started(__doc__ or '')}\n{format_help()}")
         return
     if "--plan" in argv:
         print_plan([argument for argument in argv if argument != "--plan"])
+        return
+    if any(argument.partition("=")[0] == "--sweep" for argument in argv):
+        from sft.sweep.runs import sweep
+
+        sweep(argv, check_inputs)
         return
     recipe = parse_recipe(argv)
     launch = read_launch(os.environ)

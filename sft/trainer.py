@@ -22,7 +22,7 @@ from sft.batches.packing import IGNORED_LABEL
 from sft.batches.sampler import PackSampler, PaddedSampler
 from sft.batches.vision_cache import build_vision_cache
 from sft.compute.recorder import RunRecorder
-from sft.compute.step_meter import StepMeter
+from sft.compute.step_meter import StepMeter, read_memory
 from sft.models.checkpointing import keep_products
 from sft.models.fused_lora import fuse_lora
 from sft.models.model import (
@@ -72,7 +72,7 @@ class TrajectoryTrainer(CheckpointTrainer):
         self.step_meter, self.frozen_tower = step_meter, frozen_tower
         if step_meter is not None:
             self.add_callback(step_meter)
-        self._wait_s, self._logged_at = 0.0, time.perf_counter()
+        self._wait_s, self._logged_at, self._has_logged = 0.0, time.perf_counter(), False
         # Qwen-VL says it takes no `num_items_in_batch`, whereupon the loss would be averaged per micro-batch. TRL's
         # loss never asks the model: with this it is normalised over all answer tokens of the global batch.
         self.model_accepts_loss_kwargs = True
@@ -258,11 +258,18 @@ class TrajectoryTrainer(CheckpointTrainer):
         return samples
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; a training line also says which share of the time since the last one was spent waiting for data."""
+        """Log; a training line also says how long data was waited for and what memory is taken, the first one more.
+
+        `data_wait_share` is a share of the time since the last line. docs/trackers.md has these names.
+        """
         if "loss" in logs:
             now = time.perf_counter()
             logs["data_wait_share"] = round(self._wait_s / (now - self._logged_at), 4)
             self._wait_s, self._logged_at = 0.0, now
+            logs |= read_memory()
+            if not self._has_logged and isinstance(self.pack_sampler, PackSampler):
+                logs["packing_factor"] = round(self.pack_sampler.packing_factor, 3)
+            self._has_logged = True
         super().log(logs, start_time)
 
     def evaluation_loop(

@@ -255,7 +255,7 @@ def test_two_processes_validate_as_one_does(attempt, tmp_path):
         history = json.loads((tmp_path / engine / "trainer_state.json").read_text())["log_history"]
         (validated[engine],) = [row for row in history if "eval_swa" in row]
     for engine in ("ddp", "zero3"):
-        for key in ("eval_loss", "eval_swa", "eval_swa_target"):
+        for key in ("eval_loss", "eval_swa", "eval_swa_low", "eval_swa_high", "eval_swa_target"):
             assert validated[engine][key] == pytest.approx(validated["one"][key], rel=1e-4), (engine, key)
 
 

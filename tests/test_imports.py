@@ -24,13 +24,14 @@ COMMANDS = {
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"}
 # A room is a folder, or a module beside the folders. Each may import the rooms named here, and no others.
 AGENT = "sft.actions sft.agent sft.answers sft.memory sft.prompts sft.json_text sft.errors sft.files sft.file_kinds "
-AGENT += "sft.versions sft.rates "
+AGENT += "sft.versions sft.rates sft.verbs "
 MAY_IMPORT = {
     "sft.json_text": "sft.actions",
     "sft.agent": "sft.actions",
     "sft.answers": "sft.actions sft.agent sft.json_text",
-    "sft.errors": "",
+    "sft.errors": "sft.verbs",
     "sft.rates": "",
+    "sft.verbs": "",
     "sft.versions": "sft.files",
     "sft.actions": "",
     "sft.files": "sft.errors",
@@ -47,19 +48,21 @@ MAY_IMPORT = {
     "sft.training": AGENT + "sft.recipe sft.data sft.models sft.batches sft.evaluations sft.compute",
     "sft.trainer": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute sft.training",
     "sft.plan": AGENT + "sft.recipe sft.data sft.models sft.batches",
-    # The commands: none imports another.
+    "sft.sweep": AGENT + "sft.recipe sft.compute sft.training",  # which starts the command as a user would
+    # The commands: none imports another. clinical-gui, in sft.__main__, looks them up in the table of sft.verbs.
+    "sft.__main__": AGENT + "sft.training",
     "sft.check": AGENT + "sft.recipe sft.data sft.models sft.batches sft.pages",
     "sft.convert": AGENT + "sft.recipe sft.data sft.models sft.batches",
     "sft.split": AGENT + "sft.data",
     "sft.elements": AGENT + "sft.data",
     "sft.export": AGENT + "sft.recipe sft.data sft.models sft.training eval.rollouts",  # checks by rolling out
     "sft.run": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute sft.training sft.trainer"
-    " sft.plan eval.rollouts",  # the validation rollout
+    " sft.plan sft.sweep eval.rollouts",  # the validation rollout
     # Scoring knows no policy and no report; policies know no scoring.
     "eval.step_result": AGENT,
     "eval.scoring": AGENT + "sft.data eval.step_result eval.environments",
-    "eval.reporting": AGENT + "sft.data sft.evaluations sft.pages sft.training eval.step_result eval.environments"
-    " eval.scoring eval.rollouts",
+    "eval.reporting": AGENT + "sft.recipe sft.data sft.evaluations sft.pages sft.training eval.step_result"
+    " eval.environments eval.scoring eval.rollouts",
     "eval.policies": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute",
     "eval.environments": AGENT + "sft.data sft.elements eval.step_result eval.policies",
     "eval.predictor": AGENT + "sft.recipe sft.data sft.elements sft.models sft.batches eval.policies",

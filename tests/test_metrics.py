@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rollout_samples import approx_rate, judge, make_step, make_task
 
+from eval.rollouts.validation import compute_scores
 from eval.scoring.bootstrap import Bootstrap, compute_exact_interval, compute_interval, resample_sums
 from eval.scoring.metrics import compute_metrics
 from sft.rates import Rate
@@ -259,3 +260,12 @@ def test_bootstrap_of_315_tasks_takes_well_under_two_seconds():
     started = time.perf_counter()
     resample_sums(per_task, Bootstrap(n_resamples=10_000))
     assert time.perf_counter() - started < 2
+
+
+def test_validation_scores_have_intervals_and_do_not_depend_on_the_order_of_tasks():
+    """Processes gather the counts of their shares in an order of their own."""
+    counts = [("t1", 4, 4, 2), ("t2", 2, 0, 0), ("t10", 3, 3, 3)]
+    scores = compute_scores(counts)
+    assert (scores["swa"], scores["swa_target"]) == (7 / 9, 5 / 9)
+    assert scores["swa_low"] == 0 and 7 / 9 < scores["swa_high"] == 1
+    assert compute_scores(counts[::-1]) == scores

@@ -23,7 +23,7 @@ SHIM = "echo 'pyenv: python3.13: command not found' >&2; exit 127"
 def checkout(tmp_path):
     """A folder with our scripts and nothing else, and a PATH of its own."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    for name in ("setup.py", "constraints.txt"):
+    for name in ("pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "bin").mkdir()
     for name in ("bash", "cat", "cksum", "dirname", "mkdir", "rm", "cp", "grep"):

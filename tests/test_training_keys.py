@@ -99,8 +99,8 @@ def test_key_of_a_newer_trl_is_refused(problems, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("report_to: wandb", "report_to: found wandb, whose package wandb is missing"),
-        ("report_to: [tensorboard, mlflow]", "report_to: found mlflow, whose package mlflow is missing"),
+        ("report_to: swanlab", "report_to: found swanlab, whose package swanlab is missing"),
+        ("report_to: [tensorboard, clearml]", "report_to: found clearml, whose package clearml is missing"),
         ("report_to: codecarbon", "report_to: found codecarbon (which all stands for too)"),
         ("report_to: all", "report_to: found codecarbon (which all stands for too)"),
         ("report_to: wandbb", "report_to: found wandbb; expected some of azure_ml, clearml"),

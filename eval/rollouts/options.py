@@ -1,19 +1,22 @@
 """The options of eval/rollout.py, some of which eval/live.py has too. Reads no file but the agent's configuration."""
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
 from sft.agent import AgentConfig
 from sft.recipe.recipe import load_agent_config
 from sft.recipe.settings import Purpose, list_countries
+from sft.verbs import build_parser
 
 MODES = ("teacher", "own", "own_stop")
+TRACKERS = ("trackio", "wandb", "mlflow")  # that have tables; each is the name of its package
 
 
 def parse_arguments(argv: list[str], description: str | None) -> argparse.Namespace:
     """Read the command line; what cannot be run ends with a message and exit code 2."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser("python eval/rollout.py", description)
     model = add_model_options(parser)
     model.add_argument("--batch_size", type=int, default=16, help="steps answered at once [16]")
     data = parser.add_argument_group("data")
@@ -45,6 +48,9 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     run.add_argument("--num_shards", type=int, default=1, help="machines that share the tasks [1]")
     run.add_argument("--shard", type=int, default=0, help="which of them this is, from 0 [0]")
     add_report_images(run)
+    run.add_argument(
+        "--report_to", choices=TRACKERS, help="tracker that is given the scores and a table of all steps [none]"
+    )
     add_compute_options(run)
     run.add_argument("--self_check", action="store_true", help="check the evaluation itself; exit code 1 if it fails")
     arguments = parser.parse_args(argv)
@@ -110,6 +116,10 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
             return f"--{name}: found {number}; expected at least 1"
     if not 0 <= arguments.shard < arguments.num_shards:
         return f"--shard: found {arguments.shard} of {arguments.num_shards}; expected 0 to --num_shards - 1"
+    if arguments.report_to and find_spec(arguments.report_to) is None:
+        return f"--report_to: found {arguments.report_to}, whose package is missing; expected it installed"
+    if arguments.num_shards > 1 and arguments.report_to:
+        return "--report_to: found --num_shards too; expected the whole rollout: a shard has no scores of its own"
     if arguments.num_shards > 1 and arguments.mode == "all":
         return "--mode all: found --num_shards too; run each mode in shards, merge them and compare"
     return find_country_problem(arguments)

@@ -2,16 +2,16 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import gather_object
 
 from eval.policies.hf import ModelPolicy
 from eval.rollouts.walk import walk_tasks
-from eval.scoring.matching import judge
+from eval.scoring.bootstrap import Bootstrap, Rates
+from eval.scoring.matching import Verdict, judge
 from sft.data.load import Trajectory
 from sft.models.merged_adapter import merge_adapter
 from sft.recipe.launch import read_launch
@@ -54,10 +54,30 @@ def build_validation_rollout(
             log.warning(
                 "validation rollout: %d of %d steps are errors; first: %s", len(errors), len(results), errors[0]
             )
-        verdicts = [v for task in judge(results, recipe.agent.actions).values() for v in task]
-        n_right = [sum(v.is_right(name) for v in verdicts) for name in ("action", "action_target")]
-        counts = reduce(torch.tensor([*n_right, len(results)], device=process.device), "sum")
-        right, right_target, n_steps = counts.tolist()
-        return {"swa": right / n_steps, "swa_target": right_target / n_steps}
+        judged = judge(results, recipe.agent.actions)
+        counts = [(task_id, len(task), *count_right(task)) for task_id, task in judged.items()]
+        if share is not chosen:
+            counts = gather_object(counts)
+        return compute_scores(counts)
 
     return roll_out
+
+
+def count_right(task: Sequence[Verdict]) -> tuple[int, int]:
+    """Return how many steps of a task are right by action, and by action and target."""
+    return sum(v.is_right("action") for v in task), sum(v.is_right("action_target") for v in task)
+
+
+def compute_scores(counts: Sequence[tuple[str, int, int, int]]) -> dict[str, float]:
+    """Return SWA by action, and by action and target, with the bounds of their 95 % intervals.
+
+    `counts` has of each task its id, steps, and steps right under either rule; their order does not matter.
+    """
+    _, n_steps, *n_right = zip(*sorted(counts))
+    rates = Rates({"steps": n_steps, "swa": n_right[0], "swa_target": n_right[1]}, Bootstrap())
+    scores: dict[str, float] = {}
+    for name in ("swa", "swa_target"):
+        rate = rates.compute(name, of="steps")
+        assert rate is not None, "a task has steps"
+        scores |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
+    return scores

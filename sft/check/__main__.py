@@ -43,12 +43,11 @@ from sft.data.table import Table, looks_like_dataset
 from sft.errors import UserError, run_command
 from sft.json_text import dump_json
 from sft.recipe.recipe import load_agent_settings
+from sft.verbs import build_parser
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m sft.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = build_parser("python -m sft.check", __doc__)
     parser.add_argument("data", metavar="DATA", help="trajectory CSV or other table, datasets folder or Hub data set")
     parser.add_argument("--image_root", type=Path, help="folder of the screenshots [folder of the CSV]")
     parser.add_argument("--recipe", type=Path, help="recipe whose actions, pixel budget and limits count [defaults]")

@@ -8,7 +8,6 @@ compute_report_summary.csv and plots of memory, throughput and loss. What only a
 compute_author.yaml there: fill it in and run the command again.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -21,12 +20,11 @@ from sft.compute.ledger import LEDGER_NAME, RunRecord, load_runs
 from sft.compute.plots import plot_runs
 from sft.errors import UserError, run_command
 from sft.files import write_whole
+from sft.verbs import build_parser
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m sft.compute", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = build_parser("python -m sft.compute", __doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="OUTPUTS_DIR", help="where the runs' folders are")
     folders: list[Path] = [folder.resolve() for folder in parser.parse_args(argv).folders]
     runs = [run for folder in folders if folder.is_dir() for run in load_runs(folder)]

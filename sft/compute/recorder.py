@@ -93,7 +93,7 @@ class RunRecorder:
         """Append one line of the run's course, for the plots; main process only."""
         if self.rank == 0:
             seconds = round(time.perf_counter() - self._started, 3)
-            append_event(self._path, "log", self.run, seconds=seconds, host_gb=_resident_gb(), **fields)
+            append_event(self._path, "log", self.run, seconds=seconds, host_gb=resident_gb(), **fields)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -160,5 +160,6 @@ def _cpu_seconds() -> float:
     return seconds
 
 
-def _resident_gb() -> float:
+def resident_gb() -> float:
+    """Return the memory of this process."""
     return round(psutil.Process().memory_info().rss / 1e9, 3)

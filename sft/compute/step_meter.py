@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sft.batches.packing import IGNORED_LABEL
 from sft.compute.flops import BatchSize, FlopCounter, FlopFormula, build_formula
-from sft.compute.recorder import RunRecorder
+from sft.compute.recorder import RunRecorder, resident_gb
 from sft.models.model import count_parameters, count_quantised
 from sft.models.scored_tokens import find_scored_tokens
 from sft.models.tree_attention import count_pairs
@@ -210,3 +210,11 @@ def _count_scored_pairs(inputs: Mapping[str, Any]) -> int:
 
 def _gpu_gb() -> float | None:
     return torch.cuda.memory_allocated() / 1e9 if torch.cuda.is_available() else None
+
+
+def read_memory() -> dict[str, float]:
+    """Return the memory that this process takes now, and on a GPU what it took at most."""
+    memory = {"host_gb": resident_gb()}
+    if torch.cuda.is_available():
+        memory["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
+    return memory

@@ -47,6 +47,7 @@ from sft.data.load import read_table, read_task_set
 from sft.data.memory_audit import list_shown_parts
 from sft.errors import UserError, run_command
 from sft.recipe.recipe import load_agent_settings
+from sft.verbs import build_parser
 
 MAX_DROPPED_SHOWN = 20
 FORMATS = ("careflow", "pipeline", "records", *DEFAULT_MAPS)
@@ -55,9 +56,7 @@ REBUILT = "rebuilt from the right actions; the memory after step t is first show
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m sft.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = build_parser("python -m sft.convert", __doc__)
     parser.add_argument("format", choices=[*FORMATS, *OTHERS], help="what the source is, or what is to be written")
     parser.add_argument("source", help="table, folder or file to convert; of action-map: the format")
     parser.add_argument("output_dir", type=Path, help="new folder for the data; of action-map: the file")

@@ -26,14 +26,13 @@ from sft.elements.screens import detect_elements
 from sft.errors import UserError, run_command
 from sft.files import hash_file, write_whole
 from sft.json_text import dump_json
+from sft.verbs import build_parser
 
 COLUMN = "Detected_Elements"
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m sft.elements", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = build_parser("python -m sft.elements", __doc__)
     parser.add_argument("data", metavar="DATA", type=Path, help="trajectory CSV, or another file that holds a table")
     parser.add_argument("--to", type=Path, required=True, metavar="OUT.csv", help="file to write")
     parser.add_argument("--image_root", type=Path, help="folder of the screenshots [folder of DATA]")

@@ -21,12 +21,11 @@ from sft.models.model_folder import DTYPES, check_model_folder, find_base_name
 from sft.rates import Rate
 from sft.recipe.recipe import load_agent_config, load_model_settings
 from sft.training.outputs import RUN_FILES
+from sft.verbs import build_parser
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m sft.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = build_parser("python -m sft.export", __doc__)
     parser.add_argument("--model_path", type=Path, required=True, help="folder that sft/run.py wrote")
     parser.add_argument("--to", type=Path, help="new folder for the merged model")
     parser.add_argument("--base_model", help="unquantised base model [the one it was trained on]")

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING
@@ -27,14 +25,6 @@ _TITLES = {
     "resume": "Resuming",
 }
 _WIDTH, _INDENT = 100, 28  # columns of --help, and where its sentences begin
-
-
-def print_help(description: str | None) -> None:
-    """Print what a command does and the keys by section; a reader such as `head` may close the pipe early."""
-    try:
-        print(f"{description}\n{format_help()}", flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it exits
 
 
 def format_help() -> str:

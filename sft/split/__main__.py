@@ -26,12 +26,11 @@ from sft.data.table import Table, format_csv, looks_like_dataset
 from sft.errors import UserError, run_command
 from sft.files import write_whole
 from sft.split.grouping import GROUPINGS, assign_groups, group_tasks, hold_out_groups
+from sft.verbs import build_parser
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m sft.split", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = build_parser("python -m sft.split", __doc__)
     parser.add_argument("data", metavar="DATA", type=Path, help="trajectory CSV, or another file that holds a table")
     parser.add_argument("--image_root", type=Path, help="folder of the screenshots [folder of the CSV]")
     parser.add_argument("--output_dir", type=Path, help="folder for the parts [folder of the CSV]")

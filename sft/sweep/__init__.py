@@ -1,0 +1,1 @@
+"""Trainings of one recipe with different values, one after the other."""
