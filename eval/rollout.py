@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval.reporting.publish import (
     COMPARISON_NAME,
