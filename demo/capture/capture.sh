@@ -19,12 +19,13 @@ fi
 
 python="$work/venv/bin/python"
 [ -x "$python" ] || python3 -m venv "$work/venv"
-"$python" -m pip install --quiet --requirement "$here/requirements.txt"
+"$python" -m pip install --quiet --requirement "$here/../clinic/requirements.txt"
 
 if [ ! -f "$work/package/dist/index.html" ]; then
     (cd "$work" && npm pack --silent "@ohif/app@$ohif_version" && tar -xzf "ohif-app-$ohif_version.tgz")
 fi
 
-"$python" "$here/record.py" --application orthanc --out "$work/raw/orthanc"
-"$python" "$here/record.py" --application ohif --out "$work/raw/ohif" --ohif_dist "$work/package/dist"
-"$python" "$here/build.py" --raw "$work/raw/orthanc" "$work/raw/ohif" --out "$here/../data"
+export PYTHONPATH="$(cd "$here/../.." && pwd)"
+"$python" -m demo.capture.record --application orthanc --out "$work/raw/orthanc"
+"$python" -m demo.capture.record --application ohif --out "$work/raw/ohif" --ohif_dist "$work/package/dist"
+"$python" -m demo.capture.build --raw "$work/raw/orthanc" "$work/raw/ohif" --out "$here/../data"

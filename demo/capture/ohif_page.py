@@ -2,9 +2,10 @@
 
 import json
 
-from ohif_studies import ACCESSION, DESCRIPTION, MRN, NAME, Box
 from playwright.sync_api import Locator, Page
-from recorder import Recorder, SuspectStep
+
+from demo.capture.recorder import Recorder, SuspectStep
+from demo.clinic.ohif_studies import ACCESSION, DESCRIPTION, MRN, NAME, Box
 
 FILTER_INDEX = {NAME: 0, MRN: 1, DESCRIPTION: 4, ACCESSION: 6}  # among the inputs of the study list
 MEASUREMENT_TOOLS = ("Bidirectional", "Annotation", "Ellipse", "Rectangle", "Circle", "Freehand ROI")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ohif_page import (
+from demo.capture.ohif_page import (
     accept_tracking,
     choose_item,
     choose_tool,
@@ -13,8 +13,8 @@ from ohif_page import (
     type_in_dialog,
     wait_until_drawn,
 )
-from ohif_studies import Box, Study
-from recorder import Recorder
+from demo.capture.recorder import Recorder
+from demo.clinic.ohif_studies import Box, Study
 
 LAYOUTS = ("1x1", "1x2", "2x2", "2x3")
 TICK_PX = 100  # one slice

@@ -1,8 +1,17 @@
 """Phases that reach something in Orthanc Explorer: filters, lookups, lists. Knows nothing of goals or splits."""
 
-from orthanc_catalogue import Study
-from orthanc_page import LIST_ROWS, WHOLE_SCREEN, Phase, find_link, find_row, open_row, scroll_until_shown, type_filter
-from recorder import Recorder
+from demo.capture.orthanc_page import (
+    LIST_ROWS,
+    WHOLE_SCREEN,
+    Phase,
+    find_link,
+    find_row,
+    open_row,
+    scroll_until_shown,
+    type_filter,
+)
+from demo.capture.recorder import Recorder
+from demo.clinic.orthanc_catalogue import Study
 
 
 def filter_patients(text: str, name: str = "filter patients") -> Phase:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from playwright.sync_api import Locator, Page
-from recorder import SCREEN, Recorder, SuspectStep
+
+from demo.capture.recorder import SCREEN, Recorder, SuspectStep
 
 WHOLE_SCREEN = (0, 0, *SCREEN)
 ACTIVE = ".ui-page-active "

@@ -2,9 +2,8 @@
 
 import re
 
-from orthanc_catalogue import RemoteStudy
-from orthanc_navigation import filter_list
-from orthanc_page import (
+from demo.capture.orthanc_navigation import filter_list
+from demo.capture.orthanc_page import (
     ACTIVE,
     Phase,
     click_in_dialog,
@@ -13,7 +12,8 @@ from orthanc_page import (
     scroll_until_shown,
     type_filter,
 )
-from recorder import Recorder
+from demo.capture.recorder import Recorder
+from demo.clinic.orthanc_catalogue import RemoteStudy
 
 
 def hide_tag_descriptions() -> Phase:

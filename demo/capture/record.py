@@ -1,7 +1,7 @@
 """Record demonstration tasks from running software; run again, it goes on where it stopped.
 
-    python demo/capture/record.py --application orthanc --out raw/orthanc
-    python demo/capture/record.py --application ohif --out raw/ohif --ohif_dist package/dist
+    python -m demo.capture.record --application orthanc --out raw/orthanc
+    python -m demo.capture.record --application ohif --out raw/ohif --ohif_dist package/dist
 
 Needs what stack.py needs, and Chromium. A task that fails is tried once more, then reported and left out.
 """
@@ -19,8 +19,9 @@ from types import ModuleType
 
 import requests
 from playwright.sync_api import BrowserContext, Error, Playwright, sync_playwright
-from recorder import SCREEN, Recorder, SuspectStep, Task
-from stack import Stack
+
+from demo.capture.recorder import SCREEN, Recorder, SuspectStep, Task
+from demo.clinic.stack import Stack
 
 CHROMIUM = "/usr/bin/chromium"
 # WebGL without a GPU (swiftshader), and nothing that calls out or updates.
@@ -46,7 +47,7 @@ PORT_BASE = {"orthanc": 8100, "ohif": 8200}
 def main() -> None:
     args = parse_arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the stack is taken down too
-    workflows = importlib.import_module(f"workflows_{args.application}")
+    workflows = importlib.import_module(f"demo.capture.workflows_{args.application}")
     tasks = [task for task in take_in_turns(workflows.build_tasks()) if args.only in (None, task.workflow)]
     tasks = tasks[: args.limit]
     todo = [task for task in tasks if not (args.out / f"{task.task_id}.json").exists()]

@@ -18,7 +18,7 @@ STABLE_TIMEOUT_S = 25.0
 CHANGE_TIMEOUT_S = 10.0
 WHEEL_TICK_PX = 100
 ZOOM_DRAG_PX = 110
-COLLECT_ELEMENTS = Path(__file__).with_name("elements.js").read_text()
+COLLECT_ELEMENTS = (Path(__file__).parents[1] / "clinic/elements.js").read_text()
 
 BBox = tuple[float, float, float, float]
 Point = tuple[float, float]

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-import ohif_goals
-from ohif_cases import CASES, Case
-from ohif_page import is_busy, name_elements
-from ohif_phases import (
+from playwright.sync_api import Page
+
+from demo.capture.ohif_page import is_busy, name_elements
+from demo.capture.ohif_phases import (
     Phase,
     add_segmentation,
     annotate,
@@ -28,10 +28,11 @@ from ohif_phases import (
     set_window,
     zoom,
 )
-from ohif_studies import STUDIES
-from playwright.sync_api import Page
-from recorder import Recorder, Task
-from stack import Stack
+from demo.capture.recorder import Recorder, Task
+from demo.clinic import ohif_goals
+from demo.clinic.ohif_cases import CASES, Case
+from demo.clinic.ohif_studies import STUDIES
+from demo.clinic.stack import Stack
 
 __all__ = ["APPLICATION", "build_tasks", "is_busy", "open_start"]
 

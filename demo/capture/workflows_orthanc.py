@@ -4,21 +4,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import orthanc_navigation as go
-import orthanc_phases as do
 import requests
-from orthanc_cases import CASES, TAGS, Case
-from orthanc_catalogue import RemoteStudy, Study
-from orthanc_page import Phase
 from playwright.sync_api import Page
-from recorder import Recorder, Task
-from stack import Stack
+
+from demo.capture import orthanc_navigation as go
+from demo.capture import orthanc_phases as do
+from demo.capture.orthanc_page import Phase
+from demo.capture.recorder import Recorder, Task
+from demo.clinic.orthanc_cases import CASES, TAGS, Case
+from demo.clinic.orthanc_catalogue import RemoteStudy, Study
+from demo.clinic.stack import Stack
 
 APPLICATION = "Orthanc Explorer"
 # More targets for sending, on the peer's port; "remote-pacs" of stack.py stays the first in every list.
 MODALITIES = {"teaching-archive": "TEACHING", "ward-7-viewer": "WARD7"}
 PREVIEW_INSTANCE, PREVIEW_SERIES = "Preview the instance", "Preview this series"
-GOALS = Path(__file__).with_name("orthanc_goals.txt")
+GOALS = Path(__file__).parents[1] / "clinic/orthanc_goals.txt"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The clinical software that is recorded: Orthanc, OHIF behind nginx, and a DICOM peer, all on 127.0.0.1.
 
-    python demo/capture/stack.py --ohif_dist package/dist [--port_base 8100]
+    python -m demo.clinic.stack --ohif_dist package/dist [--port_base 8100]
 
 starts everything, prints the addresses and waits for Ctrl-C. Debian's `orthanc`, `orthanc-dicomweb` and `nginx-light`,
 and the unpacked npm package `@ohif/app` are needed. Knows nothing of browsers.
@@ -19,7 +19,8 @@ from pathlib import Path
 import pydicom
 import pydicom.data
 import requests
-from peer import Peer
+
+from demo.clinic.peer import Peer
 
 SAMPLES = Path(pydicom.data.__file__).parent
 # Read by Orthanc and by OHIF. Left out: files without Modality (OHIF's study list crashes), what OHIF cannot draw

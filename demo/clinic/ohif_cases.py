@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ohif_studies import ACCESSION, DESCRIPTION, FIELD_WORDS, MRN, NAME, STUDIES, Box
+from demo.clinic.ohif_studies import ACCESSION, DESCRIPTION, FIELD_WORDS, MRN, NAME, STUDIES, Box
 
 CENTRE, UPPER, LOWER = "the centre of the image", "the upper half of the image", "the lower half of the image"
 LEFT, RIGHT = "the left side of the image", "the right side of the image"
