@@ -13,7 +13,7 @@ import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from demo.capture.screenshots import Encoded, encode_screenshots, sha256
+from demo.clinic.screenshots import Encoded, encode_screenshots, sha256
 
 SEED = "gui-agents-demo-1"
 VAL_SHARE, TEST_SHARE = 0.10, 0.22
