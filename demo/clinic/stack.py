@@ -1,57 +1,35 @@
-"""The clinical software that is recorded: Orthanc, OHIF behind nginx, and a DICOM peer, all on 127.0.0.1.
+"""The clinical programs: Orthanc, OHIF behind nginx, and a DICOM peer, each a process on 127.0.0.1.
 
-    python -m demo.clinic.stack --ohif_dist package/dist [--port_base 8100]
+    python -m demo.clinic.stack start | stop [--folder outputs/clinic] [--port_base 8300]
 
-starts everything, prints the addresses and waits for Ctrl-C. Debian's `orthanc`, `orthanc-dicomweb` and `nginx-light`,
-and the unpacked npm package `@ohif/app` are needed. Knows nothing of browsers.
+Debian's `orthanc`, `orthanc-dicomweb` and `nginx-light`, and the unpacked npm package `@ohif/app` are needed;
+`demo/clinic/start.sh` installs them. Knows nothing of browsers or tasks.
 """
 
 import argparse
-import io
 import json
+import os
 import shutil
 import signal
+import socket
 import subprocess
-import tempfile
+import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-import pydicom
-import pydicom.data
 import requests
 
-from demo.clinic.peer import Peer
+from demo.clinic.samples import PEER_FILES, find_files, list_instances, load_store_files
 
-SAMPLES = Path(pydicom.data.__file__).parent
-# Read by Orthanc and by OHIF. Left out: files without Modality (OHIF's study list crashes), what OHIF cannot draw
-# (JXD191021006, nuclear medicine, structured reports), and second copies of the same SOP instance.
-STORE_FILES = [
-    "test_files/693_J2KI.dcm",
-    "test_files/CT_small.dcm",
-    "test_files/MR_small.dcm",
-    "test_files/examples_jpeg2k.dcm",
-    "test_files/examples_rgb_color.dcm",
-    "test_files/examples_overlay.dcm",
-    "test_files/examples_palette.dcm",
-    "test_files/examples_ybr_color.dcm",
-    "test_files/SC_rgb_jpeg_gdcm.dcm",
-    "test_files/rtplan.dcm",
-    "charset_files/chrFren.dcm",
-    "charset_files/chrGerm.dcm",
-    "test_files/dicomdirtests/77654033",
-    "test_files/dicomdirtests/98892001",
-    "test_files/dicomdirtests/98892003",
-]
-# Only the peer has these, so that a query finds something that Orthanc does not hold yet.
-PEER_FILES = [
-    "test_files/JPEG2000.dcm",
-    "test_files/rtdose.dcm",
-    "test_files/liver_1frame.dcm",
-    "test_files/waveform_ecg.dcm",
-    "test_files/examples_overlay.dcm",
-    "test_files/CT_small.dcm",
-]
-PEER_NAME, PEER_AET = "remote-pacs", "REMOTEPACS"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "outputs" / "clinic"
+PORT_BASE = int(os.environ.get("CLINIC_PORT_BASE", "8300"))
+# The targets for sending, all on the peer's port: name in Orthanc -> application entity title.
+MODALITIES = {"remote-pacs": "REMOTEPACS", "teaching-archive": "TEACHING", "ward-7-viewer": "WARD7"}
+STARTUP_S = 60.0
 DICOMWEB_PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 
 # `__filename`: the bundled onnxruntime reads this name of Node's, and one load in three stays blank without it.
@@ -105,74 +83,131 @@ http {{
 """
 
 
-def find_files(names: list[str]) -> list[Path]:
-    """List pydicom's sample files for names that are files or folders under its data folder."""
-    paths = []
-    for name in names:
-        path = SAMPLES / name
-        paths += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return paths
-
-
-def load_without_overlay(path: Path) -> bytes:
-    """Load a DICOM file without its overlay planes (groups 60xx).
-
-    OHIF 3.12.10 raises an error on the overlay of examples_overlay.dcm and then draws no measurement on it either.
-    """
-    dataset = pydicom.dcmread(path)
-    overlay = [element.tag for element in dataset if 0x6000 <= element.tag.group <= 0x60FF]
-    if not overlay:
-        return path.read_bytes()
-    for tag in overlay:
-        del dataset[tag]
-    stream = io.BytesIO()
-    dataset.save_as(stream)
-    return stream.getvalue()
+class StackFailure(RuntimeError):
+    """A program that did not start, died or does not hold what it must."""
 
 
 class Stack:
-    """Orthanc, nginx with OHIF, and the peer; a context manager.
+    """Orthanc, nginx with OHIF, and the peer, as processes that outlive this one; their state is in `folder`.
 
     Args:
-        ohif_dist: folder of the built OHIF application; None leaves nginx out.
+        folder: logs, process ids, Orthanc's store, what the peer received, and OHIF's application (`package/dist`).
+        ohif_dist: folder of the built OHIF application, where it is not in `folder`.
         port_base: Orthanc's web port; the next three are Orthanc's DICOM port, OHIF's and the peer's.
     """
 
-    def __init__(self, ohif_dist: Path | None, port_base: int = 8100):
-        self.ohif_dist = ohif_dist
+    def __init__(self, folder: Path = FOLDER, ohif_dist: Path | None = None, port_base: int = PORT_BASE):
+        self.folder = folder.resolve()
+        self.ohif_dist = (ohif_dist or FOLDER / "package/dist").resolve()
         self.orthanc_port, self.dicom_port, self.ohif_port, self.peer_port = range(port_base, port_base + 4)
         self.orthanc_url = f"http://127.0.0.1:{self.orthanc_port}"
         self.ohif_url = f"http://127.0.0.1:{self.ohif_port}"
+        self.received = self.folder / "received.jsonl"
+        self._children: list[subprocess.Popen] = []
 
-    def __enter__(self) -> "Stack":
-        signal.signal(signal.SIGTERM, exit_on_signal)  # so that `kill` leaves no server behind
-        self.folder = Path(tempfile.mkdtemp(prefix="capture_stack_"))
-        self.orthanc = self.nginx = None
-        self.peer = Peer(find_files(PEER_FILES), PEER_AET, self.peer_port, {"ORTHANC": self.dicom_port})
-        self.peer.start()
-        self.reset()
-        if self.ohif_dist:
+    def find_missing(self) -> list[str]:
+        """Name what must be installed first."""
+        missing = [name for name in ("Orthanc", "nginx") if not _find_program(name)]
+        if not Path(DICOMWEB_PLUGIN).is_file():
+            missing.append("orthanc-dicomweb")
+        if not (self.ohif_dist / "index.html").is_file():
+            missing.append("@ohif/app")
+        return missing
+
+    def start(self) -> list[str]:
+        """Start what does not run, and return the names of what was started."""
+        if missing := self.find_missing():
+            raise StackFailure(f"not installed: {', '.join(missing)}; bash demo/clinic/start.sh installs them")
+        self._claim_ports()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o755)
+        started = []
+        if not self.is_running("peer"):
+            self._start_peer()
+            started.append("peer")
+        if not self.is_running("orthanc"):
+            self.reset()
+            started.append("orthanc")
+        if not self.is_running("nginx"):
             self._start_nginx()
-        return self
+            started.append("nginx")
+        return started
 
-    def __exit__(self, *error) -> None:
-        self.peer.stop()
-        for process in (self.nginx, self.orthanc):
-            if process:
-                stop(process)
-        shutil.rmtree(self.folder)
+    def stop(self, names: list[str] | None = None) -> list[str]:
+        """Stop processes, all by default, and return the names of those that ran."""
+        names = ["nginx", "peer", "orthanc"] if names is None else names
+        stopped = [name for name in names if self._stop_process(name)]
+        for child in self._children:
+            child.poll()
+        return stopped
+
+    def _claim_ports(self) -> None:
+        """Note which ports the programs of this folder have; refuse others while one of them runs."""
+        note = self.folder / "port_base"
+        noted = note.read_text() if note.exists() else ""
+        running = [name for name in ("orthanc", "nginx", "peer") if self.is_running(name)]
+        if running and noted != str(self.orthanc_port):
+            raise StackFailure(
+                f"{', '.join(running)} of {self.folder} runs on the ports from {noted}, not {self.orthanc_port}; "
+                f"bash demo/clinic/stop.sh ends it, or set CLINIC_PORT_BASE={noted}"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(str(self.orthanc_port))
+
+    def is_running(self, name: str) -> bool:
+        return self._find_pid(name) is not None
 
     def reset(self) -> None:
-        """Bring Orthanc to its known store: a new process on an empty folder, then the sample files in fixed order."""
-        if self.orthanc:
-            stop(self.orthanc)
-            shutil.rmtree(self.folder / "store")
-        self._start_orthanc()
-        for path in find_files(STORE_FILES):
-            answer = requests.post(f"{self.orthanc_url}/instances", data=load_without_overlay(path), timeout=30)
+        """Bring Orthanc to its known store: a new process on an empty folder, then the sample files in fixed order.
+
+        Raises:
+            StackFailure: Orthanc does not start, or then holds something else.
+        """
+        self._stop_process("orthanc", signal.SIGKILL)  # its store is thrown away, so it need not end in good order
+        shutil.rmtree(self.folder / "store", ignore_errors=True)
+        self.received.unlink(missing_ok=True)
+        try:
+            self._start_orthanc()
+            for content in load_store_files():
+                answer = requests.post(f"{self.orthanc_url}/instances", data=content, timeout=30)
+                answer.raise_for_status()
+            self.check()
+        except (requests.RequestException, OSError) as error:
+            raise StackFailure(f"Orthanc could not be brought to its known store: {error}") from error
+
+    def check(self) -> None:
+        """Compare what Orthanc holds with what it must hold after a reset.
+
+        Raises:
+            StackFailure: what differs.
+        """
+        found = self.describe_store()
+        differing = {key: found[key] for key, value in build_expected_store().items() if found[key] != value}
+        if differing:
+            raise StackFailure(f"Orthanc is not in its known state; found {json.dumps(differing)[:500]}")
+
+    def describe_store(self) -> dict[str, Any]:
+        """Say what Orthanc holds: instances, protected patients, jobs, queries, targets."""
+        protected = [patient for patient in self.get("/patients") if self.get(f"/patients/{patient}/protected")]
+        return {
+            "instances": sorted(self.get("/instances")),
+            "protected": protected,
+            "jobs": self.get("/jobs"),
+            "queries": self.get("/queries"),
+            "modalities": sorted(self.get("/modalities")),
+        }
+
+    def get(self, path: str) -> Any:
+        """Read one address of Orthanc's REST interface; raise `StackFailure` where it does not answer."""
+        try:
+            answer = requests.get(f"{self.orthanc_url}{path}", timeout=20)
             answer.raise_for_status()
+            return answer.json()
+        except requests.RequestException as error:
+            raise StackFailure(f"Orthanc does not answer: {error}") from error
 
     def _start_orthanc(self) -> None:
+        targets = {name: [aet, "127.0.0.1", self.peer_port] for name, aet in MODALITIES.items()}
         config = {
             "Name": "Demo hospital",
             "StorageDirectory": str(self.folder / "store"),
@@ -183,69 +218,140 @@ class Stack:
             "AuthenticationEnabled": False,
             "DicomPort": self.dicom_port,
             "DicomAet": "ORTHANC",
-            "DicomModalities": {PEER_NAME: [PEER_AET, "127.0.0.1", self.peer_port]},
+            "DicomModalities": targets,
             "ConcurrentJobs": 1,
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "StudiesMetadata": "Full", "SeriesMetadata": "Full"},
         }
         path = self.folder / "orthanc.json"
         path.write_text(json.dumps(config))
-        log = (self.folder / "orthanc.log").open("ab")
-        self.orthanc = subprocess.Popen(["Orthanc", str(path)], stdout=log, stderr=log, start_new_session=True)
-        wait_for(f"{self.orthanc_url}/system", self.orthanc, self.folder / "orthanc.log")
+        process = self._start_process("orthanc", ["Orthanc", str(path)], [self.orthanc_port, self.dicom_port])
+        self._wait_for("orthanc", process, lambda: requests.get(f"{self.orthanc_url}/system", timeout=2).ok)
 
     def _start_nginx(self) -> None:
-        if not (self.ohif_dist / "index.html").is_file():
-            raise ValueError(f"{self.ohif_dist}: expected OHIF's built application (index.html); npm pack @ohif/app")
         (self.folder / "app-config.js").write_text(APP_CONFIG)
         path = self.folder / "nginx.conf"
         path.write_text(
             NGINX_CONFIG.format(
                 folder=self.folder,
-                ohif_dist=self.ohif_dist.resolve(),
+                ohif_dist=self.ohif_dist,
                 ohif_port=self.ohif_port,
                 orthanc_port=self.orthanc_port,
             )
         )
-        self.folder.chmod(0o755)
-        command = ["nginx", "-c", str(path), "-e", str(self.folder / "nginx.log"), "-g", "user root;"]
-        self.nginx = subprocess.Popen(command, start_new_session=True)
-        wait_for(f"{self.ohif_url}/app-config.js", self.nginx, self.folder / "nginx.log")
+        command = [_find_program("nginx"), "-c", str(path), "-e", str(self.folder / "nginx.log")]
+        command += ["-g", "user root;"] if os.geteuid() == 0 else []
+        process = self._start_process("nginx", command, [self.ohif_port])
+        self._wait_for("nginx", process, lambda: requests.get(f"{self.ohif_url}/app-config.js", timeout=2).ok)
 
+    def _start_peer(self) -> None:
+        command = [sys.executable, "-m", "demo.clinic.peer", "--port", str(self.peer_port)]
+        command += ["--destination", f"ORTHANC={self.dicom_port}", "--received", str(self.received)]
+        process = self._start_process("peer", [*command, *map(str, find_files(PEER_FILES))], [self.peer_port])
+        self._wait_for("peer", process, lambda: _is_listening(self.peer_port))
 
-def exit_on_signal(number: int, frame: object) -> None:
-    """Turn a signal into an ordinary exit, which leaves every context manager."""
-    raise SystemExit(128 + number)
+    def _start_process(self, name: str, command: list[str], ports: list[int]) -> subprocess.Popen:
+        self._end_orphans(name)
+        deadline = time.monotonic() + 2  # what was killed just now may still hold one
+        while (taken := [port for port in ports if _is_listening(port)]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if taken:
+            raise StackFailure(f"port {taken[0]} is in use; CLINIC_PORT_BASE names the first of four free ones")
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+        self._children.append(process)
+        (self.folder / f"{name}.pid").write_text(str(process.pid))
+        return process
 
+    def _wait_for(self, name: str, process: subprocess.Popen, is_ready: Callable[[], bool]) -> None:
+        """Wait until a program answers; raise with its log when it ends or never does."""
+        deadline = time.monotonic() + STARTUP_S
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                if is_ready():
+                    return
+            except requests.RequestException:
+                pass
+            time.sleep(0.05)
+        log = (self.folder / f"{name}.log").read_text(errors="replace")[-1500:]
+        raise StackFailure(f"{name} does not start: {log}")
 
-def stop(process: subprocess.Popen) -> None:
-    """Ask a process to end, and wait until it has."""
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=30)
-
-
-def wait_for(url: str, process: subprocess.Popen, log: Path, timeout_s: float = 60) -> None:
-    """Wait until a server answers; raise with its log when it ends or never does."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline and process.poll() is None:
+    def _find_pid(self, name: str) -> int | None:
+        """Look up the process that was started as `name`, unless it has ended or its number is another's now."""
         try:
-            if requests.get(url, timeout=2).ok:
-                return
-        except requests.ConnectionError:
-            pass
-        time.sleep(0.1)
-    raise RuntimeError(f"{url} does not answer:\n{log.read_text()[-2000:]}")
+            pid = int((self.folder / f"{name}.pid").read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return None
+        return pid if str(self.folder).encode() in command else None
+
+    def _end_orphans(self, name: str) -> None:
+        """End what a process that was killed has left behind: nginx's workers hold its port."""
+        try:
+            group = int((self.folder / f"{name}.pid").read_text())
+        except (OSError, ValueError):
+            return
+        for path in Path("/proc").glob("[0-9]*/comm"):
+            with suppress(OSError):
+                if path.read_text().strip() == "nginx" and os.getpgid(int(path.parent.name)) == group:
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+
+    def _stop_process(self, name: str, number: int = signal.SIGTERM) -> bool:
+        pid = self._find_pid(name)
+        if pid is None:
+            return False
+        for asked in (number, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.kill(pid, asked)
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                for child in self._children:
+                    child.poll()  # else it stays as a zombie
+                if self._find_pid(name) is None:
+                    (self.folder / f"{name}.pid").unlink(missing_ok=True)
+                    return True
+                time.sleep(0.02)
+        raise StackFailure(f"{name} (process {pid}) cannot be stopped")
+
+
+def build_expected_store() -> dict[str, Any]:
+    """Say what `Stack.describe_store` finds after a reset."""
+    return {
+        "instances": list_instances(),
+        "protected": [],
+        "jobs": [],
+        "queries": [],
+        "modalities": sorted(MODALITIES),
+    }
+
+
+def _find_program(name: str) -> str | None:
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+
+
+def _is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ohif_dist", type=Path, help="folder of OHIF's built application; without it, Orthanc only")
-    parser.add_argument("--port_base", type=int, default=8100, help="first of four ports on 127.0.0.1")
+    parser.add_argument("command", choices=["start", "stop"])
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the programs keep their state")
+    parser.add_argument("--port_base", type=int, default=PORT_BASE, help="first of four ports on 127.0.0.1")
     args = parser.parse_args()
-    signal.signal(signal.SIGINT, exit_on_signal)
-    with Stack(args.ohif_dist, args.port_base) as stack:
-        ohif = stack.ohif_url if args.ohif_dist else "-"
-        print(f"Orthanc {stack.orthanc_url}/app/explorer.html  OHIF {ohif}  (Ctrl-C ends)", flush=True)
-        signal.pause()
+    stack = Stack(args.folder, port_base=args.port_base)
+    if args.command == "stop":
+        print(f"stopped: {', '.join(stack.stop()) or 'nothing ran'}")
+        return
+    try:
+        started = stack.start()
+    except StackFailure as failure:
+        stack.stop()
+        sys.exit(f"error: {failure}")
+    print(f"started: {', '.join(started)}" if started else "runs already")
+    print(f"Orthanc {stack.orthanc_url}/app/explorer.html\nOHIF    {stack.ohif_url}")
+    print(f"peer    127.0.0.1:{stack.peer_port} (DICOM)")
 
 
 if __name__ == "__main__":
