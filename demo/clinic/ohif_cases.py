@@ -30,6 +30,11 @@ class Case:
         """Look up the box of a structure named in the values."""
         return STUDIES[self.study].spots[self.values[key]]
 
+    def drawings(self) -> list[tuple[Box, str | None]]:
+        """List the structures to draw on, in the goal's order: box and the viewport's name; None for the first one."""
+        where = self.values.get("where")
+        return [(self.box(key), where) for key in ("spot", "spot2") if key in self.values]
+
     def slots(self) -> dict[str, str]:
         """Name what a goal's template may use: the values, and what finds the study (and the second one)."""
         slots = self.values | {"find": _describe(self.study, self.fields)}
