@@ -313,6 +313,8 @@ def test_task_that_the_clinic_does_not_have_is_an_obstacle(tasks):
     task = tasks["orthanc-browse_to_series-09"]
     environment = open_environment(30.0)
     assert "no task" in environment.find_obstacle(replace(task, task_id="another"))
+    left_out = load_tasks()["ohif_measure_two_03"]
+    assert "moves" in environment.find_obstacle(replace(task, task_id=left_out.task_id, instruction=left_out.goal))
     assert "another goal" in environment.find_obstacle(replace(task, instruction="Delete everything"))
 
 

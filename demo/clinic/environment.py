@@ -29,7 +29,7 @@ from demo.clinic.screen import (
 from demo.clinic.screenshots import encode
 from demo.clinic.stack import FOLDER, PORT_BASE, Stack, StackFailure
 from demo.clinic.targets import TargetError, find_field_at, find_target
-from demo.clinic.tasks import ClinicTask, load_tasks
+from demo.clinic.tasks import LEFT_OUT, ClinicTask, load_tasks
 from demo.clinic.verification import Check, State
 from eval.environments.environment import EnvironmentFailure, Execution, Observation, Verdict
 from sft.actions import POINT, Action
@@ -79,7 +79,7 @@ class Clinic:
             return "no task of the clinic has this id"
         if found.goal != task.instruction:
             return f"the clinic's task of this id has another goal: {found.goal!r}"
-        return None
+        return LEFT_OUT.get(task.task_id)
 
     def reset(self, task: Trajectory) -> Observation:
         if obstacle := self.find_obstacle(task):

@@ -9,6 +9,10 @@ from demo.clinic import ohif_cases, ohif_goals, orthanc_cases
 
 Program = Literal["orthanc", "ohif"]
 APPLICATIONS: dict[Program, str] = {"orthanc": "Orthanc Explorer", "ohif": "OHIF Viewer"}
+# Recorded tasks whose recorded actions do not reach their goal, and why: no agent is asked to carry them out.
+LEFT_OUT = {
+    "ohif_measure_two_03": "the recorded ZOOM begins on a measurement: it moves that, and does not zoom the image",
+}
 ORTHANC_GOALS = Path(__file__).with_name("orthanc_goals.txt")
 
 
