@@ -32,7 +32,7 @@ from demo.clinic.targets import TargetError, find_field_at, find_target
 from demo.clinic.tasks import LEFT_OUT, ClinicTask, load_tasks
 from demo.clinic.verification import Check, State
 from eval.environments.environment import EnvironmentFailure, Execution, Observation, Verdict
-from sft.actions import POINT, Action
+from sft.actions import POINT, Action, to_pixels
 from sft.data.steps import Trajectory
 
 # Each program: its pages, the state that is read of it, and what a goal asks of these states.
@@ -171,7 +171,7 @@ class Clinic:
         """Carry out an action and return where; raise `TargetError` where it cannot be."""
         page, names = self.page, self._program.NAMES
         arguments = action.arguments
-        given = _to_pixels(arguments[POINT]) if POINT in arguments else None
+        given = to_pixels(arguments[POINT], *SCREEN) if POINT in arguments else None
         if action.kind == "SEGMENT":
             return self._draw(action.target, given)
         if action.kind not in ("CLICK", "TEXT", "SCROLL", "ZOOM"):
@@ -265,7 +265,3 @@ class Clinic:
                     os.kill(int(path.parent.name), signal.SIGKILL)
             except OSError:
                 continue
-
-
-def _to_pixels(point: list[float]) -> Point:
-    return point[0] / 1000 * (SCREEN[0] - 1), point[1] / 1000 * (SCREEN[1] - 1)
