@@ -178,6 +178,30 @@ def test_no_request_leaves_this_machine(clinic, tasks):
 
 @needs_clinic
 @pytest.mark.slow
+def test_other_machine_is_refused_over_http_and_dicom(clinic, tasks):
+    """Asked from an address of this machine that is not the loopback's, as another machine would ask."""
+    import requests
+    from pynetdicom import AE
+
+    clinic.reset(tasks["orthanc-browse_to_series-09"])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; names the interface that would
+        except OSError:
+            pytest.skip("this machine has no other interface than the loopback")
+        outside = probe.getsockname()[0]
+    stack = clinic.stack
+    assert requests.get(f"http://{outside}:{stack.orthanc_port}/system", timeout=10).status_code == 401
+    stranger = AE("STRANGER")
+    stranger.add_requested_context("1.2.840.10008.1.1")  # echo
+    association = stranger.associate(outside, stack.dicom_port, ae_title="ORTHANC")
+    status = association.send_c_echo().get("Status") if association.is_established else None
+    association.abort()
+    assert status != 0
+
+
+@needs_clinic
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["/system", "https://example.com/"], ids=["raw JSON", "another site"])
 def test_agent_that_leaves_the_program_is_told_so_by_no_failure(clinic, tasks, address):
     clinic.reset(tasks["orthanc-browse_to_series-09"])

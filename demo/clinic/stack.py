@@ -214,11 +214,15 @@ class Stack:
             "IndexDirectory": str(self.folder / "store"),
             "Plugins": [DICOMWEB_PLUGIN],
             "HttpPort": self.orthanc_port,
+            # Orthanc 1.10 listens on every interface; what does not come from this machine is refused.
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
             "DicomPort": self.dicom_port,
             "DicomAet": "ORTHANC",
             "DicomModalities": targets,
+            "DicomCheckModalityHost": True,
+            "DicomAlwaysAllowEcho": False,
+            "DicomAlwaysAllowStore": False,
             "ConcurrentJobs": 1,
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "StudiesMetadata": "Full", "SeriesMetadata": "Full"},
         }
