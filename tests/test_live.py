@@ -20,11 +20,12 @@ from trajectory_samples import TINY_AGENT
 
 from eval.environments.environment import EnvironmentFailure
 from eval.environments.episode import load_episodes
+from eval.environments.operate import limit_time
 from eval.live import main
 from eval.rollout import main as roll_out
 from eval.rollouts.run_folder import claim_folders
 from eval.score import main as score
-from sft.actions import Action
+from sft.actions import DEFAULT_ACTIONS, Action, ActionType
 from sft.agent import agent_to_json
 from sft.errors import UserError
 
@@ -177,6 +178,38 @@ def test_answers_that_are_no_action_are_unreadable_and_keep_memory_and_screen(op
     assert all(step.memory_before == {"short_term": {"at": "study"}, "long_term": {}} for step in steps[1:])
     assert episodes["head"].result == "success"
     assert metrics["steps_against_recorded"]["ratio"]["value"] == 9 / 5
+
+
+def test_action_that_needs_no_target_is_taken_whatever_it_names(operate, tmp_path):
+    """As offline, where such an answer is right: the last action of any name, and one on no element."""
+    own = (*DEFAULT_ACTIONS[:-1], ActionType("BACK", "go back", takes_target=False))
+    agent = replace(TINY_AGENT, actions=(*own, ActionType("DONE", "the goal is reached", is_final=True)))
+    (tmp_path / "agent.json").write_text(json.dumps(agent_to_json(agent)))
+    csv = record(tmp_path / "own", {"head": ("Label CT head as urgent", label("CT head", "urgent"))})
+    csv.write_text(csv.read_text().replace("COMPLETE", "DONE"))
+    texts = ['{"action":"BACK","target":"the button"}', '{"action":"DONE","target":{"name":"none"}}']
+    with serve(lambda n: _say(texts[n])) as server:
+        given = ["--engine", "openai", "--api_url", server.url, "--model_path", "m"]
+        episodes, _ = operate(*given, "--agent_config", tmp_path / "agent.json", csv=csv)
+    back, done = episodes["head"].steps
+    assert (back.outcome, back.reason) == ("not_found", "0 such elements")  # what the worklist says of it
+    assert (done.outcome, done.left_out, episodes["head"].ending) == ("complete", ["target"], "complete")
+
+
+def test_alarm_that_comes_as_a_call_returns_interrupts_nothing_else(monkeypatch):
+    set_timer, late = signal.setitimer, []
+
+    def set_late(which, seconds, *interval):
+        if seconds == 0 and not late:
+            late.append(True)
+            os.kill(os.getpid(), signal.SIGALRM)
+        set_timer(which, seconds, *interval)
+
+    monkeypatch.setattr(signal, "setitimer", set_late)
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(EnvironmentFailure, match="the step CLICK took longer"), limit_time(60, "the step CLICK"):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0) and signal.getsignal(signal.SIGALRM) is before
 
 
 def test_step_that_is_not_answered_is_no_error_of_the_program(operate, tmp_path, capsys):

@@ -65,6 +65,8 @@ def test_each_result_is_what_the_words_say():
     assert results[4:] == ["not_noticed", "budget", "error", "error", None]
     assert [episode.reached_at for episode in EPISODES] == [2, 3, None, 1, 1, None, None, None, None]
     assert [episode.task_id for episode in EPISODES if episode.is_left_again] == ["d", "e"]
+    died = make_live("j", "done+ error", "error", reason="the program is gone")
+    assert (died.result, died.reached_at, died.is_left_again) == ("error", 1, False)  # nobody looked after the error
 
 
 def test_numbers_are_those_counted_by_hand():
