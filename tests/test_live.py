@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -370,6 +371,27 @@ def test_errors_in_a_row_stop_the_run_and_are_tried_again(operate, faulty, tmp_p
     assert metrics["n_tried_again"] == 3
 
 
+def test_errors_between_good_tasks_never_stop_a_run(operate, faulty, tmp_path):
+    """Nor when they are tried again: a finished run can always be scored again by its command."""
+    names = ("1broken", "2ok", "3broken", "4ok", "5broken", "6ok")
+    csv = _said(tmp_path, **{name: label("CT head", name) for name in names})
+    for n_tries in (1, 2):
+        episodes, metrics = operate("--policy", "replay", csv=csv, environment=faulty)
+        assert [episodes[name].result for name in names] == ["error", "success"] * 3
+        assert [episodes[name].n_tries for name in names] == [n_tries, 1] * 3
+        assert metrics["success"]["value"] == 0.5 and metrics["n_tried_again"] == 3 * (n_tries - 1)
+
+
+def test_messages_of_a_program_move_no_cursor(operate, faulty, tmp_path):
+    load_worklist("faulty", FAULTS.replace("no reset today", "no reset\\x1b[2J\\nsuccess: 100 %"))
+    csv = _said(tmp_path, **{f"broken{i}": label("CT head", f"broken{i}") for i in range(3)})
+    said = re.escape("no reset?[2J?success: 100 %")
+    with pytest.raises(UserError, match=f"3 tasks in a row.*{said}"):
+        operate("--policy", "replay", csv=csv, environment=faulty)
+    with pytest.raises(UserError, match=f"an error in every task.*{said}"):
+        operate("--policy", "replay", "--max_tasks", 1, csv=csv, environment=faulty, folder=tmp_path / "one")
+
+
 def test_task_that_cannot_be_done_there_is_left_out_and_named(operate, tmp_path, capsys):
     tasks = {"t1": ("Label CT head as seen", label("CT head", "seen")), "t2": TASKS["head"]}
     csv = record(tmp_path / "said", tasks)
@@ -568,6 +590,24 @@ def test_offline_rollout_of_something_else_is_refused(operate, tasks_csv, tmp_pa
     operate("--policy", "replay", folder=tmp_path / "other")
     with pytest.raises(UserError, match="found a live run"):
         operate("--policy", "replay", "--offline", tmp_path / "other")
+    roll_out([*given, str(tmp_path / "part"), "--policy", "replay", "--max_tasks", "2"])
+    with pytest.raises(UserError, match="part: found no task knee there; expected a rollout of all tasks"):
+        operate("--policy", "replay", "--offline", tmp_path / "part")
+    assert not (tmp_path / "live").exists()  # it is told before a task is carried out
+    info = json.loads((tmp_path / "part/run.json").read_text())
+    (tmp_path / "part/run.json").write_text(json.dumps({**info, "answer_version": "0"}))
+    with pytest.raises(UserError, match=r"\(different: answer_version\)"):
+        operate("--policy", "replay", "--max_tasks", "2", "--offline", tmp_path / "part")
+
+
+def test_film_of_a_task_that_is_tried_again_replaces_its_own(operate, faulty, tmp_path):
+    csv = _said(tmp_path, broken=label("CT head", "broken"), fine=label("CT head", "fine"))
+    operate("--policy", "replay", "--film", csv=csv, environment=faulty)
+    assert [path.name for path in (tmp_path / "live/films").iterdir()] == ["002_fine.webp"]
+    load_worklist("faulty", FAULTS.replace('"broken" in', '"nothing" in'))  # repaired
+    operate("--policy", "replay", "--film", csv=csv, environment=faulty)
+    names = sorted(path.name for path in (tmp_path / "live/films").iterdir())
+    assert names == ["001_broken.webp", "002_fine.webp"]
 
 
 def test_film_shows_each_step_and_the_end(operate, tmp_path):

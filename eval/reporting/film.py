@@ -18,7 +18,10 @@ _INK, _PAPER, _MUTED, _POINT, _GOOD, _BAD = "#1d2329", "#ffffff", "#626c76", "#e
 
 
 def write_film(folder: Path, number: int, episode: Episode) -> Path:
-    """Write `films/NUMBER_TASK.webp` and return its path: each step stands for 1.5 s, the last screen for 3 s."""
+    """Write `films/NUMBER_TASK.webp` and return its path: each step stands for 1.5 s, the last screen for 3 s.
+
+    `number` is the task's place in the data, so that one that is tried again replaces its film.
+    """
     (folder / FILMS).mkdir(exist_ok=True)
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", episode.task_id).strip("._") or "task"
     path = folder / FILMS / f"{number:03d}_{readable[:60]}.webp"

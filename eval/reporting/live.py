@@ -18,6 +18,7 @@ from eval.scoring.live import compute_agreement, compute_live_metrics
 from eval.scoring.matching import Verdicts
 from sft.actions import format_action
 from sft.data.data_notes import list_data_notes
+from sft.errors import as_printable
 from sft.files import write_whole
 from sft.rates import Rate
 
@@ -60,8 +61,8 @@ def publish_live(
         metrics["agreement"] = compute_agreement(episodes, offline)
     write_whole(folder / "metrics.json", format_json({**metrics, "run": info.to_json()}, indent=2))
     report = write_live_report(folder, episodes, metrics, info, images=images)
-    tried = [episode for episode in episodes if episode.steps]
-    films = [write_film(folder, number, episode) for number, episode in enumerate(tried, 1)] if has_film else []
+    tried = [(number, episode) for number, episode in enumerate(episodes, 1) if episode.steps]  # its place in the data
+    films = [write_film(folder, number, episode) for number, episode in tried] if has_film else []
     print_live_summary(metrics)
     for note in [*list_data_notes(info.data), *_describe_errors(episodes)]:
         print(as_printable(note))
@@ -136,6 +137,8 @@ def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     if metrics["n_errors"]:
         n_errors = metrics["n_errors"]
         rows.append((f"success, without {n_errors} that ended in an error", _say(metrics["success_without_errors"])))
+    if metrics["n_tried_again"]:
+        rows.append(("tasks that were tried again after an error", str(metrics["n_tried_again"])))
     return rows + [
         ("goal reached at any step", _say(metrics["reached"])),
         ("COMPLETE said, goal not reached (silent wrong effect)", str(metrics["results"]["silent_wrong_effect"])),
@@ -153,11 +156,6 @@ def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def as_printable(text: str) -> str:
-    """Return a text without what moves a terminal's cursor: a reason may hold what a page or a model wrote."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def describe_kappa(found: Mapping[str, Any]) -> str:
     """Say kappa with its interval; it is no share, hence not in percent."""
     kappa: Rate | None = found["kappa"]
@@ -172,7 +170,7 @@ def _build_part_table(title: str, parts: Mapping[str, Mapping[str, Any]]) -> Tab
     table = new_table(f"Success by {title}", "Tasks", "Success", "Silent wrong", "Errors")
     for label, part in parts.items():
         counts = str(part["results"]["silent_wrong_effect"]), str(part["n_errors"])
-        table.add_row(Text(label), str(part["n_tasks"]), _say(part["success"]), *counts)
+        table.add_row(Text(as_printable(label)), str(part["n_tasks"]), _say(part["success"]), *counts)
     return table
 
 
