@@ -209,7 +209,7 @@ def test_terminal_shows_every_number_and_folds_none(capsys, monkeypatch):
 @pytest.mark.slow
 def test_page_shows_live_screens_points_and_outcomes_in_a_real_browser(browser, tmp_path):
     (tmp_path / "screens").mkdir()
-    for i in range(6):
+    for i in range(7):
         Image.new("RGB", (200, 100), (40 * i, 90, 200)).save(tmp_path / f"screens/{i}.png")
     steps = list(EPISODES[1].steps)
     hostile = Action("TEXT", HOSTILE, {"text": HOSTILE})
@@ -217,6 +217,7 @@ def test_page_shows_live_screens_points_and_outcomes_in_a_real_browser(browser, 
     steps[4] = replace(steps[4], reason=HOSTILE)
     episodes = [replace(EPISODES[1], steps=tuple(steps), instruction=HOSTILE), *EPISODES[2:]]
     episodes[-1] = replace(episodes[-1], reason=HOSTILE)
+    episodes[4] = replace(episodes[4], last_image_id="screens/6.png")  # f, whose budget is used up
     metrics = compute_live_metrics(episodes, n_resamples=100)
     metrics["agreement"] = compute_agreement(episodes, make_offline(dict.fromkeys("bcdef", 4)), n_resamples=100)
     info = replace(RUN, mode="live", environment={"module": HOSTILE})
@@ -241,6 +242,17 @@ def test_page_shows_live_screens_points_and_outcomes_in_a_real_browser(browser, 
     step.nth(0).locator("button.shot").click()
     assert "done" in page.locator("#viewer-caption").inner_text()
     page.keyboard.press("Escape")
+    tasks.nth(4).locator("summary").first.click()
+    end = tasks.nth(4).locator(".step").nth(3)  # behind the steps, the screen that the last one left
+    assert end.inner_text().strip() == "After the last step"
+    assert end.locator("img").evaluate("async (image) => (await image.decode(), image.naturalWidth)") == 200
+    tasks.nth(4).locator("button.shot").nth(2).click()
+    for caption in ("Step 3 of 3. CLICK target 2: unsettled", "After the last step. budget, 3 steps, 4 recorded"):
+        assert caption in page.locator("#viewer-caption").inner_text()
+        page.keyboard.press("ArrowRight")
+    assert "After the last step" in page.locator("#viewer-caption").inner_text()  # nothing is behind it
+    page.keyboard.press("Escape")
+    assert tasks.nth(1).locator(".step h4", has_text="After the last step").count() == 0
     for value, count in (("silent_wrong_effect", 2), ("error", 2), ("", 7)):
         page.select_option("[name=result]", value)
         assert page.locator(".task:not([hidden])").count() == count

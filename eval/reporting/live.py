@@ -77,6 +77,7 @@ def write_live_report(
 ) -> Path:
     """Write report.html, its screenshots those of the run, and return its path."""
     image_ids = [step.image_id for episode in episodes for step in episode.steps]
+    image_ids += [episode.last_image_id for episode in episodes if episode.ending == "budget"]
     thumbnails = load_thumbnails(image_ids, folder, folder if images == "link" else None)
     agreement = metrics["agreement"]
     page = render_run_page(
@@ -215,7 +216,13 @@ def _build_task(episode: Episode, index_of: Mapping[str, int]) -> dict[str, Any]
         "result": episode.result,
         "about": f"{about} ({episode.reason})" if episode.reason else about,
         "steps": [_build_step(step, index_of) for step in episode.steps],
+        # after COMPLETE, or an error, the screen is that of the last step
+        "end": _show(episode.last_image_id, index_of) if episode.ending == "budget" else None,
     }
+
+
+def _show(image_id: str, index_of: Mapping[str, int]) -> dict[str, Any]:
+    return {"image_id": image_id, "image": index_of.get(image_id), "box": None}
 
 
 def _build_step(step: LiveStep, index_of: Mapping[str, int]) -> dict[str, Any]:
@@ -224,9 +231,7 @@ def _build_step(step: LiveStep, index_of: Mapping[str, int]) -> dict[str, Any]:
         told.append("goal reached")
     return {
         "index": step.index,
-        "image_id": step.image_id,
-        "image": index_of.get(step.image_id),
-        "box": None,
+        **_show(step.image_id, index_of),
         "gold": None,
         "also_right": [],
         "predicted": format_action(step.predicted) if step.predicted else None,
