@@ -11,6 +11,7 @@ from rollout_samples import RUN, approx_rate, judge, make_task
 from test_report import HOSTILE
 
 from eval.environments.episode import Episode, LiveStep, append_episode, format_episode, load_episodes, parse_episode
+from eval.reporting.film import write_film
 from eval.reporting.live import find_grade, place_point, print_live_summary, write_live_report
 from eval.scoring.live import compute_agreement, compute_kappa, compute_live_metrics
 from sft.actions import Action
@@ -262,6 +263,14 @@ def test_page_shows_live_screens_points_and_outcomes_in_a_real_browser(browser, 
     assert complaints == [] and page.title().startswith("Live run: ")
     page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
     page.close()
+
+
+def test_film_of_a_screen_that_is_very_high_can_be_written(tmp_path):
+    (tmp_path / "screens").mkdir()
+    for i in range(3):
+        Image.new("RGB", (100, 2000), (90 * i, 90, 200)).save(tmp_path / f"screens/{i}.png")
+    with Image.open(write_film(tmp_path, 1, EPISODES[0])) as film:
+        assert (film.size, film.n_frames) == ((960, 4064), 4)
 
 
 def test_reasons_move_no_cursor():

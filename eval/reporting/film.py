@@ -13,6 +13,7 @@ from sft.files import write_whole
 
 FILMS = "films"
 WIDTH_PX, STRIP_PX = 960, 64
+HIGHEST_PX = 4000  # of a screen; WebP holds 16,383 pixels
 STEP_MS, LAST_MS = 1500, 3000
 _INK, _PAPER, _MUTED, _POINT, _GOOD, _BAD = "#1d2329", "#ffffff", "#626c76", "#e8590c", "#1c7446", "#b02c25"
 
@@ -69,13 +70,13 @@ def _draw_end(folder: Path, episode: Episode) -> Image.Image:
 
 
 def _open_frame(path: Path) -> tuple[Image.Image, float]:
-    """Return the screen at the film's width, a strip's room below it, and by how much it was scaled."""
+    """Return the screen at the film's width or `HIGHEST_PX`, a strip's room below it, and by how much it was scaled."""
     screen = open_screenshot(path)
-    scale = WIDTH_PX / screen.width
+    scale = min(WIDTH_PX / screen.width, HIGHEST_PX / screen.height)
     height = max(1, round(screen.height * scale))
     height += height % 2
     frame = Image.new("RGB", (WIDTH_PX, height + STRIP_PX), _PAPER)
-    frame.paste(screen.resize((WIDTH_PX, height), Image.Resampling.LANCZOS))
+    frame.paste(screen.resize((max(1, round(screen.width * scale)), height), Image.Resampling.LANCZOS))
     return frame, scale
 
 
