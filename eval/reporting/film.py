@@ -70,7 +70,7 @@ def _draw_end(folder: Path, episode: Episode) -> Image.Image:
 
 
 def _open_frame(path: Path) -> tuple[Image.Image, float]:
-    """Return the screen at the film's width or `HIGHEST_PX`, a strip's room below it, and by how much it was scaled."""
+    """Return the screen at the width of the film or `HIGHEST_PX`, room for a strip below it, and its scale."""
     screen = open_screenshot(path)
     scale = min(WIDTH_PX / screen.width, HIGHEST_PX / screen.height)
     height = max(1, round(screen.height * scale))
