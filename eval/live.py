@@ -11,7 +11,7 @@ how far offline and live verdicts agree.
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from eval.environments.episode import Episode
@@ -31,8 +31,8 @@ from eval.rollouts.options import (
 from eval.rollouts.run_folder import claim_folders, load_run
 from eval.rollouts.run_info import RunInfo, list_other_answers
 from eval.scoring.matching import Verdicts
-from sft.data.load import load_task_set
-from sft.errors import UserError, run_command
+from sft.data.load import Trajectory, load_task_set
+from sft.errors import UserError, as_printable, run_command
 from sft.verbs import build_parser
 
 
@@ -61,8 +61,8 @@ def main(argv: list[str]) -> None:
             "steps_per_recorded_step": BUDGET,
         },
     )
-    offline = read_offline(arguments.offline, info) if arguments.offline else None
-    build = cache(partial(build_policy, arguments, agent, tasks.trajectories))
+    offline = read_offline(arguments.offline, info, tasks.trajectories) if arguments.offline else None
+    build = partial(build_policy, arguments, agent, tasks.trajectories)
     out: Path = arguments.output_dir
     with claim_folders({out: info}, WRITTEN), explain_full_disk(out):
         with record_rollout(arguments, info) as recorder:
@@ -87,6 +87,7 @@ def refuse_failures(folder: Path, episodes: Sequence[Episode]) -> None:
         found = f"no step that was answered; the first: {steps[0].reason}"
     else:
         return
+    found = as_printable(found)
     raise UserError(f"{folder}: found {found}; its numbers say nothing of the model: fix the cause and run it again")
 
 
@@ -135,8 +136,8 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
     return find_country_problem(arguments)
 
 
-def read_offline(folder: Path, live: RunInfo) -> Verdicts:
-    """Return the verdicts of a rollout with its own memory, by the same model.
+def read_offline(folder: Path, live: RunInfo, tasks: Sequence[Trajectory]) -> Verdicts:
+    """Return the verdicts of a rollout with its own memory, by the same model on these tasks and perhaps on others.
 
     Raises:
         UserError: it is unfinished, of another model or of other tasks, or its memory was not its own.
@@ -152,7 +153,12 @@ def read_offline(folder: Path, live: RunInfo) -> Verdicts:
             f"--offline {folder}: found a rollout of something else (different: {', '.join(different)}); expected the "
             "same model, agent and tasks: roll out with the same options and without --environment"
         )
-    return judge_run(folder, results, info).verdicts
+    verdicts = judge_run(folder, results, info).verdicts
+    if missing := [task.task_id for task in tasks if task.task_id not in verdicts]:
+        raise UserError(
+            f"--offline {folder}: found no task {missing[0]} there; expected a rollout of all tasks of the live run"
+        )
+    return verdicts
 
 
 if __name__ == "__main__":

@@ -27,6 +27,11 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         sys.exit(2)
 
 
+def as_printable(text: str) -> str:
+    """Return a text without what moves a terminal's cursor: it may hold what a page, a server or a model wrote."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def print_text(text: str) -> None:
     """Print a command's help; a reader such as `head` may close the pipe early."""
     try:

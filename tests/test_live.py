@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,11 +21,12 @@ from trajectory_samples import TINY_AGENT
 
 from eval.environments.environment import EnvironmentFailure
 from eval.environments.episode import load_episodes
+from eval.environments.operate import limit_time
 from eval.live import main
 from eval.rollout import main as roll_out
 from eval.rollouts.run_folder import claim_folders
 from eval.score import main as score
-from sft.actions import Action
+from sft.actions import DEFAULT_ACTIONS, Action, ActionType
 from sft.agent import agent_to_json
 from sft.errors import UserError
 
@@ -177,6 +179,38 @@ def test_answers_that_are_no_action_are_unreadable_and_keep_memory_and_screen(op
     assert all(step.memory_before == {"short_term": {"at": "study"}, "long_term": {}} for step in steps[1:])
     assert episodes["head"].result == "success"
     assert metrics["steps_against_recorded"]["ratio"]["value"] == 9 / 5
+
+
+def test_action_that_needs_no_target_is_taken_whatever_it_names(operate, tmp_path):
+    """As offline, where such an answer is right: the last action of any name, and one on no element."""
+    own = (*DEFAULT_ACTIONS[:-1], ActionType("BACK", "go back", takes_target=False))
+    agent = replace(TINY_AGENT, actions=(*own, ActionType("DONE", "the goal is reached", is_final=True)))
+    (tmp_path / "agent.json").write_text(json.dumps(agent_to_json(agent)))
+    csv = record(tmp_path / "own", {"head": ("Label CT head as urgent", label("CT head", "urgent"))})
+    csv.write_text(csv.read_text().replace("COMPLETE", "DONE"))
+    texts = ['{"action":"BACK","target":"the button"}', '{"action":"DONE","target":{"name":"none"}}']
+    with serve(lambda n: _say(texts[n])) as server:
+        given = ["--engine", "openai", "--api_url", server.url, "--model_path", "m"]
+        episodes, _ = operate(*given, "--agent_config", tmp_path / "agent.json", csv=csv)
+    back, done = episodes["head"].steps
+    assert (back.outcome, back.reason) == ("not_found", "0 such elements")  # what the worklist says of it
+    assert (done.outcome, done.left_out, episodes["head"].ending) == ("complete", ["target"], "complete")
+
+
+def test_alarm_that_comes_as_a_call_returns_interrupts_nothing_else(monkeypatch):
+    set_timer, late = signal.setitimer, []
+
+    def set_late(which, seconds, *interval):
+        if seconds == 0 and not late:
+            late.append(True)
+            os.kill(os.getpid(), signal.SIGALRM)
+        set_timer(which, seconds, *interval)
+
+    monkeypatch.setattr(signal, "setitimer", set_late)
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(EnvironmentFailure, match="the step CLICK took longer"), limit_time(60, "the step CLICK"):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0) and signal.getsignal(signal.SIGALRM) is before
 
 
 def test_step_that_is_not_answered_is_no_error_of_the_program(operate, tmp_path, capsys):
@@ -335,6 +369,27 @@ def test_errors_in_a_row_stop_the_run_and_are_tried_again(operate, faulty, tmp_p
     assert {episode.result for episode in episodes.values()} == {"success"}
     assert [episodes[name].n_tries for name in ("ok", *names)] == [1, 2, 2, 2, 1]
     assert metrics["n_tried_again"] == 3
+
+
+def test_errors_between_good_tasks_never_stop_a_run(operate, faulty, tmp_path):
+    """Nor when they are tried again: a finished run can always be scored again by its command."""
+    names = ("1broken", "2ok", "3broken", "4ok", "5broken", "6ok")
+    csv = _said(tmp_path, **{name: label("CT head", name) for name in names})
+    for n_tries in (1, 2):
+        episodes, metrics = operate("--policy", "replay", csv=csv, environment=faulty)
+        assert [episodes[name].result for name in names] == ["error", "success"] * 3
+        assert [episodes[name].n_tries for name in names] == [n_tries, 1] * 3
+        assert metrics["success"]["value"] == 0.5 and metrics["n_tried_again"] == 3 * (n_tries - 1)
+
+
+def test_messages_of_a_program_move_no_cursor(operate, faulty, tmp_path):
+    load_worklist("faulty", FAULTS.replace("no reset today", "no reset\\x1b[2J\\nsuccess: 100 %"))
+    csv = _said(tmp_path, **{f"broken{i}": label("CT head", f"broken{i}") for i in range(3)})
+    said = re.escape("no reset?[2J?success: 100 %")
+    with pytest.raises(UserError, match=f"3 tasks in a row.*{said}"):
+        operate("--policy", "replay", csv=csv, environment=faulty)
+    with pytest.raises(UserError, match=f"an error in every task.*{said}"):
+        operate("--policy", "replay", "--max_tasks", 1, csv=csv, environment=faulty, folder=tmp_path / "one")
 
 
 def test_task_that_cannot_be_done_there_is_left_out_and_named(operate, tmp_path, capsys):
@@ -535,6 +590,24 @@ def test_offline_rollout_of_something_else_is_refused(operate, tasks_csv, tmp_pa
     operate("--policy", "replay", folder=tmp_path / "other")
     with pytest.raises(UserError, match="found a live run"):
         operate("--policy", "replay", "--offline", tmp_path / "other")
+    roll_out([*given, str(tmp_path / "part"), "--policy", "replay", "--max_tasks", "2"])
+    with pytest.raises(UserError, match="part: found no task knee there; expected a rollout of all tasks"):
+        operate("--policy", "replay", "--offline", tmp_path / "part")
+    assert not (tmp_path / "live").exists()  # it is told before a task is carried out
+    info = json.loads((tmp_path / "part/run.json").read_text())
+    (tmp_path / "part/run.json").write_text(json.dumps({**info, "answer_version": "0"}))
+    with pytest.raises(UserError, match=r"\(different: answer_version\)"):
+        operate("--policy", "replay", "--max_tasks", "2", "--offline", tmp_path / "part")
+
+
+def test_film_of_a_task_that_is_tried_again_replaces_its_own(operate, faulty, tmp_path):
+    csv = _said(tmp_path, broken=label("CT head", "broken"), fine=label("CT head", "fine"))
+    operate("--policy", "replay", "--film", csv=csv, environment=faulty)
+    assert [path.name for path in (tmp_path / "live/films").iterdir()] == ["002_fine.webp"]
+    load_worklist("faulty", FAULTS.replace('"broken" in', '"nothing" in'))  # repaired
+    operate("--policy", "replay", "--film", csv=csv, environment=faulty)
+    names = sorted(path.name for path in (tmp_path / "live/films").iterdir())
+    assert names == ["001_broken.webp", "002_fine.webp"]
 
 
 def test_film_shows_each_step_and_the_end(operate, tmp_path):

@@ -1,6 +1,7 @@
 """Numbers of live runs, checked by hand, and the page that shows them, in a real browser."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,11 @@ from rollout_samples import RUN, approx_rate, judge, make_task
 from test_report import HOSTILE
 
 from eval.environments.episode import Episode, LiveStep, append_episode, format_episode, load_episodes, parse_episode
-from eval.reporting.live import as_printable, find_grade, place_point, print_live_summary, write_live_report
+from eval.reporting.film import write_film
+from eval.reporting.live import find_grade, place_point, print_live_summary, write_live_report
 from eval.scoring.live import compute_agreement, compute_kappa, compute_live_metrics
 from sft.actions import Action
-from sft.errors import UserError
+from sft.errors import UserError, as_printable
 from sft.rates import Rate
 
 NO_MEMORY = {"short_term": {}, "long_term": {}}
@@ -65,6 +67,8 @@ def test_each_result_is_what_the_words_say():
     assert results[4:] == ["not_noticed", "budget", "error", "error", None]
     assert [episode.reached_at for episode in EPISODES] == [2, 3, None, 1, 1, None, None, None, None]
     assert [episode.task_id for episode in EPISODES if episode.is_left_again] == ["d", "e"]
+    died = make_live("j", "done+ error", "error", reason="the program is gone")
+    assert (died.result, died.reached_at, died.is_left_again) == ("error", 1, False)  # nobody looked after the error
 
 
 def test_numbers_are_those_counted_by_hand():
@@ -163,11 +167,6 @@ def test_kappa_of_drawn_tasks_leaves_out_draws_of_one_kind():
     assert alike["kappa"] is None and alike["n_undefined"] == 100
 
 
-def test_task_that_was_not_rolled_out_is_named():
-    with pytest.raises(UserError, match="--offline: found no task b there"):
-        compute_agreement(EPISODES, make_offline({"a": 4}))
-
-
 def test_run_without_a_task_that_can_be_done_is_refused():
     with pytest.raises(UserError, match="all 1 were left out; the first: no verification is known"):
         compute_live_metrics(EPISODES[-1:])
@@ -193,7 +192,7 @@ def test_line_of_a_task_holds_everything_and_the_last_try_counts(tmp_path):
 
 def test_terminal_shows_every_number_and_folds_none(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    metrics = compute_live_metrics(EPISODES, n_resamples=200)
+    metrics = compute_live_metrics([replace(EPISODES[0], n_tries=2), *EPISODES[1:]], n_resamples=200)
     metrics["agreement"] = compute_agreement(EPISODES, make_offline(dict.fromkeys("abcdef", 4)), n_resamples=200)
     print_live_summary(metrics)
     printed = capsys.readouterr().out
@@ -204,13 +203,14 @@ def test_terminal_shows_every_number_and_folds_none(capsys, monkeypatch):
         "silent wrong effect",
     ):
         assert text in printed
+    assert re.search(r"tasks that were tried again after an error\W+1\b", printed)
     assert "Left out: i: no verification is known" in printed and "Cohen's kappa" in printed and "…" not in printed
 
 
 @pytest.mark.slow
 def test_page_shows_live_screens_points_and_outcomes_in_a_real_browser(browser, tmp_path):
     (tmp_path / "screens").mkdir()
-    for i in range(6):
+    for i in range(7):
         Image.new("RGB", (200, 100), (40 * i, 90, 200)).save(tmp_path / f"screens/{i}.png")
     steps = list(EPISODES[1].steps)
     hostile = Action("TEXT", HOSTILE, {"text": HOSTILE})
@@ -218,6 +218,7 @@ def test_page_shows_live_screens_points_and_outcomes_in_a_real_browser(browser, 
     steps[4] = replace(steps[4], reason=HOSTILE)
     episodes = [replace(EPISODES[1], steps=tuple(steps), instruction=HOSTILE), *EPISODES[2:]]
     episodes[-1] = replace(episodes[-1], reason=HOSTILE)
+    episodes[4] = replace(episodes[4], last_image_id="screens/6.png")  # f, whose budget is used up
     metrics = compute_live_metrics(episodes, n_resamples=100)
     metrics["agreement"] = compute_agreement(episodes, make_offline(dict.fromkeys("bcdef", 4)), n_resamples=100)
     info = replace(RUN, mode="live", environment={"module": HOSTILE})
@@ -242,6 +243,17 @@ def test_page_shows_live_screens_points_and_outcomes_in_a_real_browser(browser, 
     step.nth(0).locator("button.shot").click()
     assert "done" in page.locator("#viewer-caption").inner_text()
     page.keyboard.press("Escape")
+    tasks.nth(4).locator("summary").first.click()
+    end = tasks.nth(4).locator(".step").nth(3)  # behind the steps, the screen that the last one left
+    assert end.inner_text().strip() == "After the last step"
+    assert end.locator("img").evaluate("async (image) => (await image.decode(), image.naturalWidth)") == 200
+    tasks.nth(4).locator("button.shot").nth(2).click()
+    for caption in ("Step 3 of 3. CLICK target 2: unsettled", "After the last step. budget, 3 steps, 4 recorded"):
+        assert caption in page.locator("#viewer-caption").inner_text()
+        page.keyboard.press("ArrowRight")
+    assert "After the last step" in page.locator("#viewer-caption").inner_text()  # nothing is behind it
+    page.keyboard.press("Escape")
+    assert tasks.nth(1).locator(".step h4", has_text="After the last step").count() == 0
     for value, count in (("silent_wrong_effect", 2), ("error", 2), ("", 7)):
         page.select_option("[name=result]", value)
         assert page.locator(".task:not([hidden])").count() == count
@@ -251,6 +263,14 @@ def test_page_shows_live_screens_points_and_outcomes_in_a_real_browser(browser, 
     assert complaints == [] and page.title().startswith("Live run: ")
     page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
     page.close()
+
+
+def test_film_of_a_screen_that_is_very_high_can_be_written(tmp_path):
+    (tmp_path / "screens").mkdir()
+    for i in range(3):
+        Image.new("RGB", (100, 2000), (90 * i, 90, 200)).save(tmp_path / f"screens/{i}.png")
+    with Image.open(write_film(tmp_path, 1, EPISODES[0])) as film:
+        assert (film.size, film.n_frames) == ((960, 4064), 4)
 
 
 def test_reasons_move_no_cursor():

@@ -120,7 +120,8 @@ def test_training_logs_scores_packing_waiting_and_memory_under_stable_names(trac
 def test_rollout_logs_its_scores_and_a_table_of_every_step(tracker, tmp_path):
     (tmp_path / "data").mkdir()
     csv = write_trajectories(tmp_path / "data", build_tasks(3))
-    options = f"--policy empty --test_csv {csv} --output_dir results --report_to {tracker}"
+    server = f"http://somebody:{SECRETS['OPENAI_API_KEY']}@localhost/v1"  # stands in the command line
+    options = f"--policy empty --test_csv {csv} --output_dir results --report_to {tracker} --api_url {server}"
     printed = run(tmp_path, "eval/rollout.py", *options.split())
     assert f"Reported to {tracker}: results own" in printed
     lines = read_lines(tracker, tmp_path)
@@ -131,9 +132,15 @@ def test_rollout_logs_its_scores_and_a_table_of_every_step(tracker, tmp_path):
     assert len(rows) == 9 and list(rows[0]) == COLUMNS
     assert [row["step"] for row in rows[:4]] == [1, 2, 3, 1]
     assert all(json.loads(row["gold"])["action"] and row["verdict"] == "unparsable" for row in rows)
-    kept = [path for path in tmp_path.rglob("*.png") if not {"data", "results"} & {*path.relative_to(tmp_path).parts}]
-    assert kept, "screenshots"
+    kept = [path for path in tmp_path.rglob("*") if not {"data", "results"} & {*path.relative_to(tmp_path).parts}]
+    assert any(path.is_file() and path.read_bytes().startswith(b"\x89PNG") for path in kept), "screenshots"
     assert find_secrets(tmp_path, printed) == []
+    sent = [path for name in ("wandb", "mlruns", "trackio") for path in tmp_path.glob(f"{name}/**/*")]
+    sent = [path for path in sent if path.is_file() and path.parent.name != "logs"]  # wandb's stay on the machine
+    assert sent and not [path for path in sent if str(ROOT).encode() in path.read_bytes()]
+    if tracker == "mlflow":
+        users = [path.read_text() for path in tmp_path.glob("mlruns/*/*/tags/mlflow.user")]
+        assert users == [""] and "user_id: ''" in next(tmp_path.glob("mlruns/*/*/meta.yaml")).read_text()
 
 
 def test_rollout_refuses_a_tracker_before_it_starts(capsys, monkeypatch):

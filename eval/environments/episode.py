@@ -95,8 +95,8 @@ class Episode:
 
     @property
     def is_left_again(self) -> bool:
-        """Whether the goal was reached at a step, and was no longer at the last one."""
-        return self.reached_at is not None and not self.steps[-1].is_reached
+        """Whether the goal was reached at a step, and was no longer at the last one; after an error nobody knows."""
+        return self.ending != "error" and self.reached_at is not None and not self.steps[-1].is_reached
 
     @property
     def result(self) -> Result | None:

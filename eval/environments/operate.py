@@ -172,10 +172,12 @@ class Operator:
         action_type = find_action_type(action.kind, self.agent.actions) if action else None
         if raw.error is not None:
             effect = _Effect("unanswered", raw.error, screen)
-        elif action is None or action_type is None or ("target" in parsed.left_out and POINT not in action.arguments):
+        elif action is None or action_type is None:
             effect = _Effect("unreadable", parsed.problem, screen)
-        elif action_type.is_final:
+        elif action_type.is_final:  # whatever it names: it needs no target
             effect = _Effect("complete", "", screen)
+        elif action_type.takes_target and not action.target and POINT not in action.arguments:
+            effect = _Effect("unreadable", parsed.problem, screen)
         else:
             done = self._call(f"the step {action.kind}", self.environment.step, action)
             effect = _Effect(done.outcome, done.reason, self.screens.keep(done.observation), done.point)
@@ -202,8 +204,11 @@ def limit_time(limit_s: float, doing: str) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:  # an alarm of just now interrupts that line, and may not go on to interrupt what has no limit
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
 
 
 def _describe(

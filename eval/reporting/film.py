@@ -13,12 +13,16 @@ from sft.files import write_whole
 
 FILMS = "films"
 WIDTH_PX, STRIP_PX = 960, 64
+HIGHEST_PX = 4000  # of a screen; WebP holds 16,383 pixels
 STEP_MS, LAST_MS = 1500, 3000
 _INK, _PAPER, _MUTED, _POINT, _GOOD, _BAD = "#1d2329", "#ffffff", "#626c76", "#e8590c", "#1c7446", "#b02c25"
 
 
 def write_film(folder: Path, number: int, episode: Episode) -> Path:
-    """Write `films/NUMBER_TASK.webp` and return its path: each step stands for 1.5 s, the last screen for 3 s."""
+    """Write `films/NUMBER_TASK.webp` and return its path: each step stands for 1.5 s, the last screen for 3 s.
+
+    `number` is the task's place in the data, so that one that is tried again replaces its film.
+    """
     (folder / FILMS).mkdir(exist_ok=True)
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", episode.task_id).strip("._") or "task"
     path = folder / FILMS / f"{number:03d}_{readable[:60]}.webp"
@@ -66,13 +70,13 @@ def _draw_end(folder: Path, episode: Episode) -> Image.Image:
 
 
 def _open_frame(path: Path) -> tuple[Image.Image, float]:
-    """Return the screen at the film's width, a strip's room below it, and by how much it was scaled."""
+    """Return the screen at the width of the film or `HIGHEST_PX`, room for a strip below it, and its scale."""
     screen = open_screenshot(path)
-    scale = WIDTH_PX / screen.width
+    scale = min(WIDTH_PX / screen.width, HIGHEST_PX / screen.height)
     height = max(1, round(screen.height * scale))
     height += height % 2
     frame = Image.new("RGB", (WIDTH_PX, height + STRIP_PX), _PAPER)
-    frame.paste(screen.resize((WIDTH_PX, height), Image.Resampling.LANCZOS))
+    frame.paste(screen.resize((max(1, round(screen.width * scale)), height), Image.Resampling.LANCZOS))
     return frame, scale
 
 

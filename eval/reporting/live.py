@@ -18,6 +18,7 @@ from eval.scoring.live import compute_agreement, compute_live_metrics
 from eval.scoring.matching import Verdicts
 from sft.actions import format_action
 from sft.data.data_notes import list_data_notes
+from sft.errors import as_printable
 from sft.files import write_whole
 from sft.rates import Rate
 
@@ -60,8 +61,8 @@ def publish_live(
         metrics["agreement"] = compute_agreement(episodes, offline)
     write_whole(folder / "metrics.json", format_json({**metrics, "run": info.to_json()}, indent=2))
     report = write_live_report(folder, episodes, metrics, info, images=images)
-    tried = [episode for episode in episodes if episode.steps]
-    films = [write_film(folder, number, episode) for number, episode in enumerate(tried, 1)] if has_film else []
+    tried = [(number, episode) for number, episode in enumerate(episodes, 1) if episode.steps]  # its place in the data
+    films = [write_film(folder, number, episode) for number, episode in tried] if has_film else []
     print_live_summary(metrics)
     for note in [*list_data_notes(info.data), *_describe_errors(episodes)]:
         print(as_printable(note))
@@ -76,6 +77,7 @@ def write_live_report(
 ) -> Path:
     """Write report.html, its screenshots those of the run, and return its path."""
     image_ids = [step.image_id for episode in episodes for step in episode.steps]
+    image_ids += [episode.last_image_id for episode in episodes if episode.ending == "budget"]
     thumbnails = load_thumbnails(image_ids, folder, folder if images == "link" else None)
     agreement = metrics["agreement"]
     page = render_run_page(
@@ -136,6 +138,8 @@ def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     if metrics["n_errors"]:
         n_errors = metrics["n_errors"]
         rows.append((f"success, without {n_errors} that ended in an error", _say(metrics["success_without_errors"])))
+    if metrics["n_tried_again"]:
+        rows.append(("tasks that were tried again after an error", str(metrics["n_tried_again"])))
     return rows + [
         ("goal reached at any step", _say(metrics["reached"])),
         ("COMPLETE said, goal not reached (silent wrong effect)", str(metrics["results"]["silent_wrong_effect"])),
@@ -153,11 +157,6 @@ def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def as_printable(text: str) -> str:
-    """Return a text without what moves a terminal's cursor: a reason may hold what a page or a model wrote."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def describe_kappa(found: Mapping[str, Any]) -> str:
     """Say kappa with its interval; it is no share, hence not in percent."""
     kappa: Rate | None = found["kappa"]
@@ -172,7 +171,7 @@ def _build_part_table(title: str, parts: Mapping[str, Mapping[str, Any]]) -> Tab
     table = new_table(f"Success by {title}", "Tasks", "Success", "Silent wrong", "Errors")
     for label, part in parts.items():
         counts = str(part["results"]["silent_wrong_effect"]), str(part["n_errors"])
-        table.add_row(Text(label), str(part["n_tasks"]), _say(part["success"]), *counts)
+        table.add_row(Text(as_printable(label)), str(part["n_tasks"]), _say(part["success"]), *counts)
     return table
 
 
@@ -217,7 +216,13 @@ def _build_task(episode: Episode, index_of: Mapping[str, int]) -> dict[str, Any]
         "result": episode.result,
         "about": f"{about} ({episode.reason})" if episode.reason else about,
         "steps": [_build_step(step, index_of) for step in episode.steps],
+        # after COMPLETE, or an error, the screen is that of the last step
+        "end": _show(episode.last_image_id, index_of) if episode.ending == "budget" else None,
     }
+
+
+def _show(image_id: str, index_of: Mapping[str, int]) -> dict[str, Any]:
+    return {"image_id": image_id, "image": index_of.get(image_id), "box": None}
 
 
 def _build_step(step: LiveStep, index_of: Mapping[str, int]) -> dict[str, Any]:
@@ -226,9 +231,7 @@ def _build_step(step: LiveStep, index_of: Mapping[str, int]) -> dict[str, Any]:
         told.append("goal reached")
     return {
         "index": step.index,
-        "image_id": step.image_id,
-        "image": index_of.get(step.image_id),
-        "box": None,
+        **_show(step.image_id, index_of),
         "gold": None,
         "also_right": [],
         "predicted": format_action(step.predicted) if step.predicted else None,

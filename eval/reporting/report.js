@@ -18,9 +18,14 @@ function symbolOf(grade, label) {
   return cell;
 }
 
-function fillShot(shot, step) {
+// What the viewer turns through: the steps, and behind them the screen after the last one where a task has it (`end`).
+const screenAt = (task, position) => task.steps[position] ?? (position === task.steps.length ? task.end : null);
+const nameOf = (task, position) => (task.steps[position] ? `step ${position + 1}` : "the end");
+
+function fillShot(shot, task, position) {
+  const step = screenAt(task, position);
   drawShot(shot, { ...step, point: step.gold?.point }, {
-    alt: `Screenshot of step ${step.index + 1}`,
+    alt: `Screenshot of ${nameOf(task, position)}`,
     absent: `Screenshot not found: ${step.image_id}`,
     boxTitle: "Target of the gold action",
     pointTitle: "Point of the gold action",
@@ -33,19 +38,22 @@ function fillShot(shot, step) {
 
 let viewed = null;
 function view(task, position) {
-  const step = task.steps[position];
-  if (!step) return;
+  if (!screenAt(task, position)) return;
   viewed = { task, position };
+  const step = task.steps[position];
+  byId("viewer-caption").replaceChildren(...(step ? captionOf(task, step) : [`After the last step. ${task.about}`]));
+  fillShot(byId("viewer-shot"), task, position);
+  if (!viewer.open) viewer.showModal();
+}
+onTurn((by) => view(viewed.task, viewed.position + by));
+
+function captionOf(task, step) {
   const say = (action) => (action ? `${action.action} ${action.target}`.trim() : "no readable answer");
   const judged = step.live
     ? `${say(step.predicted)}: ${step.live.outcome}`
     : `Gold: ${say(step.gold)}. Predicted: ${say(step.predicted)}`;
-  const caption = `Step ${step.index + 1} of ${task.steps.length}. ${judged}`;
-  byId("viewer-caption").replaceChildren(symbolOf(gradeOf(step), ""), ` ${caption}`);
-  fillShot(byId("viewer-shot"), step);
-  if (!viewer.open) viewer.showModal();
+  return [symbolOf(gradeOf(step), ""), ` Step ${step.index + 1} of ${task.steps.length}. ${judged}`];
 }
-onTurn((by) => view(viewed.task, viewed.position + by));
 
 function makeAction(label, action, grade, lands = null) {
   const node = make("div", grade ? `action judged ${grade}` : "action", make("span", "label", label));
@@ -96,16 +104,27 @@ function makeMemory(before, after, names) {
   return table;
 }
 
+function makeShot(task, position) {
+  const { image } = screenAt(task, position);
+  const shot = make(image === null ? "div" : "button", "shot");
+  fillShot(shot, task, position);
+  if (image !== null) {
+    shot.type = "button";
+    shot.setAttribute("aria-label", `Enlarge the screenshot of ${nameOf(task, position)}`);
+    shot.addEventListener("click", () => view(task, position));
+  }
+  return shot;
+}
+
+function makeEnd(task) {
+  const told = make("div", "", make("h4", "", "After the last step"));
+  return make("article", "step", makeShot(task, task.steps.length), told);
+}
+
 function makeStep(task, position) {
   const step = task.steps[position];
   const grade = gradeOf(step);
-  const shot = make(step.image === null ? "div" : "button", "shot");
-  fillShot(shot, step);
-  if (step.image !== null) {
-    shot.type = "button";
-    shot.setAttribute("aria-label", `Enlarge the screenshot of step ${step.index + 1}`);
-    shot.addEventListener("click", () => view(task, position));
-  }
+  const shot = makeShot(task, position);
   const judge = ({ outcomes, roots }) =>
     data.matchers.map((name) => `${name}: ${outcomes[name]}${roots[name] ? ` (${asWords(roots[name])})` : ""}`).join(" · ");
   const verdict = step.live ? step.live.outcome : judge(step);
@@ -148,7 +167,8 @@ function makeTask(task) {
   const text = make("div", "", make("div", "goal", task.goal), make("div", "about", about));
   const node = make("details", "task", make("summary", "", text, make("div", "strip", ...cells)));
   node.addEventListener("toggle", () => {
-    if (node.open && node.children.length === 1) node.append(...task.steps.map((_, i) => makeStep(task, i)));
+    if (!node.open || node.children.length > 1) return;
+    node.append(...task.steps.map((_, i) => makeStep(task, i)), ...(task.end ? [makeEnd(task)] : []));
   });
   return node;
 }

@@ -109,15 +109,18 @@ def _report_to_wandb(name: str, scores: dict[str, float], rows: BuildRows, info:
     import wandb
 
     project = os.environ.get("WANDB_PROJECT", _USUAL_PROJECT)
-    with wandb.init(project=project, name=name, job_type="rollout", config=_describe_rollout(info)) as run:
+    # or it would tell its server the command line, which may hold a password, the folder, the user and the machine
+    unnamed = wandb.Settings(x_disable_meta=True, x_disable_machine_info=True, disable_git=True)
+    about = _describe_rollout(info)
+    with wandb.init(project=project, name=name, job_type="rollout", config=about, settings=unnamed) as run:
         run.log({**scores, "steps": wandb.Table(columns=list(COLUMNS), data=rows(wandb.Image))})
 
 
 def _report_to_trackio(name: str, scores: dict[str, float], rows: BuildRows, info: RunInfo) -> None:
     import trackio
 
-    recipe = Path(info.model_path or "") / "recipe.yaml"
-    project = load_yaml(recipe).get("project", _USUAL_PROJECT) if recipe.is_file() else _USUAL_PROJECT
+    recipe = Path(info.model_path) / "recipe.yaml" if info.model_path else None
+    project = load_yaml(recipe).get("project", _USUAL_PROJECT) if recipe and recipe.is_file() else _USUAL_PROJECT
     trackio.init(project=project, name=name, config=_describe_rollout(info))
     trackio.log({**scores, "steps": trackio.Table(columns=list(COLUMNS), data=rows(trackio.Image))})
     trackio.finish()
@@ -128,7 +131,8 @@ def _report_to_mlflow(name: str, scores: dict[str, float], rows: BuildRows, info
 
     if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
         mlflow.set_experiment(experiment)
-    with mlflow.start_run(run_name=name):
+    unnamed = {"mlflow.user": "", "mlflow.source.name": "eval/rollout.py"}  # or it would tell its server both in full
+    with mlflow.start_run(run_name=name, tags=unnamed):
         mlflow.log_params(_describe_rollout(info))
         mlflow.log_metrics(scores)
         table = {column: list(cells) for column, cells in zip(COLUMNS, zip(*rows(mlflow.Image)))}

@@ -19,7 +19,7 @@ from eval.rollouts.run_info import RunInfo, close_run, open_run
 from sft.agent import AgentConfig
 from sft.data.steps import Trajectory
 from sft.elements.detector import ElementDetector
-from sft.errors import UserError
+from sft.errors import UserError, as_printable
 
 if TYPE_CHECKING:
     from eval.policies.policy import Policy
@@ -78,23 +78,25 @@ def run_live_tasks(
     path = folder / "episodes.jsonl"
     cut_last_line(path)
     episodes = {episode.task_id: episode for episode in (load_episodes(path) if path.is_file() else [])}
-    left = [t for t in tasks if t.task_id not in episodes or episodes[t.task_id].ending == "error"]
-    if left:
+    done = {episode.task_id for episode in episodes.values() if episode.ending != "error"}
+    if len(done) < len(tasks):
         info = replace(info, finished=None)
         detector = ElementDetector() if info.detector is not None else None
         n_errors = 0
         with _open(open_environment, step_limit_s) as environment, path.open("ab", buffering=0) as file:
             operator = Operator(environment, build_policy(), agent, ScreenStore(folder, detector), step_limit_s)
-            bar = tqdm(left, desc="Carrying out", unit="task", total=len(tasks), initial=len(tasks) - len(left))
-            for task in bar:
+            for task in tqdm(tasks, desc="Carrying out", unit="task"):
+                if task.task_id in done:
+                    n_errors = 0  # in a row of the data: tasks that always fail may lie scattered between good ones
+                    continue
                 episode = operator.carry_out(task)
                 append_episode(file, episode)
                 n_errors = n_errors + 1 if episode.ending == "error" else 0
                 if n_errors == MAX_ERRORS:
                     raise UserError(
                         f"{folder}: found an error at the end of each of {n_errors} tasks in a row; the last, of "
-                        f"{task.task_id}: {episode.reason}; expected a program that comes back: fix the cause and "
-                        "give the same command again, which tries these tasks again"
+                        f"{task.task_id}: {as_printable(episode.reason)}; expected a program that comes back: fix the "
+                        "cause and give the same command again, which tries these tasks again"
                     )
         episodes = {episode.task_id: episode for episode in load_episodes(path)}
     place = {task.task_id: i for i, task in enumerate(tasks)}

@@ -225,9 +225,9 @@ def read_run(output_dir: Path) -> RunInfo:
 def list_other_answers(info: RunInfo, other: RunInfo) -> list[str]:
     """Return in what a rollout and a live run differ, of what makes them answers of one model to the same tasks.
 
-    What runs the model, and how many of the file's tasks, may differ.
+    What runs the model, and how many of the file's tasks, may differ. A served model, and one of the Hub, is its name.
     """
-    same = ("policy", "model_sha256", "base_model_sha256", "decoding", "agent", "test_csv_sha256")
+    same = ("policy", "model_sha256", "base_model_sha256", "decoding", "agent", "answer_version", "test_csv_sha256")
     return [name for name in _list_differences(info, other) if name in same]
 
 
