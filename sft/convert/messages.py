@@ -34,6 +34,8 @@ _ROLES: Mapping[str, str] = {
 }
 _PLACEHOLDER = re.compile(r"<image>")
 _GOAL_LINE = re.compile(r"^\s*(?:#+\s*)?(?:Goal|Task|Instruction|Task Instruction)\s*:\s*(\S.*)$", re.M | re.I)
+# A goal of several lines, as prompts of this package have it: up to their memory
+_OWN_GOAL = re.compile(r"^Goal: (.*?)\n(?:Short|Long)-term memory: \{", re.M | re.S)
 _OBJECT = re.compile(r"<bbox>|<ref-object>")
 
 
@@ -342,7 +344,7 @@ def _find_goal(messages: Sequence[_Message]) -> str:
     """Return what the first user's turn asks for: its line `Goal:`, `Task:` or `Instruction:`, else all of it."""
     text = next((m.text for m in messages if m.role == "user" and _PLACEHOLDER.sub("", m.text).strip()), "")
     text = _PLACEHOLDER.sub("", text).strip()
-    line = _GOAL_LINE.search(text)
+    line = _OWN_GOAL.search(text) or _GOAL_LINE.search(text)
     return line[1].strip() if line else text
 
 
