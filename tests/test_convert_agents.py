@@ -117,6 +117,7 @@ def test_target_without_a_sentence_is_the_place(tmp_path):
         ("(" * 5_000, "found no action"),
         ("-" * 19_000 + "1", "found no action"),
         ("pyautogui.write()", "found no message in write(...)"),
+        ("pyautogui.scroll(0)", "found no direction in scroll(...)"),
         ("", "found no action"),
     ],
 )  # fmt: skip

@@ -176,7 +176,7 @@ def build_action(name: str, arguments: Mapping[str, Any], has_cursor: bool = Fal
     known = _join_keys(arguments, " " if simple == "press" else "+")
     name = _find_meant_name(name, simple, known)
     amount = next((known[k] for k in ("clicks", "pixels", "amount") if _is_number(known.get(k))), None)
-    if "scroll" in simple and amount is not None and "direction" not in known:
+    if "scroll" in simple and amount and "direction" not in known:
         sideways = simple == "hscroll"
         known["direction"] = ("left", "right")[amount > 0] if sideways else ("down", "up")[amount > 0]
     if isinstance(known.get("direction"), str):
