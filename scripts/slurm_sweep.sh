@@ -31,14 +31,20 @@ done
 shift || { echo "found no --; expected it before SWEEP.yaml, or KEY=VALUE,VALUE" >&2; exit 2; }
 [ $# -gt 0 ] || { echo "found nothing to vary; expected SWEEP.yaml, or KEY=VALUE,VALUE" >&2; exit 2; }
 
-if [[ "$1" == *=* ]]; then
-    mkdir -p "$folder"
-    {
+if [[ "$1" == *=* && ! -f "$1" ]]; then # a file may lie in a folder such as outputs/lora_r=16
+    written=$(
         echo "parameters:"
         for axis in "$@"; do
             echo "  ${axis%%=*}: [${axis#*=}]"
         done
-    } >"$folder/sweep.yaml"
+    )
+    if [ -f "$folder/sweep.yaml" ] && [ "$(cat "$folder/sweep.yaml")" != "$written" ]; then
+        echo "$folder/sweep.yaml: found another sweep, which its jobs read; expected the same values, another" \
+            "OUTPUT_DIR, or no such file once its jobs have ended" >&2
+        exit 2
+    fi
+    mkdir -p "$folder"
+    printf '%s\n' "$written" >"$folder/sweep.yaml"
     set -- "$folder/sweep.yaml"
 fi
 sweep=("${PYTHON:-python}" sft/run.py "$recipe" --sweep "$1" --output_dir "$folder" "${@:2}")

@@ -117,6 +117,7 @@ def test_target_without_a_sentence_is_the_place(tmp_path):
         ("(" * 5_000, "found no action"),
         ("-" * 19_000 + "1", "found no action"),
         ("pyautogui.write()", "found no message in write(...)"),
+        ("pyautogui.scroll(0)", "found no direction in scroll(...)"),
         ("", "found no action"),
     ],
 )  # fmt: skip
@@ -216,6 +217,18 @@ def _as_parts(row):
     return {**row, "messages": messages}
 
 
+def _as_parts_with_pictures(row):
+    """As a column of `datasets` holds parts that carry their pictures: each has the keys of all."""
+    images = iter(row["images"])
+    for message in row["messages"]:
+        text = message["content"].removeprefix("<image>")
+        parts = [{"type": "text", "text": text, "image": None}]
+        if text != message["content"]:
+            parts.insert(0, {"type": "image", "text": None, "image": next(images)})
+        message["content"] = parts
+    return {**row, "images": None}
+
+
 def _as_sharegpt(row):
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     turns = [{"from": names[m["role"]], "value": m["content"]} for m in row["messages"]]
@@ -251,8 +264,12 @@ def _as_inline(row):
 
 
 @pytest.mark.parametrize(
-    "build", [lambda row: row, _as_parts, _as_sharegpt, _as_pairs, _as_prompt_and_completion, _as_inline],
-    ids=["role/content", "parts", "sharegpt", "pairs", "prompt and completion", "inline"],
+    "build",
+    [
+        lambda row: row, _as_parts, _as_parts_with_pictures, _as_sharegpt, _as_pairs, _as_prompt_and_completion,
+        _as_inline,
+    ],
+    ids=["role/content", "parts", "parts with pictures", "sharegpt", "pairs", "prompt and completion", "inline"],
 )  # fmt: skip
 def test_every_form_of_chat_data_gives_the_same_steps(tmp_path, build):
     source = write_chat(tmp_path / "in", [build_chat_row(1)])
@@ -433,6 +450,29 @@ def test_objects_of_ms_swift_stand_in_the_answer_in_the_units_they_say(tmp_path,
     assert task.steps[0].grounding.bbox == expected[0]
 
 
+def test_objects_of_ms_swift_count_through_the_conversation(tmp_path):
+    answer = "Action: click(start_box='<bbox>')"
+    objects = {"ref": ["Save"], "bbox": [[1, 2, 3, 4], [80, 24, 240, 72], [0, 96, 160, 192]]}
+    row = build_chat_row(1, (answer, answer), objects=objects)
+    row["messages"][1]["content"] = "<image>Press <ref-object>, right of <bbox>"
+    (task,), _ = _convert("messages", write_chat(tmp_path / "in", [row]), tmp_path / "out")
+    assert task.instruction == "Press Save, right of (1, 2, 3, 4)"
+    assert [step.grounding.bbox for step in task.steps] == [(80, 24, 240, 72), (0, 96, 160, 192)]
+
+
+def test_pointer_stays_where_the_row_before_left_it(tmp_path):
+    answers = ("pyautogui.click(x=0.25, y=0.5)", "Action: Scroll down\nCode: pyautogui.scroll(-5)")
+    rows = [
+        build_chat_row(n, (answer,), id=None, episode="e1", instruction="Open the study")
+        for n, answer in enumerate(answers)
+    ]
+    source = write_chat(tmp_path / "in", rows)
+    (task,), _ = _convert(
+        "messages", source, tmp_path / "out", "--coordinates", "fraction", "--task_column", "episode"
+    )
+    assert _actions(task)[1] == ("SCROLL", "Scroll down", {"direction": "down", "point": [250, 500]})
+
+
 @pytest.mark.parametrize(
     ("coordinates", "box", "expected"),
     [
@@ -469,6 +509,7 @@ def test_boxes_of_a_task_table_are_in_the_units_that_are_given(tmp_path, coordin
         ({"messages": [{"role": "user", "content": "<image>"}] * 4}, "found no assistant's turn"),
         ({"messages": [{"role": "bot", "content": ""}]}, "found a message of 'bot'"),
         ({"messages": "5"}, "found no list of objects in messages"),
+        ({"objects": {"bbox": 5}}, "found the objects {'bbox': 5}; expected lists in bbox and ref"),
         ({"messages": None}, "found the columns id, messages, images"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "found a part"),
         ({"images": ["shots/1-0.png"], "messages": [{"role": "user", "content": "<image>"},
@@ -478,6 +519,11 @@ def test_boxes_of_a_task_table_are_in_the_units_that_are_given(tmp_path, coordin
           "messages": [{"role": "user", "content": "<image>"},
                        {"role": "assistant", "content": build_call(action="fly", coordinate=[1, 1])}]},
          "the action 'fly', which the action map does not have; add a row for it with --action_map"),
+        *(({"images": ["shots/1-0.png"],
+            "messages": [{"role": "user", "content": "<image>"},
+                         {"role": "assistant", "content": build_call(action="left_click", coordinate=place)}]},
+           "expected [x, y] or [x1, y1, x2, y2]")
+          for place in ([10**400] * 4, [float("nan"), 1], "row 2, column 3", "1e-1, 2e-1")),
     ],
 )  # fmt: skip
 def test_chat_row_that_cannot_be_used_is_dropped_with_the_reason(tmp_path, changes, reason):
@@ -514,6 +560,17 @@ def test_rows_of_the_users_table_replace_those_of_the_format(tmp_path):
     assert "doubleClick" not in report["action_map"]
 
 
+def test_place_that_a_row_names_as_the_source_does_is_in_the_units_of_the_source(tmp_path):
+    table = tmp_path / "mine.yaml"
+    table.write_text("left_click: {action: CLICK, point: $coordinate}\nmove: {action: DRAG, to: $goal}\n")
+    answers = (build_call(action="left_click", coordinate=[80, 96]), build_call(action="move", goal="(160, 48)"))
+    source = write_chat(tmp_path / "in", [build_chat_row(1, answers)])
+    (task,), _ = _convert(
+        "messages", source, tmp_path / "out", "--coordinates", "pixels", "--action_map", table
+    )  # 320 x 192
+    assert [arguments for *_, arguments in _actions(task)] == [{"point": [250, 500]}, {"to_x": 500, "to_y": 250}]
+
+
 @pytest.mark.parametrize("kind", DEFAULT_MAPS)
 def test_table_that_is_written_reads_back_as_the_default_one(tmp_path, kind):
     convert.main(["action-map", kind, str(tmp_path / "map.yaml")])
@@ -535,6 +592,7 @@ def test_page_on_converting_names_every_action_of_the_tables():
         ("click: [CLICK]", "expected skip, the name of an action"),
         ("click: {point: $point}", "expected skip, the name of an action"),
         ("click: {action: CLICK, point: [1, 2]}", "found 'point': '[1, 2]'; expected a constant"),
+        ("write: {action: TEXT, txt: $text}", "found txt; expected arguments of TEXT: action, point, target, text"),
         ("5: skip", "expected the name of an action in the source"),
         ("click: skip\nclick: skip", "found key 'click' again"),
         ("a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(

@@ -241,21 +241,31 @@ def test_sweep_trains_every_combination_in_a_folder_of_its_own(cluster, recipe, 
 
 def test_sweep_of_a_file_has_a_member_for_each_run_and_a_table_after_them(tmp_path):
     """Beside an sbatch that notes its arguments, and numbers its jobs."""
-    (tmp_path / "sweep.yaml").write_text("method: random\nruns: 3\nparameters: {lora_r: {min: 4, max: 64}}\n")
+    path = tmp_path / "seed=1/sweep.yaml"
+    path.parent.mkdir()
+    path.write_text("method: random\nruns: 3\nparameters: {lora_r: {min: 4, max: 64}}\n")
     sbatch = tmp_path / "sbatch"
     sbatch.write_text(f'#!/bin/bash\necho "$@" >>{tmp_path}/calls\nwc -l <{tmp_path}/calls\n')
     sbatch.chmod(0o755)
     environment = {**os.environ, **SETTINGS, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    arguments = ["recipes/demo.yaml", tmp_path / "out", "--gpus=1", "--", tmp_path / "sweep.yaml", "--max_steps", "1"]
+    arguments = ["recipes/demo.yaml", tmp_path / "out", "--gpus=1", "--", path, "--max_steps", "1"]
     command = ["bash", "scripts/slurm_sweep.sh", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "submitted table 2 of sweep 1\n"), done.stderr
     members, table = (tmp_path / "calls").read_text().splitlines()
     assert "--array=0-2" in members and "--gpus=1 scripts/slurm_sweep.sh recipes/demo.yaml" in members
-    assert members.endswith(f"-- {tmp_path}/sweep.yaml --max_steps 1")
+    assert members.endswith(f"-- {path} --max_steps 1")
     assert "--dependency=afterany:1" in table
-    assert f"--sweep {tmp_path}/sweep.yaml --output_dir {tmp_path}/out --max_steps 1 --show table" in table
+    assert f"--sweep {path} --output_dir {tmp_path}/out --max_steps 1 --show table" in table
 
-    (tmp_path / "sweep.yaml").write_text("parameters: {lora_r: [0]}\n")
+    path.write_text("parameters: {lora_r: [0]}\n")
     refused = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert refused.returncode == 2 and "lora_r: found 0; expected at least 1" in refused.stderr
+
+    for axis, code in (("lora_r=4,8", 0), ("lora_r=4,8", 0), ("lora_r=4,16", 2)):
+        arguments = ["recipes/demo.yaml", tmp_path / "axes", "--", axis]
+        command = ["bash", "scripts/slurm_sweep.sh", *map(str, arguments)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+    assert "axes/sweep.yaml: found another sweep, which its jobs read" in done.stderr
+    assert (tmp_path / "axes/sweep.yaml").read_text() == "parameters:\n  lora_r: [4,8]\n"

@@ -16,7 +16,7 @@ from sft.compute.ledger import append_event, hash_host, name_ledger
 from sft.errors import UserError
 from sft.recipe.recipe import RecipeError
 from sft.sweep.combinations import build_runs, name_run, read_combinations
-from sft.sweep.runs import Outcome, find_error, judge_run, name_log, publish, sweep
+from sft.sweep.runs import Outcome, find_error, judge_run, name_log, pass_on_signal, publish, sweep
 
 DEMO = str(ROOT / "recipes/demo.yaml")
 
@@ -73,6 +73,17 @@ def test_random_runs_are_drawn_from_a_seed_and_more_of_them_begin_with_the_same(
         ("parameters: {learnin_rate: [1]}", "learnin_rate: found an unknown key; did you mean learning_rate?"),
         ("parameters: {lora_r: [8, 0]}", "lora_r: found 0; expected at least 1"),
         ("parameters: {lora_r: [8, 8]}", "parameters: found a value twice"),
+        (
+            "parameters: {learning_rate: [1e-4, 1.0e-4]}",
+            "learning_rate=1e-4 and learning_rate=0.0001 are one training",
+        ),
+        ("parameters: {model_name_or_path: [a/b, a_b]}", "found several values for the folder model_name_or_path=a_b"),
+        ("parameters: {output-dir: [x]}", "output-dir: found no key of a recipe; expected output_dir"),
+        (
+            "parameters: {run_name: [2020-01-01]}",
+            "run_name: found datetime.date(2020, 1, 1); expected text (in quotes)",
+        ),
+        (f"parameters: {{lora_r: {{min: {'9' * 400}, max: 1}}}}\nmethod: random\nruns: 1", "expected two numbers"),
         ("parameters: {lora_r: 8}", "lora_r: found 8; expected a list of values"),
         ("parameters: {lora_r: []}", "lora_r: found []; expected a list of values"),
         ("parameters: []", "parameters: found []; expected keys of a recipe with values"),
@@ -210,8 +221,16 @@ def test_state_of_a_run_is_read_from_what_its_training_has_left(file, tmp_path):
     (run.folder / "trainer_state.json").write_text(json.dumps(state))
     assert run.recipe.training["load_best_model_at_end"]
     assert judge_run(run) == Outcome(run, "finished", scores={"step": 2, "eval_loss": 1.0, "eval_swa": 0.5})
+    (run.folder / "trainer_state.json").write_text('{"log_hist')
+    assert judge_run(run) == Outcome(run, "finished"), "without scores"
     (run.folder / "recipe.yaml").write_text(run.recipe.to_yaml().replace("lora_alpha: ", "lora_alpha: 1"))
     assert judge_run(run).status == "not started", "with the recipe as it is now"
+
+
+def test_launcher_that_becomes_the_training_is_asked_to_end():
+    with subprocess.Popen(["sleep", "60"]) as child:
+        pass_on_signal(child, is_launched=True)
+        assert child.wait(timeout=10) == -signal.SIGTERM
 
 
 def test_table_ranks_by_the_score_that_chooses_checkpoints_and_puts_failures_last(file, tmp_path, capsys):

@@ -158,6 +158,18 @@ def test_rows_read_back_are_the_data_they_were_made_of(data, tmp_path):
     assert pixels[0] == pixels[1]
 
 
+@pytest.mark.parametrize("target", ["messages", "sharegpt"])
+def test_goal_of_several_lines_is_read_back_whole(tmp_path, target):
+    rows = build_tasks(1)
+    for row in rows:
+        row["Instruction"] = "Open the study\nTask: close it\n\nThen stop"
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(limit=2048))
+    _export(write_trajectories(tmp_path, rows), tmp_path / "out", "--format", target)
+    convert.main(["messages", str(tmp_path / "out/data.jsonl"), str(tmp_path / "back"), "--task_column", "task_id"])
+    (task,) = load_trajectories(tmp_path / "back/data.csv", show_progress=False)
+    assert task.instruction == "Open the study\nTask: close it\n\nThen stop"
+
+
 def test_each_screenshot_is_written_once_and_as_it_is_shown(tmp_path):
     source = write_trajectories(tmp_path, build_tasks(2))
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(limit=2048))
@@ -204,3 +216,7 @@ def test_data_that_training_refuses_is_refused(tmp_path):
     with pytest.raises(UserError, match="found no short_term and no long_term in the answer"):
         _export(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    source = write_trajectories(tmp_path, [{**row, "Grounding": "{}"} for row in build_tasks(1)])
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(limit=2048) + "points: true\n")
+    with pytest.raises(UserError, match="found no bbox for any action that has a target"):
+        _export(source, tmp_path / "out")

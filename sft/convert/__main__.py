@@ -45,6 +45,7 @@ from sft.convert.to_messages import write_messages
 from sft.data.hints import as_visible
 from sft.data.load import read_table, read_task_set
 from sft.data.memory_audit import list_shown_parts
+from sft.data.train_val import refuse_without_points
 from sft.errors import UserError, run_command
 from sft.recipe.recipe import load_agent_settings
 from sft.verbs import build_parser
@@ -187,6 +188,8 @@ def export(arguments: argparse.Namespace) -> None:
         needs_elements=agent.use_grounding,
         memory_parts=list_shown_parts(agent),
     )
+    if agent.points:
+        refuse_without_points(tasks, agent)
     done = write_messages(tasks, agent, encoder, arguments.output_dir, arguments.to or "messages")
     console = Console(highlight=False, soft_wrap=True)
     counts = f"{done.n_tasks:,} tasks, {done.n_steps:,} rows, {done.n_images:,} screenshots"

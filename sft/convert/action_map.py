@@ -26,7 +26,7 @@ from sft.actions import (
     read_action,
 )
 from sft.convert.converted import ConvertedStep, Coordinates, Point
-from sft.convert.foreign_actions import ForeignAction, simplify_name
+from sft.convert.foreign_actions import ForeignAction, read_place, simplify_name
 from sft.errors import UserError
 from sft.recipe.recipe import load_yaml
 
@@ -175,8 +175,10 @@ class ActionMap:
         known: dict[str, Any] = {**foreign.arguments, "point": at, "end": foreign.end}
         values = {name: _resolve(value, known, foreign.name) for name, value in fields.items() if name != "action"}
         target = values.pop("target", None) or ("" if kind.is_final else description)
-        places = {name: value for name, value in values.items() if isinstance(value, tuple)}
-        written = {name: value for name, value in values.items() if value is not None and name not in places}
+        # A place is one in the source's units, also where the row names the source's own argument: `$coordinate`.
+        spots = {n: v for n, v in values.items() if n == POINT or f"{n}_x" in kind.arguments or isinstance(v, tuple)}
+        places = {name: place for name, value in spots.items() if (place := read_place(value)[0]) is not None}
+        written = {name: value for name, value in values.items() if value is not None and name not in spots}
         target = " ".join(str(target).split())[:MAX_TARGET_CHARS] if kind.takes_target else ""
         action, left_out = read_action({"action": kind.name, "target": target, **written}, [kind])
         if not target:
@@ -237,7 +239,8 @@ def _check_row(name: Any, row: Any, actions: Sequence[ActionType]) -> None:
     fields = {"action": row} if isinstance(row, str) else row
     if not isinstance(fields, Mapping) or not isinstance(fields.get("action"), str):
         raise ValueError(f"found {str(row)[:60]!r}; expected skip, the name of an action, or {{action: NAME, ...}}")
-    if find_action_type(fields["action"], actions) is None:
+    kind = find_action_type(fields["action"], actions)
+    if kind is None:
         names = ", ".join(a.name for a in actions)
         raise ValueError(
             f"found the action {fields['action']!r}; expected one of {names}, or one that --recipe defines"
@@ -245,6 +248,9 @@ def _check_row(name: Any, row: Any, actions: Sequence[ActionType]) -> None:
     for key, value in fields.items():
         if not isinstance(key, str) or not isinstance(value, (str, int, float)):
             raise ValueError(f"found {key!r}: {str(value)[:40]!r}; expected a constant or $name")
+    known = {"action", "target", POINT, *(name.removesuffix("_x") for name in kind.arguments), *kind.arguments}
+    if unknown := [key for key in fields if key not in known]:
+        raise ValueError(f"found {', '.join(unknown)}; expected arguments of {kind.name}: {', '.join(sorted(known))}")
 
 
 def _resolve(value: Any, known: Mapping[str, Any], name: str) -> Any:

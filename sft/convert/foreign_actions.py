@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sft.actions import MAX_NUMBER
 from sft.convert.converted import Point
 from sft.data.cells import Box
 from sft.data.literals import read_literal
@@ -40,6 +41,7 @@ _SAID = re.compile(r"^[#\s]*Action\s*:\s*(.*)", re.M | re.S | re.I)
 _CODE_HEAD = re.compile(r"^[#\s]*Code\s*:", re.M | re.I)
 _CALL = re.compile(r"[A-Za-z_][\w.]*\s*\(")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_NO_PLACE = re.compile(r"[^\s\d.,;()\[\]-]")  # words or units: their digits are no place
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def build_action(name: str, arguments: Mapping[str, Any], has_cursor: bool = Fal
     known = _join_keys(arguments, " " if simple == "press" else "+")
     name = _find_meant_name(name, simple, known)
     amount = next((known[k] for k in ("clicks", "pixels", "amount") if _is_number(known.get(k))), None)
-    if "scroll" in simple and amount is not None and "direction" not in known:
+    if "scroll" in simple and amount and "direction" not in known:
         sideways = simple == "hscroll"
         known["direction"] = ("left", "right")[amount > 0] if sideways else ("down", "up")[amount > 0]
     if isinstance(known.get("direction"), str):
@@ -208,8 +210,8 @@ def read_place(value: Any) -> tuple[Point | None, Box | None]:
     if value in (None, "", []):
         return None, None
     numbers: Any = value
-    if isinstance(value, str):
-        numbers = [float(n) for n in _NUMBER.findall(re.sub(r"<[^<>]{0,40}>", " ", value))]
+    if isinstance(value, str) and _NO_PLACE.search(text := re.sub(r"<[^<>]{0,40}>", " ", value)) is None:
+        numbers = [float(n) for n in _NUMBER.findall(text)]
         numbers = [int(n) if n.is_integer() and "." not in value else n for n in numbers]
     elif isinstance(value, Mapping):
         keys = ("x", "y") if "x" in value else ("width", "height")
@@ -330,4 +332,4 @@ def _read_area(area: Any) -> Box | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER

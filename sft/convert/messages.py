@@ -34,6 +34,8 @@ _ROLES: Mapping[str, str] = {
 }
 _PLACEHOLDER = re.compile(r"<image>")
 _GOAL_LINE = re.compile(r"^\s*(?:#+\s*)?(?:Goal|Task|Instruction|Task Instruction)\s*:\s*(\S.*)$", re.M | re.I)
+# A goal of several lines, as prompts of this package have it: up to their memory
+_OWN_GOAL = re.compile(r"^Goal: (.*?)\n(?:Short|Long)-term memory: \{", re.M | re.S)
 _OBJECT = re.compile(r"<bbox>|<ref-object>")
 
 
@@ -50,11 +52,6 @@ class _Options:
     coordinates: Coordinates | None = None
     task_column: str = ""
     application: str = ""
-
-    @property
-    def actions(self) -> Sequence[ActionType]:
-        """The actions that answers may hold."""
-        return self.action_map.actions
 
 
 @dataclass
@@ -131,12 +128,13 @@ def _read_task(
     read: list[_ReadStep] = []
     remarks: list[str] = []
     goals: list[str] = []
+    cursor: Point | None = None
     try:
         for number, row in rows:
             try:
                 if isinstance(row, ValueError):
                     raise row
-                goal, steps = _read_row(row, len(read), options, remarks)
+                goal, steps, cursor = _read_row(row, len(read), options, remarks, cursor)
             except ValueError as error:
                 raise ValueError(f"row {number}: {error}" if len(rows) > 1 else str(error)) from error
             goals.append(goal)
@@ -166,9 +164,18 @@ def _with_memory(read: Sequence[_ReadStep], goal: str, remarks: list[str]) -> tu
     return tuple(replace(one.step, memory=memory) for one, memory in zip(read, memories))
 
 
-def _read_row(row: Row, n_before: int, options: _Options, remarks: list[str]) -> tuple[str, list[_ReadStep]]:
-    """Return a row's goal and its steps; `n_before` steps of the task were in earlier rows."""
+def _read_row(
+    row: Row, n_before: int, options: _Options, remarks: list[str], cursor: Point | None
+) -> tuple[str, list[_ReadStep], Point | None]:
+    """Return a row's goal, its steps, and where it leaves the pointer.
+
+    `n_before` steps of the task were in earlier rows, which left the pointer at `cursor`.
+    """
     messages = _read_conversation(row)
+    coordinates = options.coordinates
+    if isinstance(objects := as_value(row.get("objects")), Mapping):
+        _write_objects(messages, objects)
+        coordinates = _find_units(objects, coordinates)
     _give_images(messages, row)
     n_turns = sum(m.role == "assistant" for m in messages)
     if n_turns == 0:
@@ -176,7 +183,6 @@ def _read_row(row: Row, n_before: int, options: _Options, remarks: list[str]) ->
     if options.task_column and n_turns > 1:
         raise ValueError(f"found {n_turns} assistant's turns; expected one in each row of a task (--task_column)")
     steps: list[_ReadStep] = []
-    cursor: Point | None = None
     image, seen = None, 0
     for message in messages:
         if message.role == "user" and message.images:
@@ -188,7 +194,7 @@ def _read_row(row: Row, n_before: int, options: _Options, remarks: list[str]) ->
             raise ValueError(f"step {number}: found no picture before the answer; expected the screenshot")
         try:
             found = find_picture(image, options.folders)
-            read, cursor = _read_answer(message.text, number, found, options, row, cursor)
+            read, cursor = _read_answer(message.text, number, found, options.action_map, coordinates, cursor)
             steps += read
         except ValueError as error:
             raise ValueError(f"step {number}: {error}") from error
@@ -197,24 +203,26 @@ def _read_row(row: Row, n_before: int, options: _Options, remarks: list[str]) ->
     goal = read_texts(row, *GOAL_COLUMNS) or _find_goal(messages)
     if not goal:
         raise ValueError(f"found no goal; expected it in the first user's turn or a column {', '.join(GOAL_COLUMNS)}")
-    return goal, steps
+    return goal, steps, cursor
 
 
 def _read_answer(
-    text: str, number: int, image: bytes | Path, options: _Options, row: Row, cursor: Point | None
+    text: str,
+    number: int,
+    image: bytes | Path,
+    action_map: ActionMap,
+    coordinates: Coordinates | None,
+    cursor: Point | None,
 ) -> tuple[list[_ReadStep], Point | None]:
     """Return the steps of one answer, and where it leaves the pointer.
 
     A step is an answer of ours, or what the action map makes of an action that the answer names.
     """
-    coordinates = options.coordinates
-    if isinstance(objects := row.get("objects"), Mapping):
-        text, coordinates = _write_objects(text, objects), _find_units(objects, coordinates)
     turn = read_turn(text)
     steps: list[_ReadStep] = []
     for item in turn.actions:
         at = number + len(steps)
-        if isinstance(item, Mapping) and (own := _read_own(item, options.actions)) is not None:
+        if isinstance(item, Mapping) and (own := _read_own(item, action_map.actions)) is not None:
             steps.append(_ReadStep(_build_own_step(own, item, at, image), own))
             continue
         action = item if isinstance(item, ForeignAction) else read_object(item)
@@ -223,7 +231,7 @@ def _read_answer(
                 f"found a place in the answer {text.strip()[:80]!r}, and nothing says its units; expected "
                 "--coordinates fraction (0 to 1), thousandths (0 to 1000) or pixels"
             )
-        step = options.action_map.map_step(action, at, image, coordinates or "pixels", turn.description, cursor)
+        step = action_map.map_step(action, at, image, coordinates or "pixels", turn.description, cursor)
         steps += [] if step is None else [_ReadStep(step)]
         cursor = action.end or action.point or cursor
     return steps, cursor
@@ -293,7 +301,7 @@ def _read_content(role: str, content: Any) -> _Message:
     for part in parts if isinstance(parts, list) else []:
         if isinstance(part, str):
             texts.append(part)
-        elif isinstance(part, Mapping) and (part.get("type") in ("image", "image_url") or "image" in part):
+        elif isinstance(part, Mapping) and (part.get("type") in ("image", "image_url") or part.get("image")):
             held = next((v for key in ("image", "image_url", "path", "url", "bytes") if (v := part.get(key))), None)
             message.images.append({"bytes": held} if isinstance(held, bytes) else held)
             texts.append("<image>")
@@ -336,21 +344,29 @@ def _find_goal(messages: Sequence[_Message]) -> str:
     """Return what the first user's turn asks for: its line `Goal:`, `Task:` or `Instruction:`, else all of it."""
     text = next((m.text for m in messages if m.role == "user" and _PLACEHOLDER.sub("", m.text).strip()), "")
     text = _PLACEHOLDER.sub("", text).strip()
-    line = _GOAL_LINE.search(text)
+    line = _OWN_GOAL.search(text) or _GOAL_LINE.search(text)
     return line[1].strip() if line else text
 
 
-def _write_objects(text: str, objects: Mapping[str, Any]) -> str:
-    """Write ms-swift's `objects` into the text, which has `<bbox>` and `<ref-object>` in their places."""
-    boxes, names = iter(objects.get("bbox") or ()), iter(objects.get("ref") or ())
+def _write_objects(messages: Sequence[_Message], objects: Mapping[str, Any]) -> None:
+    """Write ms-swift's `objects` in the places of `<bbox>` and `<ref-object>`, which count through the conversation.
+
+    Raises:
+        ValueError: there are more places than objects, or `objects` holds no lists.
+    """
+    lists = {mark: objects.get(name) or [] for mark, name in (("<bbox>", "bbox"), ("<ref-object>", "ref"))}
+    if not all(isinstance(values, (list, tuple)) for values in lists.values()):
+        raise ValueError(f"found the objects {str(dict(objects))[:60]}; expected lists in bbox and ref")
+    waiting = {mark: iter(values) for mark, values in lists.items()}
 
     def write(match: re.Match[str]) -> str:
-        value = next(boxes if match[0] == "<bbox>" else names, None)
+        value = next(waiting[match[0]], None)
         if value is None:
             raise ValueError(f"found more {match[0]} than objects has; expected one for each")
         return str(tuple(value)) if isinstance(value, (list, tuple)) else str(value)
 
-    return _OBJECT.sub(write, text)
+    for message in messages:
+        message.text = _OBJECT.sub(write, message.text)
 
 
 def _find_units(objects: Mapping[str, Any], coordinates: Coordinates | None) -> Coordinates:

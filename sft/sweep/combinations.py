@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sft.recipe.recipe import Recipe, RecipeError, load_yaml, parse_overrides, parse_recipe
 
 FILE_KEYS = ("method", "runs", "seed", "parameters")
@@ -68,8 +70,17 @@ def build_runs(path: Path, recipe_arguments: Sequence[str]) -> list[SweepRun]:
         )
     if problems:
         raise RecipeError(path, list(dict.fromkeys(problems)))
-    if len({run.name for run in runs}) < len(runs):
-        raise RecipeError(path, ["parameters: found a value twice; expected each once"])
+    trained: dict[str, SweepRun] = {}  # by all that a recipe says but its folder
+    for run in runs:
+        said = str({**yaml.safe_load(run.recipe.to_yaml()), "output_dir": None})
+        if (same := trained.setdefault(said, run)) is not run:
+            problems.append(f"parameters: found a value twice: {same.name} and {run.name} are one training")
+    names = [run.name for run in runs]
+    if not problems and len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        problems.append(f"parameters: found several values for the folder {twice}; expected values of other letters")
+    if problems:
+        raise RecipeError(path, problems)
     return runs
 
 
@@ -97,6 +108,8 @@ def read_combinations(path: Path, overrides: Mapping[str, Any]) -> list[dict[str
     if method == "grid" and n_runs is not None:
         problems.append("runs: found with method grid, which runs every combination; leave it out")
     for key, choices in parameters.items():
+        if "-" in str(key):
+            problems.append(f"{key}: found no key of a recipe; expected {str(key).replace('-', '_')}")
         if key in _SET_BY_SWEEP:
             problems.append(f"{key}: found among the parameters; a sweep sets it itself")
         if key in overrides:
@@ -135,7 +148,10 @@ def name_run(values: Mapping[str, Any]) -> str:
 def _find_problem(choices: Any, is_random: bool) -> str | None:
     """Return what is wrong with the values of one parameter, or None."""
     if isinstance(choices, list) and choices:
-        return None
+        odd = next((choice for choice in choices if not _is_plain(choice)), None)
+        return (
+            None if odd is None else f"found {odd!r}; expected text (in quotes), numbers, true, false, null or lists"
+        )
     if not isinstance(choices, dict):
         return f"found {choices!r}; expected a list of values" + (", or min and max" if is_random else "")
     if not is_random:
@@ -152,13 +168,22 @@ def _find_problem(choices: Any, is_random: bool) -> str | None:
     return None
 
 
+def _is_plain(value: Any) -> bool:
+    """Say whether the command line can hold a value: YAML also has dates, sets and bytes."""
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
 def _read_number(value: Any) -> Any:
     """Return a number, also one such as 1e-4, which YAML takes for text; None where it is none."""
     try:
         number = value if type(value) in (int, float) else float(value) if isinstance(value, str) else math.nan
-    except ValueError:
+        return number if math.isfinite(number) else None
+    except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
 
 
 def _draw(path: Path, parameters: Mapping[str, Any], n_runs: int, rng: random.Random) -> list[dict[str, Any]]:

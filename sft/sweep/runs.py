@@ -168,16 +168,20 @@ def wait_for(child: "subprocess.Popen[bytes]", is_launched: bool) -> int:
 
 
 def pass_on_signal(child: "subprocess.Popen[bytes]", is_launched: bool) -> None:
-    """Ask the training to save and end; below a launcher its processes, as the launcher itself would kill them."""
-    if not is_launched:
-        child.terminate()
-        return
-    for process in psutil.Process(child.pid).children(recursive=True):
+    """Ask the training to save and end; below a launcher its processes, as the launcher itself would kill them.
+
+    A launcher that has none below it is the training itself (`--launch "nice python"`), or has not started it yet.
+    """
+    has_told = False
+    for process in psutil.Process(child.pid).children(recursive=True) if is_launched else ():
         try:
             if any(part.endswith("sft/run.py") for part in process.cmdline()):
                 process.terminate()
+                has_told = True
         except psutil.NoSuchProcess:
             continue
+    if not has_told:
+        child.terminate()
 
 
 def judge_run(run: SweepRun) -> Outcome:
@@ -207,8 +211,14 @@ def is_same_recipe(run: SweepRun) -> bool:
 
 
 def read_scores(folder: Path) -> dict[str, float]:
-    """Return what the evaluation of a finished run's model gave: the best checkpoint's where that was saved."""
-    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    """Return what the evaluation of a finished run's model gave: the best checkpoint's where that was saved.
+
+    Nothing where `trainer_state.json` is gone or damaged: the model is there all the same.
+    """
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
     evaluations = [row for row in state["log_history"] if "eval_loss" in row]
     is_best = load_yaml(folder / "recipe.yaml").get("load_best_model_at_end")
     step = state["best_global_step"] if is_best and state.get("best_global_step") else state["global_step"]
