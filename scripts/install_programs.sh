@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Installs the programs that the browser, Slurm and shell checks run, where root may use apt-get (Debian, Ubuntu).
+# Installs the programs that the browser, clinic, Slurm and shell checks run, where root may use apt-get (Debian, Ubuntu).
 # Elsewhere it says which command would. Never fails: tests whose program is missing are skipped and say so.
 # Used by test.sh: bash scripts/install_programs.sh
 set -euo pipefail
 
 # package:program
-needed=(chromium:chromium shellcheck:shellcheck iproute2:ip munge:munged slurmctld:slurmctld slurmd:slurmd slurm-client:sbatch)
+needed=(chromium:chromium shellcheck:shellcheck iproute2:ip munge:munged slurmctld:slurmctld slurmd:slurmd slurm-client:sbatch
+    orthanc-dicomweb:Orthanc nginx-light:nginx)
 missing=()
 for pair in "${needed[@]}"; do
     PATH=$PATH:/usr/sbin command -v "${pair#*:}" >/dev/null || missing+=("${pair%%:*}")
@@ -26,7 +27,7 @@ fi
 install() {
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null 2>&1
 }
-echo "Installing ${missing[*]} for the browser, Slurm and shell checks ..."
+echo "Installing ${missing[*]} for the browser, clinic, Slurm and shell checks ..."
 install "${missing[@]}" && exit 0
 if ! apt-get update -qq -o APT::Update::Error-Mode=any -o Acquire::http::Timeout=20 >/dev/null 2>&1; then
     echo "The package index cannot be reached: checks that need these programs are skipped."

@@ -12,6 +12,7 @@ fi
 bash scripts/install.sh dev
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 bash scripts/install_programs.sh
+bash demo/clinic/fetch_ohif.sh || echo "Without OHIF the checks of the clinic are skipped."
 ruff check .
 ruff format --check .
 mypy

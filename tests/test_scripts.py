@@ -15,6 +15,8 @@ PROGRAMS = {
     "slurmctld": "slurmctld",
     "slurmd": "slurmd",
     "slurm-client": "sbatch",
+    "orthanc-dicomweb": "Orthanc",
+    "nginx-light": "nginx",
 }
 SHIM = "echo 'pyenv: python3.13: command not found' >&2; exit 127"
 
@@ -61,7 +63,7 @@ def test_programs_that_are_missing_are_installed_by_root_and_no_others(checkout)
     missing = " ".join(find_missing(checkout))
     assert "chromium" in missing and "shellcheck" not in missing
     printed, calls = run(checkout, "install_programs.sh")
-    assert printed == f"Installing {missing} for the browser, Slurm and shell checks ...\n"
+    assert printed == f"Installing {missing} for the browser, clinic, Slurm and shell checks ...\n"
     assert [c for c in calls if c.startswith("apt")] == [f"apt-get install -qq -y --no-install-recommends {missing}"]
 
 

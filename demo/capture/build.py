@@ -1,6 +1,6 @@
 """Turn raw recordings into the demonstration data: CSVs by split, screenshots, elements, manifest.
 
-    python demo/capture/build.py --raw raw/orthanc raw/ohif --out demo/data
+    python -m demo.capture.build --raw raw/orthanc raw/ohif --out demo/data
 
 The same recordings give the same bytes. Files of an earlier build are replaced. Knows nothing of browsers.
 """
@@ -13,7 +13,7 @@ import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from screenshots import Encoded, encode_screenshots, sha256
+from demo.clinic.screenshots import Encoded, encode_screenshots, sha256
 
 SEED = "gui-agents-demo-1"
 VAL_SHARE, TEST_SHARE = 0.10, 0.22

@@ -3,28 +3,23 @@
 #
 #     bash demo/capture/capture.sh [WORK_FOLDER]
 #
-# Debian 12 with Python 3.11+ and npm, as root (or with sudo). Takes about 90 minutes on 2 cores; run again, it goes on where it stopped.
+# Debian 12 with Python 3.11+ and npm, as root (or with sudo). Takes about 90 minutes on 2 cores; run again, it goes on
+# where it stopped. For a look: LIMIT=3 records the first tasks alone, DATA says where the CSV files go.
 set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-here=$(cd "$(dirname "$0")" && pwd)
-work=$(mkdir -p "${1:-$here/../../outputs/capture}" && cd "${1:-$here/../../outputs/capture}" && pwd)
-ohif_version=3.12.10
-packages=(chromium orthanc orthanc-dicomweb nginx-light fonts-dejavu-core fonts-liberation)
-
-if ! dpkg -s "${packages[@]}" >/dev/null 2>&1; then
-    as_root=$([ "$(id -u)" = 0 ] || echo sudo)
-    $as_root apt-get update
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"
+work=${1:-outputs/capture}
+data=${DATA:-demo/data}
+mkdir -p "$work"
+if [ ! -x "$work/venv/bin/python" ]; then
+    python3 -m venv "$work/venv"
 fi
+python=$(cd "$work/venv/bin" && pwd)/python
+PYTHON=$python bash demo/clinic/install.sh
 
-python="$work/venv/bin/python"
-[ -x "$python" ] || python3 -m venv "$work/venv"
-"$python" -m pip install --quiet --requirement "$here/requirements.txt"
-
-if [ ! -f "$work/package/dist/index.html" ]; then
-    (cd "$work" && npm pack --silent "@ohif/app@$ohif_version" && tar -xzf "ohif-app-$ohif_version.tgz")
-fi
-
-"$python" "$here/record.py" --application orthanc --out "$work/raw/orthanc"
-"$python" "$here/record.py" --application ohif --out "$work/raw/ohif" --ohif_dist "$work/package/dist"
-"$python" "$here/build.py" --raw "$work/raw/orthanc" "$work/raw/ohif" --out "$here/../data"
+limit=${LIMIT:+--limit $LIMIT}
+# shellcheck disable=SC2086 # two words, or none
+"$python" -m demo.capture.record --application orthanc --out "$work/raw/orthanc" $limit
+# shellcheck disable=SC2086
+"$python" -m demo.capture.record --application ohif --out "$work/raw/ohif" $limit
+"$python" -m demo.capture.build --raw "$work/raw/orthanc" "$work/raw/ohif" --out "$data"

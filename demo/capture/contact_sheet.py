@@ -1,6 +1,6 @@
 """Draw what each step did on its screenshot and tile the steps of a task, for a person to look at.
 
-python demo/capture/contact_sheet.py RAW_FOLDER OUT_FOLDER [--only NAME_PART] [--columns 3] [--width 640]
+python -m demo.capture.contact_sheet RAW_FOLDER OUT_FOLDER [--only NAME_PART] [--columns 3] [--width 640]
 """
 
 import argparse

@@ -3,22 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ohif_page import (
+from demo.capture.ohif_page import (
     accept_tracking,
     choose_item,
     choose_tool,
     draw,
     filter_list,
-    pane,
     type_in_dialog,
     wait_until_drawn,
 )
-from ohif_studies import Box, Study
-from recorder import Recorder
-
-LAYOUTS = ("1x1", "1x2", "2x2", "2x3")
-TICK_PX = 100  # one slice
-ZOOM_DRAG = 0.09  # of the viewport's height: half as large again
+from demo.capture.recorder import Recorder
+from demo.clinic.ohif_studies import Box, Study
 
 
 @dataclass(frozen=True)
@@ -45,9 +40,8 @@ def open_study(study: Study, fields: list[str], mode: str = "Basic Viewer", subt
     def play(rec: Recorder) -> None:
         for column in fields:
             filter_list(rec, column, study.filters[column])
-        row = rec.page.get_by_text(study.patient, exact=True)
-        rec.click(row.first, study.patient, "study row expanded")
-        rec.click(rec.page.get_by_role("button", name=mode, exact=True), mode, f"study open in {mode}")
+        rec.click(study.patient, "study row expanded")
+        rec.click(mode, f"study open in {mode}")
         rec.page.locator("canvas").first.wait_for(timeout=30_000)
         wait_until_drawn(rec.page)
 
@@ -58,7 +52,7 @@ def return_to_list(column: str, text: str, subtask: str = "find next study") -> 
     """Go back to the study list, replace a filter, and open nothing yet."""
 
     def play(rec: Recorder) -> None:
-        rec.click(rec.page.locator("[data-cy=return-to-work-list]"), "Study List", "study list shown")
+        rec.click("Study List", "study list shown")
         rec.page.locator("tbody tr").first.wait_for(timeout=30_000)
         filter_list(rec, column, text)
 
@@ -76,35 +70,32 @@ def zoom(direction: str, times: int = 1, where: str = "viewport", subtask: str |
     def play(rec: Recorder) -> None:
         effect = {"in": "image enlarged", "out": "image reduced"}[direction]
         for number in range(times):
-            place = pane(rec, where)
-            distance = round(place.bounding_box()["height"] * ZOOM_DRAG)
-            rec.zoom(place, where, direction, effect + (" further" if number else ""), distance)
+            rec.zoom(where, direction, effect + (" further" if number else ""))
 
     return Phase(subtask or f"zoom {direction}", play)
 
 
-def scroll(direction: str, slices: int = 2, where: str = "viewport", subtask: str | None = None) -> Phase:
-    """Turn the wheel over a stack by some slices."""
+def scroll(direction: str, where: str = "viewport", subtask: str | None = None) -> Phase:
+    """Turn the wheel over a stack by one slice."""
 
     def play(rec: Recorder) -> None:
         effect = {"down": "later slice shown", "up": "earlier slice shown"}[direction]
-        rec.scroll(pane(rec, where), where, direction, effect, amount=slices * TICK_PX)
+        rec.scroll(where, direction, effect)
 
     return Phase(subtask or f"scroll {direction}", play)
 
 
 def select_viewport(where: str) -> Phase:
     """Click a viewport: the first press in one that is not active only activates it."""
-    return Phase(f"select {where}", lambda rec: rec.click(pane(rec, where), where, f"{where} active"))
+    return Phase(f"select {where}", lambda rec: rec.click(where, f"{where} active"))
 
 
 def set_layout(layout: str) -> Phase:
     """Choose one of the common layouts."""
 
     def play(rec: Recorder) -> None:
-        rec.click(rec.page.get_by_label("Change layout"), "Change layout", "layout menu open")
-        icons = rec.page.locator("[role=dialog] .flex-shrink-0:has(> svg[width='28px'])")
-        rec.click(icons.nth(LAYOUTS.index(layout)), layout, f"{layout} layout shown")
+        rec.click("Change layout", "layout menu open")
+        rec.click(layout, f"{layout} layout shown")
         wait_until_drawn(rec.page)
 
     return Phase(f"set {layout} layout", play)
@@ -124,9 +115,9 @@ def set_colours(name: str) -> Phase:
 
 def _display_option(menu: str, listed: str, name: str, effect: str, noun: str) -> Phase:
     def play(rec: Recorder) -> None:
-        rec.click(rec.page.locator("[data-cy=windowLevelMenu-btn]").first, "Window Level", "display options open")
-        rec.click(rec.page.get_by_text(menu, exact=True), menu, listed)
-        rec.click(rec.page.get_by_text(name, exact=True), name, effect)
+        rec.click("Window Level", "display options open")
+        rec.click(menu, listed)
+        rec.click(name, effect)
 
     return Phase(f"set {name} {noun}", play)
 
@@ -183,8 +174,8 @@ def rename_measurement(text: str) -> Phase:
 
     def play(rec: Recorder) -> None:
         open_measurements(rec)
-        rec.click(rec.page.locator("[data-cy=actionsMenuTrigger]").last, "Actions", "measurement actions listed")
-        rec.click(rec.page.get_by_role("menuitem", name="Rename"), "Rename", "label dialog open")
+        rec.click("Actions", "measurement actions listed")
+        rec.click("Rename", "label dialog open")
         type_in_dialog(rec, "Enter new label", text, "measurement renamed")
 
     return Phase("rename measurement", play)
@@ -195,15 +186,15 @@ def delete_measurement() -> Phase:
 
     def play(rec: Recorder) -> None:
         open_measurements(rec)
-        rec.click(rec.page.locator("[data-cy=actionsMenuTrigger]").last, "Actions", "measurement actions listed")
-        rec.click(rec.page.get_by_role("menuitem", name="Delete"), "Delete", "measurement deleted")
+        rec.click("Actions", "measurement actions listed")
+        rec.click("Delete", "measurement deleted")
 
     return Phase("delete measurement", play)
 
 
 def open_measurements(rec: Recorder) -> None:
     """Show the measurement panel on the right."""
-    rec.click(rec.page.locator("[data-cy=trackedMeasurements-btn]"), "Measurements", "measurement panel open")
+    rec.click("Measurements", "measurement panel open")
 
 
 def browse_tags(text: str, scroll_first: bool) -> Phase:
@@ -211,10 +202,9 @@ def browse_tags(text: str, scroll_first: bool) -> Phase:
 
     def play(rec: Recorder) -> None:
         choose_item(rec, "More tools", "DICOM Tag Browser", "tag browser open")
-        dialog = rec.page.get_by_role("dialog")
         if scroll_first:
-            rec.scroll(dialog, "DICOM Tag Browser", "down", "later tags shown", amount=600)
-        rec.text(dialog.get_by_placeholder("Search metadata"), "Search metadata", text, "tags filtered")
+            rec.scroll("DICOM Tag Browser", "down", "later tags shown")
+        rec.text("Search metadata", text, "tags filtered")
 
     return Phase("look up tag", play)
 
@@ -223,7 +213,7 @@ def add_segmentation() -> Phase:
     """Begin a label map; for the Segmentation mode."""
 
     def play(rec: Recorder) -> None:
-        rec.click(rec.page.locator("[data-cy=addSegmentation]").first, "Add segmentation", "segmentation added")
+        rec.click("Add segmentation", "segmentation added")
 
     return Phase("add segmentation", play)
 
@@ -232,10 +222,9 @@ def paint(tool: str, radius: str | None, boxes: list[Box], subtask: str) -> Phas
     """Stroke with Brush or Eraser, one stroke a box; `radius` in mm is typed first if given."""
 
     def play(rec: Recorder) -> None:
-        rec.click(rec.page.locator(f"[data-cy={tool}-btn]"), tool, f"{tool} tool active")
+        rec.click(tool, f"{tool} tool active")
         if radius:
-            field = rec.page.locator("[data-cy=brush-radius] input, input[value]").first
-            rec.text(field, "Radius (mm)", radius, "radius changed")
+            rec.text("Radius (mm)", radius, "radius changed")
         for number, box in enumerate(boxes):
             draw(rec, tool, box, "viewport", f"{'second ' if number else ''}{tool} stroke drawn")
 

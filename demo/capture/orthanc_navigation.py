@@ -1,8 +1,15 @@
 """Phases that reach something in Orthanc Explorer: filters, lookups, lists. Knows nothing of goals or splits."""
 
-from orthanc_catalogue import Study
-from orthanc_page import LIST_ROWS, WHOLE_SCREEN, Phase, find_link, find_row, open_row, scroll_until_shown, type_filter
-from recorder import Recorder
+from demo.capture.orthanc_page import (
+    LIST_ROWS,
+    Phase,
+    find_row,
+    open_row,
+    scroll_until_shown,
+    type_filter,
+)
+from demo.capture.recorder import Recorder
+from demo.clinic.orthanc_catalogue import Study
 
 
 def filter_patients(text: str, name: str = "filter patients") -> Phase:
@@ -14,7 +21,7 @@ def filter_studies(text: str) -> Phase:
 
 
 def filter_list(rec: Recorder, button: str, observation: str, text: str) -> None:
-    rec.click(find_link(rec.page, button), button, observation)
+    rec.click(button, observation)
     type_filter(rec, text)
 
 
@@ -27,7 +34,7 @@ def skim_patients() -> Phase:
     """Scroll the list of all patients to its end."""
 
     def play(rec: Recorder) -> None:
-        rec.click(find_link(rec.page, "All patients"), "All patients", "patient list shown")
+        rec.click("All patients", "patient list shown")
         last = rec.page.locator(LIST_ROWS).last
         scroll_until_shown(rec, lambda: last)
 
@@ -37,7 +44,7 @@ def skim_patients() -> Phase:
 def return_to_top() -> Phase:
     def play(rec: Recorder) -> None:
         while rec.page.evaluate("window.scrollY") > 0:
-            rec.scroll(WHOLE_SCREEN, "page", "up", "page scrolled up", amount=600)
+            rec.scroll("page", "up", "page scrolled up")
             rec.page.wait_for_timeout(400)
 
     return Phase("return to top", play)
@@ -52,7 +59,7 @@ def find_study_by_scrolling(study: Study) -> Phase:
 
 
 def _find_by_scrolling(rec: Recorder, button: str, observation: str, row: str) -> None:
-    rec.click(find_link(rec.page, button), button, observation)
+    rec.click(button, observation)
     scroll_until_shown(rec, lambda: find_row(rec.page, row))
 
 
@@ -126,8 +133,8 @@ def look_up(**fields: str) -> Phase:
     def play(rec: Recorder) -> None:
         for name, value in fields.items():
             label = name.replace("_", " ").title().replace("Id", "ID")
-            rec.text(rec.page.locator(f"#lookup-{name.replace('_', '-')}"), label, value, "lookup field filled")
-        rec.click(rec.page.locator("#lookup-submit").locator("xpath=.."), "Do lookup", "lookup results listed")
+            rec.text(label, value, "lookup field filled")
+        rec.click("Do lookup", "lookup results listed")
 
     return Phase("look up study", play)
 

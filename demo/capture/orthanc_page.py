@@ -5,15 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from playwright.sync_api import Locator, Page
-from recorder import SCREEN, Recorder, SuspectStep
 
-WHOLE_SCREEN = (0, 0, *SCREEN)
-ACTIVE = ".ui-page-active "
+from demo.capture.recorder import Recorder, SuspectStep
+from demo.clinic.browser import SCREEN
+from demo.clinic.orthanc_page import ACTIVE, LIST_ROWS
+
 DIALOG = ".ui-simpledialog-container "
-LIST_ROWS = ", ".join(
-    f"{ACTIVE}{place} li:visible"
-    for place in ("[data-role=content] .ui-block-b", "[data-role=content] > ul", "#lookup-result")
-)
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ def find_link(page: Page, label: str) -> Locator:
 def find_row(page: Page, text: str) -> Locator:
     """Return the row of the shown list whose heading or one of whose lines is exactly `text`."""
     line = page.locator("h1, h3, p").filter(has_text=re.compile(rf"^\s*{_flexible(text)}\s*$"))
-    return page.locator(LIST_ROWS).filter(has=line).first
+    return page.locator(LIST_ROWS).locator("visible=true").filter(has=line).first
 
 
 def _flexible(text: str) -> str:
@@ -42,12 +39,12 @@ def _flexible(text: str) -> str:
     return r"\s+".join(re.escape(word) for word in text.split())
 
 
-def scroll_until_shown(rec: Recorder, find: Callable[[], Locator], amount: int = 600, limit: int = 2) -> None:
+def scroll_until_shown(rec: Recorder, find: Callable[[], Locator], limit: int = 2) -> None:
     """Scroll the page down, at least once, until the element is wholly on the screen."""
     if _is_on_screen(find()):
         raise SuspectStep(f"on the screen without scrolling: {find()}")
     for _ in range(limit):
-        rec.scroll(WHOLE_SCREEN, "page", "down", "page scrolled down", amount=amount)
+        rec.scroll("page", "down", "page scrolled down")
         rec.page.wait_for_timeout(400)
         if _is_on_screen(find()):
             return
@@ -63,17 +60,15 @@ def _is_on_screen(locator: Locator) -> bool:
 def open_row(rec: Recorder, text: str, observation: str) -> None:
     """Click the row named `text`, and wait until its page has taken over."""
     before = rec.page.url
-    rec.click(find_row(rec.page, text), text, observation)
+    rec.click(text, observation)
     rec.page.wait_for_function("before => location.href !== before", arg=before)
 
 
 def type_filter(rec: Recorder, text: str) -> None:
     """Type into the filter field of the shown list."""
-    field = rec.page.locator(ACTIVE + "input[data-type=search]:visible").first
-    rec.text(field, "Filter items...", text, "list filtered")
+    rec.text("Filter items...", text, "list filtered")
 
 
 def click_in_dialog(rec: Recorder, label: str, observation: str) -> None:
-    button = rec.page.locator(DIALOG + "a:visible").filter(has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
-    rec.click(button, label, observation)
+    rec.click(label, observation)
     rec.page.locator(DIALOG).wait_for(state="hidden")

@@ -2,10 +2,8 @@
 
 import re
 
-from orthanc_catalogue import RemoteStudy
-from orthanc_navigation import filter_list
-from orthanc_page import (
-    ACTIVE,
+from demo.capture.orthanc_navigation import filter_list
+from demo.capture.orthanc_page import (
     Phase,
     click_in_dialog,
     find_link,
@@ -13,14 +11,13 @@ from orthanc_page import (
     scroll_until_shown,
     type_filter,
 )
-from recorder import Recorder
+from demo.capture.recorder import Recorder
+from demo.clinic.orthanc_catalogue import RemoteStudy
 
 
 def hide_tag_descriptions() -> Phase:
     label = "Show tag description"
-    return Phase(
-        "hide descriptions", lambda rec: rec.click(find_link(rec.page, label), label, "tag descriptions hidden")
-    )
+    return Phase("hide descriptions", lambda rec: rec.click(label, "tag descriptions hidden"))
 
 
 def find_tag(tag: str) -> Phase:
@@ -38,9 +35,9 @@ def preview(label: str) -> Phase:
 
     def play(rec: Recorder) -> None:
         scroll_until_shown(rec, lambda: find_link(rec.page, label))
-        rec.click(find_link(rec.page, label), label, "image preview shown")
+        rec.click(label, "image preview shown")
         rec.page.wait_for_function("() => document.querySelector('#lbImage').offsetWidth > 40")
-        rec.click(rec.page.locator("#lbCloseLink"), "Close", "image preview closed")
+        rec.click("Close", "image preview closed")
 
     return Phase("preview image", play)
 
@@ -49,7 +46,7 @@ def cancel(name: str, question: str) -> Phase:
     """Click a link that asks for confirmation, and do not confirm."""
 
     def play(rec: Recorder) -> None:
-        rec.click(find_link(rec.page, question), question, "confirmation dialog shown")
+        rec.click(question, "confirmation dialog shown")
         click_in_dialog(rec, "Cancel", "confirmation dialog closed")
 
     return Phase(name, play)
@@ -57,7 +54,7 @@ def cancel(name: str, question: str) -> Phase:
 
 def anonymize() -> Phase:
     def play(rec: Recorder) -> None:
-        rec.click(find_link(rec.page, "Anonymize"), "Anonymize", "confirmation dialog shown")
+        rec.click("Anonymize", "confirmation dialog shown")
         click_in_dialog(rec, "OK", "anonymized patient shown")
         find_link(rec.page, "Before anonymization").wait_for()
 
@@ -68,7 +65,7 @@ def send(link: str, target: str) -> Phase:
     """Send what the page shows to a DICOM modality; Orthanc then shows the job."""
 
     def play(rec: Recorder) -> None:
-        rec.click(find_link(rec.page, link), link, "target dialog shown")
+        rec.click(link, "target dialog shown")
         click_in_dialog(rec, target, "job page shown")
         rec.page.wait_for_url("**#job?uuid=*")
 
@@ -80,7 +77,7 @@ def show_jobs() -> Phase:
 
 
 def _show_jobs(rec: Recorder) -> None:
-    rec.click(find_link(rec.page, "Jobs"), "Jobs", "job list shown")
+    rec.click("Jobs", "job list shown")
 
 
 def check_job(kind: str) -> Phase:
@@ -96,24 +93,24 @@ def check_job(kind: str) -> Phase:
 
 def protect() -> Phase:
     def play(rec: Recorder) -> None:
-        rec.click(rec.page.locator(ACTIVE + ".switch-container .ui-slider"), "Unprotected", "patient protected")
+        rec.click("Unprotected", "patient protected")
 
     return Phase("protect patient", play)
 
 
 def check_plugin(name: str) -> Phase:
     def play(rec: Recorder) -> None:
-        rec.click(find_link(rec.page, "Plugins"), "Plugins", "plugin list shown")
+        rec.click("Plugins", "plugin list shown")
         type_filter(rec, name)
-        rec.click(find_link(rec.page, "Lookup"), "Lookup", "lookup page shown")
+        rec.click("Lookup", "lookup page shown")
 
     return Phase("check plugin", play)
 
 
 def test_echo() -> Phase:
     def play(rec: Recorder) -> None:
-        rec.click(find_link(rec.page, "Query/Retrieve"), "Query/Retrieve", "query form shown")
-        rec.click(rec.page.locator("#qr-echo").locator("xpath=.."), "Test Echo", "echo result shown")
+        rec.click("Query/Retrieve", "query form shown")
+        rec.click("Test Echo", "echo result shown")
         click_in_dialog(rec, "OK", "query form shown")
 
     return Phase("test connection", play)
@@ -122,7 +119,7 @@ def test_echo() -> Phase:
 def open_query() -> Phase:
     return Phase(
         "open query form",
-        lambda rec: rec.click(find_link(rec.page, "Query/Retrieve"), "Query/Retrieve", "query form shown"),
+        lambda rec: rec.click("Query/Retrieve", "query form shown"),
     )
 
 
@@ -131,9 +128,9 @@ def query(field: str, value: str) -> Phase:
 
     def play(rec: Recorder) -> None:
         if field != "Patient ID":
-            rec.click(find_link(rec.page, field), field, "query field chosen")
-        rec.text(rec.page.locator("#qr-value"), "Value for this field", value, "query value filled")
-        rec.click(rec.page.locator("#qr-submit").locator("xpath=.."), "Search studies", "query answers listed")
+            rec.click(field, "query field chosen")
+        rec.text("Value for this field", value, "query value filled")
+        rec.click("Search studies", "query answers listed")
         rec.page.wait_for_url("**#query-retrieve-2?*")
 
     return Phase("search server", play)
@@ -146,7 +143,7 @@ def open_remote_study(study: RemoteStudy) -> Phase:
 def retrieve_series(study: RemoteStudy) -> Phase:
     def play(rec: Recorder) -> None:
         open_row(rec, study.series_row, "retrieve form shown")
-        rec.click(rec.page.locator("#retrieve-submit").locator("xpath=.."), "Retrieve", "remote series listed")
+        rec.click("Retrieve", "remote series listed")
         rec.page.wait_for_url("**#query-retrieve-3?*", timeout=20_000)
 
     return Phase("retrieve series", play)
@@ -154,10 +151,9 @@ def retrieve_series(study: RemoteStudy) -> Phase:
 
 def retrieve_study() -> Phase:
     def play(rec: Recorder) -> None:
-        button = rec.page.locator(ACTIVE + "a[title='Retrieve all study']:visible")
-        rec.click(button, "Retrieve all study", "retrieve form shown")
+        rec.click("Retrieve all study", "retrieve form shown")
         rec.page.wait_for_url("**#query-retrieve-4?*")
-        rec.click(rec.page.locator("#retrieve-submit").locator("xpath=.."), "Retrieve", "query answers listed")
+        rec.click("Retrieve", "query answers listed")
         rec.page.wait_for_url("**#query-retrieve-2?*", timeout=20_000)
 
     return Phase("retrieve study", play)
@@ -167,7 +163,7 @@ def check_arrival(patient_id: str) -> Phase:
     """Go back to the lookup page and find the retrieved study in the list."""
 
     def play(rec: Recorder) -> None:
-        rec.click(find_link(rec.page, "Lookup"), "Lookup", "lookup page shown")
+        rec.click("Lookup", "lookup page shown")
         filter_list(rec, "All studies", "study list shown", patient_id)
 
     return Phase("check arrival", play)

@@ -2,26 +2,22 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
-from playwright.sync_api import Locator, Page
+from playwright.sync_api import Page
 
-SCREEN = (1280, 800)
+from demo.clinic import screen
+from demo.clinic.screen import BBox, Point, UnsettledError, compute_centre, take_stable_screenshot
+from demo.clinic.targets import TargetError, find_target, list_elements
+
 MIN_STEPS, MAX_STEPS = 6, 20
 MAX_ELEMENTS = 60
-PARKED_MOUSE = (1, 798)
-FRAME_INTERVAL_S = 0.2
-STABLE_TIMEOUT_S = 25.0
-CHANGE_TIMEOUT_S = 10.0
-WHEEL_TICK_PX = 100
-ZOOM_DRAG_PX = 110
-COLLECT_ELEMENTS = Path(__file__).with_name("elements.js").read_text()
-
-BBox = tuple[float, float, float, float]
-Point = tuple[float, float]
+CHANGE_TIMEOUT_S, STABLE_TIMEOUT_S = 10.0, 25.0
+APPEAR_TIMEOUT_S = 15.0
 
 
 class SuspectStep(RuntimeError):
@@ -49,14 +45,14 @@ class Task:
 class Recorder:
     """Record one trajectory after the other from `page` into `out_dir`.
 
-    Before every action: wait for a stable page, take the screenshot, collect the page's elements, find the bbox.
-    `is_busy`: tells whether the page still loads although its pixels stand still.
+    Before every action: wait for a stable page, take the screenshot, collect the page's elements, find the target by
+    its name, as an agent's action is carried out. `program` is the module of the program's pages.
     """
 
     page: Page
     out_dir: Path
     application: str
-    is_busy: Callable[[Page], bool] = lambda page: False
+    program: ModuleType
     _task: dict = field(default_factory=dict, init=False)
     _screenshots: list[bytes] = field(default_factory=list, init=False)
     _subtask: str | None = field(default=None, init=False)
@@ -78,7 +74,7 @@ class Recorder:
         }
         self._screenshots = []
         self._subtask = None
-        self.page.mouse.move(*PARKED_MOUSE)
+        screen.park(self.page)
 
     def subtask(self, name: str) -> None:
         """Let the following steps belong to plan item `name`; items come in the order of the plan."""
@@ -88,53 +84,37 @@ class Recorder:
             raise ValueError(f"{self._task['task_id']}: subtask {name!r} out of order, expected {expected!r}")
         self._subtask = name
 
-    def click(self, place: Locator | BBox, target: str, observation: str) -> None:
-        """Click the middle of the visible part of `place`."""
-        with self._step("CLICK", target, observation, place) as bbox:
-            self.page.mouse.click(*_centre(bbox))
+    def click(self, target: str, observation: str) -> None:
+        """Click the middle of the visible part of the target."""
+        with self._step("CLICK", target, observation) as bbox:
+            screen.click(self.page, compute_centre(bbox))
 
-    def text(self, place: Locator | BBox, target: str, text: str, observation: str) -> None:
+    def text(self, target: str, text: str, observation: str) -> None:
         """Replace the content of a field by typing `text`; nothing is submitted."""
-        with self._step("TEXT", target, observation, place, text=text) as bbox:
-            self.page.mouse.click(*_centre(bbox))
-            self.page.keyboard.press("Control+A")
-            self.page.keyboard.type(text, delay=12)
+        with self._step("TEXT", target, observation, text=text) as bbox:
+            screen.type_text(self.page, compute_centre(bbox), text)
 
-    def scroll(self, place: Locator | BBox, target: str, direction: str, observation: str, amount: int = 600) -> None:
-        """Turn the mouse wheel over `place` by `amount` px, in ticks of 100 px (one slice a tick in a stack)."""
-        delta = {"down": (0, 1), "up": (0, -1), "right": (1, 0), "left": (-1, 0)}[direction]
-        with self._step("SCROLL", target, observation, place, direction=direction) as bbox:
-            self.page.mouse.move(*_centre(bbox))
-            for _ in range(max(1, round(amount / WHEEL_TICK_PX))):
-                self.page.mouse.wheel(delta[0] * WHEEL_TICK_PX, delta[1] * WHEEL_TICK_PX)
-                time.sleep(0.03)
+    def scroll(self, target: str, direction: str, observation: str) -> None:
+        """Turn the mouse wheel over the target."""
+        with self._step("SCROLL", target, observation, direction=direction) as bbox:
+            point = compute_centre(bbox)
+            screen.turn_wheel(self.page, point, direction, self.program.count_ticks(self.page, point))
 
-    def zoom(
-        self, place: Locator | BBox, target: str, direction: str, observation: str, distance: int = ZOOM_DRAG_PX
-    ) -> None:
-        """Zoom an image as OHIF does it: drag with the right button, downwards to zoom in."""
-        down = {"in": 1, "out": -1}[direction] * distance
-        with self._step("ZOOM", target, observation, place, direction=direction) as bbox:
-            x, y = _centre(bbox)
-            self._drag([(x, y - down / 2), (x, y + down / 2)], button="right")
+    def zoom(self, target: str, direction: str, observation: str) -> None:
+        """Zoom the image of a viewport."""
+        with self._step("ZOOM", target, observation, direction=direction) as bbox:
+            self.program.zoom_image(self.page, compute_centre(bbox), bbox, direction)
 
-    def segment(
-        self, place: Locator | BBox, target: str, points: Sequence[Point], observation: str, clicks: bool = False
-    ) -> None:
-        """Draw with the active tool: one drag through `points`, or a click on each of them."""
-        with self._step("SEGMENT", target, observation, place, points=[list(map(round, p)) for p in points]):
-            if not clicks:
-                self._drag(points)
-                return
-            for x, y in points:
-                self.page.mouse.move(x, y, steps=6)
-                self.page.mouse.click(x, y)
-                time.sleep(0.35)  # faster clicks are taken for a double click
+    def segment(self, tool: str, bbox: BBox, points: Sequence[Point], observation: str) -> None:
+        """Draw with the active tool."""
+        arguments = {"points": [list(map(round, point)) for point in points]}
+        with self._step("SEGMENT", tool, observation, bbox, **arguments):
+            self.program.draw(self.page, tool, list(points))
 
     def complete(self, observation: str) -> None:
         """Record the last step: the screen shows that the goal is reached."""
         self._subtask = None
-        with self._step("COMPLETE", "task", observation, None):
+        with self._step("COMPLETE", "task", observation):
             pass
 
     def finish(self) -> None:
@@ -147,75 +127,50 @@ class Recorder:
         (self.out_dir / f"{self._task['task_id']}.json").write_text(text)
 
     @contextmanager
-    def _step(self, action: str, target: str, observation: str, place: Locator | BBox | None, **arguments):
-        """Record the screen before the action, yield the bbox, park the mouse after the action."""
+    def _step(
+        self, action: str, target: str, observation: str, bbox: BBox | None = None, **arguments: object
+    ) -> Iterator[BBox | None]:
+        """Record the screen before the action and yield the target's bbox."""
         number = len(self._task["steps"]) + 1
-        if isinstance(place, Locator):
-            place.wait_for(state="visible", timeout=15_000)
+        is_named = action not in ("SEGMENT", "COMPLETE")
+        if is_named:
+            self._find_bbox(action, target)  # waits until it is there
         screenshot = self._take_stable_screenshot()
-        bbox = self._find_bbox(place, target) if place is not None else None
+        if is_named:
+            bbox = self._find_bbox(action, target)
         step = {"step": number, "png": f"{self._task['task_id']}_{number:02d}.png", "action": action, "target": target}
         step |= arguments
         step |= {"bbox": bbox and [round(v) for v in bbox], "subtask": self._subtask, "observation": observation}
-        step["elements"] = self.page.evaluate(COLLECT_ELEMENTS, MAX_ELEMENTS)
+        step["elements"] = list_elements(self.page, MAX_ELEMENTS)
         self._task["steps"].append(step)
         self._screenshots.append(screenshot)
         yield bbox
-        self.page.mouse.move(*PARKED_MOUSE)
 
     def _take_stable_screenshot(self) -> bytes:
-        """Wait until the page differs from the step before and two frames in a row are equal."""
+        """Wait until the page differs from the step before and stands still."""
         before = self._screenshots[-1] if self._screenshots else None
-        began = time.monotonic()
-        last = None
-        while time.monotonic() - began < STABLE_TIMEOUT_S:
-            frame = self.page.screenshot(animations="disabled", caret="hide")
-            if frame == before and time.monotonic() - began > CHANGE_TIMEOUT_S:
-                raise SuspectStep(f"step {len(self._screenshots)} did not change the page: {self._describe_last()}")
-            if frame != before and frame == last and not self.is_busy(self.page):
-                return frame
-            last = frame
-            time.sleep(FRAME_INTERVAL_S)
-        raise SuspectStep(f"page not stable after {STABLE_TIMEOUT_S} s, last step: {self._describe_last()}")
+        try:
+            frame = take_stable_screenshot(self.page, self.program.is_busy, before, CHANGE_TIMEOUT_S, STABLE_TIMEOUT_S)
+        except UnsettledError as error:
+            raise SuspectStep(f"{error}, last step: {self._describe_last()}") from error
+        if frame == before:
+            raise SuspectStep(f"step {len(self._screenshots)} did not change the page: {self._describe_last()}")
+        return frame
 
     def _describe_last(self) -> str:
         steps = self._task["steps"]
         return f"{steps[-1]['action']} {steps[-1]['target']!r}" if steps else "start"
 
-    def _find_bbox(self, place: Locator | BBox, target: str) -> BBox:
-        """Return the visible part of `place` (x1, y1, x2, y2 px); refuse what a person could not use."""
-        if not isinstance(place, Locator):
-            return place
-        box = place.bounding_box()
-        if box is None:
-            raise SuspectStep(f"{target!r} has no box")
-        x1, y1 = max(0.0, box["x"]), max(0.0, box["y"])
-        x2, y2 = min(SCREEN[0], box["x"] + box["width"]), min(SCREEN[1], box["y"] + box["height"])
-        if (x2 - x1) < 4 or (y2 - y1) < 4:
-            raise SuspectStep(f"{target!r} is outside the screen: {box}")
-        is_hit = place.evaluate(
-            """(element, [x, y]) => {
-                const hit = document.elementFromPoint(x, y);
-                return hit !== null && (element.contains(hit) || hit.contains(element)
-                    || [...(element.labels || [])].some(label => label.contains(hit)));
-            }""",
-            list(_centre((x1, y1, x2, y2))),
-        )
-        if not is_hit:
-            raise SuspectStep(f"{target!r} is covered by something else at {(x1, y1, x2, y2)}")
-        return x1, y1, x2, y2
-
-    def _drag(self, points: Sequence[Point], button: str = "left") -> None:
-        self.page.mouse.move(*points[0])
-        self.page.mouse.down(button=button)
-        for x, y in points[1:]:
-            self.page.mouse.move(x, y, steps=10)
-        time.sleep(0.1)
-        self.page.mouse.up(button=button)
-
-
-def _centre(bbox: BBox) -> Point:
-    return (bbox[0] + bbox[2]) / 2, (bbox[1] + bbox[3]) / 2
+    def _find_bbox(self, action: str, target: str) -> BBox:
+        """Return the visible part of the target (x1, y1, x2, y2 px), once it is there."""
+        deadline = time.monotonic() + APPEAR_TIMEOUT_S
+        while True:
+            try:
+                return find_target(self.page, action, target, self.program.NAMES).bbox
+            except TargetError as error:
+                if time.monotonic() > deadline:
+                    raise SuspectStep(f"{action}: {error}") from error
+            time.sleep(screen.FRAME_INTERVAL_S)
 
 
 def _check_trajectory(task: dict) -> None:

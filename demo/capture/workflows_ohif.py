@@ -2,10 +2,7 @@
 
 from collections.abc import Callable
 
-import ohif_goals
-from ohif_cases import CASES, Case
-from ohif_page import is_busy, name_elements
-from ohif_phases import (
+from demo.capture.ohif_phases import (
     Phase,
     add_segmentation,
     annotate,
@@ -28,15 +25,12 @@ from ohif_phases import (
     set_window,
     zoom,
 )
-from ohif_studies import STUDIES
-from playwright.sync_api import Page
-from recorder import Recorder, Task
-from stack import Stack
+from demo.capture.recorder import Recorder, Task
+from demo.clinic.ohif_cases import Case
+from demo.clinic.ohif_studies import STUDIES
+from demo.clinic.tasks import APPLICATIONS, ClinicTask, load_tasks
 
-__all__ = ["APPLICATION", "build_tasks", "is_busy", "open_start"]
-
-APPLICATION = "OHIF Viewer"
-NO_TOUR = """localStorage.setItem("shownTours", '["basicViewerTour"]')"""
+APPLICATION = APPLICATIONS["ohif"]
 
 
 def open_case(c: Case, mode: str = "Basic Viewer") -> Phase:
@@ -52,7 +46,7 @@ def measure_two(c: Case) -> list[Phase]:
 
 
 def scroll_measure(c: Case) -> list[Phase]:
-    return [open_case(c), scroll("down"), zoom("in"), measure("Length", [c.box()]), scroll("up", slices=1)]
+    return [open_case(c), scroll("down"), zoom("in"), measure("Length", [c.box()]), scroll("up")]
 
 
 def window_zoom(c: Case) -> list[Phase]:
@@ -76,7 +70,7 @@ def side_by_side(c: Case) -> list[Phase]:
     return [
         open_case(c),
         set_layout("1x2"),
-        scroll("down", 1, right, "scroll right viewport"),
+        scroll("down", right, "scroll right viewport"),
         zoom(c["direction"], where=right, subtask="zoom right viewport"),
         join("zoom left viewport", select_viewport(left), zoom("in", where=left)),
     ]
@@ -149,8 +143,8 @@ def freehand_outline(c: Case) -> list[Phase]:
 
 
 def stack_review(c: Case) -> list[Phase]:
-    further = scroll("down", 1, subtask="scroll further")
-    return [open_case(c), scroll("down", 1), zoom("in"), further, zoom("out")]
+    further = scroll("down", subtask="scroll further")
+    return [open_case(c), scroll("down"), zoom("in"), further, zoom("out")]
 
 
 def narrow_list(c: Case) -> list[Phase]:
@@ -159,7 +153,7 @@ def narrow_list(c: Case) -> list[Phase]:
 
 def frame_compare(c: Case) -> list[Phase]:
     again = measure_again("Length", c.box("spot2"))
-    return [open_case(c), scroll("down", 1), measure("Length", [c.box()]), scroll("up", 1), again]
+    return [open_case(c), scroll("down"), measure("Length", [c.box()]), scroll("up"), again]
 
 
 def window_segment(c: Case) -> list[Phase]:
@@ -182,7 +176,7 @@ def layout_annotate(c: Case) -> list[Phase]:
         set_layout("1x2"),
         zoom("in", where=where),
         annotate(c["text"], c.box(), where),
-        scroll("down", 1, right, "scroll right viewport"),
+        scroll("down", right, "scroll right viewport"),
     ]
 
 
@@ -212,24 +206,13 @@ NEW_WORKFLOWS = [window_segment, layout_annotate]  # recorded for the test part 
 
 
 def build_tasks() -> list[Task]:
-    """Turn every case of every workflow into a task, each with its own wording.
-
-    Raises:
-        ValueError: two tasks would have the same goal.
-    """
-    tasks = []
-    for workflow in KNOWN_WORKFLOWS + NEW_WORKFLOWS:
-        for number, one in enumerate(CASES[workflow.__name__]):
-            tasks.append(_build_task(workflow, number, one))
-    goals = [task.goal for task in tasks]
-    twice = {goal for goal in goals if goals.count(goal) > 1}
-    if twice:
-        raise ValueError(f"{len(twice)} goals are used twice, for example {sorted(twice)[0]!r}")
-    return tasks
+    """Turn every case of every workflow into a task."""
+    workflows = {workflow.__name__: workflow for workflow in KNOWN_WORKFLOWS + NEW_WORKFLOWS}
+    return [_build_task(task, workflows[task.workflow]) for task in load_tasks().values() if task.program == "ohif"]
 
 
-def _build_task(workflow: Callable[[Case], list[Phase]], number: int, one: Case) -> Task:
-    name, phases = workflow.__name__, workflow(one)
+def _build_task(task: ClinicTask, workflow: Callable[[Case], list[Phase]]) -> Task:
+    phases = workflow(task.case)
 
     def play(rec: Recorder) -> None:
         for phase in phases:
@@ -238,18 +221,10 @@ def _build_task(workflow: Callable[[Case], list[Phase]], number: int, one: Case)
         rec.complete("goal reached")
 
     return Task(
-        f"ohif_{name}_{number + 1:02d}",
-        name,
-        ohif_goals.format_goal(name, number, one.slots()),
+        task.task_id,
+        task.workflow,
+        task.goal,
         tuple(phase.subtask for phase in phases),
         play,
         new_workflow=workflow in NEW_WORKFLOWS,
     )
-
-
-def open_start(page: Page, stack: Stack) -> None:
-    """Show the study list with every study."""
-    page.add_init_script(NO_TOUR)
-    name_elements(page)
-    page.goto(stack.ohif_url)
-    page.locator("tbody tr").nth(10).wait_for(timeout=30_000)

@@ -2,23 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import orthanc_navigation as go
-import orthanc_phases as do
-import requests
-from orthanc_cases import CASES, TAGS, Case
-from orthanc_catalogue import RemoteStudy, Study
-from orthanc_page import Phase
-from playwright.sync_api import Page
-from recorder import Recorder, Task
-from stack import Stack
+from demo.capture import orthanc_navigation as go
+from demo.capture import orthanc_phases as do
+from demo.capture.orthanc_page import Phase
+from demo.capture.recorder import Recorder, Task
+from demo.clinic.orthanc_cases import TAGS
+from demo.clinic.orthanc_catalogue import RemoteStudy, Study
+from demo.clinic.tasks import APPLICATIONS, ClinicTask, load_tasks
 
-APPLICATION = "Orthanc Explorer"
-# More targets for sending, on the peer's port; "remote-pacs" of stack.py stays the first in every list.
-MODALITIES = {"teaching-archive": "TEACHING", "ward-7-viewer": "WARD7"}
+APPLICATION = APPLICATIONS["orthanc"]
 PREVIEW_INSTANCE, PREVIEW_SERIES = "Preview the instance", "Preview this series"
-GOALS = Path(__file__).with_name("orthanc_goals.txt")
 
 
 @dataclass(frozen=True)
@@ -175,32 +169,17 @@ WORKFLOWS = [
 
 
 def build_tasks() -> list[Task]:
-    """Make every task: case i of a workflow is worded by wording i (modulo the number of wordings)."""
-    wordings = load_wordings(GOALS)
-    return [
-        _build_task(workflow, number, case, wordings[workflow.name])
-        for workflow in WORKFLOWS
-        for number, case in enumerate(CASES[workflow.name])
-    ]
+    """Turn every case of every workflow into a task."""
+    workflows = {workflow.name: workflow for workflow in WORKFLOWS}
+    return [_build_task(task, workflows[task.workflow]) for task in load_tasks().values() if task.program == "orthanc"]
 
 
-def load_wordings(path: Path) -> dict[str, list[str]]:
-    """Load goal wordings: a [workflow] line, then one wording a line."""
-    wordings: dict[str, list[str]] = {}
-    for line in filter(None, path.read_text(encoding="utf-8").splitlines()):
-        if line.startswith("["):
-            section = wordings.setdefault(line.strip("[]"), [])
-        elif not line.startswith("#"):
-            section.append(line)
-    return wordings
-
-
-def _build_task(workflow: Workflow, number: int, case: Case, wordings: list[str]) -> Task:
-    phases = workflow.phases(**case)
+def _build_task(task: ClinicTask, workflow: Workflow) -> Task:
+    phases = workflow.phases(**task.case)
     return Task(
-        task_id=f"orthanc-{workflow.name}-{number + 1:02d}",
-        workflow=workflow.name,
-        goal=wordings[number % len(wordings)].format(**_words(case)),
+        task_id=task.task_id,
+        workflow=task.workflow,
+        goal=task.goal,
         subtasks=tuple(phase.name for phase in phases),
         play=lambda rec: _play(rec, phases),
         new_workflow=workflow.new,
@@ -208,37 +187,8 @@ def _build_task(workflow: Workflow, number: int, case: Case, wordings: list[str]
     )
 
 
-def _words(case: Case) -> Case:
-    """Turn the parameters that a goal does not quote as they are into its words."""
-    words = dict(case)
-    if "tag" in case:
-        words["tag"] = f"{case['tag']} ({TAGS[case['tag']]})"
-    if "field" in case:
-        words["field"] = case["field"].lower()
-    if "lookup" in case:
-        named = [f'{name.replace("_id", " ID").replace("_", " ")} "{text}"' for name, text in case["lookup"].items()]
-        words["fields"] = " and ".join(named)
-    return words
-
-
 def _play(rec: Recorder, phases: list[Phase]) -> None:
     for phase in phases:
         rec.subtask(phase.name)
         phase.play(rec)
     rec.complete("task complete")
-
-
-def open_start(page: Page, stack: Stack) -> None:
-    """Show the lookup page, where every task begins."""
-    for name, aet in MODALITIES.items():
-        body = {"AET": aet, "Host": "127.0.0.1", "Port": stack.peer_port}
-        requests.put(f"{stack.orthanc_url}/modalities/{name}", json=body, timeout=10).raise_for_status()
-    page.goto(f"{stack.orthanc_url}/app/explorer.html")
-    page.locator("#lookup-submit").wait_for(state="visible")
-
-
-def is_busy(page: Page) -> bool:
-    """Tell whether a page transition, a request or a blocked page is under way."""
-    return page.evaluate(
-        "() => jQuery.active > 0 || !!document.querySelector('.ui-mobile-viewport-transitioning, .blockUI')"
-    )

@@ -1,6 +1,7 @@
 """Encodes screenshots small enough for git and names them by content. Knows nothing of tasks."""
 
 import hashlib
+import io
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -33,8 +34,15 @@ def encode_screenshots(paths: list[Path], cache: Path, workers: int) -> Encoded:
 def encode_screenshot(source: Path, target: Path) -> None:
     """Write a screenshot as lossy WebP; a build that is stopped leaves no half file under the target's name."""
     part = target.with_suffix(".part")
-    Image.open(source).convert("RGB").save(part, "webp", quality=WEBP_QUALITY, method=6)
+    part.write_bytes(encode(source.read_bytes()))
     part.rename(target)
+
+
+def encode(png: bytes) -> bytes:
+    """Turn a screenshot into what agents are trained on and shown."""
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(stream, "webp", quality=WEBP_QUALITY, method=6)
+    return stream.getvalue()
 
 
 def sha256(content: bytes) -> str:

@@ -1,6 +1,6 @@
 """The parameters of the Orthanc tasks, one case a task. What is done with them: workflows_orthanc.py."""
 
-from orthanc_catalogue import (
+from demo.clinic.orthanc_catalogue import (
     BRAIN_LOCALIZER,
     BRAIN_PILOT,
     CQ500,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ohif_studies import ACCESSION, DESCRIPTION, FIELD_WORDS, MRN, NAME, STUDIES, Box
+from demo.clinic.ohif_studies import ACCESSION, DESCRIPTION, FIELD_WORDS, MRN, NAME, STUDIES, Box
 
 CENTRE, UPPER, LOWER = "the centre of the image", "the upper half of the image", "the lower half of the image"
 LEFT, RIGHT = "the left side of the image", "the right side of the image"
@@ -29,6 +29,11 @@ class Case:
     def box(self, key: str = "spot") -> Box:
         """Look up the box of a structure named in the values."""
         return STUDIES[self.study].spots[self.values[key]]
+
+    def drawings(self) -> list[tuple[Box, str | None]]:
+        """List the structures to draw on, in the goal's order: box and the viewport's name; None for the first one."""
+        where = self.values.get("where")
+        return [(self.box(key), where) for key in ("spot", "spot2") if key in self.values]
 
     def slots(self) -> dict[str, str]:
         """Name what a goal's template may use: the values, and what finds the study (and the second one)."""

@@ -1,5 +1,10 @@
-"""A small DICOM peer (C-ECHO, C-STORE, C-FIND, C-MOVE), so that Orthanc can send and query. Knows no browsers."""
+"""A small DICOM peer (C-ECHO, C-STORE, C-FIND, C-MOVE), so that Orthanc can send and query. Knows no browsers.
 
+python -m demo.clinic.peer --port 8303 --destination ORTHANC=8301 --received received.jsonl FILE...
+"""
+
+import argparse
+import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -43,20 +48,21 @@ def is_match(dataset: Dataset, query: Dataset) -> bool:
 
 
 class Peer:
-    """A DICOM node that holds some files and forgets what it is sent.
+    """A DICOM node that holds some files; of what it is sent it notes the identifiers alone. Any title reaches it.
 
     Args:
         files: what it answers queries with.
-        aet: its application entity title.
         port: where it listens, on 127.0.0.1.
         destinations: application entity title -> port on 127.0.0.1, for C-MOVE.
+        received: JSON Lines, a line for each echo and each instance it was sent, with the title that was called.
     """
 
-    def __init__(self, files: list[Path], aet: str, port: int, destinations: dict[str, int]):
+    def __init__(self, files: list[Path], port: int, destinations: dict[str, int], received: Path):
         self.datasets = [pydicom.dcmread(path) for path in files]
         self.destinations = destinations
         self.address = ("127.0.0.1", port)
-        self.ae = AE(ae_title=aet)
+        self.received = received
+        self.ae = AE(ae_title="REMOTEPACS")
         self.ae.add_supported_context(Verification)
         for context in AllStoragePresentationContexts:
             self.ae.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
@@ -68,19 +74,28 @@ class Peer:
         ):
             self.ae.add_supported_context(model)
 
-    def start(self) -> None:
-        """Listen in a background thread."""
+    def serve(self) -> None:
+        """Listen until the process ends."""
         handlers = [
-            (evt.EVT_C_ECHO, lambda event: SUCCESS),
-            (evt.EVT_C_STORE, lambda event: SUCCESS),
+            (evt.EVT_C_ECHO, self._echo),
+            (evt.EVT_C_STORE, self._store),
             (evt.EVT_C_FIND, self._find),
             (evt.EVT_C_MOVE, self._move),
         ]
-        self.server = self.ae.start_server(self.address, block=False, evt_handlers=handlers)
+        self.ae.start_server(self.address, block=True, evt_handlers=handlers)
 
-    def stop(self) -> None:
-        """Stop listening."""
-        self.server.shutdown()
+    def _echo(self, event):
+        self._note(event, echo=True)
+        return SUCCESS
+
+    def _store(self, event):
+        self._note(event, study=event.dataset.StudyInstanceUID, instance=event.dataset.SOPInstanceUID)
+        return SUCCESS
+
+    def _note(self, event, **what):
+        called = event.assoc.requestor.primitive.called_ae_title.strip()
+        with self.received.open("a") as file:
+            file.write(json.dumps({"called": called, **what}) + "\n")
 
     def _find(self, event):
         query, seen = event.identifier, set()
@@ -112,3 +127,18 @@ class Peer:
         yield len(found)
         for dataset in found:
             yield PENDING, dataset
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--destination", required=True, metavar="TITLE=PORT", help="where C-MOVE may send to")
+    parser.add_argument("--received", type=Path, required=True)
+    args = parser.parse_args()
+    title, _, port = args.destination.partition("=")
+    Peer(args.files, args.port, {title: int(port)}, args.received).serve()
+
+
+if __name__ == "__main__":
+    main()
