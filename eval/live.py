@@ -19,7 +19,7 @@ from eval.environments.operate import BUDGET
 from eval.reporting.live import publish_live
 from eval.reporting.publish import judge_run
 from eval.rollouts.answering import build_policy, describe_run
-from eval.rollouts.live import WRITTEN, explain_full_disk, find_opener, run_live_tasks
+from eval.rollouts.live import WRITTEN, explain_full_disk, find_opener, hash_environment, run_live_tasks
 from eval.rollouts.metering import meter, record_rollout
 from eval.rollouts.options import (
     add_compute_options,
@@ -57,6 +57,7 @@ def main(argv: list[str]) -> None:
         detector,
         environment={
             "module": arguments.environment,
+            "sha256": hash_environment(arguments.environment),
             "step_limit_s": arguments.step_limit_s,
             "steps_per_recorded_step": BUDGET,
         },

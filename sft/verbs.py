@@ -41,6 +41,7 @@ def as_started(text: str) -> str:
     if sys.argv[0].startswith(f"{PROGRAM} "):
         for name, verb in VERBS.items():
             text = text.replace(verb.form, f"{PROGRAM} {name}")
+        text = text.replace("python sft/run.py", f"{PROGRAM} train")  # of one process
     return text
 
 

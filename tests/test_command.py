@@ -50,6 +50,7 @@ def test_every_verb_calls_itself_by_its_name_and_nothing_by_its_path(capsys, mon
         shown = capsys.readouterr().out
         assert f"clinical-gui {name}" in shown
         assert not [other.form for other in VERBS.values() if other.form in shown], verb.module
+        assert "python sft/run.py" not in shown, verb.module
 
 
 def test_form_without_the_verb_is_a_command_that_exists():

@@ -478,6 +478,17 @@ def test_another_run_in_the_same_folder_is_refused(operate, tasks_csv, tmp_path)
         operate("--policy", "replay", folder=tmp_path / "taken")
 
 
+def test_run_whose_environment_was_changed_is_not_resumed(operate, tmp_path, monkeypatch):
+    """Half of its tasks would be judged by other rules."""
+    source = tmp_path / "worklist.py"
+    source.write_text(WORKLIST, encoding="utf-8")
+    monkeypatch.setattr(sys.modules["worklist"], "__file__", str(source), raising=False)
+    operate("--policy", "replay")
+    source.write_text(WORKLIST + "# another rule\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"different: [^)]*environment"):
+        operate("--policy", "replay")
+
+
 def test_files_of_somebody_else_are_not_replaced(operate, tmp_path):
     (tmp_path / "live/screens").mkdir(parents=True)
     (tmp_path / "live/screens/mine.png").write_bytes(b"mine")

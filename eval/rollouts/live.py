@@ -20,6 +20,7 @@ from sft.agent import AgentConfig
 from sft.data.steps import Trajectory
 from sft.elements.detector import ElementDetector
 from sft.errors import UserError, as_printable
+from sft.files import hash_file, hash_files
 
 if TYPE_CHECKING:
     from eval.policies.policy import Policy
@@ -52,6 +53,19 @@ def find_opener(module_name: str) -> Callable[[float], Environment]:
         )
     found: Callable[[float], Environment] = opener
     return found
+
+
+def hash_environment(module_name: str) -> str | None:
+    """Hash the source of an imported environment, every file of it where it is a package: tasks judged by other rules
+    are of another run. None where it has no file.
+    """
+    source = getattr(import_module(module_name), "__file__", None)
+    if source is None:
+        return None
+    path = Path(source)
+    if path.name != "__init__.py":
+        return hash_file(path)
+    return hash_files(sorted(f for f in path.parent.rglob("*") if f.is_file() and f.parent.name != "__pycache__"))
 
 
 def run_live_tasks(
