@@ -266,12 +266,14 @@ def test_table_ranks_by_the_score_that_chooses_checkpoints_and_puts_failures_las
 def test_sweep_survives_a_failed_run_resumes_what_was_stopped_and_keeps_what_is_finished(recipe, file, tmp_path):
     path = file("parameters: {optim: [galore_adamw, adamw_torch, sgd]}")  # the first needs a package that is not here
     out = tmp_path / "out"
-    options = "--max_steps 6 --save_steps 1 --val_split 0.4 --val_rollout_tasks 2 --eval_strategy steps --eval_steps 6"
+    options = (
+        "--max_steps 24 --save_steps 4 --val_split 0.4 --val_rollout_tasks 2 --eval_strategy steps --eval_steps 24"
+    )
     command = [sys.executable, "sft/run.py", recipe, "--sweep", path, "--output_dir", out, *options.split()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     started = {"cwd": ROOT, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(list(map(str, command)), **started) as running:
-        wait_until(lambda: (out / "optim=adamw_torch/checkpoint-1").is_dir(), "the first checkpoint")
+        wait_until(lambda: (out / "optim=adamw_torch/checkpoint-4").is_dir(), "the first checkpoint")
         running.send_signal(signal.SIGTERM)
         printed, _ = running.communicate(timeout=300)
     assert running.returncode == 75, printed
