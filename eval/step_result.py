@@ -2,13 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from sft.actions import Action, format_action
 from sft.errors import UserError
+
+T = TypeVar("T")
 
 NOT_RUN = "not_run"  # the parse status of a step after the one at which mode "own_stop" ended its task
 
@@ -98,16 +100,9 @@ def load_results(path: Path) -> Iterator[StepResult]:
     Raises:
         UserError: a line before the last one cannot be read, or a step is in two lines.
     """
-    lines = path.read_bytes().split(b"\n")
     seen: dict[tuple[str, int], int] = {}
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            result = parse_result(line.decode("utf-8"))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"{path}:{number}: found a line that is no step result ({error}); expected what the rollout wrote: "
-                "restore the file, or delete it and roll out again"
-            ) from error
+    expected = "what the rollout wrote: restore the file, or delete it and roll out again"
+    for number, result in read_lines(path, parse_result, "step result", expected):
         first = seen.setdefault((result.task_id, result.index), number)
         if first != number:
             raise UserError(
@@ -116,6 +111,22 @@ def load_results(path: Path) -> Iterator[StepResult]:
                 "answer cannot be told. Delete this file and roll out again, or choose another --output_dir"
             )
         yield result
+
+
+def read_lines(path: Path, parse: Callable[[str], T], kind: str, expected: str) -> Iterator[tuple[int, T]]:
+    """Yield each line's number and what it holds; a last line that a kill cut off is left out.
+
+    Raises:
+        UserError: a line before the last one is none that `parse` reads; `kind` is what it should hold.
+    """
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            value = parse(line.decode("utf-8"))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path}:{number}: found a line that is no {kind} ({error}); expected {expected}"
+            ) from error
+        yield number, value
 
 
 def parse_written_action(values: dict[str, Any]) -> Action:

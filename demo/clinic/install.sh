@@ -16,5 +16,5 @@ if ! dpkg -s "${packages[@]}" >/dev/null 2>&1; then
 fi
 bash demo/clinic/fetch_ohif.sh
 if ! "$python" -c "import playwright, PIL, pydicom, pynetdicom, requests" 2>/dev/null; then
-    "$python" -m pip install --quiet --requirement demo/clinic/requirements.txt
+    "$python" -m pip install --quiet --constraint constraints.txt --requirement demo/clinic/requirements.txt
 fi

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from eval.environments.environment import Outcome
-from eval.step_result import parse_written_action
+from eval.step_result import parse_written_action, read_lines
 from sft.actions import Action, format_action
 from sft.errors import UserError
 
@@ -150,14 +150,8 @@ def load_episodes(path: Path) -> list[Episode]:
         UserError: a line before the last one cannot be read, or a task that had not ended in an error is there again.
     """
     found: dict[str, Episode] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            episode = parse_episode(line.decode("utf-8"))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"{path}:{number}: found a line that is no task ({error}); expected what eval/live.py wrote: restore "
-                "the file, or delete it and run the tasks again"
-            ) from error
+    expected = "what eval/live.py wrote: restore the file, or delete it and run the tasks again"
+    for number, episode in read_lines(path, parse_episode, "task", expected):
         earlier = found.pop(episode.task_id, None)
         if earlier is not None and earlier.ending != "error":
             raise UserError(

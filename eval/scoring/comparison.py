@@ -78,8 +78,10 @@ def compare_repeats(
     Raises:
         UserError: the runs are not of the same steps with the same gold actions.
     """
-    pairs = [compare_runs(a, b, names=names)["matchers"] for a, b in zip(repeats_a, repeats_b, strict=True)]
-    counts = [_count(a, b) for a, b in zip(repeats_a, repeats_b, strict=True)]
+    pairs = list(zip(repeats_a, repeats_b, strict=True))
+    for run_a, run_b in pairs:
+        _check_same_steps(run_a, run_b, names)
+    counts = [_count(run_a, run_b) for run_a, run_b in pairs]
     rates = Rates({name: np.sum([count[name] for count in counts], axis=0) for name in counts[0]}, Bootstrap())
     return {
         name: {
@@ -87,7 +89,7 @@ def compare_repeats(
                 "a": rates.compute(f"{name}.{of}.a", of),
                 "b": rates.compute(f"{name}.{of}.b", of),
                 "difference": rates.compute(f"{name}.{of}.a", of, minus=f"{name}.{of}.b"),
-                "repeats": [pair[name][measure]["a"].value for pair in pairs],
+                "repeats": [sum(count[f"{name}.{of}.a"]) / sum(count[of]) for count in counts],
             }
             for measure, of in (("swa", "steps"), ("ta", "tasks"))
         }
