@@ -14,7 +14,8 @@ from trajectory_samples import build_tasks, write_trajectories
 from sft.batches.sampler import PackSampler, PaddedSampler, StepSize
 from sft.training.checkpoint_folder import list_checkpoints
 
-# One process accumulates over what two work on at the same time. Dropout is off: processes draw other random numbers.
+# One process has as one batch what two work on at the same time: a mean over tokens is the same for both, a mean over
+# batches is not. Dropout is off: processes draw other random numbers.
 COMMON = ("--lora_dropout", "0", "--max_steps", "5", "--learning_rate", "1e-3", "--save_strategy", "no")
 PADDED = (
     "--packing",
@@ -47,8 +48,8 @@ def one_process(attempt, tmp_path_factory):
     def train(settings):
         if settings not in folders:
             folders[settings] = tmp_path_factory.mktemp("one")
-            arguments = [*COMMON, *settings, "--gradient_accumulation_steps", "2"]
-            assert attempt(folders[settings], {"arguments": arguments}) == [0], printed(folders[settings])
+            whole = {"arguments": [*COMMON, *settings], "joined": 2}
+            assert attempt(folders[settings], whole) == [0], printed(folders[settings])
         return folders[settings]
 
     return train
