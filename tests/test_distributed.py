@@ -1,7 +1,11 @@
 """Two processes end with the adapter of one that has the same global batch: DDP, ZeRO-2 and ZeRO-3, over gloo."""
 
 import json
+import os
 import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,6 +59,12 @@ def one_process(attempt, tmp_path_factory):
     return train
 
 
+def find_free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def load_weights(folder):
     """Return what full fine-tuning saved."""
     return load_file(folder / "model.safetensors")
@@ -99,7 +109,8 @@ def test_lora_on_the_vision_tower_ends_the_same_on_two_processes(attempt, one_pr
     one = one_process(settings)
     assert attempt(tmp_path, {**ENGINES[engine], "arguments": [*COMMON, *settings]}) == [[0, 0]], printed(tmp_path)
     assert read_losses(tmp_path) == pytest.approx(read_losses(one), rel=1e-5)
-    assert any("visual" in name and "lora_B" in name and t.any() for name, t in load_adapter(tmp_path).items())
+    learned = {n: bool(t.any()) for n, t in load_adapter(tmp_path).items() if "visual" in n and "lora_B" in n}
+    assert learned and all(learned.values()), learned
     assert_close(tmp_path, one)
 
 
@@ -258,6 +269,39 @@ def test_two_processes_validate_as_one_does(attempt, tmp_path):
     for engine in ("ddp", "zero3"):
         for key in ("eval_loss", "eval_swa", "eval_swa_low", "eval_swa_high", "eval_swa_target"):
             assert validated[engine][key] == pytest.approx(validated["one"][key], rel=1e-4), (engine, key)
+
+
+ROLL_OUT = """
+import json, os, sys, torch
+from accelerate import PartialState
+PartialState(cpu=True)
+from test_modes import WrongAt
+import eval.rollouts.validation as validation
+from sft.data.load import load_trajectories
+from sft.recipe.recipe import parse_recipe
+recipe = parse_recipe([sys.argv[1], "--val_csv", sys.argv[2], "--bf16", "true"])
+tasks = load_trajectories(sys.argv[2], show_progress=False)
+validation.ModelPolicy = lambda model, encoder: WrongAt(tasks, {("t50", 0), ("t52", 1)})
+scores = validation.build_validation_rollout(recipe, tasks, None)(torch.nn.Module())
+print("scores", json.dumps(scores))
+"""
+
+
+def test_two_processes_score_the_tasks_of_both(recipe, tmp_path):
+    """Three tasks of two steps, of which the first process has two with an error each: 4 of 6 steps are right."""
+    val = write_trajectories(tmp_path, build_tasks(3, n_steps=2, first=50))
+    variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port()), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", ROLL_OUT, str(recipe), str(val)]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env={**variables, "RANK": r, "LOCAL_RANK": r}, stdout=-1, text=True)
+        for r in ("0", "1")
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    scores = [json.loads(text.partition("scores ")[2]) for text in printed]
+    assert scores[0] == scores[1]
+    assert (scores[0]["swa"], scores[0]["swa_target"]) == (pytest.approx(4 / 6), pytest.approx(4 / 6))
+    assert (scores[0]["swa_low"], scores[0]["swa_high"]) == (pytest.approx(0.5), pytest.approx(1))
 
 
 @pytest.mark.slow

@@ -70,8 +70,7 @@ def test_logged_loss_of_two_processes_is_the_mean_over_the_tokens_of_both(attemp
     trainer = train("--gradient_accumulation_steps", "2")
     packs = trainer.pack_sampler.plan(0)
     losses = [[losses_of_tokens(trainer, pack)[0] for pack in packs[at : at + 2]] for at in (0, 2)]
-    arguments = [*UNCHANGED, "--load_in_4bit", "false"]
-    assert attempt(tmp_path / "two", {**engine, "arguments": arguments}) == [[0, 0]], printed(tmp_path / "two")
+    assert attempt(tmp_path / "two", {**engine, "arguments": UNCHANGED}) == [[0, 0]], printed(tmp_path / "two")
     found = read_losses(tmp_path / "two")
     assert found == pytest.approx([torch.cat(step).mean().item() for step in losses], rel=1e-5)
     of_processes = [sum(of_pack.mean().item() for of_pack in step) / 2 for step in losses]
