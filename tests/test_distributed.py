@@ -287,6 +287,7 @@ print("scores", json.dumps(scores))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_score_the_tasks_of_both(recipe, tmp_path):
     """Three tasks of two steps, of which the first process has two with an error each: 4 of 6 steps are right."""
     val = write_trajectories(tmp_path, build_tasks(3, n_steps=2, first=50))
