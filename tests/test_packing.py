@@ -190,7 +190,11 @@ def take_step(checkpoint, encoder, rows, batches, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batches", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0], [1], [2], [3]], [[0, 1, 3], [2]]], ids=str)
+@pytest.mark.parametrize(
+    "batches",
+    [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0], [1], [2], [3]], [[0, 1, 3], [2]]],
+    ids=["1x4", "2x2", "4x1", "3+1"],
+)
 def test_one_step_is_along_the_mean_over_tokens_however_they_are_accumulated(
     checkpoint, model, encoder, screenshots, tmp_path, batches
 ):

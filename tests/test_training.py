@@ -126,7 +126,9 @@ def test_adapter_is_finite_and_every_matrix_was_trained(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [("--tokens_per_batch", "700"), ("--packing", "none", "--per_device_eval_batch_size", "5")])
+@pytest.mark.parametrize(
+    "settings", [("--tokens_per_batch", "700"), ("--packing", "none", "--per_device_eval_batch_size", "5")]
+)
 def test_validation_loss_is_that_of_all_answer_tokens_whatever_the_batches(
     tiny_checkpoints, tmp_path, monkeypatch, settings
 ):
