@@ -3,8 +3,8 @@
 Reads one JSON list a line: attempts {"arguments", "config", "ranks", "signal", "to_rank", "at_step", "delay_s",
 "with_children", "max_file_bytes", "limit_s", "scores", "not_finite", "joined"}, all but the first optional. `config`
 is an accelerate configuration, whose variables the processes get as from `accelerate launch`; `ranks` without it
-starts plain DDP as torchrun does. The signal is sent to one process (or all: `to_rank` null), `with_children` to those it
-started too, `delay_s` after it has logged the end of step `at_step` or a later one; what still runs `limit_s` after
+starts plain DDP as torchrun does. The signal is sent to one process (or all: `to_rank` null), `with_children` to those
+it started too, `delay_s` after it has logged the end of step `at_step` or a later one; what still runs `limit_s` after
 it, or after the start, is killed, as is a stopped process once it is the last. A file beyond `max_file_bytes` cannot
 be written: from the start on in all processes, or with `at_step` from then on in `to_rank`, which with the signal
 SIGXFSZ is killed by the kernel in the middle of such a file. `scores[i]` is what a rollout after step i is scored
