@@ -81,15 +81,25 @@ def spoil_gradient(name, at_step, value):
     TrajectoryTrainer.__init__ = spoil
 
 
+class JoinedBatches:
+    """Batch sampler of which each batch is n of another's."""
+
+    def __init__(self, others, n):
+        self.others, self.n, self.set_epoch = others, n, others.set_epoch
+
+    def __len__(self):
+        return -(-len(self.others) // self.n)
+
+    def __iter__(self):
+        batches = list(self.others)
+        return (sum(batches[i : i + self.n], []) for i in range(0, len(batches), self.n))
+
+
 def join_batches(n):
     """Have the n batches of an optimiser step be one."""
 
     def build(recipe, rows, training, batch_size, accumulation=1, build=sft.trainer.build_sampler):
-        sampler = build(recipe, rows, training, batch_size, n * accumulation)
-        batches = sampler.plan
-        sampler.plan = lambda epoch: [sum(batches(epoch)[i : i + n], []) for i in range(0, len(batches(epoch)), n)]
-        sampler._n_batches = len(sampler.plan(0))
-        return sampler
+        return JoinedBatches(build(recipe, rows, training, batch_size, n * accumulation), n)
 
     sft.trainer.build_sampler = build
 
