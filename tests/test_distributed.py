@@ -18,8 +18,7 @@ from trajectory_samples import build_tasks, write_trajectories
 from sft.batches.sampler import PackSampler, PaddedSampler, StepSize
 from sft.training.checkpoint_folder import list_checkpoints
 
-# One process has as one batch what two work on at the same time: a mean over tokens is the same for both, a mean over
-# batches is not. Dropout is off: processes draw other random numbers.
+# One process accumulates over what two work on at the same time. Dropout is off: processes draw other random numbers.
 COMMON = ("--lora_dropout", "0", "--max_steps", "5", "--learning_rate", "1e-3", "--save_strategy", "no")
 PADDED = (
     "--packing",
@@ -46,15 +45,20 @@ def recipe(recipe):
 
 @pytest.fixture(scope="module")
 def one_process(attempt, tmp_path_factory):
-    """Train once in one process with each set of settings; return the output folder."""
+    """Train once in one process with each set of settings; return the output folder.
+
+    `is_joined`: what two processes work on at the same time is one batch, over which nothing is accumulated.
+    """
     folders = {}
 
-    def train(settings):
-        if settings not in folders:
-            folders[settings] = tmp_path_factory.mktemp("one")
-            whole = {"arguments": [*COMMON, *settings], "joined": 2}
-            assert attempt(folders[settings], whole) == [0], printed(folders[settings])
-        return folders[settings]
+    def train(settings, is_joined=False):
+        key = settings, is_joined
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("one")
+            arguments = [*COMMON, *settings, *([] if is_joined else ["--gradient_accumulation_steps", "2"])]
+            joined = {"joined": 2} if is_joined else {}
+            assert attempt(folders[key], {"arguments": arguments, **joined}) == [0], printed(folders[key])
+        return folders[key]
 
     return train
 
@@ -82,9 +86,10 @@ def assert_close(folder, other, load=load_adapter, atol=1e-4):
 @pytest.mark.parametrize("settings", [(), LORA, PADDED], ids=["packed QLoRA", "packed LoRA", "padded"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_end_where_one_with_the_same_global_batch_does(attempt, one_process, tmp_path, engine, settings):
+    """A mean over the tokens of both is the same where they are one batch; a mean over two unequal batches is not."""
     if engine == "zero3" and "--load_in_4bit" not in settings:
         settings = (*settings, *LORA)  # 4-bit under ZeRO-3 needs bf16: the test below
-    one = one_process(settings)
+    one = one_process(settings, is_joined=True)
     assert attempt(tmp_path, {**ENGINES[engine], "arguments": [*COMMON, *settings]}) == [[0, 0]], printed(tmp_path)
     assert read_losses(tmp_path) == pytest.approx(read_losses(one), rel=1e-5)
     assert_close(tmp_path, one)

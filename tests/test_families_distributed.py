@@ -46,7 +46,8 @@ def one_process(attempt, tmp_path_factory):
     def train(*settings):
         if settings not in folders:
             folders[settings] = tmp_path_factory.mktemp("one")
-            assert attempt(folders[settings], {"arguments": settings, "joined": 2}) == [0], printed(folders[settings])
+            arguments = [*settings, "--gradient_accumulation_steps", "2"]
+            assert attempt(folders[settings], {"arguments": arguments}) == [0], printed(folders[settings])
         return folders[settings]
 
     return train
