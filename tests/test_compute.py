@@ -215,7 +215,7 @@ def test_report_holds_every_section_and_no_empty_value(report):
     for name in ("memory", "throughput", "loss"):
         with Image.open(folder / f"compute_{name}.png") as figure:
             n_of_curve = sum(n for n, color in figure.convert("RGB").getcolors(1 << 20) if color == (31, 119, 180))
-        assert n_of_curve > 200, name  # pixels of the first curve's blue
+        assert n_of_curve > 100, name  # pixels of the first curve's blue
     assert "## FLOPs" in (folder / "compute_report.md").read_text()
 
 
