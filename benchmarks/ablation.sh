@@ -18,7 +18,6 @@ done
 
 python eval/ablate.py $recipe --test_csv $folder/elements/test.csv --image_root demo/data --output_dir $folder/parts \
     --variants full no_short_term no_long_term no_elements --seeds 1 2 3 --batch_size 32
-cp $folder/parts/ablations.json benchmarks/results/ablation.json
 
 # Divided by program: all recorded tasks of one are for the test.
 for application in "OHIF Viewer" "Orthanc Explorer"; do
@@ -33,3 +32,4 @@ for application in "OHIF Viewer" "Orthanc Explorer"; do
             --output_dir "$out/rollout" --batch_size 32
     done
 done
+python benchmarks/ablation.py $folder --json benchmarks/results/ablation.json
