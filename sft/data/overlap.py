@@ -21,6 +21,13 @@ log = logging.getLogger("sft")
 
 _MAX_LISTED = 20
 _BLANK = re.compile(f"[{BLANKS}\\ufe00-\\ufe0f]")  # an emoji's variation selectors too, which nobody need be told of
+# Small letters of other scripts, and marks, and what they look like on a keyboard: themselves, or their capitals.
+_LOOKALIKES = str.maketrans(
+    "авезікмнорстухѕјԁһԛԝүѵӏ" + "αβεζηικμνορτυχϲϳ" + "ıȷɑɡɩ" + "‘’‛′`´“”„‟″" + "‐‑‒–—―−",
+    "abe3ikmhopctyxsjdhqwyvl" + "abezhikmvoptyxcj" + "ijagi" + "'" * 6 + '"' * 5 + "-" * 7,
+)
+_DRAWN_AS = ("<font>", "<wide>", "<narrow>", "<compat>")  # other drawings of a character; 10² is not 102
+_ENDS = " .,;:!?\u3002\uff61"
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,18 @@ class Overlap:
 
 
 def normalise_goal(text: str) -> str:
-    """Return a goal as prompts show it, without the differences that make no other goal of it.
+    """Return a goal without the differences that make no other goal of it, for comparisons and not to be shown.
 
-    These are letter case, white space of any kind, and characters that nobody sees: zero-width and formatting ones.
+    These are letter case, white space of any kind, characters that nobody sees (zero-width and formatting ones), other
+    drawings of a character (full width, bold), letters of another script that look the same, and what ends a sentence.
     """
-    shown = "".join(c for c in as_plain_text(text) if not _is_unseen(c))
-    return " ".join(unicodedata.normalize("NFC", shown.casefold()).split())
+    plain = _drop_unseen(text)
+    drawn = "".join(
+        unicodedata.normalize("NFKC", c) if unicodedata.decomposition(c).startswith(_DRAWN_AS) else c for c in plain
+    )
+    folded = unicodedata.normalize("NFC", drawn.casefold()).translate(_LOOKALIKES)
+    whole = " ".join(folded.split())
+    return whole.rstrip(_ENDS) or whole
 
 
 def hash_goal(text: str) -> str:
@@ -54,19 +67,34 @@ def hash_goal(text: str) -> str:
 def list_goal_hashes(text: str) -> set[str]:
     """Return every hash under which a goal may stand in a file: today's, and those that earlier versions wrote.
 
-    They hashed the text as its table had it, in whatever Unicode form, with control tokens whole.
+    They did not fold what looks alike; the first ones hashed the text as its table had it, in whatever Unicode form,
+    with control tokens whole.
     """
+    seen = _fold_case(text)
+    bare = seen.rstrip(_ENDS)
     forms = {unicodedata.normalize(form, text) for form in ("NFC", "NFD")}
     forms |= {form.replace("< |", "<|") for form in forms}
-    return {hash_goal(text), *(_hash(" ".join(form.casefold().split())) for form in forms)}
+    earlier = {seen, bare, f"{bare}.", *(" ".join(form.casefold().split()) for form in forms)}
+    return {hash_goal(text), *map(_hash, earlier)}
 
 
 def find_duplicate_goals(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
-    """Return goals that several tasks share, by `normalise_goal`."""
-    tasks_of: dict[str, list[str]] = defaultdict(list)
+    """Return goals that several tasks share, by `normalise_goal`, as the first one writes it.
+
+    `differ` says that some only look the same: another script's letters, or the end of a sentence.
+    """
+    tasks_of: dict[str, list[Trajectory]] = defaultdict(list)
     for t in trajectories:
-        tasks_of[normalise_goal(t.instruction)].append(t.task_id)
-    return [{"goal": goal[:200], "tasks": ids} for goal, ids in tasks_of.items() if len(ids) > 1]
+        tasks_of[normalise_goal(t.instruction)].append(t)
+    return [
+        {
+            "goal": tasks[0].instruction[:200],
+            "tasks": [t.task_id for t in tasks],
+            "differ": len({_fold_case(t.instruction) for t in tasks}) > 1,
+        }
+        for tasks in tasks_of.values()
+        if len(tasks) > 1
+    ]
 
 
 def find_overlap(tasks: TaskSet, others: TaskSet) -> Overlap:
@@ -179,6 +207,16 @@ def refuse_shared_goals(overlap: Overlap, val_csv: str, allow_overlap: bool) -> 
         f"{found} ({_list_tasks(overlap.same_goals)}); expected unseen tasks: a score on them says nothing. Choose "
         "other tasks, hold some of train_csv out with val_split, or continue with allow_overlap: true"
     )
+
+
+def _fold_case(text: str) -> str:
+    """Return a goal as versions before compared it: what looks alike and is not the same stays apart."""
+    return " ".join(unicodedata.normalize("NFC", _drop_unseen(text).casefold()).split())
+
+
+def _drop_unseen(text: str) -> str:
+    """Return a text as prompts show it, without the characters that nobody sees."""
+    return "".join(c for c in as_plain_text(text) if not _is_unseen(c))
 
 
 def _is_unseen(character: str) -> bool:
