@@ -9,6 +9,7 @@ from typing import Any, TextIO, TypeVar
 
 from sft.actions import Action, format_action
 from sft.errors import UserError
+from sft.json_text import parse_json
 
 T = TypeVar("T")
 
@@ -77,7 +78,7 @@ def parse_result(line: str) -> StepResult:
     Raises:
         ValueError, TypeError, KeyError, AttributeError: the line is not one.
     """
-    values = json.loads(line)
+    values = parse_json(line)
     predicted = values["predicted"]
     actions = {
         "gold": parse_written_action(values["gold"]),

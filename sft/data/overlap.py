@@ -1,7 +1,6 @@
 """When are two tasks the same, and which tasks, goals and screenshots do two data sets share? Knows no models."""
 
 import hashlib
-import json
 import logging
 import re
 import unicodedata
@@ -9,16 +8,20 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sft.actions import as_plain_text
 from sft.data.hints import BLANKS
 from sft.data.load import TaskSet
 from sft.data.steps import Trajectory
 from sft.errors import UserError
+from sft.files import hash_file
+from sft.json_text import parse_json
 
 log = logging.getLogger("sft")
 
+TrainingDoubt = Literal["", "missing", "changed"]
+TRAINING_DATA = "training_data.json"
 _MAX_LISTED = 20
 _BLANK = re.compile(f"[{BLANKS}\\ufe00-\\ufe0f]")  # an emoji's variation selectors too, which nobody need be told of
 # Small letters of other scripts, and marks, and what they look like on a keyboard: themselves, or their capitals.
@@ -160,11 +163,11 @@ def find_unseen_applications(model_path: str | None, trajectories: Sequence[Traj
 
 def _load_training_data(model_path: str | None) -> dict[str, dict[str, Any]]:
     """Return what a model folder's `training_data.json` says by part; empty where there is no such file."""
-    path = Path(model_path or ".") / "training_data.json"
+    path = Path(model_path or ".") / TRAINING_DATA
     if model_path is None or not path.is_file():
         return {}
     try:
-        parts: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        parts: dict[str, dict[str, Any]] = parse_json(path.read_text(encoding="utf-8"))
         for part in parts.values():
             part["tasks"].values()
             dict(part.get("applications", {}))
@@ -173,12 +176,42 @@ def _load_training_data(model_path: str | None) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def refuse_trained_tasks(found: Mapping[str, Sequence[str]], test_csv: str, allow_overlap: bool) -> None:
-    """Make sure that no task is scored that the model was trained on, unless that is wanted.
+def find_training_doubt(model_path: str | None) -> TrainingDoubt:
+    """Say why a model folder's word on what it was trained on cannot be taken, "" where it can.
+
+    `training_data.json` is "missing" where the folder's recipe says that it was trained here: of an uploaded model, or
+    because somebody removed it. It is "changed" where it is not what `versions.json` has the hash of.
 
     Raises:
-        UserError: naming the tasks and the flag to continue.
+        UserError: `versions.json` cannot be read.
     """
+    folder = Path(model_path or ".")
+    if model_path is None or not (folder / "recipe.yaml").is_file():
+        return ""
+    if not (folder / TRAINING_DATA).is_file():
+        return "missing"
+    path = folder / "versions.json"
+    try:
+        written = parse_json(path.read_text(encoding="utf-8")).get(TRAINING_DATA) if path.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: found something unreadable ({error}); restore the file") from error
+    return "changed" if written not in (None, hash_file(folder / TRAINING_DATA)) else ""
+
+
+def refuse_trained_tasks(
+    found: Mapping[str, Sequence[str]], test_csv: str, allow_overlap: bool, doubt: TrainingDoubt = ""
+) -> None:
+    """Make sure that no task is scored that the model was, or may have been, trained on, unless that is wanted.
+
+    Raises:
+        UserError: naming the tasks, or what was changed, and the flag to continue.
+    """
+    if doubt == "changed" and not allow_overlap:
+        raise UserError(
+            f"{test_csv}: found a model whose {TRAINING_DATA} was changed after its training; expected it as it was "
+            "written: it says which tasks are unseen. Restore it, or continue with --allow_overlap: the report then "
+            "says so"
+        )
     trained = found.get("train", ())
     if trained and not allow_overlap:
         raise UserError(

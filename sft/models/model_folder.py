@@ -1,13 +1,13 @@
 """Is a model's folder whole, and of a kind that can be loaded? Reads configs and headers, never weights or torch."""
 
 import codecs
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from sft.errors import UserError
 from sft.file_kinds import LFS_WAY_OUT, is_lfs_pointer
+from sft.json_text import parse_json
 from sft.models.families import find_family_of
 from sft.recipe.settings import ModelSettings
 
@@ -170,7 +170,7 @@ def read_header(path: Path) -> dict[str, Any]:
     if not size:
         raise UserError(f"{path}: found a damaged file (it is empty); expected weights: copy or download it again")
     try:
-        header: dict[str, Any] = json.loads(text)
+        header: dict[str, Any] = parse_json(text)
         header.pop("__metadata__", None)
         end = max((fields["data_offsets"][1] for fields in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -264,7 +264,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if is_lfs_pointer(data):
         raise UserError(f"{path}: found a Git LFS pointer; {LFS_WAY_OUT}")
     try:
-        fields = json.loads(data.decode("utf-8"))
+        fields = parse_json(data.decode("utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: found broken JSON ({error}); restore the file") from error
     return fields if isinstance(fields, dict) else {}

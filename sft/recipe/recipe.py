@@ -13,6 +13,7 @@ import yaml
 from sft.agent import AgentConfig, agent_from_json, agent_to_json
 from sft.errors import UserError
 from sft.file_kinds import JSON, YAML, find_kind
+from sft.json_text import parse_json
 from sft.recipe.contradictions import find_contradictions
 from sft.recipe.settings import (
     OWN_KEYS,
@@ -130,7 +131,7 @@ def load_agent_config(folder: Path, override: str | Path | None = None) -> Agent
     if path.suffix.lower() in (".yaml", ".yml"):
         return load_agent_settings(path)
     try:
-        return agent_from_json(json.loads(path.read_text(encoding="utf-8-sig")))
+        return agent_from_json(parse_json(path.read_text(encoding="utf-8-sig")))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: found broken JSON ({error}); restore the file") from error
     except ValueError as error:

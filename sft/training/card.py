@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from sft.compute.ledger import load_runs
 from sft.compute.tracking import shorten_path
+from sft.data.overlap import TRAINING_DATA
 from sft.evaluations import load_evaluations
 from sft.files import write_whole
 from sft.models.model_folder import is_adapter, read_json
@@ -99,10 +100,10 @@ def render_body(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
         is_adapter=is_adapter(folder),
         evaluations=evaluations,
         gaps=list_gaps(evaluations),
-        data=read_json(folder / "training_data.json"),
+        data=read_json(folder / TRAINING_DATA),
         recipe=yaml.safe_dump(shortened, sort_keys=False, allow_unicode=True),
         agent=read_json(folder / "agent_config.json"),
-        versions=read_json(folder / "versions.json"),
+        versions={k: v for k, v in read_json(folder / "versions.json").items() if k != TRAINING_DATA},
         export=read_json(folder / "export_report.json"),
         runs=runs,
         total=lambda name: sum(run.total(name) for run in runs),

@@ -15,6 +15,7 @@ from typing import Any
 
 from sft.errors import UserError
 from sft.files import force_to_disk, hash_file
+from sft.json_text import parse_json
 
 MANIFEST_NAME = "checkpoint.json"
 UNFINISHED_NAME = "unfinished"
@@ -168,7 +169,7 @@ def _is_named(path: Path) -> bool:
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:
-    manifest = json.loads((checkpoint / MANIFEST_NAME).read_text(encoding="utf-8"))
+    manifest = parse_json((checkpoint / MANIFEST_NAME).read_text(encoding="utf-8"))
     if manifest.get("format") != _FORMAT:
         raise ValueError(f"found format {manifest.get('format')!r}; expected {_FORMAT}")
     return manifest

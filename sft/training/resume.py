@@ -1,7 +1,6 @@
 """Whether and from where a run resumes; refused where recipe or data are no longer those it began with."""
 
 import hashlib
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import yaml
 
 from sft.batches.sampler import PACKING_RULE
 from sft.errors import UserError
+from sft.json_text import parse_json
 from sft.recipe.launch import Launch
 from sft.recipe.recipe import Recipe
 from sft.recipe.training_keys import find_value
@@ -116,7 +116,7 @@ def choose_checkpoint(recipe: Recipe, output_dir: Path, run: Mapping[str, Mappin
         if not recipe.resume.resume_anyway:
             raise UserError(f"{message}\nresume: start anew in another output_dir, or add --resume_anyway true")
         log.warning("%s", message)
-    state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    state = parse_json((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
     for superseded in list_checkpoints(output_dir):
         if read_step(superseded) > state["global_step"]:
             log.warning("%s: of a later step than the one resumed from; set aside", set_aside(superseded))
