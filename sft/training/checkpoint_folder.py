@@ -20,6 +20,18 @@ from sft.json_text import parse_json
 MANIFEST_NAME = "checkpoint.json"
 UNFINISHED_NAME = "unfinished"
 _FORMAT = 1
+_PICKLES = (".pt", ".pth", ".bin", ".pkl")
+# What the states of a training refer to beside what torch takes for safe: random numbers, DeepSpeed's loss scale
+_KNOWN_STATES = {
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
 log = logging.getLogger("sft")
 
 
@@ -68,6 +80,24 @@ def find_damage(checkpoint: Path) -> str | None:
             return f"{name} has {n_bytes} bytes; expected {expected['bytes']}"
         if hash_file(path) != expected["sha256"]:
             return f"{name} has other content than was written"
+    return None
+
+
+def find_code(checkpoint: Path) -> str | None:
+    """Return what in a checkpoint's pickled states could run code when they are loaded, or None where nothing could.
+
+    DeepSpeed loads its states whatever they call (0.19). Whoever made the folder made its manifest too, so a whole
+    checkpoint may hold anything. Nothing is loaded here: the names are read that the pickles refer to.
+    """
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    for path in sorted(p for p in checkpoint.rglob("*") if p.suffix in _PICKLES and p.is_file()):
+        try:
+            named = set(get_unsafe_globals_in_checkpoint(str(path))) - _KNOWN_STATES
+        except Exception as error:  # of a forged file torch's reader raises whatever it meets
+            return f"{path.relative_to(checkpoint)} is no state that torch saved ({error})"
+        if named:
+            return f"{path.relative_to(checkpoint)} calls {', '.join(sorted(named))}"
     return None
 
 

@@ -17,6 +17,7 @@ from sft.recipe.recipe import Recipe
 from sft.recipe.training_keys import find_value
 from sft.training.checkpoint_folder import (
     copy_checkpoint,
+    find_code,
     find_damage,
     find_newest_whole,
     is_copy,
@@ -111,6 +112,11 @@ def choose_checkpoint(recipe: Recipe, output_dir: Path, run: Mapping[str, Mappin
         return None
     if resume != "auto" and (damage := find_damage(checkpoint) if checkpoint.is_dir() else "there is no such folder"):
         raise UserError(f"resume: {checkpoint}: {damage}; expected a whole checkpoint: try --resume auto")
+    if code := find_code(checkpoint):
+        raise UserError(
+            f"resume: {checkpoint}: {code}, which could run code when it is loaded; expected the states that a "
+            "training saves: resume from a checkpoint that you know, or start anew in another output_dir"
+        )
     if changes := find_changes(read_run(checkpoint), run):
         message = "\n".join(f"resume: {checkpoint.name}: {change}" for change in changes)
         if not recipe.resume.resume_anyway:
