@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -78,6 +79,8 @@ class RowReader:
         steps = [self._read_step(task_id, i, row, screenshots) for i, row in enumerate(rows)]
         for column in ("Instruction", "Application", "Group"):
             self._check_same(task_id, rows, column)
+        for column in ("Task_id", "Application", "Group"):
+            self._refuse_controls(task_id, *rows[0], column)
         self._check_instruction(task_id, *rows[0])
         self._check_final(task_id, steps)
         self._check_images(task_id, steps, screenshots)
@@ -117,6 +120,13 @@ class RowReader:
             if (found := read_text(cells.get(column, ""))) != first:
                 expected = f"expected the same text as row {first_row} of this task: {first[:60]!r}"
                 self._report(task_id, row, column, f"found {found[:60]!r}; {expected}")
+
+    def _refuse_controls(self, task_id: str, row: int, cells: Cells, column: str) -> None:
+        """Refuse a name that would steer the terminals and logs which show it."""
+        text = read_text(cells.get(column, ""))
+        if control := next((c for c in text if unicodedata.category(c) == "Cc"), None):
+            found = f"found the control character U+{ord(control):04X} in {text[:40]!r}"
+            self._report(task_id, row, column, f"{found}; expected a name that can be shown")
 
     def _check_instruction(self, task_id: str, row: int, cells: Cells) -> None:
         text = cells["Instruction"].strip()
