@@ -11,10 +11,10 @@ from test_forged_states import Payload
 
 from sft.errors import UserError
 from sft.export.__main__ import find_base_folder
+from sft.models.limits import check_adapter_config
 from sft.models.model import (
     build_lora_config,
     check_adapter,
-    check_adapter_config,
     find_family,
     load_for_inference,
     load_model,
@@ -100,6 +100,7 @@ SLOW = r"(?:\w+\.?)+!"  # on a name of 45 characters it tries every way to cut i
         ({"rank_pattern": {SLOW: 4}}, "found the pattern"),
         ({"alpha_pattern": {SLOW: 4}}, "found the pattern"),
         ({"modules_to_save": [SLOW]}, "found the pattern"),
+        ({"layers_pattern": SLOW, "layers_to_transform": [0]}, "found the pattern"),
         ({"target_modules": "("}, r"found the pattern '\('"),
         ({"r": 10**9}, "found rank 1000000000; expected at most 4, as its weights have"),
         ({"r": "1e9"}, "found r '1e9'"),

@@ -1,8 +1,7 @@
 """Base model, quantisation and LoRA: what is loaded, what is trained, and whether a saved adapter is whole."""
 
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,10 +27,10 @@ from sft.models.families import FAMILIES, PARTS, Family, find_family_of, part_of
 from sft.models.fused_lora import fuse_lora
 from sft.models.hub import BESIDE_WEIGHTS, find_base_model, find_folder
 from sft.models.kernels import choose_kernels
-from sft.models.limits import TooMuchWorkError, limit_work
+from sft.models.limits import check_adapter_config
 from sft.models.linear_attention import carry_states
 from sft.models.llama4 import Llama4ForConditionalGeneration, longest_sequence
-from sft.models.model_folder import ADAPTER_CONFIG, ADAPTER_FILE, read_header, read_json, read_rank
+from sft.models.model_folder import ADAPTER_FILE, read_header
 from sft.recipe.settings import ModelSettings
 
 # Models whose experts are linear layers here; the stock class of any other family, and of these in full fine-tuning.
@@ -280,10 +279,18 @@ def load_for_inference(settings: ModelSettings, adapter: Path | None) -> torch.n
     if adapter is not None:
         from peft import PeftModel
 
+        with open_adapter(adapter):
+            pass
         check_adapter_config(adapter, [name for name, _ in model.named_modules()])
         try:
             model = PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapter))
-        except RuntimeError as error:
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+        ) as error:  # of a config of any content
             raise UserError(f"{adapter}: found an adapter that does not fit its base model: {error}") from error
         fuse_lora(model)  # as in training, whose validation chose the checkpoint
         check_adapter(adapter, model, needs_update=False)  # training has seen to that; a run of one step has none
@@ -291,49 +298,6 @@ def load_for_inference(settings: ModelSettings, adapter: Path | None) -> torch.n
     if torch.cuda.is_available() and not settings.load_in_4bit:
         model.to("cuda")
     return model
-
-
-def check_adapter_config(folder: Path, module_names: Sequence[str]) -> None:
-    """Make sure that an adapter's config, which anybody may have written, asks for nothing that its weights do not.
-
-    peft builds matrices of the rank that stands there, matches its patterns with every module's name, and imports what
-    `megatron_core` names.
-
-    Raises:
-        UserError: weights that are missing or damaged, a rank beyond theirs, a pattern that is none or is too slow.
-    """
-    path = folder / ADAPTER_CONFIG
-    config = read_json(path)
-    with open_adapter(folder):
-        pass
-    if config.get("megatron_config"):
-        raise UserError(f"{path}: found megatron_config; expected an adapter of peft's own layers")
-    by_pattern = [pattern for key in ("rank_pattern", "alpha_pattern") if (pattern := config.get(key))]
-    if not all(isinstance(pattern, dict) for pattern in by_pattern):
-        raise UserError(f"{path}: found {by_pattern} as patterns; expected numbers by name: restore the file")
-    shapes = [v["shape"] for k, v in read_header(folder / ADAPTER_FILE).items() if ".lora_A." in k and v["shape"]]
-    ranks, largest = (
-        [read_rank(folder), *(config.get("rank_pattern") or {}).values()],
-        max((s[0] for s in shapes), default=0),
-    )
-    if shapes and (wrong := [rank for rank in ranks if not isinstance(rank, int) or rank > largest]):
-        raise UserError(f"{path}: found rank {wrong[0]!r}; expected at most {largest}, as its weights have")
-    texts = [config.get(key) for key in ("target_modules", "exclude_modules")]
-    patterns = [text for text in texts if isinstance(text, str)]
-    patterns += [
-        rf"(?:.*\.)?(?:{name})" for names in (config.get("modules_to_save") or (), *by_pattern) for name in names
-    ]
-    try:
-        with limit_work():
-            for pattern in patterns:
-                compiled = re.compile(pattern)
-                for name in module_names:
-                    compiled.fullmatch(name)
-    except (re.error, TooMuchWorkError, MemoryError, OverflowError, RecursionError) as error:
-        raise UserError(
-            f"{path}: found the pattern {pattern[:60]!r}, which cannot be matched with the model's names ({error}); "
-            "expected names, or a pattern as peft writes it"
-        ) from error
 
 
 def check_adapter(folder: Path, model: torch.nn.Module, needs_update: bool = True) -> int:
