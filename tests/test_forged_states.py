@@ -1,5 +1,6 @@
 """A checkpoint whose pickled states would run code is not resumed from, though its manifest says that it is whole."""
 
+import hashlib
 import json
 import pickle
 from contextlib import suppress
@@ -44,6 +45,7 @@ def _save_as_old_torch(payload, path):
 def _write_checkpoint(output_dir, saves):
     """Write a whole checkpoint; `saves` has what writes each file, by its name."""
     written = prepare_unfinished(output_dir) / "checkpoint-2"
+    written.mkdir()
     for name, save in saves.items():
         (written / name).parent.mkdir(parents=True, exist_ok=True)
         save(written / name)
@@ -95,3 +97,37 @@ def test_states_that_a_training_saves_are_taken(tmp_path):
     )
     assert find_code(checkpoint) is None
     assert _choose(tmp_path, "auto") == checkpoint
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "[" * 100_000,
+        "[]",
+        "{}",
+        '{"global_step": "../../x"}',
+        '{"global_step": -1}',
+        '{"global_step": 2, "best_global_step": "../1"}',
+        '{"global_step": 2, "best_global_step": 1, "best_metric": {}}',
+    ],
+    ids=["levels", "list", "empty", "path", "negative", "path of the best", "no number"],
+)
+def test_forged_course_of_a_training_is_refused_in_words(tmp_path, state):
+    checkpoint = _write_checkpoint(tmp_path / "out", {})
+    (checkpoint / "trainer_state.json").write_text(state)
+    data = state.encode()
+    manifest = json.loads((checkpoint / "checkpoint.json").read_text())
+    manifest["files"]["trainer_state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"trainer_state\.json: found no state of a training"):
+        _choose(tmp_path, "auto")
+
+
+@pytest.mark.parametrize(
+    "manifest", ["[]", "[" * 100_000, '{"format": 1, "files": []}', '{"format": 1, "files": {"a": 1}}']
+)
+def test_forged_manifest_is_damage(tmp_path, manifest):
+    checkpoint = _write_checkpoint(tmp_path / "out", {})
+    (checkpoint / "checkpoint.json").write_text(manifest)
+    with pytest.raises(UserError, match=r"checkpoint\.json cannot be read"):
+        _choose(tmp_path, checkpoint)

@@ -69,16 +69,18 @@ def finish_checkpoint(written: Path, final: Path, run: Mapping[str, Any]) -> Non
 def find_damage(checkpoint: Path) -> str | None:
     """Return what makes a checkpoint unusable, or None where every file is as it was written."""
     try:
-        files = _read_manifest(checkpoint)["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{MANIFEST_NAME} cannot be read ({error})"
-    for name, expected in files.items():
+        manifest = _read_manifest(checkpoint)
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        dict(manifest["run"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST_NAME} cannot be read ({type(error).__name__}: {error})"
+    for name, (expected_bytes, expected_sha256) in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if (n_bytes := path.stat().st_size) != expected["bytes"]:
-            return f"{name} has {n_bytes} bytes; expected {expected['bytes']}"
-        if hash_file(path) != expected["sha256"]:
+        if (n_bytes := path.stat().st_size) != expected_bytes:
+            return f"{name} has {n_bytes} bytes; expected {expected_bytes}"
+        if hash_file(path) != expected_sha256:
             return f"{name} has other content than was written"
     return None
 

@@ -122,7 +122,7 @@ def choose_checkpoint(recipe: Recipe, output_dir: Path, run: Mapping[str, Mappin
         if not recipe.resume.resume_anyway:
             raise UserError(f"{message}\nresume: start anew in another output_dir, or add --resume_anyway true")
         log.warning("%s", message)
-    state = parse_json((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    state = _read_state(checkpoint / STATE_NAME)
     for superseded in list_checkpoints(output_dir):
         if read_step(superseded) > state["global_step"]:
             log.warning("%s: of a later step than the one resumed from; set aside", set_aside(superseded))
@@ -181,6 +181,26 @@ def find_changes(saved: Mapping[str, Mapping[str, Any]], current: Mapping[str, M
         if len(keys) > _SHOWN:
             lines.append(f"{section}: and {len(keys) - _SHOWN} more")
     return lines
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Read what transformers saved of a training's course, as far as it is used here.
+
+    Raises:
+        UserError: it is not what a training saves.
+    """
+    try:
+        state: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+        steps = (state["global_step"], state.get("best_global_step") or 0)
+        if not all(isinstance(step, int) and step >= 0 for step in steps):
+            raise ValueError(f"steps {steps}")
+        if steps[1] and not isinstance(state["best_metric"], (int, float)):
+            raise ValueError(f"best_metric {state['best_metric']!r}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"resume: {path}: found no state of a training ({error}); expected that of transformers"
+        ) from error
+    return state
 
 
 def _hash_tasks(rows: "Dataset") -> dict[str, str]:
