@@ -1,6 +1,7 @@
 """Data that was made to harm: pictures that swell, names and ids that deceive, files that would run code."""
 
 import json
+import os
 import resource
 import struct
 import subprocess
@@ -203,6 +204,14 @@ def test_cell_larger_than_any_answer_is_refused_by_its_row(tmp_path):
     rows = [{**row, "Output": json.dumps({"action": "CLICK", "target": "x" * 1_000_000})} for row in build_tasks(1)]
     with pytest.raises(TrajectoryError, match="row 2: Output: found 1000033 characters; expected at most 50000"):
         load_task_set(write_trajectories(tmp_path, rows), show_progress=False)
+
+
+@pytest.mark.parametrize("name", ["tasks.csv", "tasks.jsonl", "tasks.parquet", "saved/state.json", "saved/x.parquet"])
+def test_pipe_in_the_place_of_data_is_not_waited_for(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(TrajectoryError, match="found "):
+        load_task_set(tmp_path / "saved" if "saved" in name else tmp_path / name, show_progress=False)
 
 
 @pytest.mark.parametrize("name", ["data.py", "saved.py", "dataset.py", "__init__.py"])

@@ -161,7 +161,7 @@ def _refuse_files_elsewhere(path: Path) -> None:
         TrajectoryError: it names a path.
     """
     named: dict[Path, list[str]] = {}
-    for file in sorted(path.rglob("state.json")):
+    for file in sorted(found for found in path.rglob("state.json") if found.is_file()):
         listed = parse_json(file.read_text(encoding="utf-8")).get("_data_files") or []
         named[file] = [data["filename"] for data in listed]
     if (splits := path / "dataset_dict.json").is_file():
