@@ -149,6 +149,12 @@ def test_characters_that_nobody_sees_in_ids_and_goals_are_told(tmp_path, column,
     assert HIDDEN[name][0] not in out
 
 
+def test_application_that_would_steer_a_terminal_is_refused_in_grounding_too(tmp_path):
+    rows = [{**row, "Application": "", "Grounding": json.dumps({"application": "a\x1bc"})} for row in build_tasks(1)]
+    with pytest.raises(TrajectoryError, match=r"row 2: Grounding: found the control character U\+001B in 'a\\x1bc'"):
+        load_task_set(write_trajectories(tmp_path, rows), show_progress=False)
+
+
 def test_ids_that_differ_in_what_nobody_sees_alone_are_told(tmp_path, capsys):
     rows = [*build_task("t1", "Open the study", 2), *build_task("t1\u200b", "Close it", 2)]
     check.main([str(write_trajectories(tmp_path, rows))])

@@ -2,7 +2,6 @@
 
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,6 +20,7 @@ from sft.data.cells import (
     read_elements,
     read_gold,
     read_grounding,
+    read_name,
     read_text,
 )
 from sft.data.image_paths import MAX_NAME_CHARS, resolve_image, suggest_names
@@ -80,7 +80,7 @@ class RowReader:
         for column in ("Instruction", "Application", "Group"):
             self._check_same(task_id, rows, column)
         for column in ("Task_id", "Application", "Group"):
-            self._refuse_controls(task_id, *rows[0], column)
+            self._check_name(task_id, *rows[0], column)
         self._check_instruction(task_id, *rows[0])
         self._check_final(task_id, steps)
         self._check_images(task_id, steps, screenshots)
@@ -121,12 +121,11 @@ class RowReader:
                 expected = f"expected the same text as row {first_row} of this task: {first[:60]!r}"
                 self._report(task_id, row, column, f"found {found[:60]!r}; {expected}")
 
-    def _refuse_controls(self, task_id: str, row: int, cells: Cells, column: str) -> None:
-        """Refuse a name that would steer the terminals and logs which show it."""
-        text = read_text(cells.get(column, ""))
-        if control := next((c for c in text if unicodedata.category(c) == "Cc"), None):
-            found = f"found the control character U+{ord(control):04X} in {text[:40]!r}"
-            self._report(task_id, row, column, f"{found}; expected a name that can be shown")
+    def _check_name(self, task_id: str, row: int, cells: Cells, column: str) -> None:
+        try:
+            read_name(cells.get(column, ""))
+        except ValueError as error:
+            self._report(task_id, row, column, str(error))
 
     def _check_instruction(self, task_id: str, row: int, cells: Cells) -> None:
         text = cells["Instruction"].strip()
