@@ -9,6 +9,7 @@ from typing import Any, TextIO, TypeVar
 
 from sft.actions import Action, format_action
 from sft.errors import UserError
+from sft.json_text import parse_json
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ class StepResult:
     failed, else None. `bbox` is [x1, y1, x2, y2] and `screen` [width, height], in pixels, both None where the data has
     none. `latency_s` is the step's share of its batch's generation time. `said_elsewhere` is what a server said
     outside the answer's text, by where: a thought, a tool call; it is not scored. `also_right` are the answers that
-    are right beside `gold`.
+    are right beside `gold`. `image_sha256` is the screenshot's as it was shown; "" in files of older versions.
     """
 
     task_id: str
@@ -53,12 +54,14 @@ class StepResult:
     latency_s: float = 0.0
     said_elsewhere: dict[str, str] = field(default_factory=dict)
     also_right: list[Action] = field(default_factory=list)
+    image_sha256: str = ""
 
     def as_not_run(self, memory: dict[str, Any]) -> "StepResult":
         """Return the step as if it had never been answered, with the memory as it was then."""
         required = [f.name for f in fields(self) if f.default is MISSING and f.default_factory is MISSING]
         known = {name: getattr(self, name) for name in required}
-        return StepResult(**{**known, "memory_before": memory, "memory_after": memory, "also_right": self.also_right})
+        known |= {"also_right": self.also_right, "image_sha256": self.image_sha256}
+        return StepResult(**{**known, "memory_before": memory, "memory_after": memory})
 
 
 def format_result(result: StepResult) -> str:
@@ -77,7 +80,7 @@ def parse_result(line: str) -> StepResult:
     Raises:
         ValueError, TypeError, KeyError, AttributeError: the line is not one.
     """
-    values = json.loads(line)
+    values = parse_json(line)
     predicted = values["predicted"]
     actions = {
         "gold": parse_written_action(values["gold"]),

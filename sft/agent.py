@@ -11,6 +11,8 @@ PROMPT_VERSION = "2"
 PROMPT_VERSIONS = ("1", PROMPT_VERSION)
 
 MemoryWriter = Literal["model", "rule"]
+# Above what any model takes; a number beyond, of a forged file, would fill the memory or never end.
+_MOST_TOKENS, _MOST_PIXELS = 1_048_576, 40_000_000  # of pixels: the largest screenshot
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,19 @@ class AgentConfig:
     )
     max_elements: int = field(
         default=128,
-        metadata={"help": "Most elements a prompt shows: the first ones of the list.", "least": 1, "unit": "elements"},
+        metadata={
+            "help": "Most elements a prompt shows: the first ones of the list.",
+            "least": 1,
+            "most": 100_000,
+            "unit": "elements",
+        },
     )
     max_element_tokens: int = field(
         default=2048,
         metadata={
             "help": "Longest list of elements a prompt shows; of a longer one, the last elements are left out.",
             "least": 1,
+            "most": _MOST_TOKENS,
             "unit": "tokens",
         },
     )
@@ -58,17 +66,25 @@ class AgentConfig:
         metadata={
             "help": "Longest memory a prompt shows; of a longer one, the oldest entries are dropped.",
             "least": 4,
+            "most": 1_000_000,
             "unit": "characters",
         },
     )  # 4: two empty objects
     min_pixels: int = field(
-        default=65_536, metadata={"help": "A screenshot with fewer pixels is enlarged.", "least": 1, "unit": "pixels"}
+        default=65_536,
+        metadata={
+            "help": "A screenshot with fewer pixels is enlarged.",
+            "least": 1,
+            "most": _MOST_PIXELS,
+            "unit": "pixels",
+        },
     )
     max_pixels: int = field(
         default=1_310_720,
         metadata={
             "help": "A screenshot with more pixels is made smaller; at least min_pixels.",
             "least": 1,
+            "most": _MOST_PIXELS,
             "unit": "pixels",
         },
     )
@@ -77,12 +93,18 @@ class AgentConfig:
         metadata={
             "help": "A longer prompt, image tokens and elements included, has its memory shortened.",
             "least": 1,
+            "most": _MOST_TOKENS,
             "unit": "tokens",
         },
     )
     max_answer_tokens: int = field(
         default=512,
-        metadata={"help": "Longest answer; a recorded one that is longer is refused.", "least": 1, "unit": "tokens"},
+        metadata={
+            "help": "Longest answer; a recorded one that is longer is refused.",
+            "least": 1,
+            "most": 65_536,
+            "unit": "tokens",
+        },
     )
     prompt_version: str = PROMPT_VERSION
 

@@ -15,7 +15,8 @@ class UserError(ValueError):
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Run a command's `main` on the command line's arguments; a `UserError` ends it with exit code 2, no traceback.
 
-    A terminal, pipe or file that lacks a character (LANG=C, PYTHONIOENCODING=latin-1) is given "?" in its place.
+    A terminal, pipe or file that lacks a character (LANG=C, PYTHONIOENCODING=latin-1) is given "?" in its place, and
+    so is everyone for a character that would steer a terminal: messages name what data and models call themselves.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -23,7 +24,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as problem:
-        print(as_started(str(problem)), file=sys.stderr)
+        print(as_started("\n".join(map(as_printable, str(problem).split("\n")))), file=sys.stderr)
         sys.exit(2)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from sft.data.data_notes import is_unseen, list_data_notes
 from sft.errors import UserError
 from sft.files import hash_files
+from sft.json_text import parse_json
 from sft.rates import Rate
 
 EVALUATIONS_NAME = "evaluations.jsonl"
@@ -62,7 +63,7 @@ def load_evaluations(folder: Path) -> list[dict[str, Any]]:
     weights, found = hash_weights(folder), {}
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         try:
-            if line and (evaluation := json.loads(line))["weights_sha256"] == weights:
+            if line and (evaluation := parse_json(line))["weights_sha256"] == weights:
                 key = tuple(evaluation[k] for k in ("csv_sha256", "mode", "engine", "decoding", "n_tasks"))
                 found[key] = evaluation
         except (ValueError, KeyError, TypeError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from sft.errors import UserError
 
 LOCK_NAME = ".lock"
+_NAMED = 50  # characters of a file's name in that of its temporary one; a name has at most 255 bytes
 log = logging.getLogger("sft")
 _UMASK = os.umask(0o077)  # can be read by setting it alone
 os.umask(_UMASK)
@@ -25,7 +26,7 @@ def write_whole(path: Path, content: str | bytes, is_forced: bool = True) -> Non
     disk before the file has its name, for the day the power fails; what is cheap to make anew need not be `is_forced`.
     """
     data = content.encode("utf-8", "replace") if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:_NAMED]}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -58,7 +59,7 @@ def write_new(folder: Path) -> Iterator[Path]:
     """
     check_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:_NAMED]}.partial-"))
     try:
         yield partial
         share_as_usual(partial)

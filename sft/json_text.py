@@ -113,6 +113,18 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode("utf-8")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON of a file that somebody else may have written.
+
+    Raises:
+        ValueError: no JSON, no text, or more levels than Python can go down.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"more levels than can be read: {error}") from error
+
+
 def clean_json(value: Any, depth: int = 0) -> Any:
     """Return a JSON value whose texts are plain (`as_plain_text`), so that prompt, result and gold hold the same.
 

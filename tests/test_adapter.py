@@ -1,12 +1,25 @@
 """Saved adapters: one that is missing, cut off, changed or untrained is refused."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
+from test_forged_states import Payload
 
 from sft.errors import UserError
-from sft.models.model import build_lora_config, check_adapter, find_family, load_model
+from sft.export.__main__ import find_base_folder
+from sft.models.limits import check_adapter_config
+from sft.models.model import (
+    build_lora_config,
+    check_adapter,
+    find_family,
+    load_for_inference,
+    load_model,
+)
+from sft.models.model_folder import find_base_name
 from sft.recipe.settings import ModelSettings
 
 
@@ -74,6 +87,66 @@ def test_truncated_adapter_is_refused(trained, tmp_path, keep):
 def test_adapter_that_is_not_the_trained_one_is_refused(trained, damaged, change, message):
     with pytest.raises(UserError, match=message):
         check_adapter(damaged(change), trained[0])
+
+
+SLOW = r"(?:\w+\.?)+!"  # on a name of 45 characters it tries every way to cut it
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_modules": SLOW}, r"found the pattern .* \(it takes longer than 0.5 s\)"),
+        ({"exclude_modules": SLOW}, "found the pattern"),
+        ({"rank_pattern": {SLOW: 4}}, "found the pattern"),
+        ({"alpha_pattern": {SLOW: 4}}, "found the pattern"),
+        ({"modules_to_save": [SLOW]}, "found the pattern"),
+        ({"layers_pattern": SLOW, "layers_to_transform": [0]}, "found the pattern"),
+        ({"target_modules": "("}, r"found the pattern '\('"),
+        ({"r": 10**9}, "found rank 1000000000; expected at most 4, as its weights have"),
+        ({"r": "1e9"}, "found r '1e9'"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "found rank 1000000000; expected at most 4"),
+        ({"rank_pattern": "q_proj"}, "found .* as patterns"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "this"}, "found megatron_config"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_config_that_asks_for_what_its_weights_do_not_is_refused(trained, tmp_path, changes, message, monkeypatch):
+    monkeypatch.setattr("sft.models.limits.LONGEST_S", 0.5)
+    folder = shutil.copytree(trained[1], tmp_path / "adapter")
+    names = [name for name, _ in trained[0].base_model.model.named_modules()]
+    check_adapter_config(folder, names)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(UserError, match=rf"adapter_config.json: {message}"):
+        check_adapter_config(folder, names)
+
+
+def test_pickled_adapter_is_not_opened(trained, tmp_path):
+    folder, proof = shutil.copytree(trained[1], tmp_path / "adapter"), tmp_path / "was_run"
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({"payload": Payload(proof)}, folder / "adapter_model.bin")
+    settings = ModelSettings(trained[0].peft_config["default"].base_model_name_or_path, dtype="float32")
+    with pytest.raises(UserError, match=r"adapter_model.safetensors: found no such file"):
+        load_for_inference(settings, folder)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    "base", ["https://example.org/m", "file:///etc", "../..", "/etc", "no/such/base", "~/x", "a\0b"]
+)
+def test_base_that_is_no_model_is_refused_without_asking_anybody(trained, tmp_path, base, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a request")
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    folder = shutil.copytree(trained[1], tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+    with pytest.raises(UserError, match="expected"):
+        find_base_folder(find_base_name(folder), "main")
+    with pytest.raises(UserError, match="expected"):
+        load_for_inference(ModelSettings(find_base_name(folder), dtype="float32"), folder)
 
 
 def test_zero_adapter_is_refused_though_embeddings_are_saved_with_it(tiny_checkpoints, tmp_path):

@@ -5,6 +5,8 @@ from huggingface_hub import ModelCard
 from rollout_samples import RUN_INFO, judge, make_task
 
 from eval.reporting.files import format_json
+from eval.reporting.publish import find_figures
+from eval.rollouts.run_info import RunInfo
 from eval.scoring.comparison import compare_runs
 from eval.scoring.metrics import compute_metrics
 from sft.compute.fields import Project, list_scores
@@ -118,3 +120,30 @@ def test_compute_report_lists_whole_runs_of_a_model_alone(tmp_path, change, is_l
     expected = f"{tmp_path.name}, own; Not unseen: the model was chosen by 1 of these tasks: SWA by action (%), ours"
     assert (expected in names) == is_listed
     assert is_listed or names == ["metrics"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "recipe.yaml", "training_data.json", "versions.json"])
+def test_link_that_would_bring_a_file_of_elsewhere_into_the_card_is_refused(folder, tmp_path, name):
+    (tmp_path / "private").write_text("password: 1234")
+    (folder / name).symlink_to(tmp_path / "private")
+    with pytest.raises(UserError, match=f"found links to files elsewhere: {name}"):
+        write_card(folder)
+    assert (tmp_path / "private").read_text() == "password: 1234"
+
+
+def test_link_in_the_place_of_the_scores_is_not_written_through(folder, tmp_path):
+    (tmp_path / "private").write_text("mine")
+    (folder / "evaluations.jsonl").symlink_to(tmp_path / "private")
+    with pytest.raises(UserError, match=r"evaluations\.jsonl: found a link, which would be written through"):
+        add_evaluation(folder, INFO, score(OWN, "own"))
+    assert (tmp_path / "private").read_text() == "mine"
+
+
+def test_curves_that_are_a_link_to_a_file_elsewhere_are_in_no_report(folder, tmp_path):
+    info = RunInfo(**{**RUN_INFO, "model_path": str(folder)}, n_steps=1)
+    (tmp_path / "private.png").write_bytes(b"mine")
+    (folder / "training_curves.png").symlink_to(tmp_path / "private.png")
+    assert find_figures(info) == []
+    (folder / "training_curves.png").unlink()
+    (folder / "training_curves.png").write_bytes(b"curves")
+    assert find_figures(info) == [folder / "training_curves.png"]

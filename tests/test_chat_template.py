@@ -141,6 +141,32 @@ def test_template_that_writes_no_whole_prompt_is_refused(folder, template, probl
         open_folder(folder)
 
 
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        (
+            "{%- for a in range(99999) %}{%- for b in range(99999) %}{%- endfor %}{%- endfor %}",
+            "takes longer than 1 s",
+        ),
+        ("{{- ('x' * 9999999999) | length }}", "MemoryError"),
+        ("{{- '%9999999999d' | format(1) }}", "MemoryError"),
+        ("{%- for a in range(9999999999) %}{%- endfor %}", "OverflowError: Range too big"),
+        ("{%- macro a() %}{{ a() }}{%- endmacro %}{{ a() }}", "RecursionError"),
+        ("{{- ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
+        ("{{- cycler.__init__.__globals__.os.popen('touch was_run') }}", "SecurityError|UndefinedError"),
+        ("{{- raise_exception.__globals__.os }}", "SecurityError"),
+        ("{%- include '/etc/passwd' %}", "TypeError: no loader"),
+        ("{%- import 'os' as os %}", "TypeError: no loader"),
+    ],
+    ids=["loop", "text", "format", "range", "recursion", "class", "cycler", "globals", "include", "import"],
+)
+def test_template_that_never_ends_or_reaches_out_is_refused(folder, template, problem, monkeypatch):
+    monkeypatch.setattr("sft.models.limits.LONGEST_S", 1.0)
+    _add(folder, "chat_template.jinja", template + TURN + OF_USER + PARTS + END)
+    with pytest.raises(UserError, match=rf"cannot write a prompt of this package \([^)]*({problem})"):
+        open_folder(folder)
+
+
 def test_check_ends_with_the_template_s_fault_instead_of_a_clean_verdict(folder, tmp_path):
     _add(folder, "chat_template.jinja", TURN + PARTS + END)
     csv = write_trajectories(tmp_path, build_tasks(1))

@@ -154,8 +154,14 @@ def test_two_files_of_one_content_are_one_screenshot(tmp_path):
 def test_goals_of_several_tasks_are_named(tmp_path, capsys):
     rows = [*build_task("a", "Open the study"), *build_task("b", "open  the STUDY "), *build_task("c", "Close it")]
     _, report = _report(tmp_path, write_trajectories(tmp_path, rows))
-    assert report["duplicate_goals"] == [{"goal": "open the study", "tasks": ["a", "b"]}]
+    assert report["duplicate_goals"] == [{"goal": "Open the study", "tasks": ["a", "b"], "differ": False}]
     assert "Tasks a, b have the same goal" in capsys.readouterr().out
+
+
+def test_goals_that_look_alike_in_other_characters_are_named(tmp_path, capsys):
+    rows = [*build_task("a", "Open the scan"), *build_task("b", "Open the s\u0441an."), *build_task("c", "Close it")]
+    _report(tmp_path, write_trajectories(tmp_path, rows))
+    assert "Tasks a, b have goals that look alike, in other characters" in " ".join(capsys.readouterr().out.split())
 
 
 def test_left_out_step_number_is_told_with_its_row(tmp_path, capsys):

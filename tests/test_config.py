@@ -314,6 +314,39 @@ def test_agent_config_of_a_model_folder_is_checked(tmp_path, content, message):
         load_agent_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("max_answer_tokens", 10**9, "at most 65536"),
+        ("max_prompt_tokens", 10**30, "at most 1048576"),
+        ("max_pixels", 10**12, "at most 40000000"),
+        ("max_elements", -1, "at least 1"),
+        ("memory_budget_chars", float("inf"), "int"),
+        ("max_answer_tokens", "512; rm -rf", "int"),
+        ("max_answer_tokens", None, "int"),
+        ("memory_writer", "shell", "one of model, rule"),
+        ("points", "perhaps", "bool"),
+    ],
+)
+def test_absurd_value_in_a_model_folder_is_refused(tmp_path, key, value, expected):
+    (tmp_path / "agent_config.json").write_text(json.dumps({**agent_to_json(AgentConfig()), key: value}))
+    with pytest.raises(UserError, match=rf"agent_config.json: {key}: found .*; expected {expected}"):
+        load_agent_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
+def test_agent_config_of_endless_levels_is_refused(tmp_path, text):
+    (tmp_path / "agent_config.json").write_text(text)
+    with pytest.raises(UserError, match="more levels than can be read"):
+        load_agent_config(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["lora_r", "max_answer_tokens", "max_prompt_tokens", "tokens_per_batch", "max_pixels"])
+def test_absurd_value_in_a_recipe_is_refused(parse, key):
+    with pytest.raises(RecipeError, match=rf"{key}: found 1000000000; expected at most"):
+        parse(MINIMAL, f"--{key}", "1000000000")
+
+
 def test_agent_config_is_read_from_the_folder_or_from_the_file_named(tmp_path):
     for name, agent in (("agent_config.json", AgentConfig()), ("mine.json", AgentConfig(use_long_term=False))):
         (tmp_path / name).write_text(json.dumps(agent_to_json(agent)), encoding="utf-8-sig")  # as Notepad saves it

@@ -70,3 +70,14 @@ def test_readme_shows_a_real_prompt_and_answer(tmp_path):
     texts = ["system", system[0]["text"], "user", f"[screenshot {user[0]['image']}]", user[1]["text"]]
     shown = re.search(r"^```\nsystem .*?^```$", README, re.MULTILINE | re.DOTALL)[0].strip("`")
     assert "".join(shown.split()) == "".join("".join([*texts, "answer", step["completion"]]).split())
+
+
+def test_every_attack_of_the_security_page_is_a_test_that_is_there():
+    """A test is named with its file, or as ::NAME behind another of that file."""
+    text, file, named = (ROOT / "docs/security.md").read_text(encoding="utf-8"), "", 0
+    for path, name in re.findall(r"`(test_\w+\.py)?(?:::(\w+))?`", text):
+        if path or name:
+            file, named = path or file, named + 1
+            content = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert name and f"def {name}(" in content, f"{file}::{name}"
+    assert named > 30

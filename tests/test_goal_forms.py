@@ -41,6 +41,13 @@ FORMS = {
     "joiner": GOAL.replace("C", "C\u034f"),
     "filler": GOAL + "\u3164",
     "variation selectors": GOAL.replace("M", "M\ufe0e\U000e0100"),
+    "end of a sentence": GOAL + ".",
+    "space and full stop": GOAL + " .",
+    "ellipsis": GOAL + "\u2026",
+    "Cyrillic": GOAL.translate(str.maketrans("aeC", "\u0430\u0435\u0421")),
+    "Greek": GOAL.translate(str.maketrans("ivM", "\u03b9\u03bd\u039c")),
+    "full width": GOAL.translate({ord(c): ord(c) + 0xFEE0 for c in "dieCaM"}),
+    "bold letters": GOAL.replace("M", "\U0001d40c"),
 }
 
 
@@ -70,6 +77,11 @@ def test_rollout_is_refused_on_a_goal_that_was_trained_on_in_another_form(tmp_pa
     found = find_trained_tasks(str(tmp_path), _load(tmp_path / "b", FORMS[form]).trajectories)
     with pytest.raises(UserError, match="found 1 tasks that the model was trained on"):
         refuse_trained_tasks(found, "test.csv", allow_overlap=False)
+
+
+def test_goal_that_the_version_before_hashed_with_its_full_stop_is_found():
+    for text in (f"{GOAL}.", f"{GOAL} .", GOAL):
+        assert _hash_as_older_versions(f"{GOAL}.") in list_goal_hashes(text)
 
 
 @pytest.mark.parametrize("written", ["composed", "decomposed"])
@@ -124,7 +136,7 @@ def test_hash_of_a_plain_goal_is_what_older_versions_wrote():
 
 
 def test_other_goals_stay_other_goals():
-    goals = ("Öffne", "Offne", "Open 10²", "Open 102", "Open A", "Open B")
+    goals = ("Öffne", "Offne", "Open 10²", "Open 102", "Open A", "Open B", "Open 1.5", "Open 15", "?", "!", "")
     assert len(set(map(normalise_goal, goals))) == len(goals)
 
 

@@ -178,6 +178,21 @@ def test_records_find_names_as_a_csv_does(tmp_path, images):
     assert "found no screenshot 'shot1.jpg'" in dropped.reason and "did you mean 'Shot1.PNG'?" in dropped.reason
 
 
+@pytest.mark.parametrize("name", ["{private}", "../private.png", "file://{private}", "{private}/../private.png"])
+@pytest.mark.parametrize("shape", ["{}", '{{"path": "{}"}}', '{{"image_url": {{"url": "{}"}}}}'])
+def test_careflow_table_brings_no_picture_of_elsewhere(tmp_path, images, name, shape):
+    private = tmp_path / "private.png"
+    Image.new("RGB", (8, 8)).save(private)
+    named = name.format(private=private)
+    steps = [{"step": 1, "action": "COMPLETE", "target": "", "screenshot": named}]
+    data = json.dumps({"id": 1, "instruction": "Open", "trajectory": steps})
+    listed = json.dumps([json.loads(shape.format(named)) if shape != "{}" else named])
+    row = {"task_id": "c", "json_data": data, "images": listed, "image_paths": json.dumps([named])}
+    (tmp_path / "c.csv").write_text(format_csv([row], tuple(row)))
+    (task,) = read_careflow(str(tmp_path / "c.csv"), images)
+    assert "found no" in getattr(task, "reason", "")
+
+
 def test_careflow_finds_names_as_a_csv_does(tmp_path, images):
     steps = [{"step": 1, "action": "COMPLETE", "target": "", "screenshot": "C:\\old\\SHOT1.png"}]
     data = json.dumps({"id": 1, "instruction": "Open", "trajectory": steps})

@@ -1,6 +1,7 @@
 """A model folder that cannot be used is refused for what it is, before anything of it is loaded."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import pytest
 import torch
 from conftest import ROOT, build_tiny
 from safetensors.torch import load_file, save_file
+from test_forged_states import Payload
 from trajectory_samples import TINY_AGENT, build_tasks, write_trajectories
 
 from eval.predictor import load_model_for_inference
 from sft.errors import UserError
 from sft.export import __main__ as export
 from sft.models.hub import find_base_model
+from sft.models.model import open_adapter
 from sft.models.model_folder import read_dtype
 from sft.models.processors import load_processor
 from sft.recipe.recipe import parse_recipe
@@ -287,3 +290,71 @@ def test_model_type_that_is_no_name_is_an_unknown_family(folder, model_type):
 def test_index_that_names_no_files_is_refused(sharded, places):
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     assert "model.safetensors.index.json: found no weight_map from names to files" in _refused(sharded)
+
+
+@pytest.mark.parametrize("place", ["../model.safetensors", "/etc/passwd", "a/../../b.safetensors", ".."])
+def test_index_that_names_files_elsewhere_is_refused(sharded, place):
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": NAMES[0], "b": place}}))
+    assert f"model.safetensors.index.json: found {place!r}; expected names of files beside it" in _refused(sharded)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"), [("text_config", "num_hidden_layers"), ("vision_config", "depth"), ("", "num_experts")]
+)
+@pytest.mark.parametrize("value", [10**9, -1, "12", 1e300])
+def test_number_of_parts_that_would_never_be_built_is_refused(folder, part, key, value):
+    def change(config):
+        (config[part] if part else config)[key] = value
+        return config
+
+    _edit(folder / "config.json", change)
+    assert f"found {key} {value!r}; expected a number from 0 to 10000" in _refused(folder, needs_weights=False)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000 + "]", '{"a":' * 100_000 + "}"])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors.index.json"])
+def test_json_of_endless_levels_is_broken(folder, name, text):
+    (folder / name).write_text(text)
+    assert f"{name}: found broken JSON (more levels than can be read" in _refused(folder)
+
+
+def test_json_larger_than_any_config_is_not_read(folder):
+    with (folder / "config.json").open("r+b") as file:
+        file.truncate(50_000_000_000)  # takes no room on the disk
+        file.seek(-1, 2)
+        file.write(b"}")
+    assert "config.json: found a file of 50000000000 bytes" in _refused(folder)
+
+
+HEADERS = {
+    "length beyond the file": (2**63, b"{}"),
+    "endless levels": (None, b'{"a":' * 100_000),
+    "shape beyond the data": (None, {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}),
+    "offsets backwards": (None, {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}),
+    "offsets as text": (None, {"a": {"dtype": "F32", "shape": [1], "data_offsets": "04"}}),
+    "negative shape": (None, {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}),
+    "dtype of nowhere": (None, {"a": {"dtype": "os.system", "shape": [1], "data_offsets": [0, 4]}}),
+    "a list": (None, b"[1]"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_absurd_header_of_weights_is_refused_before_memory_is_taken(folder, name):
+    length, header = HEADERS[name]
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes((length or len(text)).to_bytes(8, "little") + text + b"\0" * 4)
+    (folder / "adapter_model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: found a damaged file"):
+        open_adapter(folder)
+    assert "model.safetensors: found a damaged file" in _refused(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.pkl", "tokenizer.model", "vocab.pkl", "tokenizer.pt"])
+def test_pickled_tokenizer_is_not_opened(folder, tmp_path, name):
+    proof = tmp_path / "was_run"
+    for path in (*folder.glob("vocab.*"), *folder.glob("merges.txt"), folder / "tokenizer.json"):
+        path.unlink(missing_ok=True)
+    (folder / name).write_bytes(pickle.dumps(Payload(proof)))
+    with pytest.raises(UserError, match=r"found no tokenizer\.json"):
+        load_processor(folder, 65_536, 98_304)
+    assert not proof.exists()

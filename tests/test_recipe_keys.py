@@ -71,7 +71,10 @@ def test_help_names_every_key_within_100_columns():
     assert max(map(len, text.splitlines())) <= 100
     assert all(re.search(rf"^  {name}\b", text, re.MULTILINE) for name in (*OWN_KEYS, *MOST_USED.split()))
     assert all(re.search(rf"\b{name}\b", text) for name in (*TRAINING_KEYS, *REFUSED_KEYS))
-    assert "(int, at least 1; default 16)" in text and "{action: 4.0, memory: 0.5}" in text
+    assert (
+        "(int, at least 1 and at most 8192; default 16)" in " ".join(text.split())
+        and "{action: 4.0, memory: 0.5}" in text
+    )
 
 
 def test_help_can_be_asked_for_behind_a_recipe_and_cut_short():

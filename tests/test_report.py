@@ -20,7 +20,7 @@ from eval.scoring.error_sources import add_teacher
 from eval.scoring.metrics import compute_metrics
 from sft.actions import ActionType
 from sft.agent import AgentConfig
-from sft.files import write_whole
+from sft.files import hash_file, write_whole
 from sft.pages.frame import escape_script
 
 HOSTILE = '</script><script>document.title="pwned"</script><img src=x onerror="document.title=1"><!-- & \u2028'
@@ -56,9 +56,47 @@ def image_root(tmp_path: Path) -> Path:
 
 
 def write_page(steps, tmp_path: Path, image_root: Path, **arguments) -> Path:
-    verdicts = judge(steps)
+    verdicts = judge(as_rolled_out(step, image_root) for step in steps)
     metrics = compute_metrics(verdicts, mode="own")
     return write_report(tmp_path, verdicts, metrics, RUN, image_root, **arguments)
+
+
+def as_rolled_out(step, image_root):
+    """Return a step with the hash of its screenshot, as a rollout notes it."""
+    path = image_root / step.image_id
+    return replace(step, image_sha256=hash_file(path) if path.is_file() else "0" * 64)
+
+
+FORMULAS = {
+    "=cmd|' /C calc'!A0": "'=cmd|' /C calc'!A0",
+    "+1+cmd": "'+1+cmd",
+    "-2+3": "'-2+3",
+    "@SUM(A1)": "'@SUM(A1)",
+    "\t=1+1": "'\t=1+1",
+    "\r=1+1": "'\r=1+1",
+    "\uff1d1+1": "'\uff1d1+1",
+    "'=1+1": "''=1+1",
+    "+": "+",
+    "-": "-",
+    "-5": "-5",
+    "+0.25": "+0.25",
+    "'": "'",
+    "O'Neil": "O'Neil",
+    "a=b": "a=b",
+}
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_predictions_csv_holds_no_formula_and_every_text_can_be_read_back(tmp_path, text):
+    steps = [make_step(text, 0, {"action": "CLICK", "target": text}, {"action": "CLICK", "target": text})]
+    steps[0] = replace(steps[0], image_id=text)
+    write_outputs(tmp_path, judge(steps), compute_metrics(judge(steps), mode="own"), RUN)
+    with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    columns = ("Task_id", "Predicted_Target", "Ground_Truth_Target", "Image_id")
+    assert {row[column] for column in columns} == {FORMULAS[text]}
+    read = re.sub(r"^'('*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])", r"\1", FORMULAS[text])
+    assert read == text
 
 
 def test_predictions_csv_has_the_published_columns_and_one_row_a_step(tmp_path):

@@ -1,5 +1,6 @@
 """Re-scoring a finished run: same numbers, no model, clear refusals."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from eval.step_result import StepResult, format_result, load_results, parse_resu
 from sft.actions import ActionType
 from sft.agent import AgentConfig, agent_to_json
 from sft.errors import UserError
+from sft.files import hash_file
 
 ROOT = Path(__file__).parent.parent
 STEPS = [
@@ -64,6 +66,39 @@ def test_scoring_again_gives_the_same_files(run_dir):
     assert done.returncode == 0, done.stderr
     assert {name: (run_dir / name).read_bytes() for name in names} == first
     assert "50.0" in done.stdout and "report.html" in done.stdout
+
+
+def _write_steps(folder, path, sha256, root="/"):
+    """Forge a run, or write one of an older version, whose steps name a picture from `root` on."""
+    steps = [replace(s, image_id=str(path.relative_to(root)), image_sha256=sha256) for s in STEPS]
+    write_run(folder, steps)
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**info, "image_root": str(root)}))
+    return folder
+
+
+@pytest.mark.parametrize("images", ["embed", "link"])
+@pytest.mark.parametrize("sha256", ["", "0" * 64], ids=["older", "present"])
+def test_forged_run_brings_no_private_picture_into_the_report(tmp_path, run_dir, sha256, images, caplog):
+    private = tmp_path / "home" / "private.png"
+    private.parent.mkdir()
+    Image.effect_noise((64, 48), 80).save(private)
+    _write_steps(run_dir, private, sha256)
+    main([str(run_dir), "--n_resamples", "10", "--report_images", images])
+    assert "report.html lacks 1 screenshots; the first: found another picture than the model was shown" in caplog.text
+    assert 'id="image-0"' not in (run_dir / "report.html").read_text()
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_picture_that_the_model_was_shown_is_in_the_report(tmp_path, run_dir, is_older):
+    picture = tmp_path / "screen.png"
+    sha256 = hash_file(picture)
+    _write_steps(run_dir, picture, "" if is_older else sha256)
+    info = json.loads((run_dir / "run.json").read_text())
+    whole = hashlib.sha256(bytes.fromhex(sha256)).hexdigest()
+    (run_dir / "run.json").write_text(json.dumps({**info, "screenshots_sha256": whole}))
+    main([str(run_dir), "--n_resamples", "10"])
+    assert 'id="image-0"' in (run_dir / "report.html").read_text()
 
 
 def test_seed_and_resamples_reach_the_metrics(run_dir):

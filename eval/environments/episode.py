@@ -11,6 +11,7 @@ from eval.environments.environment import Outcome
 from eval.step_result import parse_written_action, read_lines
 from sft.actions import Action, format_action
 from sft.errors import UserError
+from sft.json_text import parse_json
 
 # What became of a step: what the environment says of its action, or what kept one from being passed to it. "complete":
 # the model said that the goal is reached; "unreadable": no action, or none with a target; "unanswered": what answers
@@ -124,7 +125,7 @@ def parse_episode(line: str) -> Episode:
     Raises:
         ValueError, TypeError, KeyError, AttributeError: the line is not one.
     """
-    values = json.loads(line)
+    values = parse_json(line)
     for step in values["steps"]:
         if step["predicted"] is not None:
             step["predicted"] = parse_written_action(step["predicted"])

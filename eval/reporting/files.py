@@ -1,11 +1,11 @@
 """Published files of a rollout: predictions.csv, metrics.json, details.json. Knows nothing of models or HTML."""
 
-import csv
-import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,15 @@ from eval.rollouts.run_info import RunInfo
 from eval.scoring.error_sources import find_root
 from eval.scoring.matching import MATCHERS, Verdict, Verdicts, is_same_target
 from sft.actions import format_action
+from sft.data.table import format_csv
 from sft.files import write_whole
 from sft.json_text import dump_json
 from sft.rates import Rate
+
+_FORMULA = re.compile(
+    r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
+)  # those of full width too, as some spreadsheets take them
+_NO_FORMULA = re.compile(r"[=+\-@]|[+-]?[0-9]+(?:\.[0-9]+)?")
 
 PREDICTION_COLUMNS = (
     "Task_id",
@@ -51,15 +57,11 @@ def write_outputs(output_dir: Path, verdicts: Verdicts, metrics: Mapping[str, An
 def format_predictions(verdicts: Verdicts) -> str:
     """Return predictions.csv: one row per step in the published columns, in natural task order.
 
-    The memory columns hold what the step's prompt showed. Cells hold what the data or the model wrote, unchanged: a
-    text that a spreadsheet would take for a formula is not altered here.
+    The memory columns hold what the step's prompt showed. Cells hold what the data or the model wrote, but that a text
+    which a spreadsheet would take for a formula has an apostrophe before it (`_quote_formula`).
     """
-    file = io.StringIO()
-    writer = csv.DictWriter(file, PREDICTION_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for task in verdicts.values():
-        writer.writerows(map(_build_prediction, task))
-    return file.getvalue()
+    rows = map(_build_prediction, chain(*verdicts.values()))
+    return format_csv(PREDICTION_COLUMNS, ({k: _quote_formula(str(v)) for k, v in row.items()} for row in rows))
 
 
 def build_details(verdicts: Verdicts) -> list[dict[str, Any]]:
@@ -145,6 +147,15 @@ def _build_prediction(verdict: Verdict) -> dict[str, Any]:
         "Combined_Match": verdict.is_right("action_target"),
         "Image_id": step.image_id,
     }
+
+
+def _quote_formula(text: str) -> str:
+    """Return a cell that no spreadsheet computes: a formula can fetch an address or start a program.
+
+    A reader takes one apostrophe away where `'` and one of these characters begin a cell; so does a text that begins
+    so itself get one more. A number, and the name of a button such as "+", are left alone.
+    """
+    return f"'{text}" if _FORMULA.match(text) and not _NO_FORMULA.fullmatch(text) else text
 
 
 def _without_infinite(value: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from eval.reporting.files import build_details, build_step_details, format_json
+from eval.reporting.screenshots import find_recorded_hashes
 from eval.reporting.tables import (
     ROOTS_TOLD,
     describe_absent,
@@ -109,8 +110,10 @@ def write_report(
     `figures` are PNG files, such as training curves. Screenshots that cannot be read are named once in the log and
     stand as a note where the picture would be.
     """
-    image_ids = [v.step.image_id for v in chain(*verdicts.values())]
-    thumbnails = load_thumbnails(image_ids, image_root, output_dir if images == "link" else None)
+    steps = [v.step for v in chain(*verdicts.values())]
+    expected = find_recorded_hashes(steps, run_info, image_root)
+    image_ids, link_from = [step.image_id for step in steps], output_dir if images == "link" else None
+    thumbnails = load_thumbnails(image_ids, image_root, link_from, expected)
     page = render_report(verdicts, metrics, run_info, thumbnails, figures, comparison, others)
     return write_page(output_dir, page, thumbnails)
 
@@ -190,10 +193,16 @@ def render_run_page(
     return render_page(template, data_json, thumbnails.images, content, filters, looks=_TEMPLATE)
 
 
-def load_thumbnails(image_ids: Sequence[str], image_root: Path, link_from: Path | None = None) -> Thumbnails:
+def load_thumbnails(
+    image_ids: Sequence[str],
+    image_root: Path,
+    link_from: Path | None = None,
+    expected: Mapping[str, str] | None = None,
+) -> Thumbnails:
     """Read and shrink every distinct screenshot; files with the same bytes share one thumbnail.
 
-    With `link_from`, the folder of the report, they are linked instead of shrunk and embedded.
+    With `link_from`, the folder of the report, they are linked instead of shrunk and embedded. With `expected`, the
+    SHA-256 by image id (`find_recorded_hashes`), a file of other content is left out.
 
     A name is found as the check finds it (`resolve_image`), links followed. A screenshot that is missing or damaged
     becomes one line of `problems`: a report of a run whose screenshots have been moved is still a report.
@@ -205,11 +214,15 @@ def load_thumbnails(image_ids: Sequence[str], image_root: Path, link_from: Path 
     for image_id in dict.fromkeys(image_ids):
         try:
             path = resolve_image(image_id, root)
-            hash_of[image_id] = hash_screenshot(path)
+            digest = hash_screenshot(path)
         except ValueError as error:
             problems.append(str(error))
         else:
-            files.setdefault(hash_of[image_id], path)
+            if expected is not None and digest != expected.get(image_id):
+                problems.append(f"found another picture than the model was shown: {path}; expected that one there")
+                continue
+            hash_of[image_id] = digest
+            files.setdefault(digest, path)
     width = choose_width(len(files))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while it decodes, shrinks and encodes
         made = pool.map(lambda path: _make_thumbnail(path, width, link_from), files.values())

@@ -9,11 +9,12 @@ from typing import Any
 
 from PIL import Image
 
+from eval.reporting.screenshots import find_recorded_hashes
 from eval.rollouts.run_info import RunInfo
 from eval.scoring.matching import Verdict, Verdicts
 from sft.actions import format_action
 from sft.data.image_paths import resolve_image
-from sft.data.screenshots import ScreenshotError, open_screenshot
+from sft.data.screenshots import ScreenshotError, hash_screenshot, open_screenshot
 from sft.errors import UserError
 from sft.json_text import dump_json
 from sft.recipe.recipe import load_yaml
@@ -35,7 +36,8 @@ def report_rollout(
     """
     report = {"trackio": _report_to_trackio, "wandb": _report_to_wandb, "mlflow": _report_to_mlflow}[tracker]
     try:
-        report(name, describe_scores(metrics), partial(build_rows, verdicts, image_root), info)
+        hashes = find_recorded_hashes((v.step for v in chain(*verdicts.values())), info, image_root)
+        report(name, describe_scores(metrics), partial(build_rows, verdicts, image_root, hashes), info)
     except Exception as error:  # a tracker's errors are of many kinds, and the rollout is on the disk by now
         raise UserError(
             f"--report_to {tracker}: found an error of the tracker ({type(error).__name__}: {error}); the results are "
@@ -55,17 +57,23 @@ def describe_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
     return scores
 
 
-def build_rows(verdicts: Verdicts, image_root: Path, show: Callable[[Image.Image], Any]) -> list[list[Any]]:
+def build_rows(
+    verdicts: Verdicts, image_root: Path, hashes: Mapping[str, str], show: Callable[[Image.Image], Any]
+) -> list[list[Any]]:
     """Return a row per step, as `COLUMNS`; `show` is what a tracker makes of a screenshot, small and in RGB.
 
-    It is asked once for each screenshot, however many steps show it. One that cannot be read any more is black.
+    It is asked once for each screenshot, however many steps show it. One that cannot be read any more, or is not the
+    one of its SHA-256 in `hashes` (by image id), is black.
     """
     root = image_root.resolve()
 
     @cache
     def load(image_id: str) -> Any:
         try:
-            image = open_screenshot(resolve_image(image_id, root)).convert("RGB")
+            path = resolve_image(image_id, root)
+            if hash_screenshot(path) != hashes.get(image_id):
+                raise ScreenshotError(f"found another picture than the model was shown: {path}", path)
+            image = open_screenshot(path).convert("RGB")
         except (ScreenshotError, ValueError, OSError):
             image = Image.new("RGB", (16, 9))
         image.thumbnail((WIDTH, WIDTH))

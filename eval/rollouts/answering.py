@@ -11,7 +11,12 @@ from sft.agent import AgentConfig
 from sft.data.data_notes import describe_test_data
 from sft.data.elements_file import find_maker, read_trained_maker
 from sft.data.load import TaskSet, Trajectory
-from sft.data.overlap import find_trained_tasks, find_unseen_applications, refuse_trained_tasks
+from sft.data.overlap import (
+    find_trained_tasks,
+    find_training_doubt,
+    find_unseen_applications,
+    refuse_trained_tasks,
+)
 from sft.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,7 +90,8 @@ def describe_run(
     folder = find_model_folder(arguments) if arguments.policy == "model" else None
     trajectories = tasks.trajectories
     trained, unseen = find_trained_tasks(folder, trajectories), find_unseen_applications(folder, trajectories)
-    refuse_trained_tasks(trained, arguments.test_csv, arguments.allow_overlap)
+    doubt = find_training_doubt(folder)
+    refuse_trained_tasks(trained, arguments.test_csv, arguments.allow_overlap, doubt)
     return build_run_info(
         mode=mode,
         policy=arguments.policy,
@@ -100,7 +106,7 @@ def describe_run(
         agent=agent,
         trajectories=trajectories,
         detector=maker,
-        data=describe_test_data(tasks, arguments.test_csv, trained, unseen)
+        data=describe_test_data(tasks, arguments.test_csv, trained, unseen, doubt)
         | {"elements": describe_elements(arguments, agent, maker)},
         **more,
     )

@@ -14,6 +14,7 @@ from sft.answers import ANSWER_VERSION
 from sft.data.load import Trajectory
 from sft.errors import UserError
 from sft.files import hash_files, write_whole
+from sft.json_text import parse_json
 from sft.models.model_folder import find_base_name
 from sft.versions import read_versions
 
@@ -211,7 +212,7 @@ def read_run(output_dir: Path) -> RunInfo:
     if not path.is_file():
         raise UserError(f"{path}: found no such file; expected the --output_dir of a rollout")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: found no JSON object ({error}); expected what the rollout wrote") from error
     if not isinstance(found, dict):

@@ -142,4 +142,5 @@ def _advance(walk: _Walk, raw: RawAnswer, agent: AgentConfig, mode: Mode) -> Ste
         latency_s=raw.latency_s,
         said_elsewhere=dict(raw.said_elsewhere),
         also_right=list(step.also_right),
+        image_sha256=step.image_sha256,
     )

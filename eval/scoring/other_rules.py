@@ -5,7 +5,6 @@ the steps whose gold has that part, whatever was answered: there an answer that 
 wrong, so that nothing leaves the denominator. It does not ask whether the action type is right.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from eval.scoring.matching import is_same_action_and_target as is_same_step
 from eval.step_result import StepResult
 from sft.actions import POINT, Action
 from sft.errors import UserError
+from sft.json_text import parse_json
 
 FUZZY_RATIO, TOKEN_F1, ANLS = 90, 0.5, 0.5
 RADII = (0.14, 0.04)
@@ -153,7 +153,7 @@ def load_synonyms(path: Path) -> dict[str, str]:
         UserError: the file is no such object, or a label is in two rows.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: found no readable JSON ({error}); expected label -> list of labels") from error
     if not isinstance(table, dict) or not all(isinstance(row, list) for row in table.values()):

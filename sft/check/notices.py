@@ -43,7 +43,8 @@ def list_warnings(report: Mapping[str, Any], shows_memory: bool) -> list[str]:
             told = f"{audit['n_own']} of {audit['n_cells']} cells tell of the step they stand at."
             warnings.append(f"{audit['column']}: {told} {_tell_use(audit['column'], shows_memory)}")
     for group in report["duplicate_goals"][:_MAX_EXAMPLES]:
-        warnings.append(f"Tasks {', '.join(group['tasks'][:6])} have the same goal: keep them in one part of a split.")
+        alike = "goals that look alike, in other characters" if group["differ"] else "the same goal"
+        warnings.append(f"Tasks {', '.join(group['tasks'][:6])} have {alike}: keep them in one part of a split.")
     if (n := len(report["duplicate_goals"]) - _MAX_EXAMPLES) > 0:
         warnings.append(f"{n} more goals are shared by several tasks.")
     for hint in report["personal_data"]:

@@ -5,7 +5,6 @@ comes back as `{"a": 1, "b": null}`. A null that stands under a key of such an o
 the row does not have, and is left out. In a list, a map and a JSON text a null is what the user wrote, and stays.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import numpy as np
 from sft.data.problems import Problem, TrajectoryError
 from sft.data.table import EXACT, looks_like_dataset, split_source
 from sft.file_kinds import PARQUET, find_kind
+from sft.json_text import parse_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -161,11 +161,11 @@ def _refuse_files_elsewhere(path: Path) -> None:
         TrajectoryError: it names a path.
     """
     named: dict[Path, list[str]] = {}
-    for file in sorted(path.rglob("state.json")):
-        listed = json.loads(file.read_text(encoding="utf-8")).get("_data_files") or []
+    for file in sorted(found for found in path.rglob("state.json") if found.is_file()):
+        listed = parse_json(file.read_text(encoding="utf-8")).get("_data_files") or []
         named[file] = [data["filename"] for data in listed]
     if (splits := path / "dataset_dict.json").is_file():
-        named[splits] = json.loads(splits.read_text(encoding="utf-8"))["splits"]
+        named[splits] = parse_json(splits.read_text(encoding="utf-8"))["splits"]
     for file, names in named.items():
         if outside := [name for name in names if Path(name).name != name or name == ".."]:
             message = f"found {outside[0]!r} in {file.relative_to(path)}; expected names beside it: save it anew"
@@ -175,7 +175,7 @@ def _refuse_files_elsewhere(path: Path) -> None:
 def _read_features(schema: "pyarrow.Schema") -> Mapping[str, Any]:
     """Return the description of the columns that `datasets` leaves in a file's metadata."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return {}
     return features if isinstance(features, Mapping) else {}
@@ -228,7 +228,7 @@ def _read_class(names: Sequence[str], value: int | None) -> str | None:
 
 
 def _read_json(value: str | None) -> Any:
-    return None if value is None else json.loads(value)
+    return None if value is None else parse_json(value)
 
 
 def _read_short_float(value: float | None) -> Any:

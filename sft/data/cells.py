@@ -1,6 +1,7 @@
 """One table cell to one value: text, gold answer, grounding, detected elements. Knows nothing of files or tasks."""
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,19 @@ def read_text(cell: str) -> str:
     Unicode forms is one text everywhere.
     """
     return as_plain_text(cell).strip()
+
+
+def read_name(cell: str) -> str:
+    """Read what a task or program is called, as `read_text` does: terminals and logs show it.
+
+    Raises:
+        ValueError: it holds a control character, which would steer them.
+    """
+    name = read_text(cell)
+    if control := next((c for c in name if unicodedata.category(c) == "Cc"), None):
+        found = f"found the control character U+{ord(control):04X} in {name[:40]!r}"
+        raise ValueError(f"{found}; expected a name that can be shown")
+    return name
 
 
 def read_gold(output: str, grounding: str, actions: Sequence[ActionType] | None) -> Answer:
@@ -118,7 +132,7 @@ def read_application(cell: str) -> str:
 
 def _read_application(evidence: Mapping[str, Any]) -> str:
     application = evidence.get("application")
-    return read_text(application) if isinstance(application, str) else ""
+    return read_name(application) if isinstance(application, str) else ""
 
 
 def read_object(cell: str, what: str) -> Mapping[str, Any]:

@@ -12,20 +12,27 @@ if TYPE_CHECKING:
     from sft.data.load import TaskSet
 
 _MAX_LISTED = 5
+_DOUBTS = {"missing": "is not in its folder", "changed": "was changed after the training"}
 
 
 def describe_test_data(
-    tasks: "TaskSet", test_csv: str, trained: Mapping[str, Sequence[str]], unseen_applications: Sequence[str] = ()
+    tasks: "TaskSet",
+    test_csv: str,
+    trained: Mapping[str, Sequence[str]],
+    unseen_applications: Sequence[str] = (),
+    doubt: str = "",
 ) -> dict[str, Any]:
     """Return the key `data` of run.json: the split the file is a part of, what was set aside, what was trained on.
 
-    `unseen_applications` are those of the tasks that the model never saw (`sft.data.overlap`).
+    `unseen_applications` are those of the tasks that the model never saw, `doubt` says why `trained` may not be all
+    (both of `sft.data.overlap`).
     """
     return {
         "split": find_split(test_csv),
         "quarantined": describe_quarantine(tasks.quarantined),
         "trained_on": {part: list(ids) for part, ids in trained.items()},
         "unseen_applications": list(unseen_applications),
+        "training_data": doubt,
     }
 
 
@@ -43,6 +50,8 @@ def list_data_notes(data: Mapping[str, Any], names_tasks: bool = True) -> list[s
             listed = ", ".join(ids[:_MAX_LISTED]) + (", ..." if len(ids) > _MAX_LISTED else "")
             named = f" ({listed})" if names_tasks else ""
             notes.append(f"Not unseen: the model was {meaning} {len(ids)} of these tasks{named}.")
+    if doubt := data.get("training_data"):
+        notes.append(f"Perhaps not unseen: the model's training_data.json, which says what it saw, {_DOUBTS[doubt]}.")
     if unseen := data.get("unseen_applications"):
         notes.append(f"Applications that the model was never trained on: {', '.join(unseen)}.")
     if (split := data.get("split")) and not split["is_unchanged"]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sft.data.split_file import find_split
+from sft.errors import UserError
 from sft.files import hash_file, write_whole
+from sft.json_text import parse_json
 
 SUFFIX = ".elements.json"
 
@@ -37,7 +39,7 @@ def find_maker(csv_path: str | Path) -> dict[str, Any] | None:
     known = {hash_file(path)} | ({split["source_sha256"]} if split and split["is_unchanged"] else set())
     for file in sorted(path.parent.glob(f"*{SUFFIX}")):
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = parse_json(file.read_text(encoding="utf-8"))
             if content["sha256"] in known:
                 return dict(content["made_by"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -46,8 +48,15 @@ def find_maker(csv_path: str | Path) -> dict[str, Any] | None:
 
 
 def read_trained_maker(model_path: str | None) -> dict[str, Any]:
-    """Return as `trained_on` what made the elements of a training; nothing where there was no training here."""
+    """Return as `trained_on` what made the elements of a training; nothing where there was no training here.
+
+    Raises:
+        UserError: the file that says it cannot be read.
+    """
     path = Path(model_path or ".") / "training_data.json"
     if model_path is None or not path.is_file():
         return {}
-    return {"trained_on": json.loads(path.read_text(encoding="utf-8"))["train"].get("elements")}
+    try:
+        return {"trained_on": parse_json(path.read_text(encoding="utf-8"))["train"].get("elements")}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: found something unreadable ({error}); restore the file or train again") from error

@@ -51,11 +51,12 @@ def find_personal_data(steps: Sequence[Step], cells_of: Mapping[int, Cells]) -> 
 
 
 def find_hidden_characters(steps: Sequence[Step], cells_of: Mapping[int, Cells]) -> list[dict[str, Any]]:
-    """Return rows whose goal or target holds characters that nobody sees: control, zero-width, text direction."""
+    """Return rows whose id, goal, label or target holds what nobody sees: control, zero-width, text direction."""
     hits = []
     for step in steps:
-        texts = {"Instruction": cells_of[step.row]["Instruction"], "Output": step.gold.action.target}
-        for column, text in texts.items():
+        cells = cells_of[step.row]
+        texts = {column: cells.get(column, "") for column in ("Task_id", "Instruction", "Application", "Group")}
+        for column, text in {**texts, "Output": step.gold.action.target}.items():
             if column == "Output" or step.index == 0:
                 hits += [
                     {"row": step.row, "column": column, "character": f"U+{ord(c):04X}"}

@@ -1,7 +1,6 @@
 """When are two tasks the same, and which tasks, goals and screenshots do two data sets share? Knows no models."""
 
 import hashlib
-import json
 import logging
 import re
 import unicodedata
@@ -9,18 +8,29 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sft.actions import as_plain_text
 from sft.data.hints import BLANKS
 from sft.data.load import TaskSet
 from sft.data.steps import Trajectory
 from sft.errors import UserError
+from sft.files import hash_file
+from sft.json_text import parse_json
 
 log = logging.getLogger("sft")
 
+TrainingDoubt = Literal["", "missing", "changed"]
+TRAINING_DATA = "training_data.json"
 _MAX_LISTED = 20
 _BLANK = re.compile(f"[{BLANKS}\\ufe00-\\ufe0f]")  # an emoji's variation selectors too, which nobody need be told of
+# Small letters of other scripts, and marks, and what they look like on a keyboard: themselves, or their capitals.
+_LOOKALIKES = str.maketrans(
+    "авезікмнорстухѕјԁһԛԝүѵӏ" + "αβεζηικμνορτυχϲϳ" + "ıȷɑɡɩ" + "‘’‛′`´“”„‟″" + "‐‑‒–—―−",
+    "abe3ikmhopctyxsjdhqwyvl" + "abezhikmvoptyxcj" + "ijagi" + "'" * 6 + '"' * 5 + "-" * 7,
+)
+_DRAWN_AS = ("<font>", "<wide>", "<narrow>", "<compat>")  # other drawings of a character; 10² is not 102
+_ENDS = " .,;:!?\u3002\uff61"
 
 
 @dataclass(frozen=True)
@@ -38,12 +48,18 @@ class Overlap:
 
 
 def normalise_goal(text: str) -> str:
-    """Return a goal as prompts show it, without the differences that make no other goal of it.
+    """Return a goal without the differences that make no other goal of it, for comparisons and not to be shown.
 
-    These are letter case, white space of any kind, and characters that nobody sees: zero-width and formatting ones.
+    These are letter case, white space of any kind, characters that nobody sees (zero-width and formatting ones), other
+    drawings of a character (full width, bold), letters of another script that look the same, and what ends a sentence.
     """
-    shown = "".join(c for c in as_plain_text(text) if not _is_unseen(c))
-    return " ".join(unicodedata.normalize("NFC", shown.casefold()).split())
+    plain = _drop_unseen(text)
+    drawn = "".join(
+        unicodedata.normalize("NFKC", c) if unicodedata.decomposition(c).startswith(_DRAWN_AS) else c for c in plain
+    )
+    folded = unicodedata.normalize("NFC", drawn.casefold()).translate(_LOOKALIKES)
+    whole = " ".join(folded.split())
+    return whole.rstrip(_ENDS) or whole
 
 
 def hash_goal(text: str) -> str:
@@ -54,19 +70,34 @@ def hash_goal(text: str) -> str:
 def list_goal_hashes(text: str) -> set[str]:
     """Return every hash under which a goal may stand in a file: today's, and those that earlier versions wrote.
 
-    They hashed the text as its table had it, in whatever Unicode form, with control tokens whole.
+    They did not fold what looks alike; the first ones hashed the text as its table had it, in whatever Unicode form,
+    with control tokens whole.
     """
+    seen = _fold_case(text)
+    bare = seen.rstrip(_ENDS)
     forms = {unicodedata.normalize(form, text) for form in ("NFC", "NFD")}
     forms |= {form.replace("< |", "<|") for form in forms}
-    return {hash_goal(text), *(_hash(" ".join(form.casefold().split())) for form in forms)}
+    earlier = {seen, bare, f"{bare}.", *(" ".join(form.casefold().split()) for form in forms)}
+    return {hash_goal(text), *map(_hash, earlier)}
 
 
 def find_duplicate_goals(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
-    """Return goals that several tasks share, by `normalise_goal`."""
-    tasks_of: dict[str, list[str]] = defaultdict(list)
+    """Return goals that several tasks share, by `normalise_goal`, as the first one writes it.
+
+    `differ` says that some only look the same: another script's letters, or the end of a sentence.
+    """
+    tasks_of: dict[str, list[Trajectory]] = defaultdict(list)
     for t in trajectories:
-        tasks_of[normalise_goal(t.instruction)].append(t.task_id)
-    return [{"goal": goal[:200], "tasks": ids} for goal, ids in tasks_of.items() if len(ids) > 1]
+        tasks_of[normalise_goal(t.instruction)].append(t)
+    return [
+        {
+            "goal": tasks[0].instruction[:200],
+            "tasks": [t.task_id for t in tasks],
+            "differ": len({_fold_case(t.instruction) for t in tasks}) > 1,
+        }
+        for tasks in tasks_of.values()
+        if len(tasks) > 1
+    ]
 
 
 def find_overlap(tasks: TaskSet, others: TaskSet) -> Overlap:
@@ -132,11 +163,11 @@ def find_unseen_applications(model_path: str | None, trajectories: Sequence[Traj
 
 def _load_training_data(model_path: str | None) -> dict[str, dict[str, Any]]:
     """Return what a model folder's `training_data.json` says by part; empty where there is no such file."""
-    path = Path(model_path or ".") / "training_data.json"
+    path = Path(model_path or ".") / TRAINING_DATA
     if model_path is None or not path.is_file():
         return {}
     try:
-        parts: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        parts: dict[str, dict[str, Any]] = parse_json(path.read_text(encoding="utf-8"))
         for part in parts.values():
             part["tasks"].values()
             dict(part.get("applications", {}))
@@ -145,12 +176,42 @@ def _load_training_data(model_path: str | None) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def refuse_trained_tasks(found: Mapping[str, Sequence[str]], test_csv: str, allow_overlap: bool) -> None:
-    """Make sure that no task is scored that the model was trained on, unless that is wanted.
+def find_training_doubt(model_path: str | None) -> TrainingDoubt:
+    """Say why a model folder's word on what it was trained on cannot be taken, "" where it can.
+
+    `training_data.json` is "missing" where the folder's recipe says that it was trained here: of an uploaded model, or
+    because somebody removed it. It is "changed" where it is not what `versions.json` has the hash of.
 
     Raises:
-        UserError: naming the tasks and the flag to continue.
+        UserError: `versions.json` cannot be read.
     """
+    folder = Path(model_path or ".")
+    if model_path is None or not (folder / "recipe.yaml").is_file():
+        return ""
+    if not (folder / TRAINING_DATA).is_file():
+        return "missing"
+    path = folder / "versions.json"
+    try:
+        written = parse_json(path.read_text(encoding="utf-8")).get(TRAINING_DATA) if path.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: found something unreadable ({error}); restore the file") from error
+    return "changed" if written not in (None, hash_file(folder / TRAINING_DATA)) else ""
+
+
+def refuse_trained_tasks(
+    found: Mapping[str, Sequence[str]], test_csv: str, allow_overlap: bool, doubt: TrainingDoubt = ""
+) -> None:
+    """Make sure that no task is scored that the model was, or may have been, trained on, unless that is wanted.
+
+    Raises:
+        UserError: naming the tasks, or what was changed, and the flag to continue.
+    """
+    if doubt == "changed" and not allow_overlap:
+        raise UserError(
+            f"{test_csv}: found a model whose {TRAINING_DATA} was changed after its training; expected it as it was "
+            "written: it says which tasks are unseen. Restore it, or continue with --allow_overlap: the report then "
+            "says so"
+        )
     trained = found.get("train", ())
     if trained and not allow_overlap:
         raise UserError(
@@ -179,6 +240,16 @@ def refuse_shared_goals(overlap: Overlap, val_csv: str, allow_overlap: bool) -> 
         f"{found} ({_list_tasks(overlap.same_goals)}); expected unseen tasks: a score on them says nothing. Choose "
         "other tasks, hold some of train_csv out with val_split, or continue with allow_overlap: true"
     )
+
+
+def _fold_case(text: str) -> str:
+    """Return a goal as versions before compared it: what looks alike and is not the same stays apart."""
+    return " ".join(unicodedata.normalize("NFC", _drop_unseen(text).casefold()).split())
+
+
+def _drop_unseen(text: str) -> str:
+    """Return a text as prompts show it, without the characters that nobody sees."""
+    return "".join(c for c in as_plain_text(text) if not _is_unseen(c))
 
 
 def _is_unseen(character: str) -> bool:

@@ -20,6 +20,7 @@ from sft.data.cells import (
     read_elements,
     read_gold,
     read_grounding,
+    read_name,
     read_text,
 )
 from sft.data.image_paths import MAX_NAME_CHARS, resolve_image, suggest_names
@@ -78,6 +79,8 @@ class RowReader:
         steps = [self._read_step(task_id, i, row, screenshots) for i, row in enumerate(rows)]
         for column in ("Instruction", "Application", "Group"):
             self._check_same(task_id, rows, column)
+        for column in ("Task_id", "Application", "Group"):
+            self._check_name(task_id, *rows[0], column)
         self._check_instruction(task_id, *rows[0])
         self._check_final(task_id, steps)
         self._check_images(task_id, steps, screenshots)
@@ -117,6 +120,12 @@ class RowReader:
             if (found := read_text(cells.get(column, ""))) != first:
                 expected = f"expected the same text as row {first_row} of this task: {first[:60]!r}"
                 self._report(task_id, row, column, f"found {found[:60]!r}; {expected}")
+
+    def _check_name(self, task_id: str, row: int, cells: Cells, column: str) -> None:
+        try:
+            read_name(cells.get(column, ""))
+        except ValueError as error:
+            self._report(task_id, row, column, str(error))
 
     def _check_instruction(self, task_id: str, row: int, cells: Cells) -> None:
         text = cells["Instruction"].strip()

@@ -1,6 +1,5 @@
 """`split.json`: what a split put where. Written by `sft.split`; training and rollout look their file up in it."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich.text import Text
 from sft.data.hints import as_visible
 from sft.data.load import TaskSet
 from sft.files import hash_file
+from sft.json_text import parse_json
 
 MANIFEST_NAME = "split.json"
 
@@ -31,7 +31,7 @@ def describe_part(part: TaskSet) -> dict[str, Any]:
 def list_own_parts(folder: Path, source_sha256: str) -> set[str]:
     """Return the names of the parts in a folder that were split off the same data and are as they were written."""
     try:
-        content = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        content = parse_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
         listed = {part["csv"]: part["sha256"] for part in content["parts"].values()}
         if content["source_sha256"] != source_sha256:
             return set()
@@ -51,7 +51,7 @@ def find_split(csv_path: str | Path) -> dict[str, Any] | None:
     if not path.is_file() or not manifest.is_file():
         return None
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        content = parse_json(manifest.read_text(encoding="utf-8"))
         name, part = next((n, p) for n, p in content["parts"].items() if p["csv"] == path.name)
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
         return None  # another program's split.json, or one that does not name this file

@@ -12,13 +12,17 @@ from sft.errors import UserError
 from sft.file_kinds import LFS_WAY_OUT, is_lfs_pointer
 from sft.json_text import find_open_thought
 from sft.memory import EMPTY_MEMORY
+from sft.models.limits import TooMuchWorkError, limit_work
 from sft.models.model_folder import read_json
 from sft.prompts import build_prompt
 
 _WAY_OUT = "copy chat_template.json or chat_template.jinja of the published vision model into the folder"
 _GOAL = 'Find the study of O\'Neil & "Sons" <MRN 204>'  # what a template that changes text would change
 # What a template may do wrong with messages it was not made for, beside refusing them: it is a program of its own.
-_MISTAKES = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+_MISTAKES = (
+    *(TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
+    *(TooMuchWorkError, MemoryError),
+)
 
 
 def read_chat_template(folder: Path) -> str:
@@ -66,10 +70,11 @@ def check_chat_template(folder: str | Path, processor: Any) -> str:
     system, user = messages = build_prompt(_GOAL, EMPTY_MEMORY, AgentConfig())
     system_text, user_text = system["content"][0]["text"], user["content"][1]["text"]
     try:
-        text, turns = (
-            processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=adds)
-            for adds in (True, False)
-        )
+        with limit_work():
+            text, turns = (
+                processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=adds)
+                for adds in (True, False)
+            )
     except _MISTAKES as error:
         problem = f"cannot write a prompt of this package ({type(error).__name__}: {error})"
     else:

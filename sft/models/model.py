@@ -27,6 +27,7 @@ from sft.models.families import FAMILIES, PARTS, Family, find_family_of, part_of
 from sft.models.fused_lora import fuse_lora
 from sft.models.hub import BESIDE_WEIGHTS, find_base_model, find_folder
 from sft.models.kernels import choose_kernels
+from sft.models.limits import check_adapter_config
 from sft.models.linear_attention import carry_states
 from sft.models.llama4 import Llama4ForConditionalGeneration, longest_sequence
 from sft.models.model_folder import ADAPTER_FILE, read_header
@@ -280,9 +281,16 @@ def load_for_inference(settings: ModelSettings, adapter: Path | None) -> torch.n
 
         with open_adapter(adapter):
             pass
+        check_adapter_config(adapter, [name for name, _ in model.named_modules()])
         try:
             model = PeftModel.from_pretrained(cast(PreTrainedModel, model), str(adapter))
-        except RuntimeError as error:
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+        ) as error:  # of a config of any content
             raise UserError(f"{adapter}: found an adapter that does not fit its base model: {error}") from error
         fuse_lora(model)  # as in training, whose validation chose the checkpoint
         check_adapter(adapter, model, needs_update=False)  # training has seen to that; a run of one step has none

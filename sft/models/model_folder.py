@@ -1,13 +1,15 @@
 """Is a model's folder whole, and of a kind that can be loaded? Reads configs and headers, never weights or torch."""
 
 import codecs
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from safetensors import SafetensorError, safe_open
+
 from sft.errors import UserError
 from sft.file_kinds import LFS_WAY_OUT, is_lfs_pointer
+from sft.json_text import parse_json
 from sft.models.families import find_family_of
 from sft.recipe.settings import ModelSettings
 
@@ -54,6 +56,9 @@ _PARTS_OF_DOWNLOADS = (
     "*.crdownload",
 )
 _MOST_HEADER_BYTES = 100_000_000  # what the safetensors library itself allows
+# Of what a model is built, one by one, before a weight is read: a billion would never end. Models have some hundred.
+_COUNTED = ("num_hidden_layers", "depth", "num_experts", "num_local_experts", "num_attention_heads", "num_heads")
+_MOST_COUNTED = 10_000
 
 
 def check_model_folder(folder: Path, needs_weights: bool = True) -> None:
@@ -134,6 +139,12 @@ def find_config_problems(config: dict[str, Any], name: str) -> list[str]:
                     f"{name}: found {kind}; expected the unquantised model it was made from: choose that one, "
                     "load_in_4bit quantises it while it is loaded"
                 )
+    counts = ((key, value) for part in parts for key, value in part.items() if key in _COUNTED)
+    problems += [
+        f"{name}: found {key} {value!r}; expected a number from 0 to {_MOST_COUNTED}: restore config.json"
+        for key, value in counts
+        if value is not None and not (isinstance(value, int) and 0 <= value <= _MOST_COUNTED)
+    ]
     return problems[:2]
 
 
@@ -148,7 +159,10 @@ def list_weight_files(folder: Path) -> list[Path]:
         places = read_json(index).get("weight_map")
         if not isinstance(places, dict) or not places or not all(isinstance(p, str) for p in places.values()):
             raise UserError(f"{index}: found no weight_map from names to files; restore the file: download it again")
-        return [folder / name for name in sorted(set(places.values()))]
+        names = sorted(set(places.values()))
+        if outside := [name for name in names if Path(name).name != name or name == ".."]:
+            raise UserError(f"{index}: found {outside[0][:80]!r}; expected names of files beside it: restore the file")
+        return [folder / name for name in names]
     only = folder / "model.safetensors"
     return [only] if only.is_file() else []
 
@@ -170,9 +184,9 @@ def read_header(path: Path) -> dict[str, Any]:
     if not size:
         raise UserError(f"{path}: found a damaged file (it is empty); expected weights: copy or download it again")
     try:
-        header: dict[str, Any] = json.loads(text)
+        header: dict[str, Any] = parse_json(text)
         header.pop("__metadata__", None)
-        end = max((fields["data_offsets"][1] for fields in header.values()), default=0)
+        end = max((int(fields["data_offsets"][1]) for fields in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
             f"{path}: found a damaged file ({size} bytes that do not begin as safetensors does); expected weights: "
@@ -183,7 +197,13 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path}: found a damaged file ({size} bytes, and its header speaks of {8 + n_bytes + end}); expected the "
             "whole file: copy or download it again"
         )
-    return header
+    try:
+        with safe_open(path, framework="numpy"):  # holds shapes and types to the data; reads none of it
+            return header
+    except SafetensorError as error:
+        raise UserError(
+            f"{path}: found a damaged file ({error}); expected weights: copy or download it again"
+        ) from error
 
 
 def read_dtype(folder: Path) -> str:
@@ -260,11 +280,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
+    if (n_bytes := path.stat().st_size) > _MOST_HEADER_BYTES:
+        raise UserError(f"{path}: found a file of {n_bytes} bytes; expected at most {_MOST_HEADER_BYTES}: restore it")
     data = path.read_bytes()
     if is_lfs_pointer(data):
         raise UserError(f"{path}: found a Git LFS pointer; {LFS_WAY_OUT}")
     try:
-        fields = json.loads(data.decode("utf-8"))
+        fields = parse_json(data.decode("utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: found broken JSON ({error}); restore the file") from error
     return fields if isinstance(fields, dict) else {}

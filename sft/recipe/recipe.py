@@ -13,6 +13,7 @@ import yaml
 from sft.agent import AgentConfig, agent_from_json, agent_to_json
 from sft.errors import UserError
 from sft.file_kinds import JSON, YAML, find_kind
+from sft.json_text import parse_json
 from sft.recipe.contradictions import find_contradictions
 from sft.recipe.settings import (
     OWN_KEYS,
@@ -129,8 +130,14 @@ def load_agent_config(folder: Path, override: str | Path | None = None) -> Agent
         )
     if path.suffix.lower() in (".yaml", ".yml"):
         return load_agent_settings(path)
+    problems: list[str] = []
     try:
-        return agent_from_json(json.loads(path.read_text(encoding="utf-8-sig")))
+        agent = agent_from_json(parse_json(path.read_text(encoding="utf-8-sig")))
+        keys = [key for name, key in list_keys(AgentConfig).items() if name != "actions"]
+        checked = {key.name: key.check(getattr(agent, key.name), problems) for key in keys}
+        if problems:
+            raise ValueError("; ".join(problems))
+        return dataclasses.replace(agent, **checked)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: found broken JSON ({error}); restore the file") from error
     except ValueError as error:

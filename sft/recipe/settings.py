@@ -177,7 +177,7 @@ class ModelSettings:
     )
     load_in_4bit: bool = _key(True, "Quantise the language layers to 4 bits (nf4): QLoRA.")
     use_peft: bool = _key(True, "Train a LoRA adapter; false trains every parameter.")
-    lora_r: int = _key(16, "Rank of the LoRA matrices.", least=1)
+    lora_r: int = _key(16, "Rank of the LoRA matrices.", least=1, most=8192)
     lora_alpha: int = _key(32, "LoRA scale: the update is multiplied by lora_alpha / lora_r.", least=1)
     lora_dropout: float = _key(0.05, "Dropout on the input of the LoRA matrices.", is_share=True)
     lora_parts: tuple[Literal["language", "experts", "merger", "vision"], ...] = _key(
@@ -196,7 +196,9 @@ class BatchSettings:
         "shared_screenshot",
         "Pack steps that share a screenshot into one sequence that holds it once, or pad each step separately.",
     )
-    tokens_per_batch: int = _key(4096, "Size of a packed sequence, image tokens included.", least=1, unit="tokens")
+    tokens_per_batch: int = _key(
+        4096, "Size of a packed sequence, image tokens included.", least=1, most=1_048_576, unit="tokens"
+    )
     loss_weights: dict[Literal["action", "target", "memory"], float] = _key(
         {},
         "Factor on the loss of each part of the answer, 1.0 where none is given; e.g. {action: 4.0, memory: 0.5}.",

@@ -10,21 +10,33 @@ from markupsafe import Markup
 
 from sft.compute.ledger import load_runs
 from sft.compute.tracking import shorten_path
+from sft.data.overlap import TRAINING_DATA
+from sft.errors import UserError
 from sft.evaluations import load_evaluations
-from sft.files import write_whole
+from sft.files import is_within, write_whole
 from sft.models.model_folder import is_adapter, read_json
 from sft.rates import Rate, read_rate
 from sft.recipe.recipe import load_yaml
 
 BEGIN, END = "<!-- generated from the files of this folder: begin -->", "<!-- generated: end -->"
+_TOLD_OF = ("README.md", "recipe.yaml", TRAINING_DATA, "agent_config.json", "versions.json", "export_report.json")
 TAGS = ["gui-agent", "clinical-software", "trl", "sft"]
 
 
 def write_card(folder: Path) -> Path:
-    """Write README.md, or renew the generated part of one: text around it and metadata a person added are kept."""
+    """Write README.md, or renew the generated part of one: text around it and metadata a person added are kept.
+
+    Raises:
+        UserError: a file that the card tells of is a link to one elsewhere, whose content it would publish.
+    """
     from huggingface_hub import ModelCard
 
     path = folder / "README.md"
+    if outside := [name for name in _TOLD_OF if (folder / name).is_symlink() and not is_within(folder / name, folder)]:
+        raise UserError(
+            f"{folder}: found links to files elsewhere: {', '.join(outside)}; expected files of the folder itself: "
+            "the model card would publish what they point to"
+        )
     existing = path.read_text(encoding="utf-8") if path.is_file() else ""
     before, after, kept = "", "", {}
     if BEGIN in existing and END in existing:
@@ -99,10 +111,10 @@ def render_body(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
         is_adapter=is_adapter(folder),
         evaluations=evaluations,
         gaps=list_gaps(evaluations),
-        data=read_json(folder / "training_data.json"),
+        data=read_json(folder / TRAINING_DATA),
         recipe=yaml.safe_dump(shortened, sort_keys=False, allow_unicode=True),
         agent=read_json(folder / "agent_config.json"),
-        versions=read_json(folder / "versions.json"),
+        versions={k: v for k, v in read_json(folder / "versions.json").items() if k != TRAINING_DATA},
         export=read_json(folder / "export_report.json"),
         runs=runs,
         total=lambda name: sum(run.total(name) for run in runs),

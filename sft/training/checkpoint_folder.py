@@ -15,10 +15,23 @@ from typing import Any
 
 from sft.errors import UserError
 from sft.files import force_to_disk, hash_file
+from sft.json_text import parse_json
 
 MANIFEST_NAME = "checkpoint.json"
 UNFINISHED_NAME = "unfinished"
 _FORMAT = 1
+_PICKLES = (".pt", ".pth", ".bin", ".pkl")
+# What the states of a training refer to beside what torch takes for safe: random numbers, DeepSpeed's loss scale
+_KNOWN_STATES = {
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
 log = logging.getLogger("sft")
 
 
@@ -56,17 +69,37 @@ def finish_checkpoint(written: Path, final: Path, run: Mapping[str, Any]) -> Non
 def find_damage(checkpoint: Path) -> str | None:
     """Return what makes a checkpoint unusable, or None where every file is as it was written."""
     try:
-        files = _read_manifest(checkpoint)["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{MANIFEST_NAME} cannot be read ({error})"
-    for name, expected in files.items():
+        manifest = _read_manifest(checkpoint)
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        dict(manifest["run"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST_NAME} cannot be read ({type(error).__name__}: {error})"
+    for name, (expected_bytes, expected_sha256) in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if (n_bytes := path.stat().st_size) != expected["bytes"]:
-            return f"{name} has {n_bytes} bytes; expected {expected['bytes']}"
-        if hash_file(path) != expected["sha256"]:
+        if (n_bytes := path.stat().st_size) != expected_bytes:
+            return f"{name} has {n_bytes} bytes; expected {expected_bytes}"
+        if hash_file(path) != expected_sha256:
             return f"{name} has other content than was written"
+    return None
+
+
+def find_code(checkpoint: Path) -> str | None:
+    """Return what in a checkpoint's pickled states could run code when they are loaded, or None where nothing could.
+
+    DeepSpeed loads its states whatever they call (0.19). Whoever made the folder made its manifest too, so a whole
+    checkpoint may hold anything. Nothing is loaded here: the names are read that the pickles refer to.
+    """
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    for path in sorted(p for p in checkpoint.rglob("*") if p.suffix in _PICKLES and p.is_file()):
+        try:
+            named = set(get_unsafe_globals_in_checkpoint(str(path))) - _KNOWN_STATES
+        except Exception as error:  # of a forged file torch's reader raises whatever it meets
+            return f"{path.relative_to(checkpoint)} is no state that torch saved ({error})"
+        if named:
+            return f"{path.relative_to(checkpoint)} calls {', '.join(sorted(named))}"
     return None
 
 
@@ -168,7 +201,7 @@ def _is_named(path: Path) -> bool:
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:
-    manifest = json.loads((checkpoint / MANIFEST_NAME).read_text(encoding="utf-8"))
+    manifest = parse_json((checkpoint / MANIFEST_NAME).read_text(encoding="utf-8"))
     if manifest.get("format") != _FORMAT:
         raise ValueError(f"found format {manifest.get('format')!r}; expected {_FORMAT}")
     return manifest

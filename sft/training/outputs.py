@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.agent import agent_to_json
+from sft.data.overlap import TRAINING_DATA
 from sft.data.problems import QUARANTINE_NAME, write_quarantine
 from sft.data.train_val import TaskSplit, describe_tasks
-from sft.files import write_whole
+from sft.files import hash_file, write_whole
 from sft.models.model_folder import ADAPTER_CONFIG, ADAPTER_FILE, SMALL_FILES, is_adapter
 from sft.recipe.recipe import Recipe, resolves_to_bf16
 from sft.training.checkpoint_folder import UNFINISHED_NAME
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # What a rollout or an export of the weights needs to know: how prompts are made, which base, which tasks were seen.
 RUN_FILES = ("agent_config.json", "training_data.json", "versions.json", "recipe.yaml")
 # What a training writes into its folder and would replace there; `WRITTEN_FIRST` says that the folder is one's own.
-WRITTEN_FIRST = "training_data.json"
+WRITTEN_FIRST = TRAINING_DATA
 WRITTEN = (
     *("README.md", UNFINISHED_NAME, *RUN_FILES, *SMALL_FILES, ADAPTER_FILE, ADAPTER_CONFIG, "*.safetensors"),
     *("trainer_state.json", "training_curves.png", QUARANTINE_NAME),
@@ -43,15 +44,17 @@ def save_run_files(recipe: Recipe, split: TaskSplit, folder: Path, processor: An
     if split.val:
         data["val"] = describe_tasks(split.val, val_csv, split.sha256_of[val_csv])
     resolved = replace(recipe, training={**recipe.training, "bf16": resolves_to_bf16(recipe.training)})
-    for name, content in (
-        (WRITTEN_FIRST, data),
-        ("agent_config.json", agent_to_json(recipe.agent)),
-        ("versions.json", read_versions()),
-    ):
-        write_whole(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    _write_json(folder / WRITTEN_FIRST, data)
+    _write_json(folder / "agent_config.json", agent_to_json(recipe.agent))
+    # with its hash: a file that was edited to hide what the model saw is found out
+    _write_json(folder / "versions.json", {**read_versions(), WRITTEN_FIRST: hash_file(folder / WRITTEN_FIRST)})
     write_whole(folder / "recipe.yaml", resolved.to_yaml())
     write_quarantine(folder / QUARANTINE_NAME, split.quarantined)
     save_processor(processor, folder)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def save_model(trainer: "CheckpointTrainer", folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Whether and from where a run resumes; refused where recipe or data are no longer those it began with."""
 
 import hashlib
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,11 +11,13 @@ import yaml
 
 from sft.batches.sampler import PACKING_RULE
 from sft.errors import UserError
+from sft.json_text import parse_json
 from sft.recipe.launch import Launch
 from sft.recipe.recipe import Recipe
 from sft.recipe.training_keys import find_value
 from sft.training.checkpoint_folder import (
     copy_checkpoint,
+    find_code,
     find_damage,
     find_newest_whole,
     is_copy,
@@ -111,12 +112,17 @@ def choose_checkpoint(recipe: Recipe, output_dir: Path, run: Mapping[str, Mappin
         return None
     if resume != "auto" and (damage := find_damage(checkpoint) if checkpoint.is_dir() else "there is no such folder"):
         raise UserError(f"resume: {checkpoint}: {damage}; expected a whole checkpoint: try --resume auto")
+    if code := find_code(checkpoint):
+        raise UserError(
+            f"resume: {checkpoint}: {code}, which could run code when it is loaded; expected the states that a "
+            "training saves: resume from a checkpoint that you know, or start anew in another output_dir"
+        )
     if changes := find_changes(read_run(checkpoint), run):
         message = "\n".join(f"resume: {checkpoint.name}: {change}" for change in changes)
         if not recipe.resume.resume_anyway:
             raise UserError(f"{message}\nresume: start anew in another output_dir, or add --resume_anyway true")
         log.warning("%s", message)
-    state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    state = _read_state(checkpoint / STATE_NAME)
     for superseded in list_checkpoints(output_dir):
         if read_step(superseded) > state["global_step"]:
             log.warning("%s: of a later step than the one resumed from; set aside", set_aside(superseded))
@@ -175,6 +181,26 @@ def find_changes(saved: Mapping[str, Mapping[str, Any]], current: Mapping[str, M
         if len(keys) > _SHOWN:
             lines.append(f"{section}: and {len(keys) - _SHOWN} more")
     return lines
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Read what transformers saved of a training's course, as far as it is used here.
+
+    Raises:
+        UserError: it is not what a training saves.
+    """
+    try:
+        state: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+        steps = (state["global_step"], state.get("best_global_step") or 0)
+        if not all(isinstance(step, int) and step >= 0 for step in steps):
+            raise ValueError(f"steps {steps}")
+        if steps[1] and not isinstance(state["best_metric"], (int, float)):
+            raise ValueError(f"best_metric {state['best_metric']!r}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"resume: {path}: found no state of a training ({error}); expected that of transformers"
+        ) from error
+    return state
 
 
 def _hash_tasks(rows: "Dataset") -> dict[str, str]:
