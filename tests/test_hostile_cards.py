@@ -129,8 +129,11 @@ def test_text_of_others_is_text_in_the_compute_report(payload):
     assert outline(write(payload)) == outline(write("plain"))
 
 
-def test_ordinary_names_stay_readable():
+def test_ordinary_names_stay_readable(tmp_path):
     assert as_markdown_text("outputs/qwen3_vl-8b (v2), R: 3.5 %") == "outputs/qwen3_vl-8b (v2), R: 3.5 %"
+    build_folder(tmp_path / "model", "plain")
+    (tmp_path / "model/versions.json").write_text('{"python": "3.11.7", "torch": "2.13.0+cpu"}')
+    assert "Versions: python 3.11.7, torch 2.13.0+cpu." in read_body(tmp_path / "model")
     assert as_code_block("yaml", "a: ```\n") == "````yaml\na: ```\n````"
 
 
