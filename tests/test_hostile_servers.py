@@ -249,6 +249,17 @@ def test_huge_answer_is_kept_in_part(monkeypatch):
     assert second.text == ANSWER and len(second.said_elsewhere) < 10
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [10**400, -5, "7", [1]], ids=["endless", "negative", "text", "list"])
+def test_numbers_of_tokens_that_cannot_be_are_none(count, tmp_path):
+    csv = write_trajectories(tmp_path, build_tasks(1))
+    content = {**OK, "usage": {"prompt_tokens": count, "completion_tokens": count}}
+    with serve(lambda n: answer_with(content=content)) as server:
+        engine = ["--engine", "openai", "--api_url", server.url, "--model_path", "m"]
+        main([*engine, "--test_csv", str(csv), "--output_dir", str(tmp_path / "run"), "--mode", "teacher"])
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["answers"]["n_prompt_tokens"] == 0
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

@@ -28,6 +28,7 @@ _STEP_FAULTS = (400, 413, 422)  # this request cannot be answered; the next may
 _ELSEWHERE = ("reasoning_content", "reasoning", "thinking", "refusal", "tool_calls", "function_call")
 _MAX_KEPT_CHARS = 20_000
 _MAX_TEXT_CHARS = 200_000  # of an answer, many times what any limit of tokens allows
+_MAX_COUNT = 1_000_000_000  # of tokens: with a number of hundreds of digits no rate can be computed
 _MAX_NAME_CHARS = 40  # of what a server calls a part or the end of an answer
 
 logger = logging.getLogger(__name__)
@@ -271,7 +272,8 @@ def _dump(value: Any) -> str:
 
 
 def _read_count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    """Return a number of tokens as a server gives it, 0 where it gives none that can be."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT else 0
 
 
 class _RefusedStep(Exception):
