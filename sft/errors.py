@@ -24,7 +24,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as problem:
-        print(as_started("\n".join(map(as_printable, str(problem).split("\n")))), file=sys.stderr)
+        print("\n".join(map(as_printable, as_started(str(problem)).split("\n"))), file=sys.stderr)
         sys.exit(2)
 
 

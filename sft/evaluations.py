@@ -43,7 +43,7 @@ def add_evaluation(
     path = folder / EVALUATIONS_NAME
     if path.is_symlink():
         raise UserError(f"{path}: found a link, which would be written through; expected a file: remove it")
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors="replace") as file:  # half characters, which UTF-8 cannot hold
         file.write(json.dumps(line, ensure_ascii=False, default=Rate.as_json) + "\n")
 
 

@@ -42,6 +42,7 @@ from sft.recipe.recipe import Recipe
 from sft.recipe.training_keys import find_value
 from sft.training.checkpoint_trainer import CheckpointTrainer
 from sft.training.signals import leave_signals_to_parent
+from sft.training.trackers import keep_names_out
 from sft.training.watch import GradientCheck, StopWhenPreempted, check_batch, check_loss, refuse_gradient
 
 log = logging.getLogger("sft")
@@ -351,6 +352,7 @@ def build_trainer(
     )
     if recipe.validation.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.validation.early_stopping_patience))
+    keep_names_out(trainer.callback_handler.callbacks, training)
     log_parameters(count_parameters(trainer.model))
     return trainer
 

@@ -51,6 +51,12 @@ def test_functions_of_the_code_map_are_in_their_files():
     assert lost == []
 
 
+def test_tests_that_security_names_exist():
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", (ROOT / "docs/security.md").read_text())
+    texts = {file: (ROOT / "tests" / file).read_text() for file, _ in named}
+    assert named and [test for file, test in named if f"def {test}(" not in texts[file]] == []
+
+
 def test_readme_is_short_and_no_page_is_wide():
     assert len(README.splitlines()) <= 150
     for page in [page for page in PAGES if page.name != "CONTRIBUTING.md"]:

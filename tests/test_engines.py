@@ -15,8 +15,8 @@ from trajectory_samples import build_tasks, write_trajectories
 
 import eval.policies.openai_server as openai_policy
 from eval.policies.policy import RawAnswer, StepRequest
+from eval.policies.posting import hide_user
 from eval.rollout import main
-from eval.rollouts.run_info import hide_user
 from sft.agent import AgentConfig
 from sft.answers import format_answer
 from sft.data.load import load_trajectories

@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "sft.actions": "",
     "sft.files": "sft.errors",
     "sft.file_kinds": "",
+    "sft.markdown": "sft.errors",
     "sft.memory": "sft.actions sft.agent sft.answers sft.json_text",
     "sft.prompts": "sft.actions sft.agent sft.json_text sft.memory",
     "sft.recipe": AGENT,
@@ -44,8 +45,8 @@ MAY_IMPORT = {
     "sft.pages": "",
     "sft.models": AGENT + "sft.recipe",
     "sft.batches": AGENT + "sft.recipe sft.data sft.models",
-    "sft.compute": AGENT + "sft.recipe sft.data sft.models sft.batches sft.evaluations",
-    "sft.training": AGENT + "sft.recipe sft.data sft.models sft.batches sft.evaluations sft.compute",
+    "sft.compute": AGENT + "sft.markdown sft.recipe sft.data sft.models sft.batches sft.evaluations",
+    "sft.training": AGENT + "sft.markdown sft.recipe sft.data sft.models sft.batches sft.evaluations sft.compute",
     "sft.trainer": AGENT + "sft.recipe sft.data sft.models sft.batches sft.compute sft.training",
     "sft.plan": AGENT + "sft.recipe sft.data sft.models sft.batches",
     "sft.sweep": AGENT + "sft.recipe sft.compute sft.training",  # which starts the command as a user would

@@ -324,7 +324,7 @@ def test_address_that_cannot_be_asked_is_refused_at_once(url):
 
 
 def test_password_in_an_address_is_refused_unseen():
-    with pytest.raises(UserError, match="found a user or password before 127.0.0.1:9/v1;") as refusal:
+    with pytest.raises(UserError, match="found a user, password or query beside http://127.0.0.1:9/v1;") as refusal:
         OpenAIPolicy("http://me:secret@127.0.0.1:9/v1", "m", AgentConfig(), False)
     assert "secret" not in str(refusal.value)
 

@@ -1,7 +1,6 @@
 """What trackers are given by a training and by a rollout, read back from the real packages' own files."""
 
 import json
-import os
 import sqlite3
 import struct
 import subprocess
@@ -10,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 from conftest import ROOT
-from training_runs import SECRETS, find_secrets
+from training_runs import HOST, SECRETS, USER, find_secrets, name_user_and_host
 from trajectory_samples import build_tasks, write_trajectories
 
 TRACKERS = ("wandb", "trackio", "mlflow")
@@ -34,7 +33,7 @@ def tracker(request):
 
 def run(folder, *command):
     """Run a command of ours from `folder`, where every tracker keeps its files and none may ask a network."""
-    environment = {**os.environ, **SECRETS, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**name_user_and_host(folder / "site"), "OMP_NUM_THREADS": "1"}
     environment |= {"WANDB_MODE": "offline", "WANDB_DATA_DIR": str(folder), "TRACKIO_DIR": str(folder / "trackio")}
     environment |= {"MLFLOW_TRACKING_URI": f"file:{folder}/mlruns", "MLFLOW_ALLOW_FILE_STORE": "true"}
     command = [sys.executable, ROOT / command[0], *command[1:]]
@@ -103,6 +102,18 @@ def read_table(tracker, folder, lines):
     return [dict(zip(table["columns"], row)) for row in table["data"]]
 
 
+def check_unnamed(tracker, folder):
+    """Make sure that what a tracker sends says nothing of user, machine and the folder of the command."""
+    sent = [path for name in ("wandb", "mlruns", "trackio") for path in folder.glob(f"{name}/**/*")]
+    sent = [path for path in sent if path.is_file() and path.parent.name != "logs"]  # wandb's stay on the machine
+    assert sent
+    for name in (USER, HOST, str(ROOT)):
+        assert [path for path in sent if name.encode() in path.read_bytes() or name in path.name] == []
+    if tracker == "mlflow":
+        users = [path.read_text() for path in folder.glob("mlruns/*/*/tags/mlflow.user")]
+        assert users == [""] and "user_id: ''" in next(folder.glob("mlruns/*/*/meta.yaml")).read_text()
+
+
 @pytest.mark.slow
 def test_training_logs_scores_packing_waiting_and_memory_under_stable_names(tracker, recipe, tmp_path):
     options = "--max_steps 2 --val_split 0.4 --val_rollout_tasks 2 --eval_strategy steps --eval_steps 1"
@@ -114,6 +125,7 @@ def test_training_logs_scores_packing_waiting_and_memory_under_stable_names(trac
         assert sum("train/packing_factor" in line for line in names) == 1, "which is the same throughout"
         assert sum("train/host_gb" in line for line in names) == 2
     assert find_secrets(tmp_path, printed) == []
+    check_unnamed(tracker, tmp_path)
 
 
 @pytest.mark.slow
@@ -135,12 +147,7 @@ def test_rollout_logs_its_scores_and_a_table_of_every_step(tracker, tmp_path):
     kept = [path for path in tmp_path.rglob("*") if not {"data", "results"} & {*path.relative_to(tmp_path).parts}]
     assert any(path.is_file() and path.read_bytes().startswith(b"\x89PNG") for path in kept), "screenshots"
     assert find_secrets(tmp_path, printed) == []
-    sent = [path for name in ("wandb", "mlruns", "trackio") for path in tmp_path.glob(f"{name}/**/*")]
-    sent = [path for path in sent if path.is_file() and path.parent.name != "logs"]  # wandb's stay on the machine
-    assert sent and not [path for path in sent if str(ROOT).encode() in path.read_bytes()]
-    if tracker == "mlflow":
-        users = [path.read_text() for path in tmp_path.glob("mlruns/*/*/tags/mlflow.user")]
-        assert users == [""] and "user_id: ''" in next(tmp_path.glob("mlruns/*/*/meta.yaml")).read_text()
+    check_unnamed(tracker, tmp_path)
 
 
 def test_rollout_refuses_a_tracker_before_it_starts(capsys, monkeypatch):

@@ -44,6 +44,21 @@ SECRETS = {
 }
 
 
+USER, HOST = "user-mayNeverBeWritten", "host-mayNeverBeWritten"
+NAMES_HOST = f"""
+import platform, socket
+socket.gethostname = socket.getfqdn = platform.node = lambda *_: "{HOST}"
+"""
+
+
+def name_user_and_host(folder):
+    """Return the variables of a process whose user and machine are called `USER` and `HOST`, for what Python asks."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(NAMES_HOST)
+    names = {"USER": USER, "LOGNAME": USER, "USERNAME": USER, "HOSTNAME": HOST, "HOME": str(folder / USER)}
+    return {**os.environ, **SECRETS, **names, "PYTHONPATH": f"{ROOT}:{folder}", "HF_HUB_OFFLINE": "1"}
+
+
 def write_recipe(folder, base):
     """Write the recipe and its five tasks of three steps; return the recipe's path."""
     write_trajectories(folder, build_tasks(5))

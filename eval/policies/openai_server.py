@@ -7,12 +7,13 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 from eval.policies.constrained import build_answer_schema
 from eval.policies.policy import RawAnswer, StepRequest
-from eval.policies.posting import FailedTry, RefusedRequest, hide_key, post_json
+from eval.policies.posting import FailedTry, RefusedRequest, hide_key, hide_user, post_json, quote_reply
 from sft.agent import AgentConfig
 from sft.data.screenshots import ScreenshotError, read_as_shown
 from sft.errors import UserError
@@ -26,6 +27,9 @@ _STEP_FAULTS = (400, 413, 422)  # this request cannot be answered; the next may
 # Where servers put what is not the answer's text: thoughts, by the name of each server, and calls of tools.
 _ELSEWHERE = ("reasoning_content", "reasoning", "thinking", "refusal", "tool_calls", "function_call")
 _MAX_KEPT_CHARS = 20_000
+_MAX_TEXT_CHARS = 200_000  # of an answer, many times what any limit of tokens allows
+_MAX_COUNT = 1_000_000_000  # of tokens: with a number of hundreds of digits no rate can be computed
+_MAX_NAME_CHARS = 40  # of what a server calls a part or the end of an answer
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,14 @@ class OpenAIPolicy:
         self.url, self.model, self.agent = check_url(url).rstrip("/") + "/chat/completions", model, agent
         self._key = read_key()
         self.is_constrained = is_constrained
+        if is_readable_on_the_way(url):
+            sent = "the key and every screenshot" if self._key else "every screenshot"
+            logger.warning(
+                "--api_url: found %s, which is not encrypted: %s can be read on the way; expected https, or a tunnel "
+                "to localhost",
+                self.url,
+                sent,
+            )
         self._sampling: dict[str, Any] = {"temperature": 0, "max_tokens": agent.max_answer_tokens}
         self._has_answered = self._has_told = False
 
@@ -91,13 +103,20 @@ class OpenAIPolicy:
         reason, usage = choice.get("finish_reason"), reply.get("usage")
         counts = usage if isinstance(usage, Mapping) else {}
         return RawAnswer(
-            hide_key(text, self._key),
-            reason if isinstance(reason, str) and reason else "stop",
+            self._keep(text, _MAX_TEXT_CHARS),
+            quote_reply(reason, self._key)[:_MAX_NAME_CHARS] if isinstance(reason, str) and reason else "stop",
             _read_count(counts.get("prompt_tokens")),
             _read_count(counts.get("completion_tokens")),
             time.perf_counter() - started,
-            said_elsewhere={name: hide_key(said, self._key)[:_MAX_KEPT_CHARS] for name, said in elsewhere.items()},
+            said_elsewhere={
+                quote_reply(name, self._key)[:_MAX_NAME_CHARS]: self._keep(said, _MAX_KEPT_CHARS)
+                for name, said in list(elsewhere.items())[: len(_ELSEWHERE)]
+            },
         )
+
+    def _keep(self, text: str, limit: int) -> str:
+        """Return a server's words without the key and cut to what is kept of them."""
+        return hide_key(text[: 2 * limit], self._key)[:limit]
 
     def _tell_of_silence(self, answers: Sequence[RawAnswer]) -> None:
         """Log the first answer whose text is empty though the server said something; the rest is told at the end."""
@@ -152,7 +171,7 @@ class OpenAIPolicy:
                 reply = post_json(self.url, body, self._key, TIMEOUT_S)
                 if has_message(reply):
                     return reply
-                problem = f"a reply without choices[0].message: {hide_key(dump_json(reply), self._key)[:500]}"
+                problem = f"a reply without choices[0].message: {quote_reply(_dump(reply), self._key)}"
             except FailedTry as failure:
                 problem, asked_wait_s, reply = str(failure), failure.wait_s, None
             except RefusedRequest as refusal:
@@ -171,13 +190,13 @@ def check_url(url: str) -> str:
     """Return a server's address.
 
     Raises:
-        UserError: it cannot be asked, or holds a user or password, which messages would show.
+        UserError: it cannot be asked, or holds a user, a password or a query, which messages and run.json would show.
     """
-    user, _, place = url.rpartition("@") if "@" in url.partition("//")[2].partition("/")[0] else ("", "", url)
-    if user:
+    shown = hide_user(url)
+    if shown != url:
         raise UserError(
-            f"--api_url: found a user or password before {place}; expected an address without: the key is read from "
-            "OPENAI_API_KEY"
+            f"--api_url: found a user, password or query beside {shown}; expected an address without: the key is "
+            "read from OPENAI_API_KEY"
         )
     try:
         parts = urlsplit(url)
@@ -187,6 +206,17 @@ def check_url(url: str) -> str:
     if not is_address or not url.isascii() or not url.isprintable() or " " in url:
         raise UserError(f"--api_url: found {url!r}; expected an address such as http://localhost:8000/v1")
     return url
+
+
+def is_readable_on_the_way(url: str) -> bool:
+    """Say whether what is sent to an address leaves this machine without encryption."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.hostname == "localhost":
+        return False
+    try:
+        return not ip_address(str(parts.hostname)).is_loopback
+    except ValueError:  # a name
+        return True
 
 
 def read_key() -> str:
@@ -216,7 +246,7 @@ def read_message(message: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     """
     content = message.get("content")
     if isinstance(content, Mapping) and "action" in content:
-        content = dump_json(content)
+        content = _dump(content)
     texts: list[str] = []
     elsewhere: dict[str, str] = {}
     for part in content if isinstance(content, list) else [] if content is None else [content]:
@@ -226,15 +256,24 @@ def read_message(message: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
             texts.append(text)
         else:
             name = kind if isinstance(kind, str) and kind != "text" else "content"
-            elsewhere[name] = elsewhere.get(name, "") + dump_json(part)
+            elsewhere[name] = elsewhere.get(name, "") + _dump(part)
     for name in _ELSEWHERE:
         if said := message.get(name):
-            elsewhere[name] = said if isinstance(said, str) else dump_json(said)
+            elsewhere[name] = said if isinstance(said, str) else _dump(said)
     return "".join(texts), elsewhere
 
 
+def _dump(value: Any) -> str:
+    """Write what a server sent as JSON; what could just be read may be nested too deeply to be written."""
+    try:
+        return dump_json(value)
+    except RecursionError:
+        return "(nested too deeply)"
+
+
 def _read_count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    """Return a number of tokens as a server gives it, 0 where it gives none that can be."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT else 0
 
 
 class _RefusedStep(Exception):

@@ -20,7 +20,7 @@ from eval.scoring.metrics import compute_metrics
 from eval.step_result import NOT_RUN, StepResult
 from sft.actions import DEFAULT_ACTIONS, read_action_type
 from sft.data.data_notes import list_data_notes
-from sft.errors import UserError
+from sft.errors import UserError, as_printable
 from sft.evaluations import add_evaluation
 from sft.files import is_within, refuse_foreign, write_whole
 from sft.training.card import BEGIN, write_card
@@ -94,7 +94,7 @@ def publish_run(
     report = write_report(run_dir, verdicts, metrics, info, find_image_root(info), find_figures(info), images=images)
     print_summary(metrics, shown)
     for note in [*list_data_notes(info.data), *describe_errors(run.steps, info), *describe_silence(run.steps)]:
-        print(note)
+        print(as_printable(note))
     print(f"Report: {report}")
     return metrics
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from eval.scoring.error_sources import ROOTS
 from eval.scoring.matching import HEADLINE, MATCHERS
+from sft.errors import as_printable
 from sft.rates import Rate, read_rate
 
 MIN_WIDTH = 80  # below this the numbers would be cut, and a cut number is a wrong number
@@ -73,7 +74,7 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     name_a, name_b = comparison["names"]
     console.print()
     console.print(Text(f"{comparison['n_tasks']} tasks, {comparison['n_steps']} steps, paired by task", "bold"))
-    console.print(Text(f"A: {name_a}\nB: {name_b}"))
+    console.print(Text(f"A: {as_printable(name_a)}\nB: {as_printable(name_b)}"))
     table = new_table("Right under", "A", "B", "A minus B")
     for name, measures in comparison["matchers"].items():
         for measure, row in measures.items():
@@ -256,7 +257,12 @@ def _build_part_table(parts: Mapping[str, Mapping[str, Any]]) -> Table:
     for label, part in parts.items():
         rates = [part["matchers"][name]["swa"].format() for name in names]
         majority = part["majority_baseline"]
-        table.add_row(Text(label), str(part["n_tasks"]), *rates, f"{majority['action']} {100 * majority['swa']:.1f}")
+        table.add_row(
+            Text(as_printable(label)),
+            str(part["n_tasks"]),
+            *rates,
+            f"{majority['action']} {100 * majority['swa']:.1f}",
+        )
     return table
 
 

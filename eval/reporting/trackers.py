@@ -118,7 +118,7 @@ def _report_to_wandb(name: str, scores: dict[str, float], rows: BuildRows, info:
 
     project = os.environ.get("WANDB_PROJECT", _USUAL_PROJECT)
     # or it would tell its server the command line, which may hold a password, the folder, the user and the machine
-    unnamed = wandb.Settings(x_disable_meta=True, x_disable_machine_info=True, disable_git=True)
+    unnamed = wandb.Settings(x_disable_meta=True, x_disable_machine_info=True, disable_git=True, host="")
     about = _describe_rollout(info)
     with wandb.init(project=project, name=name, job_type="rollout", config=about, settings=unnamed) as run:
         run.log({**scores, "steps": wandb.Table(columns=list(COLUMNS), data=rows(wandb.Image))})

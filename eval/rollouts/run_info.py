@@ -7,8 +7,8 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
+from eval.policies.posting import hide_user
 from sft.agent import AgentConfig, agent_to_json
 from sft.answers import ANSWER_VERSION
 from sft.data.load import Trajectory
@@ -242,12 +242,6 @@ def _hash_screenshots(trajectories: Sequence[Trajectory]) -> str:
     """Hash the screenshots as they were checked, in the order of their paths."""
     sha256_of = {step.image_path: step.image_sha256 for t in trajectories for step in t.steps}
     return hashlib.sha256(b"".join(bytes.fromhex(sha256_of[path]) for path in sorted(sha256_of))).hexdigest()
-
-
-def hide_user(url: str) -> str:
-    """Return a server's address without the user and password that it may hold."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def hash_model(model_path: str | None) -> str | None:

@@ -20,6 +20,7 @@ from sft.compute.ledger import LEDGER_NAME, RunRecord, load_runs
 from sft.compute.plots import plot_runs
 from sft.errors import UserError, run_command
 from sft.files import write_whole
+from sft.markdown import as_markdown_text
 from sft.verbs import build_parser
 
 
@@ -66,7 +67,7 @@ def format_markdown(fields: Sequence[Field], plots: Sequence[Path]) -> str:
     for section in SECTIONS:
         rows = [f for f in fields if f.section == section]
         lines += [f"## {section[0].upper()}{section[1:]}", "", "| field | value | status |", "| --- | --- | --- |"]
-        lines += [f"| {_cell(f.name)} | {_cell(format_value(f.value))} | {f.status} |" for f in rows]
+        lines += [f"| {' | '.join(map(as_markdown_text, (f.name, format_value(f.value), f.status)))} |" for f in rows]
         lines.append("")
     if plots:
         lines += ["## Plots", "", *(f"![{plot.stem}]({plot.name})" for plot in plots), ""]
@@ -86,10 +87,6 @@ def _describe_run(run: RunRecord) -> dict[str, Any]:
     start = {k: v for k, v in run.start.items() if k not in ("event", "host", "pid", "process_started")}
     ranks = {str(rank): figures for rank, figures in run.figures_of_rank.items()}
     return {**start, "outcome": run.outcome, "error": run.error or "none", "wall_s": run.wall_s, "ranks": ranks}
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 if __name__ == "__main__":

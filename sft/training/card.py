@@ -1,21 +1,23 @@
 """The model card, README.md of an output folder: rendered from the files beside it, again after each rollout."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Undefined
 from markupsafe import Markup
 
 from sft.compute.ledger import load_runs
-from sft.compute.tracking import shorten_path
+from sft.compute.tracking import shorten_path, shorten_paths
 from sft.data.overlap import TRAINING_DATA
 from sft.errors import UserError
 from sft.evaluations import load_evaluations
 from sft.files import is_within, write_whole
+from sft.markdown import as_code_block, as_markdown_text, as_python_text
 from sft.models.model_folder import is_adapter, read_json
-from sft.rates import Rate, read_rate
+from sft.rates import read_rate
 from sft.recipe.recipe import load_yaml
 
 BEGIN, END = "<!-- generated from the files of this folder: begin -->", "<!-- generated: end -->"
@@ -43,7 +45,7 @@ def write_card(folder: Path) -> Path:
         card = ModelCard(existing)
         kept = card.data.to_dict()
         before, _, rest = card.text.partition(BEGIN)
-        after = rest.partition(END)[2]
+        after = rest.rpartition(END)[2]  # a recipe may hold the mark too
     evaluations = load_evaluations(folder)
     metadata = {**kept, **build_metadata(folder, evaluations)}
     if not evaluations:
@@ -99,20 +101,22 @@ def render_body(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
     environment.filters |= {
         "data": describe_rollout,
         "rate": read_rate,
-        "interval": Rate.format,
+        "interval": lambda rate, signed=False: Markup(rate.format(signed)),
         "short": shorten_path,
+        "code": lambda value: Markup(f"`{re.sub(r'[^A-Za-z0-9]', '?', str(value))}`"),
+        "python": lambda name: Markup(as_python_text(name)),
     }
     recipe, runs = _load_recipe(folder), [run for run in load_runs(folder) if run.start["kind"] == "training"]
     shown = {k: v for k, v in recipe.items() if k not in ("actions", "output_dir", "run_purpose", "country_iso_code")}
-    shortened = {k: shorten_path(v) if isinstance(v, str) and "/" in v else v for k, v in shown.items()}
+    recipe_text = yaml.safe_dump(shorten_paths(shown), sort_keys=False, allow_unicode=True)
     text = environment.get_template("card.md.j2").render(
         name=folder.resolve().name,
         base=shorten_path(str(recipe.get("model_name_or_path", "unknown"))),
         is_adapter=is_adapter(folder),
         evaluations=evaluations,
-        gaps=list_gaps(evaluations),
+        gaps=map(Markup, list_gaps(evaluations)),
         data=read_json(folder / TRAINING_DATA),
-        recipe=yaml.safe_dump(shortened, sort_keys=False, allow_unicode=True),
+        recipe=Markup(as_code_block("yaml", recipe_text)),
         agent=read_json(folder / "agent_config.json"),
         versions={k: v for k, v in read_json(folder / "versions.json").items() if k != TRAINING_DATA},
         export=read_json(folder / "export_report.json"),
@@ -123,10 +127,8 @@ def render_body(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _escape(value: Any) -> Any:
-    """Keep a name, which whoever made the data chose, from ending a cell or a line, or from being read as HTML."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return value.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
+    """Keep a name, which whoever made the data chose, from being read as anything but text."""
+    return value if isinstance(value, (int, float, Markup, Undefined)) else as_markdown_text(value)
 
 
 def describe_rollout(evaluation: Mapping[str, Any]) -> str:
@@ -137,19 +139,23 @@ def describe_rollout(evaluation: Mapping[str, Any]) -> str:
 
 
 def list_gaps(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say what the recording's memory has above the model's own, of two runs of the same steps alone."""
+    """Say in Markdown what the recording's memory has above the model's own, of two runs of the same steps alone."""
     same = ("csv_sha256", "engine", "decoding", "n_tasks", "n_steps")
     lines = []
     for own in (e for e in evaluations if e["mode"] == "own"):
-        what = f"Exposure gap on {describe_rollout(own)} (SWA with the recording's memory minus own)"
+        by = {name: f"points by {as_markdown_text(name)}" for name in own["matchers"]}
+        what = f"Exposure gap on {as_markdown_text(describe_rollout(own))} (SWA with the recording's memory minus own)"
         if gap := own.get("exposure_gap"):
-            gaps = [f"{read_rate(rate).format(signed=True)} points by {name}" for name, rate in gap.items()]
+            gaps = [
+                f"{read_rate(rate).format(signed=True)} points by {as_markdown_text(name)}"
+                for name, rate in gap.items()
+            ]
             lines.append(f"{what}, paired by task: {', '.join(gaps)}.")
             continue
         for teacher in evaluations:
             if teacher["mode"] == "teacher" and all(teacher[key] == own[key] for key in same):
                 gaps = [
-                    f"{100 * (rates['swa']['value'] - own['matchers'][name]['swa']['value']):+.1f} points by {name}"
+                    f"{100 * (rates['swa']['value'] - own['matchers'][name]['swa']['value']):+.1f} {by[name]}"
                     for name, rates in teacher["matchers"].items()
                 ]
                 lines.append(f"{what}, of two runs, not paired: {', '.join(gaps)}.")
