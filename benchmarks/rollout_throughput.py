@@ -5,6 +5,8 @@ python benchmarks/rollout_throughput.py --model_path outputs/demo --test_csv dem
 The obvious loop takes one task after the other, one step after the other, and calls the model's own `generate`. Both
 carry the memory the model writes. Answers are compared step by step: what was read from each, and the memory after it.
 The loop runs the model as PEFT and bitsandbytes load it. Then each saving is switched off alone, at batch size 16.
+`tokens_a_call` are the tokens that one call of the model gives to an answer; `n_shown` are the screenshots of all
+batches, each once a batch, and `n_shown_before` those that an earlier batch has had.
 """
 
 import argparse
@@ -41,6 +43,7 @@ def main() -> None:
     import torch
 
     import eval.predictor
+    from benchmarks.counted_stores import CountedAnswers, CountedPrefixes
     from benchmarks.obvious_loop import ObviousLoop
     from eval.policies.hf import ModelPolicy
     from sft.models.merged_adapter import merge_adapter
@@ -62,10 +65,10 @@ def main() -> None:
 
     def measure(batch_size: int, without: str | None = None) -> dict[str, Any]:
         policy = ModelPolicy(model, encoder)  # no screenshot prepared yet, and nothing guessed from
-        if without == "guessed answers":
-            policy._store.draft = lambda *_: []  # type: ignore[method-assign]
+        policy._store, policy._prefixes = answers, prefixes = CountedAnswers(), CountedPrefixes()
+        answers.guesses = without != "guessed answers"
         if without == "kept screenshots":
-            policy._prefixes.capacity = 0
+            prefixes.capacity = 0
         with ExitStack() as stack:
             if without == "own layers":
                 stack.enter_context(stock_layers(model))
@@ -78,6 +81,9 @@ def main() -> None:
             "ratio": rate / loop_rate,
             "n_compared": len(expected),
             "n_same": sum(results[key] == answer for key, answer in expected.items()),
+            "tokens_a_call": answers.n_tokens / answers.n_calls,
+            "n_shown": prefixes.n_shown,
+            "n_shown_before": prefixes.n_shown_before,
         }
 
     rows = [measure(batch_size) for batch_size in BATCH_SIZES]
@@ -130,12 +136,16 @@ def time_rollout(
 
 
 def print_table(rows: list[dict[str, Any]], loop_rate: float) -> None:
-    table = Table("batch size", "steps/s", "times the loop", "same answers")
-    table.add_row("obvious loop", f"{loop_rate:.2f}", "1.0", "")
+    table = Table(
+        "batch size", "steps/s", "times the loop", "same answers", "tokens a call", "screenshots seen before"
+    )
+    table.add_row("obvious loop", f"{loop_rate:.2f}", "1.0")
     for row in rows:
         same = f"{row['n_same']} of {row['n_compared']}"
         name = f"{row['batch_size']}, without {row['without']}" if "without" in row else str(row["batch_size"])
-        table.add_row(name, f"{row['steps_per_s']:.2f}", f"{row['ratio']:.1f}", same)
+        seen = f"{row['n_shown_before']} of {row['n_shown']}"
+        speed = f"{row['steps_per_s']:.2f}", f"{row['ratio']:.1f}"
+        table.add_row(name, *speed, same, f"{row['tokens_a_call']:.1f}", seen)
     Console().print(table)
 
 

@@ -8,13 +8,16 @@ micro-batch sizes. Ours: shared-screenshot packing, at the better of two token b
 same steps, same trained tokens, same optimiser, no checkpointing on either side. A screenshot has 1,280 image tokens
 and a branch about 180 tokens; the last row trains packs of the demonstration data, drawn evenly from one epoch.
 
+Stock's model is loaded by transformers, ours as a recipe's training loads it, with the kernels it chooses.
+
 Each side has a process of its own, hence a peak of its own. They take turns optimiser step by optimiser step; `ratio`
 is the median over the turns of stock's time by ours, after a warm-up. Fetching a batch is not in the time of either.
 Two rows compare our side with itself: vision outputs kept (`vision_cache_gb`) against computed, LoRA on the language.
 
 With `--savings`: what each thing that training leaves out or computes once gives, one added after the other. Packs of
 the demo as its recipe trains them, forward and backward pass on one thread, processor time; the variants take turns in
-one process, pack by pack.
+one process, pack by pack. Then what kept vision outputs give where LoRA is on the language layers alone, and the
+processor time that writing and reading one of the 8B's takes.
 """
 
 import argparse
@@ -24,6 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -200,7 +204,7 @@ def train(connection: Connection, folder: str, setting: str, n_turns: int, side:
     else:
         sampler = build_pack_sampler(rows, size)
         arguments = build_cpu_arguments(folder, n_turns, 1, len(sampler))
-        model = load_model(Path(folder) / "model")
+        model = load_as_training_does(Path(folder) / "model", use_peft=side != "ours")
         more = {} if side == "ours" else freeze_vision(model, encoder, Path(folder), is_kept=side == "kept vision")
         trainer = build_our_trainer(rows, encoder, sampler, model=model, args=arguments, **more)
     from benchmarks.clocks import Turns
@@ -222,6 +226,15 @@ def train(connection: Connection, folder: str, setting: str, n_turns: int, side:
             "peak_mb": peak_mb,
         }
     )
+
+
+def load_as_training_does(folder: Path, use_peft: bool) -> Any:
+    """Load the model as a recipe's training does, with its kernels; unquantised, since stock's is."""
+    from sft.models.model import find_family, load_model
+    from sft.recipe.settings import ModelSettings
+
+    settings = ModelSettings(str(folder), dtype="float32", load_in_4bit=False, use_peft=use_peft)
+    return load_model(settings, find_family(str(folder)))
 
 
 def freeze_vision(model: Any, encoder: Any, folder: Path, is_kept: bool) -> dict[str, Any]:
@@ -262,10 +275,14 @@ def build_demo_rows(
 
 
 def measure_savings(n_turns: int) -> list[dict[str, Any]]:
-    """Train packs of the demo without any saving, with the first, with two and so on, and return one row for each."""
+    """Train packs of the demo without any saving, with the first, with two and so on, and return one row for each.
+
+    Then with LoRA on the language layers alone, vision outputs computed and kept, and what keeping one takes.
+    """
     import torch
 
     from sft.batches.encoder import StepEncoder
+    from sft.batches.vision_cache import VisionCache
     from sft.models.processors import load_processor
     from sft.recipe.recipe import parse_recipe
 
@@ -275,39 +292,77 @@ def measure_savings(n_turns: int) -> list[dict[str, Any]]:
     encoder = StepEncoder(load_processor(base, recipe.agent.min_pixels, recipe.agent.max_pixels), recipe.agent)
     rows = build_demo_rows(encoder, recipe.batch.tokens_per_batch, N_WARMUP + n_turns)
     sampler = build_pack_sampler(rows, recipe.batch.tokens_per_batch)
+    on_language = replace(recipe.model, lora_parts=("language",))
     with tempfile.TemporaryDirectory() as folder:
+        parts = rows, encoder, sampler, folder
         names = list(SAVINGS)
-        trainers = [
-            build_saving_trainer(recipe.model, names[:n], rows, encoder, sampler, folder)
-            for n in range(len(names) + 1)
-        ]
+        trainers = [build_saving_trainer(recipe.model, names[:n], *parts) for n in range(len(names) + 1)]
         batches = list(trainers[0].get_train_dataloader())
-    results = [[compute_step(trainer, batch) for trainer in trainers] for batch in batches]
+        savings = compare_steps([(trainer, batches) for trainer in trainers])
+        cache = VisionCache(Path(folder) / "vision", "benchmark", free_bytes=1e9)
+        computed = build_saving_trainer(on_language, names, *parts)
+        kept = build_saving_trainer(on_language, names, *parts, vision_cache=cache)
+        for batch in kept.get_train_dataloader():
+            compute_step(kept, batch)  # and keep what the tower makes
+        kept.frozen_tower.finish()
+        vision = compare_steps([(computed, batches), (kept, list(kept.get_train_dataloader()))])
+        costs = measure_keeping(cache, n_turns)
+    words = ["none", names[0], *(f"and {name}" for name in names[1:])]
+    of_vision = ["LoRA on the language layers alone", "and vision outputs kept"]
+    return [{"saving": w, **row} for w, row in zip([*words, *of_vision], [*savings, *vision])] + costs
+
+
+def compare_steps(sides: list[tuple[Any, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """Compute each batch with every trainer in turn, and return a row for each, compared with the first."""
+    results = [[compute_step(trainer, batches[i]) for trainer, batches in sides] for i in range(len(sides[0][1]))]
     timed = results[N_WARMUP:]
     return [
         {
-            "saving": f"and {name}" if i > 1 else name,
             "cpu_ms": 1000 * statistics.median(turn[i][0] for turn in timed),
             "factor": statistics.median(turn[0][0] / turn[i][0] for turn in timed),
             "gradient_difference": max(compare_gradients(turn[i][1], turn[0][1]) for turn in timed),
         }
-        for i, name in enumerate(["none", *SAVINGS])
+        for i in range(len(sides))
     ]
 
 
-def build_saving_trainer(settings: Any, savings: list[str], *rows_encoder_sampler: Any) -> Any:
-    """Build our trainer of the demo's model with these savings and no others."""
-    from sft.models import model
+def measure_keeping(cache: Any, n_turns: int) -> list[dict[str, Any]]:
+    """Return what writing and reading what the 8B's tower makes of one 1920x1080 screenshot take, 40 MB in bf16."""
+    import torch
 
-    *parts, folder = rows_encoder_sampler
+    features = torch.randn(4, 1222, 4096).bfloat16()
+    seconds: dict[str, list[float]] = {"writing": [], "reading": []}
+    for i in range(N_WARMUP + n_turns):
+        started = time.process_time()
+        cache.keep(f"8B {i}", features, [1, 68, 120])
+        written = time.process_time()
+        assert cache.load(f"8B {i}") is not None
+        seconds["writing"].append(written - started)
+        seconds["reading"].append(time.process_time() - written)
+    return [
+        {"saving": f"{name} one output of the 8B", "cpu_ms": 1000 * statistics.median(times[N_WARMUP:])}
+        for name, times in seconds.items()
+    ]
+
+
+def build_saving_trainer(
+    settings: Any, savings: list[str], rows: Any, encoder: Any, sampler: Any, folder: str, vision_cache: Any = None
+) -> Any:
+    """Build our trainer of the demo's model with these savings and no others."""
+    from sft.batches.collator import PackingCollator
+    from sft.models import model
+    from sft.models.vision_features import FrozenTower
+
     family = model.find_family(settings.model_name_or_path)
     with contextlib.ExitStack() as stack:
         for name, function in SAVINGS.items():
             if function is not None and name not in savings:
                 stack.enter_context(patch(function))
-        arguments = build_cpu_arguments(folder, 1, 1, 1)
-        loaded, lora = model.load_model(settings, family), model.build_lora_config(settings, family)
-        trainer = build_our_trainer(*parts, model=loaded, args=arguments, peft_config=lora)
+        parts = {"model": model.load_model(settings, family), "peft_config": model.build_lora_config(settings, family)}
+        if vision_cache is not None:
+            parts["frozen_tower"] = FrozenTower(parts["model"], vision_cache.keep)
+            parts["data_collator"] = PackingCollator(encoder, vision_cache=vision_cache)
+        trainer = build_our_trainer(rows, encoder, sampler, args=build_cpu_arguments(folder, 1, 1, 1), **parts)
     head, layer, *_ = SAVINGS
     trainer.scores_alone, trainer.cuts_last_layer = head in savings, layer in savings
     for name, parameter in trainer.model.named_parameters():

@@ -189,20 +189,24 @@ def test_guesses_stay_before_the_border_of_the_attention(tiny_checkpoints, reque
 
 
 @pytest.mark.slow
-def test_a_screenshot_that_an_earlier_batch_has_run_is_not_run_again(model, encoder, requests):
+def test_what_an_earlier_batch_has_run_of_a_prefix_is_not_run_again(model, encoder, requests):
+    """Neither the system message nor a screenshot."""
     expected = [ModelPolicy(model, encoder).answer([request])[0].text for request in requests]
-    n_images, policy = [], ModelPolicy(model, encoder)
+    n_images, n_systems, policy = [], [], ModelPolicy(model, encoder)
 
-    def count_images(_, __, kwargs):
+    def count(_, __, kwargs):
         if "pixel_values" in kwargs:
             n_images.append(len(kwargs["input_ids"]))
+        elif kwargs["past_key_values"] is None:
+            n_systems.append(len(kwargs["input_ids"]))
 
-    model.register_forward_pre_hook(count_images, with_kwargs=True)
+    model.register_forward_pre_hook(count, with_kwargs=True)
     batches = [requests[:1], requests[3:5], requests[:3], requests[4:]]  # screenshots 0; 0, 1; 0, 1, 2; 1, 2, 0
     answers = [a.text for batch in batches for a in policy.answer(batch)]
     order = [0, 3, 4, 0, 1, 2, 4, 5, 6]
     assert answers == [expected[i] for i in order]
     assert sum(n_images) == (3 if policy._prefixes._kept else 9)
+    assert n_systems == ([1] if policy._prefixes._kept else [1] * len(batches))
     is_kept = {type(layer) for layer in DynamicCache(config=model.config.get_text_config()).layers} == {DynamicLayer}
     assert bool(policy._prefixes._kept) is is_kept
 

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5VisionModel
 from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeVisionModel
@@ -172,6 +173,37 @@ def test_towers_of_other_qwen_families_get_the_same_kernels(tower, size):
             found = model.visual(pixels, grid_thw=GRIDS).pooler_output
     assert calls.attention == 2 * 2 and not any("conv" in name for name in calls.names)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA's fast kernels want keys repeated under a mask")
+@pytest.mark.parametrize("n_queries", [1, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shared_keys_are_not_repeated_under_a_mask(monkeypatch, dtype, n_queries):
+    """The same up to rounding; of several queries, the same bits."""
+    torch.manual_seed(0)
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = 3
+    shapes = [(2, 6, n_queries, 16), (2, 2, 9, 16), (2, 2, 9, 16)]
+    inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    mask = torch.rand(2, 1, n_queries, 9) > 0.3
+    mask[..., 0] = True
+
+    def attend():
+        output, _ = sdpa_attention_forward(layer, *inputs, mask)
+        return output, torch.autograd.grad(output.float().square().sum(), inputs)
+
+    monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", "0")
+    stock, stock_gradients = attend()
+    choose_kernels(layer)
+    monkeypatch.setattr("transformers.integrations.sdpa_attention.repeat_kv", None)
+    monkeypatch.setattr("transformers.integrations.sdpa_attention.pack_gqa", None)
+    with Calls() as calls:
+        ours, gradients = attend()
+    assert calls.attention == 1
+    assert torch.equal(ours, stock) or n_queries == 1
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    for found, expected in zip([ours, *gradients], [stock, *stock_gradients]):
+        assert (found - expected).norm() <= tolerance * expected.norm()
 
 
 def test_saved_model_has_the_names_and_config_of_a_stock_one(pair, tmp_path):

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from eval.policies.answer_store import AnswerStore
 from eval.policies.prefix_store import PrefixStore
-from sft.batches.collator import as_position_ids, pad
+from sft.batches.collator import as_position_ids
 from sft.json_text import find_object
 from sft.models.llama4 import longest_sequence
 
@@ -172,7 +172,7 @@ def _read_prefixes(model: Any, prompts: Sequence[EncodedPrompt], prefixes: Prefi
     may_keep = prefixes.has_room(sum(len(ids) for _, ids in distinct))
     missing = [key for key in distinct if not may_keep or key not in prefixes]
     if missing:
-        cache, mask = _run_prefixes(model, [prompts[keys.index(key)] for key in missing])
+        cache, mask = _run_prefixes(model, [prompts[keys.index(key)] for key in missing], prefixes)
         if may_keep:
             prefixes.add(missing, cache, mask)
     if len(missing) < len(distinct):
@@ -181,15 +181,20 @@ def _read_prefixes(model: Any, prompts: Sequence[EncodedPrompt], prefixes: Prefi
     return _select(cache, mask, [distinct.index(key) for key in keys])
 
 
-def _run_prefixes(model: Any, prompts: Sequence[EncodedPrompt]) -> tuple[Any, torch.Tensor]:
-    """Run the beginnings of prompts, all different: the system message once, then the screenshots.
+def _run_prefixes(model: Any, prompts: Sequence[EncodedPrompt], prefixes: PrefixStore) -> tuple[Any, torch.Tensor]:
+    """Run the beginnings of prompts, all different: the system message once and for all, then the screenshots.
 
     Each part is padded on the left, so the columns are [system, padding, screenshot].
     """
-    n_system = len(commonprefix([p.ids[: p.n_system] for p in prompts]))
+    system = tuple(commonprefix([p.ids[: p.n_system] for p in prompts]))
+    n_system = len(system)
     cache, mask = None, torch.ones(len(prompts), 0, dtype=torch.long, device=model.device)
     if n_system:
-        cache, mask = _extend(model, None, mask[:1], [_cut(prompts[0], 0, n_system)])
+        if system in prefixes:
+            cache, mask = prefixes.build_cache([system])
+        else:
+            cache, mask = _extend(model, None, mask[:1], [_cut(prompts[0], 0, n_system)])
+            prefixes.add([system], cache, mask)
         cache, mask = _select(cache, mask, [0] * len(prompts))
     images = {
         name: torch.cat([p.screenshot[name] for p in prompts]).to(model.device) for name in prompts[0].screenshot
@@ -271,11 +276,13 @@ def _forget_rejected(
 
 def _pad(model: Any, parts: Sequence[Part], side: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ids (B, T), attention mask (B, T) and positions (axes, B, T); what a pad token is does not matter."""
-    ids = pad([np.array(ids, dtype=np.int64) for ids, _ in parts], 0, side)
-    mask = pad([np.ones(len(ids), dtype=np.int64) for ids, _ in parts], 0, side)
-    axes = range(len(parts[0][1]))
-    positions = torch.stack([pad([p[axis] for _, p in parts], 0, side) for axis in axes])
-    return ids.to(model.device), mask.to(model.device), positions.to(model.device)
+    width = max(len(ids) for ids, _ in parts)
+    block = np.zeros((2 + len(parts[0][1]), len(parts), width), dtype=np.int64)
+    for row, (ids, positions) in enumerate(parts):
+        columns = slice(width - len(ids), width) if side == "left" else slice(len(ids))
+        block[0, row, columns], block[1, row, columns], block[2:, row, columns] = ids, 1, positions
+    on_device = torch.from_numpy(block).to(model.device)  # in one transfer
+    return on_device[0], on_device[1], on_device[2:]
 
 
 def _forward(

@@ -66,6 +66,7 @@ class StepEncoder:
         self.processor, self.tokenizer, self.agent = processor, processor.tokenizer, agent
         self._cache = ScreenshotCache(cache_dir, self.layout) if cache_dir else None
         self._fitted: dict[str, ShownElements] = {}
+        self._last: tuple[str, list[int]] = ("", [])  # text and its ids
 
     @cached_property
     def layout(self) -> Layout:
@@ -113,7 +114,7 @@ class StepEncoder:
         Returns:
             The ids and, for each, its modality: 1 for an image token, 0 for text.
         """
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self._tokenize(text)
         image, at = self.layout.write_tokens(grid), ids.index(self.processor.image_token_id)
         types = [0] * at + [1] * len(image) + [0] * (len(ids) - at - 1)
         return [*ids[:at], *image, *ids[at + 1 :]], types
@@ -194,7 +195,12 @@ class StepEncoder:
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def _tokenize(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Return a text's ids, not to be changed; a rollout asks twice in a row, for a prompt's length and for it."""
+        last, ids = self._last
+        if text != last:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            self._last = text, ids
+        return ids
 
 
 class ScreenshotCache:
