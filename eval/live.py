@@ -23,9 +23,10 @@ from eval.rollouts.live import WRITTEN, explain_full_disk, find_opener, hash_env
 from eval.rollouts.metering import meter, record_rollout
 from eval.rollouts.options import (
     add_compute_options,
+    add_data_options,
     add_model_options,
     add_report_images,
-    find_country_problem,
+    find_common_problem,
     read_agent,
 )
 from eval.rollouts.run_folder import claim_folders, load_run
@@ -107,11 +108,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     data.add_argument(
         "--tasks", dest="test_csv", required=True, metavar="FILE", help="trajectory CSV whose tasks are carried out"
     )
-    data.add_argument("--image_root", help="folder of the recorded screenshots [folder of the CSV]")
-    data.add_argument("--max_tasks", type=int, help="carry out only the first so many tasks")
-    data.add_argument(
-        "--allow_overlap", action="store_true", help="run tasks that the model was trained on; the report says so"
-    )
+    add_data_options(data)
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", type=Path, required=True, help="folder for the results")
     run.add_argument("--offline", type=Path, metavar="RUN", help="a rollout of the same model on the same tasks")
@@ -128,13 +125,11 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
     """Return what cannot be run, or None."""
     if not all(part.isidentifier() for part in arguments.environment.split(".")):
         return f"--environment: found {arguments.environment!r}; expected a Python module's name, e.g. demo.clinic"
-    if arguments.max_tasks is not None and arguments.max_tasks < 1:
-        return f"--max_tasks: found {arguments.max_tasks}; expected at least 1"
     if not 0 < arguments.step_limit_s < 1e6:
         return f"--step_limit_s: found {arguments.step_limit_s:g}; expected more than 0 seconds"
     if arguments.policy == "model" and not arguments.model_path:
         return "--policy model needs --model_path"
-    return find_country_problem(arguments)
+    return find_common_problem(arguments)
 
 
 def read_offline(folder: Path, live: RunInfo, tasks: Sequence[Trajectory]) -> Verdicts:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from sft.errors import UserError
 
@@ -55,7 +56,7 @@ def write_new(folder: Path) -> Iterator[Path]:
     """Give a folder beside it to write to, which takes its name at the end; after an error nothing is left of it.
 
     Raises:
-        UserError: something is there already.
+        UserError: something is there already, or has come there meanwhile.
     """
     check_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -63,9 +64,8 @@ def write_new(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         share_as_usual(partial)
-        if folder.is_dir():
-            folder.rmdir()
-        partial.rename(folder)
+        check_new(folder)  # another process may have written it
+        partial.rename(folder)  # takes the place of an empty folder, and of no other
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -79,24 +79,53 @@ def claim_folder(folder: Path, doing: str) -> Iterator[None]:
     folder".
 
     Raises:
-        UserError: another process has it.
+        UserError: another process has it, or reads it (`read_folder`).
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_NAME).open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder}: found another process that {doing}; expected one at a time: wait for it or end it, then "
-                "give the same command again"
-            ) from error
-        except OSError as error:  # a file system without locks, such as Lustre mounted without them
-            log.warning("%s: cannot be locked (%s); make sure that no other process uses the folder", folder, error)
-        try:
+        problem = (
+            f"{folder}: found another process that {doing} or reads it; expected one at a time: wait for it or end "
+            "it, then give the same command again"
+        )
+        with _lock(file, fcntl.LOCK_EX, problem):
             yield
-        finally:
-            with suppress(OSError):  # where it cannot be locked
-                fcntl.flock(file, fcntl.LOCK_UN)  # or a data worker, forked off meanwhile, would keep it
+
+
+@contextmanager
+def read_folder(folder: Path) -> Iterator[None]:
+    """Have nobody claim a folder while it is read; any number of processes may read it at once.
+
+    One that was never claimed, or whose lock cannot be opened, is read as it is.
+
+    Raises:
+        UserError: another process has claimed it.
+    """
+    try:
+        file = (folder / LOCK_NAME).open(encoding="utf-8")
+    except OSError:
+        yield
+        return
+    problem = (
+        f"{folder}: found another process that writes into this folder; expected one that is finished: wait for it or "
+        "end it, then give the same command again"
+    )
+    with file, _lock(file, fcntl.LOCK_SH, problem):
+        yield
+
+
+@contextmanager
+def _lock(file: TextIO, kind: int, problem: str) -> Iterator[None]:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(problem) from error
+    except OSError as error:  # a file system without locks, such as Lustre mounted without them
+        log.warning("%s: cannot be locked (%s); make sure that no other process uses the folder", file.name, error)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # where it cannot be locked
+            fcntl.flock(file, fcntl.LOCK_UN)  # or a data worker, forked off meanwhile, would keep it
 
 
 def refuse_foreign(folder: Path, names: Iterable[str], proof: str) -> None:

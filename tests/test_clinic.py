@@ -7,12 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, load_demo
 
+from demo.clinic.samples import list_instances
 from demo.clinic.tasks import load_tasks
 from demo.clinic.verification import Check, Fact, now
 from eval.environments.environment import EnvironmentFailure
@@ -88,6 +91,39 @@ def test_recorded_actions_reach_their_goal_and_that_of_no_other_patient(clinic, 
     )  # fonts and Chromium may be others here
     assert compute_difference(seen[-2].screenshot, task.steps[-2].image_path) < 4
     assert clinic.outside_requests == []
+
+
+@needs_clinic
+@pytest.mark.slow
+def test_page_of_a_job_shows_it_under_way_however_slow_the_page_is(clinic, tasks, monkeypatch):
+    """Orthanc Explorer reads a job once, when its page opens; the job list that follows shows it as done."""
+    from demo.clinic.prove import compute_difference
+
+    monkeypatch.setattr(clinic, "step_limit_s", 60)
+    task = tasks["orthanc-protect_and_send-01"]
+    clinic.reset(task)
+    session = clinic.page.context.new_cdp_session(clinic.page)
+    session.send("Emulation.setCPUThrottlingRate", {"rate": 8})
+    for answer in task.golds[:6]:
+        shown = clinic.step(answer.action).observation
+    assert compute_difference(shown.screenshot, task.steps[6].image_path) < 4
+    (job,) = clinic.stack.get("/jobs?expand")
+    assert job["State"] == "Success", "a step ends when what it began has ended"
+
+
+@needs_clinic
+@pytest.mark.slow
+def test_list_is_shown_as_it_is_filtered_however_slow_the_server_is(clinic, tasks):
+    from demo.clinic.prove import compute_difference
+
+    task = tasks["ohif_measure_zoomed_06"]
+    clinic.reset(task)
+    session = clinic.page.context.new_cdp_session(clinic.page)
+    session.send("Network.enable")
+    slow = {"offline": False, "latency": 2000, "downloadThroughput": -1, "uploadThroughput": -1}
+    session.send("Network.emulateNetworkConditions", slow)
+    shown = clinic.step(task.golds[0].action).observation
+    assert compute_difference(shown.screenshot, task.steps[1].image_path) < 1
 
 
 @needs_clinic
@@ -174,6 +210,133 @@ def test_no_request_leaves_this_machine(clinic, tasks):
         assert "Failed to fetch" in error
     assert clinic.outside_requests == ["https://example.com/", "http://192.0.2.1/", "http://localhost:1/"]
     clinic.outside_requests.clear()
+
+
+@needs_clinic
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "address", ["file:///etc/hostname", "view-source:file:///etc/hostname", "chrome://version", "data:text/html,out"]
+)
+def test_page_reaches_no_file_and_none_of_the_browsers_own_pages(clinic, tasks, address):
+    clinic.reset(tasks["orthanc-browse_to_series-09"])
+    page, contexts = clinic.page, clinic.page.context
+    at = page.url
+    page.evaluate(
+        """address => document.querySelector(".ui-page-active").insertAdjacentHTML("beforeend",
+            `<a href="${address}" rel="external" style="position: fixed; bottom: 0; left: 0">Here</a>
+             <a href="${address}" target="_blank" style="position: fixed; bottom: 0; left: 80px">There</a>`)
+        """,
+        address,
+    )
+    for name in ("Here", "There"):
+        assert clinic.step(Action("CLICK", name)).outcome == "done"
+        assert (page.url, len(contexts.pages)) == (at, 2), "the browser's first page and this one"
+    page.evaluate("address => { location.href = address }", address)
+    page.evaluate(
+        """address => document.body.insertAdjacentHTML("beforeend",
+            `<iframe src="${address}" style="position: fixed; bottom: 0; left: 200px; border: 0"></iframe>`)""",
+        address,
+    )
+    inner = [frame.url for frame in page.frames[1:]]
+    if not address.startswith("data:"):  # which is the page's own text
+        assert "Failed to fetch" in page.evaluate("address => fetch(address).catch(String)", address)
+        assert inner and not any(url.startswith(address.partition(":")[0]) for url in inner), inner
+    assert clinic.step(Action("SCROLL", "page", {"direction": "down"})).outcome == "done"
+    assert page.url == at
+
+
+@needs_clinic
+@pytest.mark.slow
+def test_download_and_upload_move_no_file(clinic, tasks):
+    """A study has links for its images; the page to upload has a button that opens the browser's choice of files."""
+    task = tasks["orthanc-protect_and_send-01"]
+    clinic.reset(task)
+    for answer in task.golds[:3]:
+        clinic.step(answer.action)
+    asked = []
+    clinic.page.on("download", lambda download: asked.append(download.failure()))
+    for name in ("Download ZIP", "Download DICOMDIR"):
+        assert clinic.step(Action("CLICK", name)).outcome == "done"
+    assert len(asked) == 2 and all(asked), "both were refused by the browser"
+    clinic.step(Action("CLICK", "Upload"))
+    assert clinic.step(Action("CLICK", "Select files to upload ...")).outcome == "done"
+    assert clinic.step(Action("TEXT", "Select files to upload ...", {"text": "/etc/hostname"})).outcome == "impossible"
+    clinic.step(Action("CLICK", "Start the upload"))
+    assert clinic.page.evaluate(
+        "[...document.querySelectorAll('input[type=file]')].map(field => field.files.length)"
+    ) == [0]
+    assert clinic.stack.describe_store()["instances"] == list_instances()
+
+
+SCRIPTS = (
+    "<img src=x onerror=window.hacked=1>",
+    "<svg onload=window.hacked=1>",
+    '"><script>window.hacked=1</script>',
+    "javascript:window.hacked=1",
+    "{{constructor.constructor('window.hacked=1')()}}",
+)
+
+
+@needs_clinic
+@pytest.mark.slow
+def test_answer_runs_no_script_in_orthanc(clinic, tasks):
+    clinic.reset(tasks["orthanc-browse_to_series-09"])
+    text = " ".join(SCRIPTS)
+    for action in (
+        Action("TEXT", "Patient Name", {"text": text}),
+        Action("CLICK", "Do lookup"),
+        Action("CLICK", "Lookup"),
+        Action("CLICK", "All patients"),
+        Action("TEXT", "Filter items...", {"text": text}),
+        Action("CLICK", "Query/Retrieve"),
+        Action("TEXT", "Value for this field", {"text": text}),
+        Action("CLICK", "Search studies"),
+    ):
+        assert clinic.step(action).outcome == "done", action
+    assert clinic.page.evaluate("() => window.hacked === undefined && !document.querySelector('[onerror], [onload]')")
+    assert not clinic.verify().is_reached and clinic.outside_requests == []
+
+
+@needs_clinic
+@pytest.mark.slow
+def test_answer_runs_no_script_in_ohif(clinic, tasks):
+    """What is typed stands in the study list's filter, and in its address."""
+    clinic.reset(tasks["ohif_measure_zoomed_06"])
+    assert clinic.step(Action("TEXT", "Patient Name", {"text": " ".join(SCRIPTS)})).outcome == "done"
+    assert clinic.page.evaluate("() => window.hacked === undefined && !document.querySelector('[onerror], [onload]')")
+    assert clinic.outside_requests == []
+
+
+@needs_clinic
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["X\t\t \n1", "X\r\x1b\x08\ue00c\ud800", "Control+l"])
+def test_text_is_typed_into_its_field_and_presses_no_other_key(clinic, tasks, text):
+    """Neither Enter, which sends a form off, nor a shortcut of the browser, nor a field beside it."""
+    clinic.reset(tasks["orthanc-browse_to_series-09"])
+    clinic.page.evaluate(
+        """() => { window.pressed = []; document.addEventListener("keydown", event => pressed.push(event.key)); }"""
+    )
+    at = clinic.page.url
+    assert clinic.step(Action("TEXT", "Patient ID", {"text": text})).outcome == "done"
+    fields = clinic.page.evaluate(
+        "[...document.querySelectorAll('[id^=lookup-][type=text]')].map(field => field.value)"
+    )
+    assert fields[0][0] == text[0] and fields[1:] == ["", "", ""] and clinic.page.url == at
+    assert clinic.page.evaluate("document.activeElement.id") == "lookup-patient-id"
+    pressed = set(clinic.page.evaluate("window.pressed"))
+    assert not pressed & {"Enter", "Tab", "Escape", "Backspace", "F6", "Alt", "Meta"}
+
+
+@needs_clinic
+@pytest.mark.slow
+def test_window_that_a_link_opens_is_closed(clinic, tasks):
+    clinic.reset(tasks["orthanc-browse_to_series-09"])
+    clinic.page.evaluate(
+        """() => document.querySelector(".ui-page-active").insertAdjacentHTML("beforeend",
+            `<a href="/system" target="_blank" style="position: fixed; bottom: 0; left: 0; opacity: 0">There</a>`)"""
+    )
+    assert clinic.step(Action("CLICK", "There")).outcome == "done"
+    assert len(clinic.page.context.pages) == 2, "the browser's first page and the program's"
 
 
 @needs_clinic
@@ -309,6 +472,45 @@ def test_start_starts_once_and_stop_ends_it(tmp_path):
         stopped = run("stop")
     assert stopped == "stopped: nginx, peer, orthanc\n"
     assert run("stop") == "stopped: nothing ran\n"
+
+
+CLINIC = """
+from pathlib import Path
+from demo.clinic.environment import Clinic
+
+def open_environment(step_limit_s):
+    return Clinic(step_limit_s, Path({folder!r}), port_base={port_base})
+"""
+
+
+@needs_clinic
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_run_that_is_asked_to_end_leaves_no_program_running(tmp_path, number):
+    folder = tmp_path / "clinic"
+    (tmp_path / "own_clinic.py").write_text(CLINIC.format(folder=str(folder), port_base=find_free_ports() + 60))
+    given = ["--policy", "replay", "--environment", "own_clinic", "--tasks", ROOT / "demo/data/test.csv"]
+    command = [sys.executable, ROOT / "eval/live.py", *given, "--output_dir", tmp_path / "live"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 240
+        while len(list(tmp_path.glob("live/screens/*"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(list_processes(folder)) >= 4, "three programs and the browser"
+        run.send_signal(number)
+        printed = run.communicate(timeout=120)[1]
+    assert run.returncode == (128 + number if number == signal.SIGTERM else -number), printed
+    assert list_processes(folder) == []
+
+
+def list_processes(folder):
+    """List the processes whose command names a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(folder).encode() in path.read_bytes():
+                found.append(path.read_bytes())
+    return found
 
 
 @needs_clinic

@@ -24,11 +24,11 @@ from eval.environments.episode import load_episodes
 from eval.environments.operate import limit_time
 from eval.live import main
 from eval.rollout import main as roll_out
-from eval.rollouts.run_folder import claim_folders
 from eval.score import main as score
 from sft.actions import DEFAULT_ACTIONS, Action, ActionType
 from sft.agent import agent_to_json
 from sft.errors import UserError
+from sft.files import claim_folder
 
 LATER = ("started", "finished", "latency_s", "execution_s")
 
@@ -108,6 +108,7 @@ def test_every_task_has_one_result(operate, tmp_path):
         "success": 0,
         "silent_wrong_effect": 2,
         "not_noticed": 2,
+        "given_up": 0,
         "budget": 1,
         "error": 0,
     }
@@ -195,6 +196,22 @@ def test_action_that_needs_no_target_is_taken_whatever_it_names(operate, tmp_pat
     back, done = episodes["head"].steps
     assert (back.outcome, back.reason) == ("not_found", "0 such elements")  # what the worklist says of it
     assert (done.outcome, done.left_out, episodes["head"].ending) == ("complete", ["target"], "complete")
+
+
+def test_final_action_that_is_not_the_first_gives_up(operate, tmp_path):
+    """It says that the goal cannot be reached: no wrong claim, and no success though it is reached."""
+    fail = ActionType("FAIL", "the goal cannot be reached", is_final=True)
+    (tmp_path / "agent.json").write_text(
+        json.dumps(agent_to_json(replace(TINY_AGENT, actions=(*DEFAULT_ACTIONS, fail))))
+    )
+    gives_up, right = Action("FAIL", "task"), label("CT head", "late")[:-1]
+    csv = _said(tmp_path, early=[Action("CLICK", "CT head"), gives_up], late=[*right, gives_up])
+    episodes, metrics = operate("--policy", "replay", "--agent_config", tmp_path / "agent.json", csv=csv)
+    assert (episodes["early"].ending, episodes["early"].result) == ("given_up", "given_up")
+    assert (episodes["late"].ending, episodes["late"].result) == ("given_up", "not_noticed")
+    assert metrics["step_outcomes"]["given_up"] == 2 and metrics["step_outcomes"]["complete"] == 0
+    assert metrics["success"]["value"] == 0 and metrics["results"]["silent_wrong_effect"] == 0
+    assert "given up" in (tmp_path / "live/report.html").read_text()
 
 
 def test_alarm_that_comes_as_a_call_returns_interrupts_nothing_else(monkeypatch):
@@ -327,6 +344,73 @@ def open_environment(step_limit_s):
 """
 
 
+SLOPPY = """
+import numpy as np
+
+class Sloppy(Worklist):
+    def find_obstacle(self, task):
+        return {}["obstacle"] if "obstacle" in task.instruction else None
+
+    def reset(self, task):
+        return None if "reset" in task.instruction else super().reset(task)
+
+    def step(self, action):
+        done = super().step(action)
+        if "raises" in self.goal[1]:
+            raise ValueError("a colour\\x1b[31m")
+        if "odd" in self.goal[1]:
+            return Execution(done.observation, "well done")
+        return Execution(done.observation, done.outcome, done.reason, np.array(done.point))
+
+    def verify(self):
+        if "nothing" in self.goal[1]:
+            return None
+        return Verdict(np.bool_(super().verify().is_reached), np.str_("as NumPy says"))
+
+def open_environment(step_limit_s):
+    return Sloppy(tempfile.mkdtemp())
+"""
+
+
+def test_environment_with_mistakes_of_its_own_ends_no_run(operate, tmp_path):
+    """An environment is anybody's code: what it raises is told with its line, and the next task begins."""
+    load_worklist("sloppy", SLOPPY)
+    mistakes = ("obstacle", "reset", "raises", "odd", "nothing")
+    names = [name for n, mistake in enumerate(mistakes) for name in (f"{n} fine", f"{n} {mistake}")]
+    csv = _said(tmp_path, **{name: label("CT head", name) for name in names})
+    episodes, metrics = operate("--policy", "replay", csv=csv, environment="sloppy")
+    assert [episodes[name].result for name in names] == ["success", "error"] * 5 and metrics["n_errors"] == 5
+    assert episodes["0 fine"].steps[0].verdict == "as NumPy says"
+    reasons = {name.partition(" ")[2]: episodes[name].reason for name in names[1::2]}
+    assert reasons["obstacle"].startswith("find_obstacle failed: KeyError: 'obstacle' (")
+    assert "AttributeError: 'NoneType'" in reasons["reset"] and "AttributeError: 'NoneType'" in reasons["nothing"]
+    assert reasons["raises"].startswith("the step CLICK failed: ValueError: a colour")
+    assert "found the outcome 'well done'; expected one of ('done', 'not_found'" in reasons["odd"]
+    assert "\x1b" not in (tmp_path / "live/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_run_that_is_asked_to_end_stops_the_program(tasks_csv, tmp_path):
+    """Whatever the program was at: its `close` is called, and called to its end."""
+    (tmp_path / "slow_worklist.py").write_text(WORKLIST + SLOW + ENDS)
+    given = ["--policy", "replay", "--environment", "slow_worklist", "--tasks", str(tasks_csv), "--output_dir"]
+    command = [sys.executable, str(ROOT / "eval/live.py"), *given, str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "out/screens").is_dir() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        while not (tmp_path / "closing").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)  # again, as an impatient scheduler does
+        printed = process.communicate(timeout=60)[1]
+    assert (process.returncode, (tmp_path / "closed").exists()) == (143, True), printed
+    assert "Traceback" not in printed
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["results"]["success"] == 3
+
+
 @pytest.fixture
 def faulty():
     load_worklist("faulty", FAULTS)
@@ -427,6 +511,19 @@ def open_environment(step_limit_s):
 """
 
 
+ENDS = """
+class Ends(Slow):
+    def close(self):
+        Path("closing").touch()
+        time.sleep(1)
+        super().close()
+        Path("closed").touch()
+
+def open_environment(step_limit_s):
+    return Ends(tempfile.mkdtemp())
+"""
+
+
 @pytest.mark.slow
 def test_killed_run_continues_with_the_next_task_and_ends_the_same(tasks_csv, tmp_path):
     (tmp_path / "slow_worklist.py").write_text(WORKLIST + SLOW)
@@ -474,7 +571,10 @@ def test_another_run_in_the_same_folder_is_refused(operate, tasks_csv, tmp_path)
     roll_out(["--policy", "replay", "--test_csv", str(tasks_csv), "--output_dir", str(tmp_path / "offline")])
     with pytest.raises(UserError, match=r"different: .*environment"):
         operate("--policy", "replay", folder=tmp_path / "offline")
-    with claim_folders({tmp_path / "taken": {}}), pytest.raises(UserError, match="another process"):
+    with (
+        claim_folder(tmp_path / "taken", "rolls out into this folder"),
+        pytest.raises(UserError, match="another process"),
+    ):
         operate("--policy", "replay", folder=tmp_path / "taken")
 
 

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from trajectory_samples import TINY_AGENT, build_output, build_tasks, write_trajectories
 
 from eval.rollout import main
-from eval.rollouts.run_folder import claim_folders
 from eval.score import main as score
 from eval.step_result import load_results
 from sft.agent import agent_to_json
 from sft.errors import UserError
+from sft.files import claim_folder
 
 FILES = {"steps.jsonl", "run.json", "predictions.csv", "metrics.json", "details.json", "report.html"}
 TIMES = ("latency_s", "started", "finished")
@@ -230,7 +230,7 @@ def test_mode_all_looks_for_another_report_before_it_rolls_out(tasks_csv, tmp_pa
 
 
 def test_second_process_in_one_folder_is_refused(tasks_csv, tmp_path):
-    with claim_folders({tmp_path: {}}):
+    with claim_folder(tmp_path, "rolls out into this folder"):
         with pytest.raises(UserError, match="found another process that rolls out into this folder"):
             _roll_out(tasks_csv, tmp_path, "--policy", "replay")
         assert {path.name for path in tmp_path.iterdir()} == {".lock"}

@@ -38,7 +38,8 @@ def find_chromium() -> str | None:
 class Browser:
     """Chromium on a profile on disk: with its code cache OHIF starts in a third of the time.
 
-    `outside_requests` is given each address beyond 127.0.0.1 that a page asks for; none of them is reached.
+    Downloads are refused. `outside_requests` is given each address beyond 127.0.0.1 that a page asks for; none of them
+    is reached.
     """
 
     def __init__(self, playwright: Playwright, profile: Path, outside_requests: list[str]):
@@ -48,6 +49,7 @@ class Browser:
             profile,
             executable_path=find_chromium(),
             args=CHROMIUM_FLAGS,
+            accept_downloads=False,
             viewport={"width": width, "height": height},
             locale="en-US",
             timezone_id="UTC",

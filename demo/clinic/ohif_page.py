@@ -48,9 +48,25 @@ IMAGE_TO_SCREEN = """([n, points]) => {
   return {screen, frame: [left, top, right, bottom]};
 }"""
 
-# At rest: no notice that goes away by itself, every viewport and thumbnail drawn, the study list filtered as typed.
+# Counts what the page has asked its server for and not been given yet. On a busy machine an answer takes long enough
+# for two equal screenshots of the list as it was before.
+COUNT_REQUESTS = """(() => {
+  window.requestsUnderWay = 0;
+  const send = XMLHttpRequest.prototype.send, ask = window.fetch;
+  XMLHttpRequest.prototype.send = function (...given) {
+    window.requestsUnderWay += 1;
+    this.addEventListener("loadend", () => { window.requestsUnderWay -= 1; }, {once: true});
+    return send.apply(this, given);
+  };
+  window.fetch = (...given) => {
+    window.requestsUnderWay += 1;
+    return ask(...given).finally(() => { window.requestsUnderWay -= 1; });
+  };
+})()"""
+# At rest: nothing is asked for, no notice that goes away by itself, every viewport and thumbnail drawn, the study list
+# filtered as typed.
 IS_BUSY = """() => {
-  if (document.querySelector("[data-sonner-toast]")) return true;
+  if (window.requestsUnderWay || document.querySelector("[data-sonner-toast]")) return true;
   const panes = [...document.querySelectorAll("[data-cy=viewport-pane]")];
   if (panes.length) {
     const viewports = (window.cornerstone?.getRenderingEngines() || []).flatMap(engine => engine.getViewports())
@@ -105,6 +121,7 @@ def name_elements(page: Page) -> None:
 def open_start(page: Page, stack: Stack) -> None:
     """Show the study list with every study."""
     page.add_init_script(NO_TOUR)
+    page.add_init_script(COUNT_REQUESTS)
     name_elements(page)
     page.goto(stack.ohif_url)
     page.locator("tbody tr").nth(10).wait_for(timeout=30_000)

@@ -17,9 +17,12 @@ NAMES = Names(
     },
     scrolled={"page": ("html", 0, 0)},
 )
-# A page transition, a request, a blocked page, or a preview that opens. Raw JSON, which a link may open, is at rest.
-IS_BUSY = """() => {
+# A page transition, a request, a blocked page, a preview that opens, or a job under way: whether the next page shows
+# it as done must not depend on how fast the agent is. Raw JSON, which a link may open, is at rest.
+IS_BUSY = """async () => {
   const isShown = (element) => !!element && element.offsetParent !== null;
+  const jobs = window.jQuery ? await fetch("/jobs?expand").then(reply => reply.json(), () => []) : [];
+  if (jobs.some(job => ["Pending", "Running", "Retry"].includes(job.State))) return true;
   return (window.jQuery && jQuery.active > 0)
     || !!document.querySelector(".ui-mobile-viewport-transitioning, .blockUI")
     || isShown(document.querySelector("#lbCenter.lbLoading"));

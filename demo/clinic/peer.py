@@ -5,12 +5,15 @@ python -m demo.clinic.peer --port 8303 --destination ORTHANC=8301 --received rec
 
 import argparse
 import json
+import time
 from fnmatch import fnmatchcase
 from pathlib import Path
+from weakref import WeakSet
 
 import pydicom
 from pydicom.dataset import Dataset
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import (
     PatientRootQueryRetrieveInformationModelFind,
@@ -27,6 +30,9 @@ LEVEL_KEYS = {
     "SERIES": "SeriesInstanceUID",
     "IMAGE": "SOPInstanceUID",
 }
+# How long it takes before it keeps the first instance it is sent. Orthanc Explorer reads a job once, as soon as its
+# page opens: sent to a peer that answers at once, it was shown under way or done, as chance would have it.
+KEEPS_AFTER_S = 2.0
 NOT_COMPARED = {"QueryRetrieveLevel", "SpecificCharacterSet"}
 STORED_AS = {"ModalitiesInStudy": "Modality"}
 
@@ -62,6 +68,7 @@ class Peer:
         self.destinations = destinations
         self.address = ("127.0.0.1", port)
         self.received = received
+        self._keeping: WeakSet[Association] = WeakSet()
         self.ae = AE(ae_title="REMOTEPACS")
         self.ae.add_supported_context(Verification)
         for context in AllStoragePresentationContexts:
@@ -89,6 +96,9 @@ class Peer:
         return SUCCESS
 
     def _store(self, event):
+        if event.assoc not in self._keeping:
+            self._keeping.add(event.assoc)
+            time.sleep(KEEPS_AFTER_S)  # in a thread of this association's own
         self._note(event, study=event.dataset.StudyInstanceUID, instance=event.dataset.SOPInstanceUID)
         return SUCCESS
 

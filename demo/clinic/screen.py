@@ -53,10 +53,10 @@ def click(page: Page, place: Point) -> None:
 
 
 def type_text(page: Page, place: Point, text: str) -> None:
-    """Replace the content of a field; nothing is submitted."""
+    """Replace the content of a field; nothing is submitted: a line break in the text would be the key Enter."""
     page.mouse.click(*place)
     page.keyboard.press("Control+A")
-    if len(text) > TYPED_CHARS:
+    if len(text) > TYPED_CHARS or not text.isprintable():
         page.keyboard.insert_text(text)
     elif text:
         page.keyboard.type(text, delay=12)

@@ -14,24 +14,26 @@ from sft.errors import UserError
 from sft.json_text import parse_json
 
 # What became of a step: what the environment says of its action, or what kept one from being passed to it. "complete":
-# the model said that the goal is reached; "unreadable": no action, or none with a target; "unanswered": what answers
-# failed (a prompt that is too long, a request that a server refused); "error": the program failed.
-StepOutcome = Literal[Outcome, "complete", "unreadable", "unanswered", "error"]
+# the model said that the goal is reached, by the first final action of its agent; "given_up": it ended the task by
+# another one, such as FAIL; "unreadable": no action, or none with a target; "unanswered": what answers failed (a
+# prompt that is too long, a request that a server refused); "error": the program failed.
+StepOutcome = Literal[Outcome, "complete", "given_up", "unreadable", "unanswered", "error"]
 STEP_OUTCOMES: tuple[StepOutcome, ...] = (
     "done",
     "complete",
+    "given_up",
     *get_args(Outcome)[1:],
     "unreadable",
     "unanswered",
     "error",
 )
 
-# How a task ended: COMPLETE was said; the budget of steps was used up; the program failed; the environment says that
-# the task cannot be done there, so that nothing was tried.
-Ending = Literal["complete", "budget", "error", "left_out"]
+# How a task ended: COMPLETE was said, or another final action was; the budget of steps was used up; the program
+# failed; the environment says that the task cannot be done there, so that nothing was tried.
+Ending = Literal["complete", "given_up", "budget", "error", "left_out"]
 
 # What a task counts as; each task that was tried is one of these.
-Result = Literal["success", "silent_wrong_effect", "not_noticed", "budget", "error"]
+Result = Literal["success", "silent_wrong_effect", "not_noticed", "given_up", "budget", "error"]
 RESULTS: tuple[Result, ...] = get_args(Result)
 
 
@@ -108,7 +110,9 @@ class Episode:
             return "error"
         if self.ending == "complete":
             return "success" if self.steps[-1].is_reached else "silent_wrong_effect"
-        return "budget" if self.reached_at is None else "not_noticed"
+        if self.reached_at is not None:
+            return "not_noticed"
+        return "given_up" if self.ending == "given_up" else "budget"
 
 
 def format_episode(episode: Episode) -> str:

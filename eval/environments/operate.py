@@ -1,17 +1,19 @@
 """Lets a policy carry out a task in an environment, with the memory that it wrote. Knows no program and no metric."""
 
+import errno
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from eval.environments.environment import Environment, EnvironmentFailure, Observation, Verdict
+from eval.environments.environment import Environment, EnvironmentFailure, Observation, Outcome, Verdict
 from eval.environments.episode import Ending, Episode, LiveStep, StepOutcome
 from eval.policies.policy import Policy, RawAnswer, StepRequest, read_raw_answer
-from sft.actions import POINT, find_action_type
+from sft.actions import POINT, Action, find_action_type
 from sft.agent import AgentConfig
 from sft.answers import ParsedAnswer
 from sft.data.screenshots import SUFFIXES, inspect_bytes, open_screenshot
@@ -24,6 +26,7 @@ BUDGET = 2  # steps a task may take, for each that was recorded
 # How many times `step_limit_s` a method may take before it is interrupted; a reset may have to start a program.
 PATIENCE, PATIENCE_AT_RESET = 3, 10
 SCREENS = "screens"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 T = TypeVar("T")
 
@@ -92,7 +95,7 @@ class Operator:
     step_limit_s: float
 
     def carry_out(self, task: Trajectory) -> Episode:
-        """Reset the program, then ask, act and verify until COMPLETE is said or `BUDGET` is used up.
+        """Reset the program, then ask, act and verify until a final action is said or `BUDGET` is used up.
 
         An answer that cannot be read, or an action that cannot be carried out, leaves the screen as it is: the agent
         sees it again. The memory is that of a rollout in mode "own".
@@ -109,8 +112,8 @@ class Operator:
             for index in range(BUDGET * len(task.steps)):
                 step, screen, memory = self._take_step(task, index, screen, memory)
                 steps.append(step)
-                if step.outcome == "complete":
-                    ending = "complete"
+                if step.outcome in ("complete", "given_up"):
+                    ending = step.outcome
                     break
                 if step.outcome == "error":
                     ending, reason = "error", step.reason
@@ -120,8 +123,8 @@ class Operator:
         return _describe(task, ending, tuple(steps), reason, screen.image_id if screen else "")
 
     def _begin(self, task: Trajectory) -> Screen:
-        screen = self.screens.keep(self._call("reset", self.environment.reset, task, patience=PATIENCE_AT_RESET))
-        verdict = self._call("verify", self.environment.verify)
+        screen = self._call("reset", self._reset, task, patience=PATIENCE_AT_RESET)
+        verdict = self._call("verify", self._verify)
         if verdict.is_reached:
             raise EnvironmentFailure(f"the goal is reached before the first step ({verdict.reason})")
         return screen
@@ -154,7 +157,7 @@ class Operator:
             predicted=parsed.answer.action if parsed.answer else None,
             outcome=effect.outcome,
             reason=effect.reason,
-            point=None if effect.point is None else [float(v) for v in effect.point],
+            point=None if effect.point is None else list(effect.point),
             is_reached=effect.verdict.is_reached,
             verdict=effect.verdict.reason,
             finish_reason=raw.finish_reason,
@@ -175,17 +178,46 @@ class Operator:
         elif action is None or action_type is None:
             effect = _Effect("unreadable", parsed.problem, screen)
         elif action_type.is_final:  # whatever it names: it needs no target
-            effect = _Effect("complete", "", screen)
+            first = next(known for known in self.agent.actions if known.is_final)  # the one that says it is reached
+            effect = _Effect("complete" if action_type == first else "given_up", "", screen)
         elif action_type.takes_target and not action.target and POINT not in action.arguments:
             effect = _Effect("unreadable", parsed.problem, screen)
         else:
-            done = self._call(f"the step {action.kind}", self.environment.step, action)
-            effect = _Effect(done.outcome, done.reason, self.screens.keep(done.observation), done.point)
-        return replace(effect, verdict=self._call("verify", self.environment.verify))
+            effect = self._call(f"the step {action.kind}", self._step, action)
+        return replace(effect, verdict=self._call("verify", self._verify))
+
+    def _reset(self, task: Trajectory) -> Screen:
+        return self.screens.keep(self.environment.reset(task))
+
+    def _step(self, action: Action) -> _Effect:
+        done = self.environment.step(action)
+        if done.outcome not in get_args(Outcome):
+            raise EnvironmentFailure(f"step: found the outcome {done.outcome!r}; expected one of {get_args(Outcome)}")
+        point = None if done.point is None else (float(done.point[0]), float(done.point[1]))
+        return _Effect(done.outcome, str(done.reason), self.screens.keep(done.observation), point)
+
+    def _verify(self) -> Verdict:
+        verdict = self.environment.verify()
+        return Verdict(bool(verdict.is_reached), str(verdict.reason))  # NumPy's booleans too
 
     def _call(self, doing: str, method: Callable[..., T], *arguments: Any, patience: int = PATIENCE) -> T:
+        """Call what asks the environment, in a time limit.
+
+        Raises:
+            EnvironmentFailure: it failed, however it says so: an environment is anybody's code. Not where the disk is
+                full, which ends the run.
+        """
         with limit_time(patience * self.step_limit_s, doing):
-            return method(*arguments)
+            try:
+                return method(*arguments)
+            except EnvironmentFailure:
+                raise
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in FULL_DISK:
+                    raise
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                found = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+                raise EnvironmentFailure(f"{doing} failed: {found}") from error
 
 
 @contextmanager

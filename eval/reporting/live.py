@@ -28,6 +28,7 @@ RESULTS_TOLD = {
     "success": "COMPLETE was said, and the program's state proves the goal",
     "silent_wrong_effect": "COMPLETE was said, and the goal is not reached: nobody would have noticed",
     "not_noticed": "the goal was reached at a step, but COMPLETE was never said",
+    "given_up": "another final action than COMPLETE was said, and the goal was never reached",
     "budget": "the budget of steps was used up, and the goal was never reached",
     "error": "the program failed; counted as no success",
 }
@@ -145,6 +146,7 @@ def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("COMPLETE said, goal not reached (silent wrong effect)", str(metrics["results"]["silent_wrong_effect"])),
         ("goal reached, COMPLETE never said (not noticed)", str(metrics["results"]["not_noticed"])),
         ("goal reached and left again", str(metrics["left_again"])),
+        ("ended by another final action, goal never reached (given up)", str(metrics["results"]["given_up"])),
         ("stopped by the budget of steps, goal never reached", str(metrics["results"]["budget"])),
         (
             f"steps of successful tasks ({lengths['n_recorded']} recorded; goal reached after {lengths['n_to_goal']})",

@@ -1,19 +1,21 @@
 """One live run in one folder: opens the program, resumes at the next task, appends each when it ended. No metrics."""
 
-import errno
 import logging
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from eval.environments.environment import Environment, EnvironmentFailure
 from eval.environments.episode import Episode, append_episode, load_episodes
-from eval.environments.operate import PATIENCE_AT_RESET, Operator, ScreenStore, limit_time
+from eval.environments.operate import FULL_DISK, PATIENCE_AT_RESET, Operator, ScreenStore, limit_time
 from eval.rollouts.run_folder import cut_last_line
 from eval.rollouts.run_info import RunInfo, close_run, open_run
 from sft.agent import AgentConfig
@@ -127,7 +129,7 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL_DISK:
             raise
         raise UserError(
             f"{folder}: found a full disk ({error.strerror}); make room and give the same command again: it continues "
@@ -137,16 +139,24 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _open(open_environment: Callable[[float], Environment], step_limit_s: float) -> Iterator[Environment]:
-    """Start the program, and stop it however the run ends."""
+    """Start the program, and stop it however the run ends: SIGTERM would leave it running."""
     try:
         environment = open_environment(step_limit_s)
     except EnvironmentFailure as failure:
         raise UserError(f"the program could not be started: {failure}") from failure
+    previous = signal.signal(signal.SIGTERM, _end)
     try:
         yield environment
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # asked again, it is still being stopped
         try:
             with limit_time(PATIENCE_AT_RESET * step_limit_s, "close"):
                 environment.close()
         except EnvironmentFailure as failure:
             log.warning("the program could not be stopped: %s", failure)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)

@@ -21,21 +21,17 @@ def parse_arguments(argv: list[str], description: str | None) -> argparse.Namesp
     model.add_argument("--batch_size", type=int, default=16, help="steps answered at once [16]")
     data = parser.add_argument_group("data")
     data.add_argument("--test_csv", required=True, help="trajectory CSV to roll out")
-    data.add_argument("--image_root", help="folder of the screenshots [folder of the CSV]")
+    add_data_options(data)
     data.add_argument(
         "--detect",
         action="store_true",
         help="find the elements on each screenshot now (extra ocr), in place of the column Detected_Elements",
     )
-    data.add_argument("--max_tasks", type=int, help="roll out only the first so many tasks")
     data.add_argument(
         "--on_bad_rows",
         choices=["refuse", "quarantine"],
         default="refuse",
         help="refuse a file with a bad row, or set each task with one aside [refuse]",
-    )
-    data.add_argument(
-        "--allow_overlap", action="store_true", help="score tasks that the model was trained on; the report says so"
     )
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", type=Path, help="folder for the results")
@@ -84,6 +80,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     return model
 
 
+def add_data_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options of every command that takes tasks."""
+    parser.add_argument("--image_root", help="folder of the recorded screenshots [folder of the CSV]")
+    parser.add_argument("--max_tasks", type=int, help="take only the first so many tasks")
+    parser.add_argument(
+        "--allow_overlap", action="store_true", help="take tasks that the model was trained on; the report says so"
+    )
+
+
 def add_compute_options(parser: argparse._ActionsContainer) -> None:
     """Add what the compute ledger asks for."""
     parser.add_argument(
@@ -111,9 +116,8 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
         return "--policy model needs --model_path"
     if arguments.output_dir is None and not arguments.self_check:
         return "the following arguments are required: --output_dir"
-    for name in ("batch_size", "max_tasks"):
-        if (number := getattr(arguments, name)) is not None and number < 1:
-            return f"--{name}: found {number}; expected at least 1"
+    if arguments.batch_size < 1:
+        return f"--batch_size: found {arguments.batch_size}; expected at least 1"
     if not 0 <= arguments.shard < arguments.num_shards:
         return f"--shard: found {arguments.shard} of {arguments.num_shards}; expected 0 to --num_shards - 1"
     if arguments.report_to and find_spec(arguments.report_to) is None:
@@ -122,11 +126,13 @@ def find_problem(arguments: argparse.Namespace) -> str | None:
         return "--report_to: found --num_shards too; expected the whole rollout: a shard has no scores of its own"
     if arguments.num_shards > 1 and arguments.mode == "all":
         return "--mode all: found --num_shards too; run each mode in shards, merge them and compare"
-    return find_country_problem(arguments)
+    return find_common_problem(arguments)
 
 
-def find_country_problem(arguments: argparse.Namespace) -> str | None:
-    """Return what is wrong with the country, or None."""
+def find_common_problem(arguments: argparse.Namespace) -> str | None:
+    """Return what is wrong with the number of tasks or the country, or None."""
+    if arguments.max_tasks is not None and arguments.max_tasks < 1:
+        return f"--max_tasks: found {arguments.max_tasks}; expected at least 1"
     if arguments.country_iso_code and arguments.country_iso_code not in list_countries():
         return f"--country_iso_code: found {arguments.country_iso_code}; expected three letters, e.g. DEU"
     return None

@@ -15,7 +15,7 @@ from eval.step_result import StepResult, append_result, format_result, load_resu
 from sft.agent import AgentConfig
 from sft.data.load import Trajectory
 from sft.errors import UserError
-from sft.files import claim_folder, refuse_foreign, write_whole
+from sft.files import claim_folder, read_folder, refuse_foreign, write_whole
 
 if TYPE_CHECKING:
     from eval.policies.policy import Policy
@@ -28,13 +28,19 @@ WRITTEN = ("steps.jsonl", "predictions.csv", "metrics.json", "details.json", "re
 def claim_folders(infos: Mapping[Path, RunInfo], written: Sequence[str] = WRITTEN) -> Iterator[None]:
     """Keep the folders of a rollout for this process; all are looked at before anything is written into one.
 
+    Nobody may train into those of its model meanwhile.
+
     Raises:
-        UserError: a folder holds a rollout of something else, or another process is rolling out into it.
+        UserError: a folder holds a rollout of something else, or another process is rolling out into it; or a training
+            is writing the model.
     """
     for folder, info in infos.items():
         read_earlier(folder, info)
         refuse_foreign(folder, written, "run.json")
+    models = {Path(path).resolve() for info in infos.values() for path in (info.model_path, info.base_model) if path}
     with ExitStack() as stack:
+        for model in models - {folder.resolve() for folder in infos}:
+            stack.enter_context(read_folder(model))
         for folder in infos:
             stack.enter_context(claim_folder(folder, "rolls out into this folder"))
         yield

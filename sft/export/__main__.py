@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import UserError, run_command
-from sft.files import check_new, write_new
+from sft.files import check_new, read_folder, write_new
 from sft.models.model_folder import DTYPES, check_model_folder, find_base_name
 from sft.rates import Rate
 from sft.recipe.recipe import load_agent_config, load_model_settings
@@ -38,13 +38,14 @@ def main(argv: list[str]) -> None:
     if arguments.to is None and arguments.push is None:
         parser.error("expected --to DIR, --push OWNER/NAME, or both")
     load_agent_config(arguments.model_path)  # says what is missing in a folder that is not a trained model's
-    if arguments.to is not None:
-        export(arguments)
-    if arguments.push is not None:
-        from sft.training.push import push_folder
+    with read_folder(arguments.model_path):  # what a training is writing there is half of another model
+        if arguments.to is not None:
+            export(arguments)
+        if arguments.push is not None:
+            from sft.training.push import push_folder
 
-        url = push_folder(arguments.to or arguments.model_path, arguments.push, is_private=not arguments.public)
-        print(f"Uploaded: {url}")
+            url = push_folder(arguments.to or arguments.model_path, arguments.push, is_private=not arguments.public)
+            print(f"Uploaded: {url}")
 
 
 def export(arguments: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ from rich.table import Table
 from sft.compute.ledger import LEDGER_NAME, load_runs
 from sft.errors import UserError
 from sft.file_kinds import find_kind, is_arrow_file
-from sft.files import hash_file, write_whole
+from sft.files import claim_folder, hash_file, write_whole
 from sft.rates import Rate
 from sft.recipe.recipe import Recipe, load_yaml, resolves_to_bf16
 from sft.sweep.combinations import SweepRun, build_runs
@@ -63,6 +63,7 @@ def sweep(argv: Sequence[str], check_inputs: Callable[[Recipe], Any]) -> None:
     """
     own, recipe_arguments = parse_arguments(argv)
     runs = build_runs(own.sweep, recipe_arguments)
+    folder = runs[0].folder.parent
     if own.show == "runs":
         for run in runs:
             print(shlex.join(run.arguments[1:]))
@@ -70,12 +71,13 @@ def sweep(argv: Sequence[str], check_inputs: Callable[[Recipe], Any]) -> None:
     if own.show is None:
         launch = split_launcher(own.launch)
         check_data(runs, check_inputs)
-        outcomes = run_all(runs, launch, is_launched=own.launch != sys.executable)
+        with claim_folder(folder, "sweeps into this folder"):
+            outcomes = run_all(runs, launch, is_launched=own.launch != sys.executable)
+            publish(outcomes, folder)
+        if any(outcome.status != "finished" for outcome in outcomes):
+            sys.exit(1)
     else:
-        outcomes = [judge_run(run) for run in runs]
-    publish(outcomes, runs[0].folder.parent)
-    if own.show is None and any(outcome.status != "finished" for outcome in outcomes):
-        sys.exit(1)
+        publish([judge_run(run) for run in runs], folder)
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
