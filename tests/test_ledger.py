@@ -10,6 +10,8 @@ import time
 import pytest
 from conftest import ROOT
 
+from eval.policies.policy import RawAnswer, StepRequest
+from eval.rollouts.metering import MeteredPolicy
 from sft.compute.energy import EnergyMeter
 from sft.compute.fields import FAILED, Project, list_shares, round_shares
 from sft.compute.hardware import find_peak_tflops, name_storage, read_hardware
@@ -17,6 +19,7 @@ from sft.compute.ledger import append_event, close_killed_runs, load_runs, name_
 from sft.compute.recorder import RunRecorder, judge_end
 from sft.compute.tracking import shorten_path, shorten_paths
 from sft.errors import UserError
+from sft.memory import EMPTY_MEMORY
 
 LONG_RUN = """
 import sys, time
@@ -177,6 +180,27 @@ def test_every_rank_writes_its_own_file_and_the_sum_is_over_all(tmp_path):
     assert run.total("samples") == 21
     assert {rank: figures["peak_gpu_gb"] for rank, figures in run.figures_of_rank.items()} == {0: 3.0, 1: 4.0}
     assert "energy_kwh" not in run.figures_of_rank[1], "a machine's energy is counted once"
+
+
+class _Talkative:
+    """Answers in as many tokens as it was asked before, to prompts of 100."""
+
+    n_asked = 0
+
+    def answer(self, requests):
+        answers = [RawAnswer("", n_prompt_tokens=100, n_answer_tokens=self.n_asked + i) for i in range(len(requests))]
+        self.n_asked += len(requests)
+        return answers
+
+
+def test_rollout_counts_the_steps_and_tokens_of_all_its_batches(tmp_path):
+    requests = [StepRequest("t", i, "goal", EMPTY_MEMORY, tmp_path / "screen.png") for i in range(5)]
+    with RunRecorder(tmp_path, "rollout", "inference", about={"model": "m"}) as recorder:
+        policy = MeteredPolicy(_Talkative(), recorder)
+        for batch in (requests[:3], requests[3:]):
+            policy.answer(batch)
+    figures = load_runs(tmp_path)[0].figures
+    assert (figures["steps"], figures["prompt_tokens"], figures["answer_tokens"]) == (5, 500, 0 + 1 + 2 + 3 + 4)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,12 @@ from importlib.util import find_spec
 
 import pytest
 from conftest import ROOT
+from rollout_samples import judge, make_task
 from training_runs import SECRETS, find_secrets
 from trajectory_samples import build_tasks, write_trajectories
+
+from eval.reporting.trackers import describe_scores
+from eval.scoring.metrics import compute_metrics
 
 TRACKERS = ("wandb", "trackio", "mlflow")
 OF_A_TRAINING = {"loss", "data_wait_share", "packing_factor", "host_gb", "eval_loss", "eval_swa", "eval_swa_target"}
@@ -141,6 +145,15 @@ def test_rollout_logs_its_scores_and_a_table_of_every_step(tracker, tmp_path):
     if tracker == "mlflow":
         users = [path.read_text() for path in tmp_path.glob("mlruns/*/*/tags/mlflow.user")]
         assert users == [""] and "user_id: ''" in next(tmp_path.glob("mlruns/*/*/meta.yaml")).read_text()
+
+
+def test_scores_of_either_rule_have_names_of_their_own():
+    """Two tasks: the action is right in three of three steps, the target in one; one task is right by both."""
+    elsewhere = ("CLICK", {"action": "CLICK", "target": "elsewhere"})
+    results = [*make_task("a", [("CLICK", "CLICK")]), *make_task("b", [elsewhere, elsewhere])]
+    scores = describe_scores(compute_metrics(judge(results), mode="own", n_resamples=50))
+    assert (scores["rollout/swa"], scores["rollout/ta"]) == (1, 1)
+    assert (scores["rollout/swa_target"], scores["rollout/ta_target"]) == (pytest.approx(1 / 3), 1 / 2)
 
 
 def test_rollout_refuses_a_tracker_before_it_starts(capsys, monkeypatch):

@@ -10,8 +10,8 @@ where a fault is not noticed, or no longer fits its file.
 """
 
 import argparse
+import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +25,7 @@ FAULTS = Path(__file__).with_name("faults.toml")
 LINKED = ("demo/data/images", "demo/base")  # large, and no fault is put there
 LONGEST_S = 900  # for the tests of one fault, all fast or all slow ones
 HANGING = f"tests that do not end in {LONGEST_S} s"
+FAILED = ".pytest_cache/v/cache/lastfailed"  # where pytest notes the tests that failed
 NO_TESTS = 5  # pytest's exit status where none is left by its marks
 
 
@@ -84,10 +85,8 @@ def try_fault(
             done = run_tests(copy, [f"tests/{test}" for test in tests], "-x", "-m", mark)
             if done is None:
                 return True, HANGING
-            if done.returncode == 1 and (failed := re.search(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)):
-                return True, failed[1]
-            if done.returncode == 1 and (failed := re.search(r"^ERROR (\S+::.+?)(?: - .*)?$", done.stdout, re.MULTILINE)):
-                return True, failed[1]
+            if done.returncode == 1:
+                return True, next(iter(json.loads((copy / FAILED).read_text(encoding="utf-8"))))
             if done.returncode not in (0, NO_TESTS):
                 return False, f"tests did not run (pytest ended with {done.returncode})\n{done.stdout[-2000:]}"
     finally:
@@ -97,7 +96,7 @@ def try_fault(
 
 def run_tests(copy: Path, tests: list[str], *options: str) -> subprocess.CompletedProcess[str] | None:
     """Run tests of the copy; None where they take too long, with all that they started ended."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "--cache-clear", *options, *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy)}
     with subprocess.Popen(
         command,
