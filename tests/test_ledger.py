@@ -93,6 +93,14 @@ def test_energy_that_cannot_be_measured_is_told_and_costs_no_other_figure(tmp_pa
     assert "energy_kwh" not in run.figures
 
 
+@pytest.mark.parametrize(("n_processes", "scope"), [(1, "process"), (2, "machine")])
+def test_one_process_measures_its_own_energy_and_the_first_of_several_the_whole_machines(tmp_path, n_processes, scope):
+    with RunRecorder(tmp_path, "training", "training", n_processes=n_processes, n_local_processes=n_processes):
+        pass
+    assert load_runs(tmp_path)[0].figures["energy_scope"] == scope
+    assert EnergyMeter(None, n_processes)._tracker._tracking_mode == scope
+
+
 def test_part_that_the_energy_meter_does_not_see_is_named(monkeypatch, caplog):
     meter = EnergyMeter("DEU")
     find_parts = meter._tracker._initialize_hardware_tracking
