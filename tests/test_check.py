@@ -170,6 +170,17 @@ def test_left_out_step_numbers_are_counted_and_told_with_their_row(tmp_path, cap
     assert "3 step numbers are left out" in printed and "row 7, task b, Slide_number 6; expected 3" in printed
 
 
+def test_doubtful_screenshots_are_counted_by_file_and_the_first_is_named(tmp_path, capsys):
+    path = write_trajectories(tmp_path, build_tasks(2))
+    for i in range(2):
+        Image.new("RGBA", (320, 192), (9 * i, 20, 30, 0)).save(tmp_path / f"screens/{i}.png")
+    _, report = _report(tmp_path, path)
+    assert len(report["screenshots"]["notes"]) == 2
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Row 2, screens/1.png: no pixel of it is visible" in printed
+    assert "So of 1 more screenshots; --json lists them all." in printed
+
+
 def test_personal_data_is_hinted_at_outside_the_target_only(tmp_path):
     rows = build_task("a", "Send it to jane.doe@hospital.org", 3)
     rows[0]["Output"] = build_output("CLICK", "ROE^RICHARD")
