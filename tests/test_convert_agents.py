@@ -69,9 +69,10 @@ def test_agentnet_trajectory_becomes_steps_with_points_and_the_sentence_as_targe
     assert report["action_map"]["hotkey"] == {"action": "KEY", "keys": "$keys|$key|$1"}
 
 
-def test_agentnet_step_that_its_judge_calls_wrong_is_left_out_and_the_number_stays_a_gap(tmp_path):
+@pytest.mark.parametrize("value", [{}, {"code": "pyautogui.fly("}, {"code": None}])
+def test_agentnet_step_that_its_judge_calls_wrong_is_left_out_and_the_number_stays_a_gap(tmp_path, value):
     row = build_agentnet_task(1)
-    row["traj"][1]["value"]["last_step_correct"] = False
+    row["traj"][1]["value"] |= {"last_step_correct": False, **value}
     (task,), report = _convert("agentnet", write_agentnet(tmp_path / "in", [row]), tmp_path / "out")
     assert len(task.steps) == 7
     assert "DOUBLE_CLICK" not in [kind for kind, *_ in _actions(task)]

@@ -14,10 +14,12 @@ from slurm_cluster import wait_until
 
 from sft.compute.ledger import append_event, hash_host, name_ledger
 from sft.errors import UserError
+from sft.files import hash_file
 from sft.recipe.recipe import RecipeError
 from sft.sweep.combinations import build_runs, name_run, read_combinations
 from sft.sweep.runs import Outcome, find_error, judge_run, name_log, pass_on_signal, publish, sweep
 
+LONG = list(range(1, 101))
 DEMO = str(ROOT / "recipes/demo.yaml")
 
 
@@ -100,6 +102,11 @@ def test_whole_range_is_drawn_with_both_of_its_ends(file):
         ("parameters: {resume: [auto]}", "resume: found among the parameters; a sweep sets it itself"),
         ("parameters: {push_to_hub: [true]}", "push_to_hub: found in a sweep"),
         ("parameters: {seed: [1]}\nmethod: random\nruns: 0", "runs: found 0; expected how many combinations to draw"),
+        ("parameters: {seed: [1]}\nmethod: random\nruns: 100000000", "runs: found 100000000; expected at most 1000"),
+        (
+            f"parameters: {{seed: {LONG}, lora_r: {LONG}, lora_alpha: {LONG}}}",
+            "found 1000000 combinations; expected at",
+        ),
         ("parameters: {seed: [1, 2]}\nmethod: random\nruns: 3", "runs: found 3; expected at most 2"),
         (
             "parameters: {lora_r: {min: 8, max: 1}}\nmethod: random\nruns: 1",
@@ -228,6 +235,14 @@ def test_state_of_a_run_is_read_from_what_its_training_has_left(file, tmp_path):
     assert judge_run(run) == Outcome(run, "finished", scores={"step": 2, "eval_loss": 1.0, "eval_swa": 0.5})
     (run.folder / "trainer_state.json").write_text('{"log_hist')
     assert judge_run(run) == Outcome(run, "finished"), "without scores"
+    data = tmp_path / "train.csv"
+    data.write_text("as it was")
+    said = {"train": {"csv": str(data), "sha256": hash_file(data)}, "val": {"csv": "gone.csv", "sha256": "0"}}
+    (run.folder / "training_data.json").write_text(json.dumps(said))
+    assert judge_run(run).status == "finished"
+    data.write_text("with one task more")
+    assert judge_run(run).status == "not started", "with the data as they are now"
+    (run.folder / "training_data.json").unlink()
     (run.folder / "recipe.yaml").write_text(run.recipe.to_yaml().replace("lora_alpha: ", "lora_alpha: 1"))
     assert judge_run(run).status == "not started", "with the recipe as it is now"
 

@@ -38,6 +38,7 @@ from sft.convert.careflow import read_careflow
 from sft.convert.conversion import ACTIONS_NAME, CSV_NAME, REPORT_NAME, Conversion, write_tasks
 from sft.convert.converted import ConvertedTask, Coordinates, DroppedTask
 from sft.convert.messages import read_messages
+from sft.convert.options import ReadingOptions
 from sft.convert.pipeline import audit_records, read_pipeline
 from sft.convert.records import load_records, read_records
 from sft.convert.screenagent import read_screenagent
@@ -156,12 +157,14 @@ def open_source(
 
 def open_mapped(arguments: argparse.Namespace, action_map: ActionMap) -> Iterable[ConvertedTask | DroppedTask]:
     """Return the tasks of a source whose actions are mapped by a table."""
-    source, common = arguments.source, (arguments.images_dir, arguments.coordinates)
+    options = ReadingOptions(
+        action_map, arguments.images_dir, arguments.coordinates, arguments.application, arguments.task_column
+    )
     if arguments.format == "messages":
-        return read_messages(source, action_map, *common, arguments.task_column, arguments.application)
+        return read_messages(arguments.source, options)
     if arguments.format == "agentnet":
-        return read_agentnet(source, action_map, *common, arguments.application)
-    return read_screenagent(Path(source), action_map, *common, arguments.application)
+        return read_agentnet(arguments.source, options)
+    return read_screenagent(Path(arguments.source), options)
 
 
 def write_action_map(kind: str, path: Path) -> None:

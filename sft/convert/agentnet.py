@@ -11,70 +11,61 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sft.convert.action_map import ActionMap
-from sft.convert.converted import ConvertedStep, ConvertedTask, Coordinates, DroppedTask, Point
+from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask, Point
 from sft.convert.foreign_actions import ForeignAction, read_calls, simplify_name
+from sft.convert.options import ReadingOptions
 from sft.convert.pictures import find_picture
 from sft.convert.source_rows import Row, list_folders, read_rows, read_texts
 
 EXPECTED = "AgentNet's JSON Lines, one task per line"
 
 
-def read_agentnet(
-    source: str,
-    action_map: ActionMap,
-    images_dir: Path | None = None,
-    coordinates: Coordinates | None = None,
-    application: str = "",
-) -> Iterator[ConvertedTask | DroppedTask]:
+def read_agentnet(source: str, options: ReadingOptions) -> Iterator[ConvertedTask | DroppedTask]:
     """Yield every task of a file, or as dropped with the reason.
 
     Raises:
         UserError: the source cannot be read.
     """
-    folders = list_folders(source, images_dir)
+    folders = list_folders(source, options.images_dir)
     for number, row in read_rows(source, EXPECTED):
         task_id, place = f"row{number}", f"line {number}"
         try:
             if isinstance(row, ValueError):
                 raise row
             task_id = read_texts(row, "task_id") or task_id
-            yield _read_task(task_id, place, row, action_map, folders, coordinates or "fraction", application)
+            yield _read_task(task_id, place, row, folders, options)
         except ValueError as error:
             trajectory = row.get("traj") if isinstance(row, Mapping) else None
             yield DroppedTask(task_id, place, len(trajectory) if isinstance(trajectory, list) else 0, str(error))
 
 
-def _read_task(
-    task_id: str,
-    place: str,
-    row: Row,
-    action_map: ActionMap,
-    folders: Sequence[Path],
-    coordinates: Coordinates,
-    application: str,
-) -> ConvertedTask:
+def _read_task(task_id: str, place: str, row: Row, folders: Sequence[Path], options: ReadingOptions) -> ConvertedTask:
     trajectory = row.get("traj")
     if not isinstance(trajectory, list) or not trajectory or not all(isinstance(s, Mapping) for s in trajectory):
         raise ValueError("found no steps in traj; expected a list of {image, value: {code, ...}}")
     steps: list[ConvertedStep] = []
     remarks: list[str] = []
+    coordinates = options.coordinates or "fraction"
     cursor: Point | None = None
     number = 0
     for position, entry in enumerate(trajectory, start=1):
+        value = entry.get("value")
+        is_right = not isinstance(value, Mapping) or value.get("last_step_correct") is not False
         try:
-            code, description, is_right = _read_value(entry.get("value"))
+            code, description = _read_value(value)
             for action in read_calls(code):
                 number += 1
                 action = _judge_end(action, row)
                 if is_right:
                     image = find_picture(entry.get("image"), folders)
-                    step = action_map.map_step(action, number, image, coordinates, description, cursor)
+                    step = options.action_map.map_step(action, number, image, coordinates, description, cursor)
                     steps += [] if step is None else [step]
                     number -= step is None  # what the table leaves out is no gap
                 cursor = action.end or action.point or cursor
         except ValueError as error:
-            raise ValueError(f"step {position}: {error}") from error
+            if is_right:
+                raise ValueError(f"step {position}: {error}") from error
+            number += 1  # what cannot be read was a step too
         if not is_right:
             remarks.append(f"step {position} left out: last_step_correct is false")
     if not steps:
@@ -82,15 +73,15 @@ def _read_task(
     if row.get("task_completed") is False:
         remarks.append("task_completed is false: the source says that the goal was not reached")
     goal = read_texts(row, "instruction", "natural_language_task", "actual_task")
-    program = read_texts(row, "application") or application
+    program = read_texts(row, "application") or options.application
     return ConvertedTask(task_id, place, goal, program, tuple(steps), remarks=tuple(remarks))
 
 
-def _read_value(value: Any) -> tuple[str, str, bool]:
-    """Return a step's code, its sentence about it, and whether it is right."""
+def _read_value(value: Any) -> tuple[str, str]:
+    """Return a step's code and its sentence about it."""
     if not isinstance(value, Mapping) or not isinstance(value.get("code"), str):
         raise ValueError("found no value.code; expected PyAutoGUI calls")
-    return value["code"], read_texts(value, "action"), value.get("last_step_correct") is not False
+    return value["code"], read_texts(value, "action")
 
 
 def _judge_end(action: ForeignAction, row: Row) -> ForeignAction:

@@ -1,15 +1,13 @@
 """Chat data with pictures, as TRL, LLaMA-Factory and ms-swift take it, to converted tasks.
 
-The forms are those that the tools document: role/content messages with `images` (TRL, "Dataset formats", and ms-swift,
-"Custom dataset"), ShareGPT's from/value `conversations` (LLaMA-Factory, `data/README.md`), ms-swift's human/assistant
-pairs and its `objects`, and TRL's `prompt` and `completion`. An assistant's turn is one step; what it does is read by
+A row's messages are read by `sft.convert.chat`. An assistant's turn is one step; what it does is read by
 `sft.convert.foreign_actions` and mapped by a table. Prompts are made anew from the goal: a system message, the history
 and whatever else a user's turn says are not taken over.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,48 +15,24 @@ from typing import Any
 from sft.actions import POINT, ActionType, find_action_type
 from sft.answers import Answer, read_answer
 from sft.convert.action_map import ActionMap
+from sft.convert.chat import Message, read_conversation, strip_placeholders
 from sft.convert.converted import ConvertedStep, ConvertedTask, Coordinates, DroppedTask, Point, pick_own_memories
 from sft.convert.foreign_actions import ForeignAction, read_object, read_place, read_turn
+from sft.convert.options import ReadingOptions
 from sft.convert.pictures import find_picture
-from sft.convert.source_rows import Row, as_value, list_folders, read_rows, read_texts
+from sft.convert.source_rows import Row, list_folders, read_rows, read_texts
 from sft.errors import UserError
-from sft.json_text import dump_json
 
 EXPECTED = "rows of messages: JSON, JSON Lines, Parquet, what `datasets` saved, or a Hub data set"
 GOAL_COLUMNS = ("goal", "instruction", "task")
 ID_COLUMNS = ("id", "task_id", "episode_id")
-_ROLES: Mapping[str, str] = {
-    **dict.fromkeys(("user", "human", "tool", "observation", "tool_response"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "function_call", "tool_call"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-}
-_PLACEHOLDER = re.compile(r"<image>")
 _GOAL_LINE = re.compile(r"^\s*(?:#+\s*)?(?:Goal|Task|Instruction|Task Instruction)\s*:\s*(\S.*)$", re.M | re.I)
 # A goal of several lines, as prompts of this package have it: up to their memory
 _OWN_GOAL = re.compile(r"^Goal: (.*?)\n(?:Short|Long)-term memory: \{", re.M | re.S)
-_OBJECT = re.compile(r"<bbox>|<ref-object>")
 
 
 class _UnknownUnits(Exception):
     """A place in an answer, and nothing that says its units: of the whole source, and so not a task's fault."""
-
-
-@dataclass(frozen=True)
-class _Options:
-    """How rows are read. `task_column` names the column whose rows of one value are the steps of one task."""
-
-    action_map: ActionMap
-    folders: Sequence[Path]
-    coordinates: Coordinates | None = None
-    task_column: str = ""
-    application: str = ""
-
-
-@dataclass
-class _Message:
-    role: str
-    text: str
-    images: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -69,24 +43,16 @@ class _ReadStep:
     own: Answer | None = None
 
 
-def read_messages(
-    source: str,
-    action_map: ActionMap,
-    images_dir: Path | None = None,
-    coordinates: Coordinates | None = None,
-    task_column: str = "",
-    application: str = "",
-) -> Iterator[ConvertedTask | DroppedTask]:
+def read_messages(source: str, options: ReadingOptions) -> Iterator[ConvertedTask | DroppedTask]:
     """Yield every task: a row, or the rows of one value in `task_column`, in their order; or as dropped, with why.
 
     Raises:
         UserError: the source cannot be read, lacks the column, or holds places whose units nobody said.
     """
-    folders = list_folders(source, images_dir)
-    options = _Options(action_map, folders, coordinates, task_column, application)
+    folders = list_folders(source, options.images_dir)
     try:
-        for task_id, rows in _group_rows(source, task_column):
-            yield _read_task(task_id, rows, options)
+        for task_id, rows in _group_rows(source, options.task_column):
+            yield _read_task(task_id, rows, folders, options)
     except _UnknownUnits as error:
         raise UserError(f"{source}: {error}") from error
 
@@ -122,7 +88,7 @@ def _find_id(row: Row | ValueError, columns: Sequence[str]) -> str:
 
 
 def _read_task(
-    task_id: str, rows: Sequence[tuple[int, Row | ValueError]], options: _Options
+    task_id: str, rows: Sequence[tuple[int, Row | ValueError]], folders: Sequence[Path], options: ReadingOptions
 ) -> ConvertedTask | DroppedTask:
     place = f"row {rows[0][0]}"
     read: list[_ReadStep] = []
@@ -134,7 +100,7 @@ def _read_task(
             try:
                 if isinstance(row, ValueError):
                     raise row
-                goal, steps, cursor = _read_row(row, len(read), options, remarks, cursor)
+                goal, steps, cursor = _read_row(row, len(read), folders, options, remarks, cursor)
             except ValueError as error:
                 raise ValueError(f"row {number}: {error}" if len(rows) > 1 else str(error)) from error
             goals.append(goal)
@@ -165,18 +131,18 @@ def _with_memory(read: Sequence[_ReadStep], goal: str, remarks: list[str]) -> tu
 
 
 def _read_row(
-    row: Row, n_before: int, options: _Options, remarks: list[str], cursor: Point | None
+    row: Row,
+    n_before: int,
+    folders: Sequence[Path],
+    options: ReadingOptions,
+    remarks: list[str],
+    cursor: Point | None,
 ) -> tuple[str, list[_ReadStep], Point | None]:
     """Return a row's goal, its steps, and where it leaves the pointer.
 
     `n_before` steps of the task were in earlier rows, which left the pointer at `cursor`.
     """
-    messages = _read_conversation(row)
-    coordinates = options.coordinates
-    if isinstance(objects := as_value(row.get("objects")), Mapping):
-        _write_objects(messages, objects)
-        coordinates = _find_units(objects, coordinates)
-    _give_images(messages, row)
+    messages, coordinates = read_conversation(row, options.coordinates)
     n_turns = sum(m.role == "assistant" for m in messages)
     if n_turns == 0:
         raise ValueError("found no assistant's turn; expected at least one")
@@ -193,7 +159,7 @@ def _read_row(
         if image is None:
             raise ValueError(f"step {number}: found no picture before the answer; expected the screenshot")
         try:
-            found = find_picture(image, options.folders)
+            found = find_picture(image, folders)
             read, cursor = _read_answer(message.text, number, found, options.action_map, coordinates, cursor)
             steps += read
         except ValueError as error:
@@ -252,123 +218,9 @@ def _build_own_step(own: Answer, fields: Mapping[str, Any], number: int, image: 
     return ConvertedStep(number, own.action, image, places=places, spot=point, coordinates="thousandths")
 
 
-def _read_conversation(row: Row) -> list[_Message]:
-    for name in ("messages", "conversations", "conversation"):
-        if row.get(name):
-            return _read_messages(as_value(row[name]), name)
-    if row.get("prompt") and row.get("completion"):
-        prompt, completion = as_value(row["prompt"]), as_value(row["completion"])
-        return [
-            *(_read_messages(prompt, "prompt") if isinstance(prompt, list) else [_Message("user", str(prompt))]),
-            *(
-                _read_messages(completion, "completion")
-                if isinstance(completion, list)
-                else [
-                    _Message("assistant", dump_json(completion) if isinstance(completion, dict) else str(completion))
-                ]
-            ),
-        ]
-    columns = ", ".join(map(str, row))[:200]
-    raise ValueError(f"found the columns {columns}; expected messages, conversations, or prompt and completion")
-
-
-def _read_messages(listed: Any, name: str) -> list[_Message]:
-    if not isinstance(listed, list) or not all(isinstance(m, Mapping) for m in listed):
-        raise ValueError(f"found no list of objects in {name}; expected messages")
-    messages = []
-    for entry in listed:
-        if "human" in entry and "assistant" in entry:  # one turn of each, as ms-swift's older form has it
-            pairs = [("user", entry["human"]), ("assistant", entry["assistant"])]
-        else:
-            role = entry.get("role", entry.get("from"))
-            content = entry.get("content", entry.get("value"))
-            if not content and isinstance(entry.get("tool_calls"), list):
-                content = "".join(f"<tool_call>{dump_json(call)}</tool_call>" for call in entry["tool_calls"])
-            pairs = [(str(role), content)]
-        for role, content in pairs:
-            if role.strip().lower() not in _ROLES:
-                raise ValueError(f"found a message of {role[:40]!r}; expected one of {', '.join(_ROLES)}")
-            messages.append(_read_content(_ROLES[role.strip().lower()], content))
-    return messages
-
-
-def _read_content(role: str, content: Any) -> _Message:
-    """Return a message whose text has `<image>` where its parts have a picture; `images` are those in the parts."""
-    if isinstance(content, str):
-        return _Message(role, content)
-    parts = [content] if isinstance(content, Mapping) else content
-    message, texts = _Message(role, ""), []
-    for part in parts if isinstance(parts, list) else []:
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, Mapping) and (part.get("type") in ("image", "image_url") or part.get("image")):
-            held = next((v for key in ("image", "image_url", "path", "url", "bytes") if (v := part.get(key))), None)
-            message.images.append({"bytes": held} if isinstance(held, bytes) else held)
-            texts.append("<image>")
-        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        else:
-            raise ValueError(f"found a part {str(part)[:60]!r} of a message; expected text or an image")
-    message.text = "".join(texts)
-    return message
-
-
-def _give_images(messages: Sequence[_Message], row: Row) -> None:
-    """Give each message the pictures that its placeholders stand for, in their order.
-
-    Raises:
-        ValueError: there are not as many pictures as placeholders.
-    """
-    held = as_value(row.get("images") or row.get("image") or [])
-    listed = list(held) if isinstance(held, (list, tuple)) else [held]
-    shown = [m for m in messages if m.role == "user"]
-    n_open = 0
-    for message in messages:
-        own = iter(message.images)
-        spread = [next(own, None) for _ in _PLACEHOLDER.findall(message.text)] if message.role == "user" else []
-        message.images = spread
-        n_open += sum(image is None for image in spread)
-    if n_open == 0 and len(listed) == 1 and not any(m.images for m in shown) and shown:
-        shown[0].images = listed  # as TRL and ms-swift do it: before the first user's turn
-        return
-    if n_open != len(listed):
-        raise ValueError(
-            f"found {len(listed)} pictures in images and {n_open} placeholders (<image>); expected one for each"
-        )
-    rest = iter(listed)
-    for message in shown:
-        message.images = [next(rest) if image is None else image for image in message.images]
-
-
-def _find_goal(messages: Sequence[_Message]) -> str:
+def _find_goal(messages: Sequence[Message]) -> str:
     """Return what the first user's turn asks for: its line `Goal:`, `Task:` or `Instruction:`, else all of it."""
-    text = next((m.text for m in messages if m.role == "user" and _PLACEHOLDER.sub("", m.text).strip()), "")
-    text = _PLACEHOLDER.sub("", text).strip()
+    text = next((m.text for m in messages if m.role == "user" and strip_placeholders(m.text)), "")
+    text = strip_placeholders(text)
     line = _OWN_GOAL.search(text) or _GOAL_LINE.search(text)
     return line[1].strip() if line else text
-
-
-def _write_objects(messages: Sequence[_Message], objects: Mapping[str, Any]) -> None:
-    """Write ms-swift's `objects` in the places of `<bbox>` and `<ref-object>`, which count through the conversation.
-
-    Raises:
-        ValueError: there are more places than objects, or `objects` holds no lists.
-    """
-    lists = {mark: objects.get(name) or [] for mark, name in (("<bbox>", "bbox"), ("<ref-object>", "ref"))}
-    if not all(isinstance(values, (list, tuple)) for values in lists.values()):
-        raise ValueError(f"found the objects {str(dict(objects))[:60]}; expected lists in bbox and ref")
-    waiting = {mark: iter(values) for mark, values in lists.items()}
-
-    def write(match: re.Match[str]) -> str:
-        value = next(waiting[match[0]], None)
-        if value is None:
-            raise ValueError(f"found more {match[0]} than objects has; expected one for each")
-        return str(tuple(value)) if isinstance(value, (list, tuple)) else str(value)
-
-    for message in messages:
-        message.text = _OBJECT.sub(write, message.text)
-
-
-def _find_units(objects: Mapping[str, Any], coordinates: Coordinates | None) -> Coordinates:
-    """Return the units of ms-swift's boxes, which its `bbox_type` says: pixels, or parts of the screen."""
-    return coordinates or ("fraction" if objects.get("bbox_type") == "norm1" else "pixels")

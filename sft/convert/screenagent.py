@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sft.convert.action_map import ActionMap
-from sft.convert.converted import ConvertedStep, ConvertedTask, Coordinates, DroppedTask, Point
+from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask, Point
 from sft.convert.foreign_actions import read_screenagent_action
+from sft.convert.options import ReadingOptions
 from sft.convert.pictures import find_picture
 from sft.convert.source_rows import read_texts
 from sft.data.cells import Size, read_screen
@@ -26,26 +27,18 @@ MAX_FILE_BYTES = 16 << 20
 SUCCESS = "sub_task_success"
 
 
-def read_screenagent(
-    folder: Path,
-    action_map: ActionMap,
-    images_dir: Path | None = None,
-    coordinates: Coordinates | None = None,
-    application: str = "",
-) -> Iterator[ConvertedTask | DroppedTask]:
+def read_screenagent(folder: Path, options: ReadingOptions) -> Iterator[ConvertedTask | DroppedTask]:
     """Yield every session at or below a folder as a task, or as dropped with the reason.
 
     Raises:
         UserError: no such folder, or no session in it.
     """
     for session, files in find_sessions(folder).items():
-        folders = [images_dir] if images_dir else [session / "images", session]
+        folders = [options.images_dir] if options.images_dir else [session / "images", session]
         place = str(session.relative_to(folder.parent))
         try:
             records = [(path.name, _load(path)) for path in files]
-            yield _read_session(
-                session.name, place, records, action_map, folders, coordinates or "pixels", application
-            )
+            yield _read_session(session.name, place, records, folders, options)
         except ValueError as error:
             yield DroppedTask(session.name, place, len(files), str(error))
 
@@ -79,11 +72,10 @@ def _read_session(
     task_id: str,
     place: str,
     records: Sequence[tuple[str, Mapping[str, Any]]],
-    action_map: ActionMap,
     folders: Sequence[Path],
-    coordinates: Coordinates,
-    application: str,
+    options: ReadingOptions,
 ) -> ConvertedTask:
+    action_map, coordinates = options.action_map, options.coordinates or "pixels"
     steps: list[ConvertedStep] = []
     cursor: Point | None = None
     plan: list[str] = []
@@ -114,7 +106,7 @@ def _read_session(
     remarks = (
         [] if steps[-1].action.kind == _find_end(action_map) else ["the session does not end with its last success"]
     )
-    return ConvertedTask(task_id, place, goals.pop(), application, tuple(steps), remarks=tuple(remarks))
+    return ConvertedTask(task_id, place, goals.pop(), options.application, tuple(steps), remarks=tuple(remarks))
 
 
 def _read_screen(record: Mapping[str, Any]) -> Size | None:

@@ -19,6 +19,7 @@ FILE_KEYS = ("method", "runs", "seed", "parameters")
 _RANGE_KEYS = ("min", "max", "scale")
 _SET_BY_SWEEP = ("output_dir", "resume", "resume_anyway")  # each run has its own folder, and always resumes
 _LONGEST_NAME = 150  # of a folder; file systems end at 255 bytes
+_MOST_RUNS = 1000
 _MOST_DRAWS = 1000  # for a combination that was not drawn before
 
 
@@ -105,6 +106,8 @@ def read_combinations(path: Path, overrides: Mapping[str, Any]) -> list[dict[str
     n_runs = values.get("runs")
     if method == "random" and (type(n_runs) is not int or n_runs < 1):
         problems.append(f"runs: found {n_runs}; expected how many combinations to draw")
+    if type(n_runs) is int and n_runs > _MOST_RUNS:
+        problems.append(f"runs: found {n_runs}; expected at most {_MOST_RUNS}")
     if method == "grid" and n_runs is not None:
         problems.append("runs: found with method grid, which runs every combination; leave it out")
     for key, choices in parameters.items():
@@ -124,6 +127,8 @@ def read_combinations(path: Path, overrides: Mapping[str, Any]) -> list[dict[str
     if problems:
         raise RecipeError(path, problems)
     if method == "grid":
+        if (n_all := math.prod(map(len, parameters.values()))) > _MOST_RUNS:
+            raise RecipeError(path, [f"parameters: found {n_all} combinations; expected at most {_MOST_RUNS}"])
         return [dict(zip(parameters, values)) for values in itertools.product(*parameters.values())]
     assert isinstance(n_runs, int), "checked above"
     return _draw(path, parameters, n_runs, random.Random(seed))

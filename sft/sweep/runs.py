@@ -25,7 +25,8 @@ from rich.table import Table
 
 from sft.compute.ledger import LEDGER_NAME, load_runs
 from sft.errors import UserError
-from sft.files import write_whole
+from sft.file_kinds import find_kind, is_arrow_file
+from sft.files import hash_file, write_whole
 from sft.rates import Rate
 from sft.recipe.recipe import Recipe, load_yaml, resolves_to_bf16
 from sft.sweep.combinations import SweepRun, build_runs
@@ -185,11 +186,11 @@ def pass_on_signal(child: "subprocess.Popen[bytes]", is_launched: bool) -> None:
 
 
 def judge_run(run: SweepRun) -> Outcome:
-    """Return what became of a run, by what is in its folder; one of another recipe has not been started."""
+    """Return what became of a run, by what is in its folder; one of another recipe or data has not been started."""
     folder, ledger = run.folder, run.folder / LEDGER_NAME
     records = load_runs(folder) if ledger.is_file() else []
     ended = records[-1].outcome if records else None
-    if ended == "finished" and is_same_recipe(run):
+    if ended == "finished" and is_same_recipe(run) and is_same_data(run):
         return Outcome(run, "finished", scores=read_scores(folder))
     if ended == "running":
         return Outcome(run, "running")
@@ -208,6 +209,16 @@ def is_same_recipe(run: SweepRun) -> bool:
     now, then = yaml.safe_load(run.recipe.to_yaml()), load_yaml(path)
     now["bf16"] = resolves_to_bf16(run.recipe.training)
     return {**now, "output_dir": None} == {**then, "output_dir": None}
+
+
+def is_same_data(run: SweepRun) -> bool:
+    """Say whether the text files that a run's model was trained on hold what they held; of Parquet nothing is said."""
+    try:
+        parts = json.loads((run.folder / "training_data.json").read_text(encoding="utf-8")).values()
+    except (OSError, ValueError):
+        return True  # nothing says otherwise
+    files = [(path, part["sha256"]) for part in parts if (path := Path(part["csv"])).is_file()]
+    return all(is_arrow_file(path, find_kind(path)) or hash_file(path) == sha256 for path, sha256 in files)
 
 
 def read_scores(folder: Path) -> dict[str, float]:
