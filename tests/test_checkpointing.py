@@ -105,10 +105,12 @@ def test_every_form_of_checkpointing_gives_the_gradients_of_none(checkpoint, bat
         choose_form(model, form)
         found[form] = compute_gradients(model, batch)
     loss, gradients, _ = found["none"]
+    assert gradients.keys() == {name for name, _ in model.named_parameters() if ".lora_" in name}
     assert all(gradient.any() for name, gradient in gradients.items() if "lora_B" in name)
     for form in ("true", "selective"):
         assert torch.equal(found[form][0], loss), form
         assert found[form][1].keys() == gradients.keys()
+        assert found[form][1].keys() == gradients.keys(), form
         for name, gradient in found[form][1].items():
             assert torch.equal(gradient, gradients[name]), (form, name)
 

@@ -6,16 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from test_training import _write_recipe
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerState
 
+from sft.compute import plots
 from sft.compute.__main__ import main
 from sft.compute.fields import SECTIONS, Field, Project, Row, build_fields
 from sft.compute.flops import FlopCounter
@@ -225,8 +228,68 @@ def test_report_holds_every_section_and_no_empty_value(report):
     assert {row["Status"] for row in rows} == {"measured", "estimated", "author"}
     assert len(rows) == sum(map(len, sections.values()))
     for name in ("memory", "throughput", "loss"):
-        assert (folder / f"compute_{name}.png").read_bytes().startswith(b"\x89PNG")
+        with Image.open(folder / f"compute_{name}.png") as figure:
+            n_of_curve = sum(n for n, color in figure.convert("RGB").getcolors(1 << 20) if color == (31, 119, 180))
+        assert n_of_curve > 100, name  # pixels of the first curve's blue
     assert "## FLOPs" in (folder / "compute_report.md").read_text()
+
+
+@pytest.fixture
+def read_figures(monkeypatch):
+    """Read the figures saved since the last call: of each its axes' names, the times' name, and the curves' points."""
+    from matplotlib import pyplot
+
+    closed, close = [], pyplot.close
+    monkeypatch.setattr(pyplot, "close", closed.append)
+
+    def read_axis(axis):
+        curves = {curve.get_label(): list(map(tuple, curve.get_xydata().tolist())) for curve in axis.lines}
+        return axis.get_title() or axis.get_ylabel(), axis.get_xlabel(), curves
+
+    def read():
+        figures = [[read_axis(axis) for axis in figure.get_axes()] for figure in closed]
+        closed.clear()
+        return figures
+
+    yield read
+    close("all")
+
+
+def test_figures_of_the_report_show_what_each_run_logged(read_figures, tmp_path):
+    """By hand: 600 tokens in the 20 s of steps between two lines, though an evaluation came between them."""
+    first = {"seconds": 60, "host_gb": 2.5, "gpu_gb": 7.0, "busy_s": 30, "tokens_text": 300, "tokens_image": 100}
+    second = {"seconds": 180, "host_gb": 3.0, "gpu_gb": 8.0, "busy_s": 50, "tokens_text": 700, "tokens_image": 300}
+    evaluation = {"seconds": 120, "host_gb": 2.75, "eval_loss": 1.75, "busy_s": 30}
+    run = replace(build_run([{}]), logs=({**first, "loss": 2.0}, evaluation, {**second, "loss": 1.5}))
+    paths = plots.plot_runs(tmp_path, [run])
+    assert [path.name for path in paths] == ["compute_memory.png", "compute_throughput.png", "compute_loss.png"]
+    time = "minutes since the run began"
+    assert read_figures() == [
+        [("memory (GB)", time, {"run host": [(1, 2.5), (2, 2.75), (3, 3)], "run GPU": [(1, 7), (3, 8)]})],
+        [("tokens a second", time, {"run ": [(3, 30)]})],
+        [("loss", time, {"run training": [(1, 2), (3, 1.5)], "run validation": [(2, 1.75)]})],
+    ]
+    for path in paths:
+        with Image.open(path) as figure:
+            assert figure.size == (768, 432)
+
+
+def test_curves_of_a_training_are_its_losses_and_the_accuracy_of_its_rollouts(read_figures, tmp_path):
+    log = [
+        {"step": 1, "loss": 2.0},
+        {"step": 2, "loss": 1.5},
+        {"step": 2, "eval_loss": 1.75, "eval_swa": 0.5, "eval_swa_target": 0.25},
+    ]
+    plots.plot_curves(log, tmp_path / "curves.png")
+    plots.plot_curves(log[:2], tmp_path / "without.png")
+    rollouts, step = "Own-memory step accuracy on validation tasks", "optimiser step"
+    assert read_figures() == [
+        [
+            ("Loss", step, {"training": [(1, 2), (2, 1.5)], "validation": [(2, 1.75)]}),
+            (rollouts, step, {"action": [(2, 0.5)], "action and target": [(2, 0.25)]}),
+        ],
+        [("Loss", step, {"training": [(1, 2), (2, 1.5)]})],
+    ]
 
 
 def test_fields_of_one_name_are_numbered_and_an_empty_value_says_so():

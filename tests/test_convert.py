@@ -226,7 +226,12 @@ def test_recorded_pipeline_memory_is_not_copied_and_the_report_says_why(tmp_path
     assert task.steps[3].gold.short_term == {"last_action": "SEGMENT", "last_target": "Threshold"}
     audit = next(a for a in report["recorded_memory"] if a["column"] == "Short Term")
     assert audit["verdict"] == "same-row"
-    assert any("SEGMENT" in e["reason"] for e in audit["evidence"])
+    assert [(e["row"], e["tells"], e["reason"]) for e in audit["evidence"]] == [
+        (2, "own step", "its last action is 'TEXT on File name'"),
+        (3, "own step", "its last action is 'ZOOM on Slice view'"),
+        (4, "own step", "names the action SEGMENT"),
+        (5, "own step", "its last action is 'COMPLETE on Task'"),
+    ]
 
 
 def test_label_pasted_as_a_prediction_after_failures_is_not_trusted(tmp_path):

@@ -1,7 +1,11 @@
 """Two processes end with the adapter of one that has the same global batch: DDP, ZeRO-2 and ZeRO-3, over gloo."""
 
 import json
+import os
 import signal
+import socket
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
@@ -44,17 +48,28 @@ def recipe(recipe):
 
 @pytest.fixture(scope="module")
 def one_process(attempt, tmp_path_factory):
-    """Train once in one process with each set of settings; return the output folder."""
+    """Train once in one process with each set of settings; return the output folder.
+
+    `is_joined`: what two processes work on at the same time is one batch, over which nothing is accumulated.
+    """
     folders = {}
 
-    def train(settings):
-        if settings not in folders:
-            folders[settings] = tmp_path_factory.mktemp("one")
-            arguments = [*COMMON, *settings, "--gradient_accumulation_steps", "2"]
-            assert attempt(folders[settings], {"arguments": arguments}) == [0], printed(folders[settings])
-        return folders[settings]
+    def train(settings, is_joined=False):
+        key = settings, is_joined
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("one")
+            arguments = [*COMMON, *settings, *([] if is_joined else ["--gradient_accumulation_steps", "2"])]
+            joined = {"joined": 2} if is_joined else {}
+            assert attempt(folders[key], {"arguments": arguments, **joined}) == [0], printed(folders[key])
+        return folders[key]
 
     return train
+
+
+def find_free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def load_weights(folder):
@@ -74,9 +89,10 @@ def assert_close(folder, other, load=load_adapter, atol=1e-4):
 @pytest.mark.parametrize("settings", [(), LORA, PADDED], ids=["packed QLoRA", "packed LoRA", "padded"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_end_where_one_with_the_same_global_batch_does(attempt, one_process, tmp_path, engine, settings):
+    """A mean over the tokens of both is the same where they are one batch; a mean over two unequal batches is not."""
     if engine == "zero3" and "--load_in_4bit" not in settings:
         settings = (*settings, *LORA)  # 4-bit under ZeRO-3 needs bf16: the test below
-    one = one_process(settings)
+    one = one_process(settings, is_joined=True)
     assert attempt(tmp_path, {**ENGINES[engine], "arguments": [*COMMON, *settings]}) == [[0, 0]], printed(tmp_path)
     assert read_losses(tmp_path) == pytest.approx(read_losses(one), rel=1e-5)
     assert_close(tmp_path, one)
@@ -101,7 +117,8 @@ def test_lora_on_the_vision_tower_ends_the_same_on_two_processes(attempt, one_pr
     one = one_process(settings)
     assert attempt(tmp_path, {**ENGINES[engine], "arguments": [*COMMON, *settings]}) == [[0, 0]], printed(tmp_path)
     assert read_losses(tmp_path) == pytest.approx(read_losses(one), rel=1e-5)
-    assert any("visual" in name and "lora_B" in name and t.any() for name, t in load_adapter(tmp_path).items())
+    learned = {n: bool(t.any()) for n, t in load_adapter(tmp_path).items() if "visual" in n and "lora_B" in n}
+    assert learned and all(learned.values()), learned
     assert_close(tmp_path, one)
 
 
@@ -260,6 +277,40 @@ def test_two_processes_validate_as_one_does(attempt, tmp_path):
     for engine in ("ddp", "zero3"):
         for key in ("eval_loss", "eval_swa", "eval_swa_low", "eval_swa_high", "eval_swa_target"):
             assert validated[engine][key] == pytest.approx(validated["one"][key], rel=1e-4), (engine, key)
+
+
+ROLL_OUT = """
+import json, os, sys, torch
+from accelerate import PartialState
+PartialState(cpu=True)
+from test_modes import WrongAt
+import eval.rollouts.validation as validation
+from sft.data.load import load_trajectories
+from sft.recipe.recipe import parse_recipe
+recipe = parse_recipe([sys.argv[1], "--val_csv", sys.argv[2], "--bf16", "true"])
+tasks = load_trajectories(sys.argv[2], show_progress=False)
+validation.ModelPolicy = lambda model, encoder: WrongAt(tasks, {("t50", 0), ("t52", 1)})
+scores = validation.build_validation_rollout(recipe, tasks, None)(torch.nn.Module())
+print("scores", json.dumps(scores))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_score_the_tasks_of_both(recipe, tmp_path):
+    """Three tasks of two steps, of which the first process has two with an error each: 4 of 6 steps are right."""
+    val = write_trajectories(tmp_path, build_tasks(3, n_steps=2, first=50))
+    variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port()), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", ROLL_OUT, str(recipe), str(val)]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env={**variables, "RANK": r, "LOCAL_RANK": r}, stdout=-1, text=True)
+        for r in ("0", "1")
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    scores = [json.loads(text.partition("scores ")[2]) for text in printed]
+    assert scores[0] == scores[1]
+    assert (scores[0]["swa"], scores[0]["swa_target"]) == (pytest.approx(4 / 6), pytest.approx(4 / 6))
+    assert (scores[0]["swa_low"], scores[0]["swa_high"]) == (pytest.approx(0.5), pytest.approx(1))
 
 
 @pytest.mark.slow

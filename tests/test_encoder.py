@@ -210,7 +210,10 @@ def test_elements_beyond_the_limits_are_left_out_from_the_end_and_counted(tiny_c
     ):
         encoder = _encoder(tiny_checkpoints["qwen3_vl"], replace(GROUNDED, **changes))
         shown = encoder.build_prompt("goal", EMPTY_MEMORY, path, ELEMENTS).elements
-        n_shown = len(shown.elements) if n_shown is None else n_shown
+        if n_shown is None:  # as many as fit: one more would not
+            n_shown = len(shown.elements)
+            one_more = replace(GROUNDED, max_elements=n_shown + 1, max_element_tokens=limit)
+            assert _encoder(tiny_checkpoints["qwen3_vl"], one_more).fit_elements(ELEMENTS).n_tokens > limit // 2
         assert (list(shown.elements), shown.n_left_out) == (ELEMENTS[:n_shown], 40 - n_shown)
         assert n_shown == 0 or shown.n_tokens <= encoder.agent.max_element_tokens
         assert shown == encoder.build_prompt("another", BUSY, path, ELEMENTS).elements

@@ -89,4 +89,5 @@ def test_plan_of_a_rank_gathers_a_whole_layer_of_experts_and_keeps_all_scales(pl
     lines = format_zero3(memory, largest).splitlines()
     fits = {"scout": "40 GB: fits, 80 GB: fits", "maverick": "40 GB: does not fit, 80 GB: fits"}[name]
     assert lines[3].startswith("      8 ") and lines[3].endswith(fits)
+    assert [line.split()[0] for line in lines[3:]] == ["8", "16", "32"]
     assert all(line.endswith("40 GB: fits, 80 GB: fits") for line in lines[4:])

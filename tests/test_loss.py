@@ -2,20 +2,24 @@
 
 import pytest
 import torch
-from training_runs import write_recipe
+from conftest import FAMILIES
+from training_runs import printed, read_losses, write_recipe
 
 from sft import run
 from sft.batches.collator import PaddingCollator
 
+# Two steps with a learning rate that changes nothing.
+UNCHANGED = ["--learning_rate", "1e-12", "--lora_dropout", "0", "--max_steps", "2", "--save_strategy", "no"]
+UNCHANGED += ["--router_aux_loss_coef", "0"]
+
 
 @pytest.fixture
 def train(tiny_checkpoints, tmp_path, trainers):
-    """Train two steps with a learning rate that changes nothing; return the trainer."""
-    recipe = write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"])
-    common = ["--learning_rate", "1e-12", "--lora_dropout", "0", "--max_steps", "2", "--save_strategy", "no"]
+    """Train those steps on a family's checkpoint; return the trainer."""
 
-    def train(*arguments):
-        run.main([str(recipe), *common, "--output_dir", str(tmp_path / f"out{len(trainers)}"), *arguments])
+    def train(*arguments, family="qwen3_vl"):
+        recipe = write_recipe(tmp_path, tiny_checkpoints[family])
+        run.main([str(recipe), *UNCHANGED, "--output_dir", str(tmp_path / f"out{len(trainers)}"), *arguments])
         return trainers[-1]
 
     return train
@@ -56,11 +60,27 @@ def test_logged_loss_of_unequal_batches_is_the_mean_over_their_tokens_step_by_st
     assert any(abs(sum(m) / 2 - found) > 1e-4 for m, found in zip(means, logged(trainer))), "else nothing is shown"
 
 
+@pytest.mark.slow
+def test_logged_loss_of_two_processes_is_the_mean_over_the_tokens_of_both(attempt, train, tmp_path):
+    """Each has one pack of the two of a step, with other numbers of steps and of answer tokens."""
+    trainer = train("--gradient_accumulation_steps", "2")
+    packs = trainer.pack_sampler.plan(0)
+    losses = [[losses_of_tokens(trainer, pack)[0] for pack in packs[at : at + 2]] for at in (0, 2)]
+    assert attempt(tmp_path / "two", {"ranks": 2, "arguments": UNCHANGED}) == [[0, 0]], printed(tmp_path / "two")
+    found = read_losses(tmp_path / "two")
+    assert found == pytest.approx([torch.cat(step).mean().item() for step in losses], rel=1e-5)
+    of_processes = [sum(of_pack.mean().item() for of_pack in step) / 2 for step in losses]
+    assert max(abs(a - b) for a, b in zip(found, of_processes)) > 1e-4, "else nothing is shown"
+
+
 @pytest.mark.parametrize("packing", ["shared_screenshot", "none"])
-def test_weight_of_a_field_multiplies_the_loss_of_its_own_tokens(train, packing):
+@pytest.mark.parametrize(
+    "family", ["qwen3_vl", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f != "qwen3_vl")]
+)
+def test_weight_of_a_field_multiplies_the_loss_of_its_own_tokens(train, packing, family):
     """The answer's first field is the action's; its tokens are those from its key to the comma before the target."""
     size = ["--per_device_train_batch_size", "3"] if packing == "none" else []
-    trainer = train("--loss_weights", "{action: 4.0}", "--packing", packing, *size)
+    trainer = train("--loss_weights", "{action: 4.0}", "--packing", packing, *size, family=family)
     total = n_tokens = shifted = 0.0
     for row in trainer.pack_sampler.plan(0)[0]:
         losses, texts = losses_of_tokens(trainer, [row])

@@ -39,8 +39,8 @@ def test_merged_logits_are_the_same_and_the_bits_come_back(checkpoint, load_in_4
     model = build_model(checkpoint, load_in_4bit=load_in_4bit)
     bits, expected = read_bits(model), compute_logits(model)
     restore = merge_adapter(model)
-    layers = [module for module in model.modules() if getattr(module, "merged", False)]
-    assert layers
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    assert layers and [layer.merged for layer in layers] == [True] * len(layers)
     called = []
     for layer in layers:
         layer.lora_A["default"].register_forward_hook(lambda *_: called.append(1))

@@ -166,6 +166,7 @@ def test_damaged_rows_are_refused_in_words_or_can_be_used(folder, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_damaged_bytes_of_a_file_are_refused_in_words_or_can_be_used(folder, seed):
     rng = random.Random(1_000 + seed)
+    n_used = n_quarantined = n_refused = 0
     whole = format_csv([row for n in range(3) for row in build_task(f"t{n}", f"Open DOE{n}", 3, 2, n)]).encode()
     for _ in range(250):
         data = bytearray(whole)
@@ -180,7 +181,12 @@ def test_damaged_bytes_of_a_file_are_refused_in_words_or_can_be_used(folder, see
                 Table(path, rows, "", folder, bad_rows), on_bad_rows="quarantine", show_progress=False
             )
         except TrajectoryError as error:
-            assert error.problems
+            assert error.problems and all("found" in problem.message for problem in error.problems)
+            n_refused += 1
             continue
         for trajectory in tasks.trajectories:
             _check_usable(trajectory)
+        for task in tasks.quarantined:
+            assert task.problems and all("found" in problem.message for problem in task.problems), task
+        n_used, n_quarantined = n_used + len(tasks.trajectories), n_quarantined + len(tasks.quarantined)
+    assert n_used > 100 and n_quarantined > 50 and n_refused > 50, (n_used, n_quarantined, n_refused)

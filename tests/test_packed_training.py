@@ -17,8 +17,23 @@ from sft.trainer import TrajectoryTrainer
 pytestmark = pytest.mark.slow
 
 
-def train(checkpoint, tasks, tasks_csv, collator_class, folder, **settings):
-    """Train two epochs whose batches are the packs of one sampler; return the adapter and the logged losses."""
+class JoinedPacks(PackSampler):
+    """The packs of an optimiser step as one batch."""
+
+    def plan(self, epoch):
+        packs = super().plan(epoch)
+        steps = [packs[i : i + self.packs_per_step] for i in range(0, len(packs), self.packs_per_step)]
+        return [[row for pack in step for row in pack] for step in steps]
+
+    def __len__(self):
+        return -(-super().__len__() // self.packs_per_step)
+
+
+def train(checkpoint, tasks, tasks_csv, collator_class, folder, accumulation=1, is_joined=False, **settings):
+    """Train two epochs whose batches are the packs of one sampler; return the adapter and the logged losses.
+
+    `is_joined`: the packs that would be accumulated are one batch.
+    """
     model_settings = ModelSettings(str(checkpoint), dtype="float32", lora_dropout=0.0)
     family = find_family(str(checkpoint))
     encoder = StepEncoder(load_processor(checkpoint, TINY_AGENT.min_pixels, TINY_AGENT.max_pixels), TINY_AGENT)
@@ -29,6 +44,7 @@ def train(checkpoint, tasks, tasks_csv, collator_class, folder, **settings):
         output_dir=str(folder),
         num_train_epochs=2,
         per_device_train_batch_size=1,
+        gradient_accumulation_steps=1 if is_joined else accumulation,
         learning_rate=1e-3,
         use_cpu=True,
         bf16=False,
@@ -47,7 +63,7 @@ def train(checkpoint, tasks, tasks_csv, collator_class, folder, **settings):
         train_dataset=rows,
         processing_class=encoder.processor,
         data_collator=collator_class(encoder),
-        pack_sampler=PackSampler(sizes, 2 * longest, seed=0),
+        pack_sampler=(JoinedPacks if is_joined else PackSampler)(sizes, 2 * longest, 0, accumulation=accumulation),
         peft_config=build_lora_config(model_settings, family),
     )
     trainer.train()
@@ -60,7 +76,7 @@ def train(checkpoint, tasks, tasks_csv, collator_class, folder, **settings):
     [
         ("qwen3_vl", {}),
         ("qwen3_vl", {"gradient_checkpointing": True}),
-        ("qwen3_vl", {"gradient_accumulation_steps": 2}),
+        ("qwen3_vl", {"accumulation": 2}),
         ("llama4", {"gradient_checkpointing": True, "router_aux_loss_coef": 0.0}),
         ("qwen2_vl", {"gradient_checkpointing": True}),
         ("qwen3_vl_moe", {"gradient_checkpointing": True, "router_aux_loss_coef": 0.0}),
@@ -70,9 +86,12 @@ def train(checkpoint, tasks, tasks_csv, collator_class, folder, **settings):
     ids=str,
 )
 def test_packed_epochs_end_where_padded_ones_do(tiny_checkpoints, tasks, tasks_csv, tmp_path, family, settings):
+    """Padded, all steps of an optimiser step are one batch: its mean is over the tokens of packs of unequal length."""
     checkpoint = tiny_checkpoints[family]
     packed, packed_losses = train(checkpoint, tasks, tasks_csv, PackingCollator, tmp_path / "a", **settings)
-    padded, padded_losses = train(checkpoint, tasks, tasks_csv, PaddingCollator, tmp_path / "b", **settings)
+    padded, padded_losses = train(
+        checkpoint, tasks, tasks_csv, PaddingCollator, tmp_path / "b", is_joined=True, **settings
+    )
     assert len(packed_losses) >= 4 and packed_losses[-1] < packed_losses[0]
     assert packed_losses == pytest.approx(padded_losses, rel=1e-4)
     # Adam divides by the gradient's size, so that where it is nearly 0 rounding shows: one of 3,072 numbers of one of

@@ -1,6 +1,5 @@
 """Packed steps train exactly as separate ones: same loss, same gradients, and no branch sees another."""
 
-import contextlib
 import itertools
 import random
 from pathlib import Path
@@ -9,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, build_tiny
+from datasets import Dataset
 from transformers import AutoModelForImageTextToText
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from trl.trainer.utils import add_fused_lm_head
+from trl import SFTConfig
 
 from sft.actions import Action
 from sft.agent import AgentConfig
@@ -33,7 +33,7 @@ from sft.models.model import build_lora_config, find_family, load_model
 from sft.models.processors import load_processor
 from sft.models.tree_attention import attend, count_pairs, find_blocks, find_nodes, use_tree_attention
 from sft.recipe.settings import ModelSettings
-from sft.trainer import weighted_log_probs
+from sft.trainer import TrajectoryTrainer
 
 TOLERANCE = 1e-5
 AGENT = AgentConfig(min_pixels=16_384, max_pixels=65_536)
@@ -146,13 +146,66 @@ def test_padded_batch_trains_as_separate_steps(model, encoder, screenshots):
     )
 
 
+class ChosenBatches(list):
+    """Batch sampler of these batches, in every epoch."""
+
+    def set_epoch(self, epoch):
+        pass
+
+
+def take_step(checkpoint, encoder, rows, batches, folder):
+    """Have the trainer take one step that is as long as the gradient; return the logged loss and that gradient."""
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        max_steps=1,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=len(batches),
+        optim="sgd",
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        router_aux_loss_coef=0.0,
+        use_cpu=True,
+        bf16=False,
+        max_length=None,
+        remove_unused_columns=False,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = TrajectoryTrainer(
+        model=build_lora_model(checkpoint),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=encoder.processor,
+        data_collator=PackingCollator(encoder),
+        pack_sampler=ChosenBatches(batches),
+    )
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    return trainer.state.log_history[0]["loss"], {n: p - after[n].detach() for n, p in before.items()}
+
+
 @pytest.mark.slow
-def test_accumulation_1x4_2x2_and_4x1_give_the_same_gradients(model, encoder, screenshots):
+@pytest.mark.parametrize(
+    "batches",
+    [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0], [1], [2], [3]], [[0, 1, 3], [2]]],
+    ids=["1x4", "2x2", "4x1", "3+1"],
+)
+def test_one_step_is_along_the_mean_over_tokens_however_they_are_accumulated(
+    checkpoint, model, encoder, screenshots, tmp_path, batches
+):
+    """1x4, 2x2, 4x1 and two unequal batches: answers of different lengths, so that a mean over batches is another."""
     rows = build_rows(encoder, [screenshots[i] for i in (0, 0, 1, 0)])
-    collate = PackingCollator(encoder)
-    whole = compute_gradients(model, [collate(rows)])
-    assert_same(compute_gradients(model, [collate(rows[:2]), collate(rows[2:])]), whole)
-    assert_same(compute_gradients(model, [collate([row]) for row in rows]), whole)
+    loss, _, gradients = compute_gradients(model, [PaddingCollator(encoder)([row]) for row in rows])
+    found, step = take_step(checkpoint, encoder, rows, batches, tmp_path)
+    assert found == pytest.approx(loss, rel=1e-4)
+    assert step.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert (step[name] - gradient).norm() <= 1e-3 * gradient.norm(), name
 
 
 def test_eager_attention_gives_the_same_from_a_dense_mask(checkpoint, encoder, screenshots):
@@ -195,28 +248,6 @@ def test_changing_one_branch_leaves_the_logits_of_the_others_bit_identical(model
     assert not differs[:first].any()
     branch = PackingCollator(encoder)(rows)["subtree_end"][0]
     assert last < int(branch[first]), "a later branch saw the change"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("collator", [PaddingCollator, PackingCollator])
-def test_loss_weights_multiply_each_field_s_share_of_the_gradient(model, encoder, screenshots, collator):
-    rows = build_rows(encoder, [screenshots[0], screenshots[0]])
-    add_fused_lm_head(model.get_base_model(), outputs=("log_probs",))
-
-    def loss_under(weights):
-        batch = collator(encoder, weights)(rows)
-        loss_weights = batch.pop("loss_weights", None)
-        if (end := batch.pop("subtree_end", None)) is not None:
-            batch["attention_mask"] = end[:, None, None]
-        with weighted_log_probs(model, loss_weights[:, 1:]) if loss_weights is not None else contextlib.nullcontext():
-            return -model(**batch, fused_lm_head=True, use_cache=False).log_probs.sum().item()
-
-    plain = loss_under({})
-    doubled = {field: loss_under({field: 2.0}) - plain for field in ("action", "target", "memory")}
-    rest = plain - sum(doubled.values())
-    assert all(share > 0 for share in doubled.values()) and rest > 0
-    both = loss_under({"action": 2.0, "target": 1.0, "memory": 0.3})
-    assert both == pytest.approx(plain + doubled["action"] - 0.7 * doubled["memory"], rel=1e-4)
 
 
 @pytest.mark.parametrize("checkpoint", [family for family in FAMILIES if family != "llama4"], indirect=True)

@@ -166,18 +166,21 @@ def test_padded_batches_hold_each_row_once_and_both_processes_have_as_many(n_row
     assert len(sampler) == len(sizes)
 
 
-@pytest.mark.parametrize("accumulation", [1, 4, 64])
-def test_packs_stay_within_the_budget_when_each_step_fills_one(accumulation):
-    """100 packs of one step each cannot be made 128: the last optimiser step is not full, and is last."""
+@pytest.mark.parametrize(("accumulation", "n_last"), [(1, 0), (3, 4), (4, 4), (24, 4), (64, 100)])
+def test_packs_stay_within_the_budget_when_each_step_fills_one(accumulation, n_last):
+    """100 packs of one step each cannot be made a multiple of 2 a time: a step that is not full has the shortest."""
     sizes = [StepSize(f"image{i}", 50, 350, 199 - i) for i in range(100)]
     sampler = PackSampler(sizes, 600, seed=0, n_ranks=2, accumulation=accumulation)
-    n_last = 100 % (2 * accumulation)
-    for epoch in range(3):
-        packs = sampler.plan(epoch)
-        assert [len(pack) for pack in packs] == [1] * 100
-        rows = [row for pack in packs for row in pack]
+    assert len(sampler) == 100
+    for epoch in range(4):
+        rows = [row for (row,) in sampler.plan(epoch)]  # one step each: two would exceed the budget
         assert sorted(rows) == list(range(100))
-        assert sorted(rows[100 - n_last :]) == list(range(100 - n_last, 100))  # the shortest packs of all
+        steps = [rows[at : at + 2 * accumulation] for at in range(0, 100, 2 * accumulation)]
+        assert len(steps[-1]) == (n_last or 2 * accumulation)
+        if n_last:
+            assert sorted(steps[-1]) == list(range(100 - n_last, 100))
+        for step in steps:  # packs of about one size, whichever step comes when
+            assert max(step) - min(step) == len(step) - 1
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 4])

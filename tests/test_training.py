@@ -127,24 +127,30 @@ def test_adapter_is_finite_and_every_matrix_was_trained(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [("--tokens_per_batch", "700"), ("--packing", "none")])
+@pytest.mark.parametrize(
+    "settings", [("--tokens_per_batch", "700"), ("--packing", "none", "--per_device_eval_batch_size", "5")]
+)
 def test_validation_loss_is_that_of_all_answer_tokens_whatever_the_batches(
     tiny_checkpoints, tmp_path, monkeypatch, settings
 ):
     """One step with a learning rate that changes nothing, then the loss of the validation steps one by one."""
-    lengths = []
+    batches = []
+    for collator in (PackingCollator, PaddingCollator):
 
-    def collate(self, rows, collate=PackingCollator.__call__):
-        batch = collate(self, rows)
-        lengths.append(batch["input_ids"].numel())
-        return batch
+        def collate(self, rows, collate=collator.__call__):
+            batch = collate(self, rows)
+            batches.append((len(rows), batch["input_ids"].numel()))
+            return batch
 
-    monkeypatch.setattr(PackingCollator, "__call__", collate)
+        monkeypatch.setattr(collator, "__call__", collate)
     recipe = _write_recipe(tmp_path, tiny_checkpoints["qwen3_vl"])
     write_trajectories(tmp_path / "val", build_tasks(3, n_steps=4, first=50))
     unchanged = ["--learning_rate", "1e-12", "--val_rollout_tasks", "0", "--max_steps", "1", "--eval_steps", "1"]
     run.main([str(recipe), *unchanged, "--lora_dropout", "0", *settings])
-    assert all(length <= 700 for length in lengths[1:])  # the first checks the labels
+    if "none" in settings:
+        assert [n_rows for n_rows, _ in batches[-3:]] == [4, 4, 4]  # of the validation
+    else:
+        assert len(batches) > 4 and max(n_tokens for _, n_tokens in batches[1:]) <= 700  # the first checks the labels
     found = _history(tmp_path / "out", "eval_loss")[1]
 
     predictor = load_model_for_inference(str(tmp_path / "out"))

@@ -1,16 +1,16 @@
 """Runs sft/run.py again and again in real processes, disturbed as told; imports once and forks for every process.
 
 Reads one JSON list a line: attempts {"arguments", "config", "ranks", "signal", "to_rank", "at_step", "delay_s",
-"with_children", "max_file_bytes", "limit_s", "scores", "not_finite"}, all but the first optional. `config` is an
-accelerate configuration, whose variables the processes get as from `accelerate launch`; `ranks` without it starts
-plain DDP as torchrun does. The signal is sent to one process (or all: `to_rank` null), `with_children` to those it
-started too, `delay_s` after it has logged the end of step `at_step` or a later one; what still runs `limit_s` after
+"with_children", "max_file_bytes", "limit_s", "scores", "not_finite", "joined"}, all but the first optional. `config`
+is an accelerate configuration, whose variables the processes get as from `accelerate launch`; `ranks` without it
+starts plain DDP as torchrun does. The signal is sent to one process (or all: `to_rank` null), `with_children` to those
+it started too, `delay_s` after it has logged the end of step `at_step` or a later one; what still runs `limit_s` after
 it, or after the start, is killed, as is a stopped process once it is the last. A file beyond `max_file_bytes` cannot
 be written: from the start on in all processes, or with `at_step` from then on in `to_rank`, which with the signal
 SIGXFSZ is killed by the kernel in the middle of such a file. `scores[i]` is what a rollout after step i is scored
-with. `not_finite` spoils a gradient: {"name": part of a parameter's name, "at_step", "rank", "value"}. Answers one
-JSON list a line: the exit codes of each attempt, one number for one process. What attempt i printed is in
-`attempt-i.log`.
+with. `not_finite` spoils a gradient: {"name": part of a parameter's name, "at_step", "rank", "value"}. `joined` is how
+many batches, which processes or accumulation would share, are one batch of each optimiser step. Answers one JSON list
+a line: the exit codes of each attempt, one number for one process. What attempt i printed is in `attempt-i.log`.
 """
 
 import json
@@ -28,6 +28,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
 import eval.predictor  # noqa: F401
+import sft.trainer
 from sft import run
 from sft.errors import run_command
 from sft.trainer import TrajectoryTrainer
@@ -80,6 +81,29 @@ def spoil_gradient(name, at_step, value):
     TrajectoryTrainer.__init__ = spoil
 
 
+class JoinedBatches:
+    """Batch sampler of which each batch is n of another's."""
+
+    def __init__(self, others, n):
+        self.others, self.n, self.set_epoch = others, n, others.set_epoch
+
+    def __len__(self):
+        return -(-len(self.others) // self.n)
+
+    def __iter__(self):
+        batches = list(self.others)
+        return (sum(batches[i : i + self.n], []) for i in range(0, len(batches), self.n))
+
+
+def join_batches(n):
+    """Have the n batches of an optimiser step be one."""
+
+    def build(recipe, rows, training, batch_size, accumulation=1, build=sft.trainer.build_sampler):
+        return JoinedBatches(build(recipe, rows, training, batch_size, n * accumulation), n)
+
+    sft.trainer.build_sampler = build
+
+
 def run_process(attempt, environment, rank, output):
     os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 1)
     os.dup2(1, 2)
@@ -94,6 +118,8 @@ def run_process(attempt, environment, rank, output):
         give_scores(attempt["scores"])
     if (spoilt := attempt.get("not_finite")) and rank == spoilt.get("rank", 0):
         spoil_gradient(spoilt["name"], spoilt["at_step"], float(spoilt["value"]))
+    if "joined" in attempt:
+        join_batches(attempt["joined"])
     sys.argv = ["sft/run.py", *attempt["arguments"]]
     watch_for_preemption()
     code = 1
