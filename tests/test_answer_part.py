@@ -45,6 +45,7 @@ SAID = {
     "fenced example before": f"The answer should look like this example:\n\n```json\n{CLICK}\n```\nHence:\n{ZOOM}",
     "fenced example in a thought": f"<think>for example\n```json\n{CLICK}\n```\n</think>\n```json\n{ZOOM}\n```",
     "fenced example alone": f"As an example of the next action:\n```json\n{ZOOM}\n```",
+    "first of two fenced examples": f"An example:\n```json\n{ZOOM}\n```\nAnother example:\n```json\n{CLICK}\n```",
     "fence that is the answer": f"Here it is:\n```json\n{ZOOM}\n```\nAnother: {CLICK}",
     "tool call": f'<tool_call>\n{{"name":"act","arguments":{ZOOM}}}\n</tool_call>',
     "list": f"[{ZOOM}]",
@@ -119,7 +120,7 @@ def generate(tokenizer, text):
 
 @pytest.mark.parametrize("text", SAID.values(), ids=SAID)
 def test_generation_stops_at_the_answer_and_is_read_as_the_whole_text_is(tokenizer, text):
-    is_example = text == SAID["fenced example alone"]
+    is_example = text in (SAID["fenced example alone"], SAID["first of two fenced examples"])
     kept, is_ended = generate(tokenizer, text + (" And more." if is_example else " And more {}."))
     assert is_ended is not is_example
     assert parse_answer(kept, AGENT) == parse_answer(text, AGENT)

@@ -1,5 +1,6 @@
 """`gradient_checkpointing: auto` is decided once a training, by the smallest card, and kept when it resumes."""
 
+import importlib
 import logging
 
 import pytest
@@ -31,6 +32,8 @@ def train(recipe, tmp_path, caplog):
 @pytest.fixture
 def card(monkeypatch):
     """Have `auto` find a card of so many GB, where there is none."""
+
+    importlib.import_module("eval.rollouts.validation")  # imported later, it would keep the stand-in for good
 
     def insert(gb):
         monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [gb, 2 * gb])

@@ -68,6 +68,7 @@ def _change(row=2, **cells):
         ({"Image_id": "screens/../../x.png"}, (2, "Image_id", "found 'screens/../../x.png', which leaves ")),
         ({"row": 3, "Instruction": "another"}, (3, "Instruction", "found 'another'; expected the same text as row 2")),
         ({"row": 3, "Application": "another"}, (3, "Application", "found 'another'; expected the same text as row 2")),
+        ({"row": 3, "Group": "another"}, (3, "Group", "found 'another'; expected the same text as row 2")),
         ({"row": 3, "Slide_number": "1"}, (3, "Slide_number", "found step 1 again (first in row 2); expected")),
         ({"Slide_number": "0"}, (2, "Slide_number", "found '0'; expected a whole number from 1 on")),
         ({"Slide_number": "1.5"}, (2, "Slide_number", "found '1.5'; expected a whole number from 1 on")),

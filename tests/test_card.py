@@ -62,6 +62,15 @@ def test_gap_of_mode_all_is_paired_and_has_its_interval(folder):
     assert shown.startswith("+20.8 [") and f"paired by task: {shown} points by action" in read_card(folder)[0]
 
 
+def test_scores_of_weights_that_were_trained_over_are_shown_no_longer(folder):
+    add_evaluation(folder, INFO, score(OWN, "own"))
+    (folder / "adapter_model.safetensors").write_bytes(b"other weights")
+    add_evaluation(folder, INFO, score(TEACHER, "teacher"))
+    assert [evaluation["mode"] for evaluation in load_evaluations(folder)] == ["teacher"]
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    assert [evaluation["mode"] for evaluation in load_evaluations(folder)] == ["own"]
+
+
 def test_score_on_unseen_tasks_reaches_the_hub(folder):
     add_evaluation(folder, INFO, score(OWN, "own"))
     text, results = read_card(folder)

@@ -164,15 +164,27 @@ def test_goals_that_look_alike_in_other_characters_are_named(tmp_path, capsys):
     assert "Tasks a, b have goals that look alike, in other characters" in " ".join(capsys.readouterr().out.split())
 
 
-def test_left_out_step_number_is_told_with_its_row(tmp_path, capsys):
+def test_left_out_step_numbers_are_counted_and_told_with_their_row(tmp_path, capsys):
     rows = [*build_task("a", "Open the study", 3), *build_task("b", "Close the study", 3)]
-    for row, number in zip(rows[3:], ("1", "2", "4")):
+    for row, number in zip(rows[3:], ("1", "2", "6")):
         row["Slide_number"] = number
     code, report = _report(tmp_path, write_trajectories(tmp_path, rows))
     assert code == 0
-    assert report["step_numbers_missing"] == 1
-    assert report["step_number_gaps"] == [{"task_id": "b", "row": 7, "found": 4, "expected": 3}]
-    assert "row 7, task b, Slide_number 4; expected 3" in " ".join(capsys.readouterr().out.split())
+    assert report["step_numbers_missing"] == 3
+    assert report["step_number_gaps"] == [{"task_id": "b", "row": 7, "found": 6, "expected": 3}]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "3 step numbers are left out" in printed and "row 7, task b, Slide_number 6; expected 3" in printed
+
+
+def test_doubtful_screenshots_are_counted_by_file_and_the_first_is_named(tmp_path, capsys):
+    path = write_trajectories(tmp_path, build_tasks(2))
+    for i in range(2):
+        Image.new("RGBA", (320, 192), (9 * i, 20, 30, 0)).save(tmp_path / f"screens/{i}.png")
+    _, report = _report(tmp_path, path)
+    assert len(report["screenshots"]["notes"]) == 2
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Row 2, screens/1.png: no pixel of it is visible" in printed
+    assert "So of 1 more screenshots; --json lists them all." in printed
 
 
 def test_personal_data_is_hinted_at_outside_the_target_only(tmp_path):

@@ -24,14 +24,16 @@ from sft.training.checkpoint_folder import (
     read_run,
     read_size,
 )
-from sft.training.resume import describe_run, find_changes
+from sft.training.resume import choose_checkpoint, describe_run, find_changes
 
 
-def write_checkpoint(output_dir, step, run=None):
+def write_checkpoint(output_dir, step, run=None, state=None):
     written = prepare_unfinished(output_dir) / f"checkpoint-{step}"
     (written / "shards").mkdir(parents=True)
     (written / "adapter_model.safetensors").write_bytes(bytes([step]) * 1000)
     (written / "shards/optimizer.pt").write_bytes(bytes([step]) * 500)
+    if state is not None:
+        (written / "trainer_state.json").write_text(json.dumps(state))
     finish_checkpoint(written, output_dir / written.name, run or {})
     return output_dir / written.name
 
@@ -126,6 +128,21 @@ def test_too_little_disk_space_is_refused_with_what_is_there_and_what_is_needed(
     check_disk_space(tmp_path, free // 2)
     with pytest.raises(UserError, match=r"found [\d.]+ MB free on the disk; expected [\d.]+ MB .*--resume auto"):
         check_disk_space(tmp_path, 2 * free)
+
+
+@pytest.mark.parametrize(
+    ("resume", "step", "left"), [("checkpoint-2", 2, ["checkpoint-1", "checkpoint-2"]), ("auto", 3, None)]
+)
+def test_checkpoints_behind_the_one_that_is_resumed_from_are_set_aside(tmp_path, resume, step, left):
+    """The run writes its own there; `--resume auto` would continue from those of another run."""
+    for n in (1, 2, 3):
+        write_checkpoint(tmp_path, n, state={"global_step": n})
+    before = names(tmp_path)
+    place = resume if resume == "auto" else str(tmp_path / resume)
+    recipe = parse_recipe([str(ROOT / "recipes/demo.yaml"), "--resume", place])
+    assert choose_checkpoint(recipe, tmp_path, {}) == tmp_path / f"checkpoint-{step}"
+    assert names(tmp_path) == (left or before)
+    assert (tmp_path / "aside-checkpoint-3").is_dir() == (left is not None)
 
 
 def test_changes_name_the_key_the_value_found_and_the_one_the_run_began_with():

@@ -203,6 +203,21 @@ def test_time_of_a_training_is_that_of_its_steps_and_not_of_evaluations_and_chec
     assert load_runs(tmp_path)[0].figures["busy_s"] == 18
 
 
+def test_share_of_waiting_weighs_each_line_of_the_log_by_its_own_seconds(tmp_path, monkeypatch):
+    """By hand: 10 s of which half was waited for data, then 30 s of which a tenth: 8 of 40."""
+    now = [0.0]
+    monkeypatch.setattr("sft.compute.step_meter.time.perf_counter", lambda: now[0])
+    with RunRecorder(tmp_path, "training", "training") as recorder:
+        meter = StepMeter(recorder)
+        state, arguments = TrainerState(), SimpleNamespace(gradient_accumulation_steps=1)
+        meter.on_train_begin(arguments, state, None, model=torch.nn.Linear(1, 1))
+        for seconds, share in ((10, 0.5), (30, 0.1)):
+            now[0] += seconds
+            meter.on_step_end(arguments, state, None)
+            meter.on_log(arguments, state, None, logs={"data_wait_share": share})
+    assert load_runs(tmp_path)[0].figures["data_wait_share"] == pytest.approx(8 / 40)
+
+
 @pytest.mark.slow
 def test_report_holds_every_section_and_no_empty_value(report):
     folder, sections = report

@@ -80,6 +80,11 @@ def test_value_on_the_command_line_gets_its_type(parse, flag, text, value):
     assert type(found) is type(value)
 
 
+def test_order_of_steps_is_drawn_from_data_seed_or_else_from_seed(parse):
+    seed = ("--seed", "7")
+    assert [parse(MINIMAL, *given).data_seed for given in ([], seed, [*seed, "--data_seed", "0"])] == [42, 7, 0]
+
+
 def test_data_of_the_command_line_is_not_validated_on_the_recipe_s(parse):
     text = MINIMAL + "val_csv: demo/data/val.csv\n"
     assert _problems(parse, text, "--train_csv", "mine.csv") == (

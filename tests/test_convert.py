@@ -145,6 +145,7 @@ def test_screenshots_are_named_by_content_and_written_once(tmp_path):
     ("changes", "reason"),
     [
         ({"images": [encode_screen(i) for i in range(3)], "image_sequence": ""}, "found 3 images for 5 steps"),
+        ({"images": [encode_screen(i) for i in range(6)], "image_sequence": ""}, "found 6 images for 5 steps"),
         ({"json_data": "{"}, "json_data: found broken JSON"),
         ({"json_data": json.dumps({"trajectory": []})}, "found no steps in json_data.trajectory"),
         (

@@ -1,5 +1,6 @@
 """Batched greedy decoding: the answers of the simple loop, whatever is batched, shared or dropped on the way."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -78,6 +79,15 @@ def test_greedy_answers_are_those_of_generate_one_by_one(model, stock, encoder, 
     answers = ModelPolicy(model, encoder).answer(requests)
     assert [a.text for a in answers] == expected
     assert len(set(expected)) > 1  # the model tells the steps apart
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["qwen3_vl"], indirect=True)
+def test_seconds_of_a_batch_are_shared_out_among_its_answers(model, encoder, requests):
+    policy, started = ModelPolicy(model, encoder), time.perf_counter()
+    seconds = [answer.latency_s for answer in policy.answer(requests)]
+    assert 0 < sum(seconds) <= time.perf_counter() - started
+    assert len(seconds) == 7 and max(seconds) == min(seconds)
 
 
 @pytest.mark.slow

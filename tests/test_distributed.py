@@ -6,17 +6,20 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
 import yaml
 from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file
+from torch.distributed import distributed_c10d
 from training_runs import PREEMPTED, ROOT, load_adapter, printed, read_losses
 from trajectory_samples import build_tasks, write_trajectories
 
 from sft.batches.sampler import PackSampler, PaddedSampler, StepSize
 from sft.training.checkpoint_folder import list_checkpoints
+from sft.training.processes import limit_waiting
 
 # One process accumulates over what two work on at the same time. Dropout is off: processes draw other random numbers.
 COMMON = ("--lora_dropout", "0", "--max_steps", "5", "--learning_rate", "1e-3", "--save_strategy", "no")
@@ -358,6 +361,14 @@ def test_full_disk_noticed_by_one_process_ends_all_with_the_reason(attempt, smal
     assert attempt(folder, {**two, "limit_s": 120}) == [[2, 2]], printed(folder)
     for rank in range(2):
         assert "MB free on the disk; expected" in (folder / f"logs/rank-{rank}.log").read_text()
+
+
+def test_groups_that_are_built_wait_for_as_many_seconds_as_ddp_timeout_says(monkeypatch):
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # so that the test leaves them as they were
+        monkeypatch.setattr(distributed_c10d, name, getattr(distributed_c10d, name))
+    limit_waiting(90)
+    timeouts = distributed_c10d.default_pg_timeout, distributed_c10d.default_pg_nccl_timeout
+    assert timeouts == (timedelta(seconds=90), timedelta(seconds=90))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -25,8 +26,8 @@ from sft.data.load import load_task_set, load_trajectories, read_table, read_tas
 from sft.data.problems import TrajectoryError
 from sft.data.train_val import describe_tasks
 from sft.elements import __main__ as command
-from sft.elements import detector
-from sft.elements.detector import ElementDetector, describe_detector, fit_cell, sort_by_reading
+from sft.elements import detector, screens
+from sft.elements.detector import Detection, ElementDetector, describe_detector, fit_cell, sort_by_reading
 from sft.elements.screens import detect_elements, give_elements
 from sft.errors import UserError
 from sft.files import hash_file, write_whole
@@ -150,6 +151,18 @@ def test_each_content_is_read_once_and_kept(data, monkeypatch):
     kept.write_text("{")
     with pytest.raises(UserError, match="found a damaged file .* delete it"):
         run_elements(data, data.with_name("out.csv"))
+
+
+def test_screenshot_that_another_version_has_read_is_read_anew(tmp_path, monkeypatch):
+    """Needs no OCR: what is read is noted in its place."""
+    Image.new("RGB", (64, 48)).save(path := tmp_path / "screen.png")
+    read = []
+    for version in ("1", "1", "2", "1"):
+        reader = SimpleNamespace(detect=lambda image, version=version: read.append(version) or Detection(()))
+        monkeypatch.setattr(screens, "describe_detector", lambda version=version: {"version": version})
+        monkeypatch.setattr(screens, "ElementDetector", lambda reader=reader: reader)
+        detect_elements({hash_file(path): path}, tmp_path / "cache")
+    assert read == ["1", "2"]
 
 
 @needs_ocr

@@ -22,7 +22,13 @@ from sft.agent import AgentConfig
 from sft.answers import Answer, format_answer
 from sft.batches.collator import IGNORED_LABEL, PackingCollator, PaddingCollator, check_answer_only_labels
 from sft.batches.encoder import StepEncoder
-from sft.batches.examples import build_examples, build_step_rows, find_tight_answer_limit, read_step_sizes
+from sft.batches.examples import (
+    build_examples,
+    build_step_rows,
+    find_missing_memory,
+    find_tight_answer_limit,
+    read_step_sizes,
+)
 from sft.batches.sampler import PackSampler
 from sft.data.load import TrajectoryError, load_trajectories
 from sft.data.screenshots import open_screenshot
@@ -288,6 +294,25 @@ def test_step_that_is_too_long_in_prompt_and_answer_is_told_of_both(checkpoint, 
     example = next(build_examples(tasks, encoder.agent, Path("tasks.csv"), encoder))
     assert [(p.row, p.column, p.task_id) for p in example.problems] == [(2, "Instruction", "t1"), (2, "Output", "t1")]
     assert (example.prompt, example.n_prompt_tokens) == ("", None) and example.n_answer_tokens > 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "short_term", "long_term", "found"),
+    [
+        ({}, None, {}, "found no short_term in the answer"),
+        ({}, {}, None, "found no long_term in the answer"),
+        ({}, None, None, "found no short_term and no long_term in the answer"),
+        ({}, {}, {}, None),
+        ({"use_long_term": False}, {}, None, None),
+        ({"use_short_term": False}, None, {}, None),
+        ({"use_short_term": False}, None, None, "found no long_term in the answer"),
+        ({"memory_writer": "rule"}, None, None, None),
+    ],
+)
+def test_memory_is_missing_where_the_model_is_to_write_that_part(changes, short_term, long_term, found):
+    answer = Answer(Action("CLICK", "x"), short_term, long_term)
+    told = find_missing_memory(answer, replace(AgentConfig(), **changes))
+    assert (told is None) if found is None else told.startswith(found)
 
 
 def _answers(text, n_steps=9, tokens_a_char=1.0):

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from sft.errors import UserError
-from sft.files import claim_folder, refuse_foreign
+from sft.files import claim_folder, refuse_foreign, write_whole
 
 WRITE = """
 import sys, tempfile
@@ -35,6 +35,18 @@ def test_files_and_folders_have_the_mode_that_the_umask_gives(tmp_path, umask, f
     assert {oct((tmp_path / name).stat().st_mode & 0o777) for name in names} == {oct(file_mode)}
     assert {oct((tmp_path / name).stat().st_mode & 0o777) for name in ("new", "new/within")} == {oct(folder_mode)}
     assert private.stat().st_mode & 0o777 == 0o600, "what a link points to is not ours"
+
+
+def test_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path, monkeypatch):
+    write_whole(tmp_path / "kept.txt", "before")
+    monkeypatch.setattr("os.fsync", _find_disk_full)
+    with pytest.raises(OSError, match="no room"):
+        write_whole(tmp_path / "kept.txt", "after")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("kept.txt", "before")]
+
+
+def _find_disk_full(descriptor):
+    raise OSError("no room")
 
 
 HOLD = """

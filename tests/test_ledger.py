@@ -10,6 +10,8 @@ import time
 import pytest
 from conftest import ROOT
 
+from eval.policies.policy import RawAnswer, StepRequest
+from eval.rollouts.metering import MeteredPolicy
 from sft.compute.energy import EnergyMeter
 from sft.compute.fields import FAILED, Project, list_shares, round_shares
 from sft.compute.hardware import find_peak_tflops, name_storage, read_hardware
@@ -17,6 +19,7 @@ from sft.compute.ledger import append_event, close_killed_runs, load_runs, name_
 from sft.compute.recorder import RunRecorder, judge_end
 from sft.compute.tracking import shorten_path, shorten_paths
 from sft.errors import UserError
+from sft.memory import EMPTY_MEMORY
 
 LONG_RUN = """
 import sys, time
@@ -88,6 +91,14 @@ def test_energy_that_cannot_be_measured_is_told_and_costs_no_other_figure(tmp_pa
     (run,) = load_runs(tmp_path)
     assert run.figures["steps"] == 3 and run.figures["cpu_hours"] >= 0
     assert "energy_kwh" not in run.figures
+
+
+@pytest.mark.parametrize(("n_processes", "scope"), [(1, "process"), (2, "machine")])
+def test_one_process_measures_its_own_energy_and_the_first_of_several_the_whole_machines(tmp_path, n_processes, scope):
+    with RunRecorder(tmp_path, "training", "training", n_processes=n_processes, n_local_processes=n_processes):
+        pass
+    assert load_runs(tmp_path)[0].figures["energy_scope"] == scope
+    assert EnergyMeter(None, n_processes)._tracker._tracking_mode == scope
 
 
 def test_part_that_the_energy_meter_does_not_see_is_named(monkeypatch, caplog):
@@ -177,6 +188,27 @@ def test_every_rank_writes_its_own_file_and_the_sum_is_over_all(tmp_path):
     assert run.total("samples") == 21
     assert {rank: figures["peak_gpu_gb"] for rank, figures in run.figures_of_rank.items()} == {0: 3.0, 1: 4.0}
     assert "energy_kwh" not in run.figures_of_rank[1], "a machine's energy is counted once"
+
+
+class _Talkative:
+    """Answers in as many tokens as it was asked before, to prompts of 100."""
+
+    n_asked = 0
+
+    def answer(self, requests):
+        answers = [RawAnswer("", n_prompt_tokens=100, n_answer_tokens=self.n_asked + i) for i in range(len(requests))]
+        self.n_asked += len(requests)
+        return answers
+
+
+def test_rollout_counts_the_steps_and_tokens_of_all_its_batches(tmp_path):
+    requests = [StepRequest("t", i, "goal", EMPTY_MEMORY, tmp_path / "screen.png") for i in range(5)]
+    with RunRecorder(tmp_path, "rollout", "inference", about={"model": "m"}) as recorder:
+        policy = MeteredPolicy(_Talkative(), recorder)
+        for batch in (requests[:3], requests[3:]):
+            policy.answer(batch)
+    figures = load_runs(tmp_path)[0].figures
+    assert (figures["steps"], figures["prompt_tokens"], figures["answer_tokens"]) == (5, 500, 0 + 1 + 2 + 3 + 4)
 
 
 @pytest.mark.parametrize(

@@ -695,9 +695,10 @@ def test_offline_rollout_of_something_else_is_refused(operate, tasks_csv, tmp_pa
     roll_out([*given, str(tmp_path / "empty"), "--policy", "empty"])
     with pytest.raises(UserError, match=r"--offline .*empty: found a rollout of something else \(different: policy\)"):
         operate("--policy", "replay", "--offline", tmp_path / "empty")
-    roll_out([*given, str(tmp_path / "teacher"), "--policy", "replay", "--mode", "teacher"])
-    with pytest.raises(UserError, match="found a rollout in mode teacher; expected one in mode own"):
-        operate("--policy", "replay", "--offline", tmp_path / "teacher")
+    for mode in ("teacher", "own_stop"):  # neither is walked to its end with the model's own memory
+        roll_out([*given, str(tmp_path / mode), "--policy", "replay", "--mode", mode])
+        with pytest.raises(UserError, match=f"found a rollout in mode {mode}; expected one in mode own"):
+            operate("--policy", "replay", "--offline", tmp_path / mode)
     operate("--policy", "replay", folder=tmp_path / "other")
     with pytest.raises(UserError, match="found a live run"):
         operate("--policy", "replay", "--offline", tmp_path / "other")

@@ -152,6 +152,14 @@ def test_merge_that_is_another_model_is_refused_and_leaves_nothing(tmp_path, tin
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
 
+def test_full_model_is_told_that_it_needs_no_merge(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/agent_config.json").write_text(json.dumps(asdict(TINY_AGENT)))
+    with pytest.raises(UserError, match="found no adapter_config.json; expected an adapter: a full model needs no"):
+        _export(tmp_path / "full", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_gap_that_is_no_number_is_refused():
     row = {"form": "adapter on the float32 base", "mean_gap": float("nan"), "same_choice": 1.0, "spread": 1.0}
     with pytest.raises(UserError, match="the merge is another model"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rollout_samples import approx_rate, judge, make_step, make_task
 
-from eval.rollouts.validation import compute_scores
+from eval.rollouts.validation import choose_tasks, compute_scores, count_right
 from eval.scoring.bootstrap import Bootstrap, compute_exact_interval, compute_interval, resample_sums
 from eval.scoring.metrics import compute_metrics
 from sft.rates import Rate
@@ -229,6 +229,13 @@ def test_same_seed_same_numbers_whatever_the_order_of_results():
     assert score(STEPS, seed=3, n_resamples=50) != score(STEPS, seed=4, n_resamples=50)
 
 
+def test_same_seed_draws_the_same_tasks_and_another_seed_others():
+    """Of forty tasks no two draws of a hundred have the same percentiles by chance."""
+    steps = [s for i in range(40) for s in make_task(f"t{i}", [RIGHT] * (i % 7) + [WRONG] * (1 + i % 5))]
+    once, again, other = (score(steps, seed=seed, n_resamples=100)["matchers"]["action"]["swa"] for seed in (3, 3, 4))
+    assert once == again and (once.value, once.low) != (other.value, other.low)
+
+
 def test_tasks_come_in_natural_order():
     results = [make_step(task_id, 0, "CLICK", "CLICK") for task_id in ("t10", "t2", "t1")]
     assert list(judge(results)) == ["t1", "t2", "t10"]
@@ -268,3 +275,18 @@ def test_validation_scores_have_intervals_and_do_not_depend_on_the_order_of_task
     assert (scores["swa"], scores["swa_target"]) == (7 / 9, 5 / 9)
     assert scores["swa_low"] == 0 and 7 / 9 < scores["swa_high"] == 1
     assert compute_scores(counts[::-1]) == scores
+
+
+def test_validation_counts_right_steps_by_action_and_by_action_and_target():
+    counts = {task_id: count_right(task) for task_id, task in judge(STEPS).items()}
+    assert counts == {"a": (3, 2), "b": (1, 1), "c": (0, 0)}
+
+
+@pytest.mark.parametrize(("n", "chosen"), [(1, [0]), (3, [0, 3, 6]), (4, [0, 2, 5, 7]), (10, list(range(10)))])
+def test_validation_tasks_are_spread_over_the_order_of_the_data(n, chosen):
+    """The tasks of an application stand together: the first ones would be of one alone."""
+    assert choose_tasks(range(10), n) == chosen
+
+
+def test_no_more_validation_tasks_are_chosen_than_there_are():
+    assert choose_tasks("ab", 5) == ["a", "b"] and choose_tasks("ab", 0) == choose_tasks("", 5) == []

@@ -3,6 +3,7 @@
 import pytest
 from rollout_samples import judge, make_step, make_task
 
+from eval.reporting.tables import describe_progress
 from eval.scoring.bootstrap import Bootstrap
 from eval.scoring.breakdowns import compute_memory_drift, compute_progress
 from eval.scoring.matching import cut_at_first_error
@@ -54,6 +55,13 @@ def test_first_errors_and_faultless_tasks_are_all_tasks():
 def test_independence_prediction_multiplies_the_step_accuracy():
     expected = (2 * (8 / 13) ** 4 + (8 / 13) ** 3 + (8 / 13) ** 2) / 4
     assert progress(STEPS)["independence"] == {"ta": 1 / 4, "expected_ta": pytest.approx(expected)}
+
+
+def test_summary_says_each_rate_by_its_name():
+    told = describe_progress(compute_metrics(judge(STEPS), mode="own", n_resamples=50))
+    assert told.startswith("Right before the first error, share of a task: 43.8 [")
+    assert "Right after a right step: 50.0 [" in told and "; after a wrong one: 66.7 [" in told
+    assert "Errors recovered from: 100.0 [" in told and told.endswith("TA 25.0; if steps were independent 22.5.")
 
 
 def test_a_rate_without_a_case_is_none_not_zero():

@@ -119,11 +119,16 @@ def model(tmp_path):
     return folder
 
 
-def _push(hub, model, *arguments):
+def _run(hub, *command):
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-m", "sft.export", "--model_path", str(model), "--push", "clinic/model", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def _push(hub, model, *arguments):
+    return _run(hub, "-m", "sft.export", "--model_path", str(model), "--push", "clinic/model", *arguments)
 
 
 @pytest.mark.slow
@@ -146,6 +151,22 @@ def test_upload_creates_a_private_repository_and_leaves_everything_secret_behind
     assert hub.tokens == {f"Bearer {TOKEN}"}
     assert TOKEN not in finished.stdout + finished.stderr
     assert "commit" in finished.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("keys", "visibility"),
+    [
+        ({"hub_model_id": "clinic/model"}, "private"),
+        ({"hub_private_repo": None}, "private"),
+        ({"hub_private_repo": False}, "public"),
+    ],
+)
+def test_training_that_pushes_creates_a_private_repository_unless_told_otherwise(hub, model, keys, visibility):
+    code = f"import pathlib, sft.training.push as p; p.push_trained(pathlib.Path({str(model)!r}), {keys})"
+    finished = _run(hub, "-c", code)
+    assert finished.returncode == 0, finished.stderr
+    assert [created["visibility"] for created in hub.created] == [visibility]
 
 
 @pytest.mark.slow

@@ -14,13 +14,15 @@ from rollout_samples import RUN, RUN_INFO, make_step, make_task
 
 from eval.reporting.publish import judge_run, publish_run
 from eval.rollouts.run_folder import load_run
-from eval.rollouts.run_info import RunInfo, merge_run_infos
+from eval.rollouts.run_info import RunInfo, hash_model, merge_run_infos
 from eval.score import main
 from eval.step_result import StepResult, format_result, load_results, parse_result
 from sft.actions import ActionType
 from sft.agent import AgentConfig, agent_to_json
 from sft.errors import UserError
+from sft.evaluations import EVALUATIONS_NAME
 from sft.files import hash_file
+from sft.training.card import write_card
 
 ROOT = Path(__file__).parent.parent
 STEPS = [
@@ -184,3 +186,36 @@ def test_shards_of_one_rollout_are_joined_and_those_of_two_are_refused():
         other = replace(shards[Path("s1")], **{name: ["another"]})
         with pytest.raises(UserError, match=rf"s1: found another rollout than in s0 \(different: {name}\)"):
             merge_run_infos({**shards, Path("s1"): other})
+
+
+def write_shards(folder, **info):
+    """Write a rollout of two tasks in two shards, and the picture that both show; return their folders."""
+    Image.new("RGB", (64, 48), "white").save(folder / "screen.png")
+    shards = []
+    for i, task_id in enumerate(("t2", "t10")):
+        shards.append(folder / f"s{i}")
+        shards[-1].mkdir()
+        steps = make_task(task_id, [("CLICK", "CLICK"), ("COMPLETE", "COMPLETE")])
+        own = {"test_csv": str(folder / "test.csv"), "n_tasks": 1, "n_steps": 2, "shard": [i, 2]}
+        (shards[-1] / "run.json").write_text(json.dumps({**RUN_INFO, **own, **info}))
+        (shards[-1] / "steps.jsonl").write_text("".join(map(format_result, steps)))
+    return shards
+
+
+def test_steps_of_merged_shards_stand_in_the_order_of_the_data(tmp_path):
+    main(["merge", *map(str, [tmp_path / "whole", *reversed(write_shards(tmp_path))])])
+    steps = [(step.task_id, step.index) for step in load_results(tmp_path / "whole/steps.jsonl")]
+    assert steps == [("t2", 0), ("t2", 1), ("t10", 0), ("t10", 1)]
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_merged_scores_enter_the_card_of_the_model_that_was_rolled_out_alone(tmp_path, capsys, is_same):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "adapter_model.safetensors").write_bytes(b"weights")
+    write_card(model)
+    rolled_out = hash_model(str(model)) if is_same else "0" * 64
+    shards = write_shards(tmp_path, model_path=str(model), model_sha256=rolled_out, test_csv_sha256="c" * 64)
+    main(["merge", *map(str, [tmp_path / "whole", *shards])])
+    assert (model / EVALUATIONS_NAME).is_file() == is_same
+    assert ("not the model that was rolled out" in capsys.readouterr().out) is not is_same

@@ -279,6 +279,20 @@ def test_answer_that_a_filter_held_back_is_told(roll_out, capsys):
     assert "finish_reason content_filter (3)" in " ".join(capsys.readouterr().out.split())
 
 
+def test_answer_of_blanks_alone_is_told_as_one_without_text(roll_out, capsys):
+    with serve(lambda n: message(content=" \n" if n else ANSWER)) as server:
+        roll_out(server)
+    assert "2 of 3 answers are without text" in " ".join(capsys.readouterr().out.split())
+
+
+def test_tokens_are_those_that_the_server_counted(roll_out):
+    with serve(
+        lambda n: answer_with(content={**OK, "usage": {"prompt_tokens": 31, "completion_tokens": 7}})
+    ) as server:
+        steps, _ = roll_out(server)
+    assert [(step["n_prompt_tokens"], step["n_answer_tokens"]) for step in steps] == [(31, 7)] * 3
+
+
 def test_step_without_an_answer_is_an_error_of_that_step_where_the_server_works(roll_out):
     with serve(lambda n: answer_with(content={"choices": []} if 1 <= n <= 5 else OK)) as server:
         steps, metrics = roll_out(server)

@@ -69,6 +69,11 @@ def test_random_runs_are_drawn_from_a_seed_and_more_of_them_begin_with_the_same(
     assert read_combinations(file(text.format(3).replace("seed: 3", "seed: 4")), {}) != few
 
 
+def test_whole_range_is_drawn_with_both_of_its_ends(file):
+    text = "method: random\nruns: 3\nparameters:\n  lora_r: {min: 4, max: 6}\n"
+    assert sorted(values["lora_r"] for values in read_combinations(file(text), {})) == [4, 5, 6]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -9,8 +9,12 @@ from importlib.util import find_spec
 
 import pytest
 from conftest import ROOT
+from rollout_samples import judge, make_task
 from training_runs import HOST, SECRETS, USER, find_secrets, name_user_and_host
 from trajectory_samples import build_tasks, write_trajectories
+
+from eval.reporting.trackers import describe_scores
+from eval.scoring.metrics import compute_metrics
 
 TRACKERS = ("wandb", "trackio", "mlflow")
 OF_A_TRAINING = {"loss", "data_wait_share", "packing_factor", "host_gb", "eval_loss", "eval_swa", "eval_swa_target"}
@@ -148,6 +152,15 @@ def test_rollout_logs_its_scores_and_a_table_of_every_step(tracker, tmp_path):
     assert any(path.is_file() and path.read_bytes().startswith(b"\x89PNG") for path in kept), "screenshots"
     assert find_secrets(tmp_path, printed) == []
     check_unnamed(tracker, tmp_path)
+
+
+def test_scores_of_either_rule_have_names_of_their_own():
+    """Two tasks: the action is right in three of three steps, the target in one; one task is right by both."""
+    elsewhere = ("CLICK", {"action": "CLICK", "target": "elsewhere"})
+    results = [*make_task("a", [("CLICK", "CLICK")]), *make_task("b", [elsewhere, elsewhere])]
+    scores = describe_scores(compute_metrics(judge(results), mode="own", n_resamples=50))
+    assert (scores["rollout/swa"], scores["rollout/ta"]) == (1, 1)
+    assert (scores["rollout/swa_target"], scores["rollout/ta_target"]) == (pytest.approx(1 / 3), 1 / 2)
 
 
 def test_rollout_refuses_a_tracker_before_it_starts(capsys, monkeypatch):

@@ -57,3 +57,15 @@ def test_tasks_with_one_goal_are_held_out_together(tmp_path):
         train, val = split_by_task(tasks, 0.3, seed)
         goals = [{hash_goal(t.instruction) for t in part} for part in (train, val)]
         assert (len(val), goals[0] & goals[1]) == (6, set())
+
+
+def test_each_application_gives_a_task_to_validation_but_never_its_only_one(tmp_path):
+    viewer = [row for i in range(8) for row in build_task(f"v{i}", f"Open DOE{i}", 2, 2, 0)]
+    tasks = load_trajectories(
+        write_trajectories(tmp_path, [*viewer, *build_task("archived", "Close it", 2, 2, 1)]), show_progress=False
+    )
+    for share, n_held_out in ((0.01, 1), (0.5, 4), (0.99, 7)):
+        train, val = split_by_task(tasks, share, seed=0)
+        assert "archived" in {t.task_id for t in train} and {t.application for t in val} == {"Viewer"}
+        assert (len(train), len(val)) == (9 - n_held_out, n_held_out)
+    assert split_by_task(tasks, 0.0, seed=0) == (tasks, [])

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from eval.policies.hf import ModelPolicy
 from eval.policies.policy import RawAnswer, ReplayPolicy
+from eval.predictor import Predictor
 from eval.rollouts.walk import walk_tasks
 from eval.scoring.metrics import compute_metrics
 from sft.agent import AgentConfig
@@ -53,6 +54,21 @@ def test_unreadable_answer_leaves_the_memory_of_the_step_before(tasks):
     list(walk_tasks(tasks, policy, TINY_AGENT, "own", batch_size=3))
     assert policy.shown["t1", 2] == policy.shown["t1", 1]
     assert policy.shown["t1", 1].short_term == {"note": "t1 0"}
+
+
+@pytest.mark.parametrize(
+    ("writer", "short_term", "long_term"),
+    [
+        ("model", {"note": " 0"}, {"done": ["0"]}),
+        ("rule", {"last_action": "CLICK", "last_target": "x"}, {"completed_subtasks": ["CLICK x", "CLICK x"]}),
+    ],
+)
+def test_predictor_hands_on_the_memory_that_a_rollout_would_show(tasks, writer, short_term, long_term):
+    predictor = Predictor(_Writes(), replace(TINY_AGENT, memory_writer=writer))
+    image = tasks[0].steps[0].image_path
+    first = predictor.predict_step(image, "Open it")
+    second = predictor.predict_step(image, "Open it", first.short_term_memory, first.long_term_memory)
+    assert (second.short_term_memory, second.long_term_memory) == (short_term, long_term)
 
 
 def test_teacher_memory_is_gold_and_lags_by_one_step_whatever_the_model_wrote(tasks):

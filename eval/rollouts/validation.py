@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sft")
 
+T = TypeVar("T")
+
 
 def build_validation_rollout(
     recipe: Recipe, tasks: list[Trajectory], encoder: "StepEncoder"
@@ -31,8 +33,7 @@ def build_validation_rollout(
     Processes share the tasks out and all return the same scores. Under ZeRO-3, where each token takes all of them,
     every process walks every task.
     """
-    n_chosen = min(recipe.validation.val_rollout_tasks, len(tasks))
-    chosen = [tasks[i * len(tasks) // n_chosen] for i in range(n_chosen)]  # spread over the order, hence applications
+    chosen = choose_tasks(tasks, recipe.validation.val_rollout_tasks)
     if not chosen:
         return None
     process = PartialState()
@@ -61,6 +62,12 @@ def build_validation_rollout(
         return compute_scores(counts)
 
     return roll_out
+
+
+def choose_tasks(tasks: Sequence[T], n_most: int) -> list[T]:
+    """Return at most so many tasks, spread over the order of the data and hence over its applications."""
+    n_chosen = min(n_most, len(tasks))
+    return [tasks[i * len(tasks) // n_chosen] for i in range(n_chosen)]
 
 
 def count_right(task: Sequence[Verdict]) -> tuple[int, int]:
