@@ -82,6 +82,7 @@ def test_numbers_are_those_counted_by_hand():
         "success": 2,
         "silent_wrong_effect": 2,
         "not_noticed": 1,
+        "given_up": 0,
         "budget": 1,
         "error": 2,
     }
@@ -89,6 +90,7 @@ def test_numbers_are_those_counted_by_hand():
     assert metrics["step_outcomes"] == {
         "done": 12,
         "complete": 4,
+        "given_up": 0,
         "not_found": 1,
         "ambiguous": 1,
         "impossible": 1,
