@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+import torch
 from conftest import ROOT
 from datasets import Dataset
 
@@ -32,8 +33,9 @@ def write_checkpoint(output_dir, step, run=None, state=None):
     (written / "shards").mkdir(parents=True)
     (written / "adapter_model.safetensors").write_bytes(bytes([step]) * 1000)
     (written / "shards/optimizer.pt").write_bytes(bytes([step]) * 500)
-    if state is not None:
+    if state is not None:  # one that a training can resume from
         (written / "trainer_state.json").write_text(json.dumps(state))
+        torch.save({}, written / "shards/optimizer.pt")
     finish_checkpoint(written, output_dir / written.name, run or {})
     return output_dir / written.name
 

@@ -273,7 +273,7 @@ def test_points_stand_where_they_are_on_the_screenshot_in_a_real_browser(browser
     gold = {"action": "CLICK", "target": "OK", "point": [375, 375]}
     near, far = {**gold, "point": [260, 490]}, {**gold, "point": [1000, 0]}
     steps, others = (
-        [make_step("t", i, gold, p, **place) for i, p in enumerate(points)]
+        [as_rolled_out(make_step("t", i, gold, p, **place), image_root) for i, p in enumerate(points)]
         for points in ([near, far, None], [far, near, near])
     )
     verdicts, other_verdicts = (judge(s, AgentConfig(points=True).actions) for s in (steps, others))
