@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from rollout_samples import RUN, judge, make_step
 from test_live_numbers import EPISODES, make_offline
+from test_report import as_rolled_out
 from trajectory_samples import build_output, build_tasks, write_trajectories
 
 from eval.reporting.film import write_film
@@ -136,7 +137,8 @@ def test_no_text_of_a_report_runs_or_asks_for_anything_in_a_real_browser(browser
     with listen() as (address, asked):
         texts = [payload.replace("ADDRESS", address) for payload in PAYLOADS]
         whole = " ".join(texts)
-        verdicts = judge([make_hostile_step(number, text) for number, text in enumerate(texts)])
+        steps = (make_hostile_step(number, text) for number, text in enumerate(texts))
+        verdicts = judge(as_rolled_out(step, tmp_path) for step in steps)
         metrics = compute_metrics(verdicts, mode="own", n_resamples=20)
         run = replace(
             RUN, model_path=whole, test_csv=whole, versions={whole: whole}, data={"unseen_applications": [whole]}
@@ -225,7 +227,7 @@ def test_file_names_of_linked_screenshots_find_their_own_files_alone(browser, tm
     for number, name in enumerate(NAMES):
         Image.new("RGB", (100 + number, 80), "white").save(tmp_path / "screens" / name, "PNG")
     steps = [make_step(f"t{i}", 0, "CLICK", "CLICK", image_id=f"screens/{name}") for i, name in enumerate(NAMES)]
-    verdicts = judge(steps)
+    verdicts = judge(as_rolled_out(step, tmp_path) for step in steps)
     metrics = compute_metrics(verdicts, mode="own", n_resamples=20)
     path = write_report(tmp_path, verdicts, metrics, RUN, tmp_path, images="link")
     with open_page(browser, path) as page:

@@ -208,9 +208,9 @@ def refuse_trained_tasks(
     """
     if doubt == "changed" and not allow_overlap:
         raise UserError(
-            f"{test_csv}: found a model whose {TRAINING_DATA} was changed after its training; expected it as it was "
-            "written: it says which tasks are unseen. Restore it, or continue with --allow_overlap: the report then "
-            "says so"
+            f"{test_csv}: found a model whose training_data.json was changed after its training; expected it as it "
+            "was written: it says which tasks are unseen. Restore it, or continue with --allow_overlap: the report "
+            "then says so"
         )
     trained = found.get("train", ())
     if trained and not allow_overlap:
