@@ -287,7 +287,7 @@ def test_sweep_survives_a_failed_run_resumes_what_was_stopped_and_keeps_what_is_
     path = file("parameters: {optim: [galore_adamw, adamw_torch, sgd]}")  # the first needs a package that is not here
     out = tmp_path / "out"
     options = (
-        "--max_steps 24 --save_steps 4 --val_split 0.4 --val_rollout_tasks 2 --eval_strategy steps --eval_steps 24"
+        "--max_steps 48 --save_steps 4 --val_split 0.4 --val_rollout_tasks 2 --eval_strategy steps --eval_steps 48"
     )
     command = [sys.executable, "sft/run.py", recipe, "--sweep", path, "--output_dir", out, *options.split()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

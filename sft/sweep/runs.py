@@ -160,7 +160,7 @@ def wait_for(child: "subprocess.Popen[bytes]", is_launched: bool) -> int:
     """Wait for a training; a signal that asks this process to end is passed on, so that the training saves first."""
     while True:
         try:
-            return child.wait(timeout=1)
+            return child.wait(timeout=0.2)
         except subprocess.TimeoutExpired:
             if is_preempted():  # again and again: a process that has just started does not listen yet
                 pass_on_signal(child, is_launched)
