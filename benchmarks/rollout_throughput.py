@@ -11,6 +11,7 @@ batches, each once a batch, and `n_shown_before` those that an earlier batch has
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from sft.versions import read_versions
 BATCH_SIZES = (1, 4, 16, 64)
 SAVINGS = ("guessed answers", "kept screenshots", "merged adapter", "own layers")
 SAVINGS_BATCH_SIZE = 16
+SHARED_KEYS = "TRANSFORMERS_SDPA_FORCE_GQA"
 
 
 def main() -> None:
@@ -107,13 +109,17 @@ def main() -> None:
 
 @contextmanager
 def stock_layers(model: Any) -> Iterator[None]:
-    """Let the layers compute as PEFT and bitsandbytes have them: 4-bit weights dequantised at every call."""
+    """Let the layers compute as PEFT, bitsandbytes and transformers have them.
+
+    4-bit weights are dequantised at every call, and attention repeats keys and values (`sft/models/kernels.py`).
+    """
     from sft.models.dequantised import DequantisedLinear4bit
     from sft.models.fused_lora import FusedLoraLinear, FusedLoraLinear4bit
 
     ours = (DequantisedLinear4bit, FusedLoraLinear, FusedLoraLinear4bit)
     changed = [module for module in model.modules() if isinstance(module, ours)]
     classes = [type(module) for module in changed]
+    shares_keys = os.environ.pop(SHARED_KEYS, None)
     for module, own in zip(changed, classes):
         module.__class__ = own.__base__
     try:
@@ -121,6 +127,8 @@ def stock_layers(model: Any) -> Iterator[None]:
     finally:
         for module, own in zip(changed, classes):
             module.__class__ = own
+        if shares_keys is not None:
+            os.environ[SHARED_KEYS] = shares_keys
 
 
 def time_rollout(
