@@ -126,13 +126,18 @@ def test_list_is_shown_as_it_is_filtered_however_slow_the_server_is(clinic, task
     assert compute_difference(shown.screenshot, task.steps[1].image_path) < 1
 
 
+def begin(clinic, task, n_actions):
+    """Carry out the first recorded actions of a task."""
+    clinic.reset(task)
+    for answer in task.golds[:n_actions]:
+        clinic.step(answer.action)
+
+
 @needs_clinic
 @pytest.mark.slow
 def test_half_of_the_actions_do_not_reach_the_goal(clinic, tasks):
     task = tasks["orthanc-protect_and_send-01"]
-    clinic.reset(task)
-    for answer in task.golds[:4]:
-        clinic.step(answer.action)
+    begin(clinic, task, 4)
     assert "received" in clinic.verify().reason  # protected, but not sent
 
 
@@ -250,9 +255,7 @@ def test_page_reaches_no_file_and_none_of_the_browsers_own_pages(clinic, tasks, 
 def test_download_and_upload_move_no_file(clinic, tasks):
     """A study has links for its images; the page to upload has a button that opens the browser's choice of files."""
     task = tasks["orthanc-protect_and_send-01"]
-    clinic.reset(task)
-    for answer in task.golds[:3]:
-        clinic.step(answer.action)
+    begin(clinic, task, 3)
     asked = []
     clinic.page.on("download", lambda download: asked.append(download.failure()))
     for name in ("Download ZIP", "Download DICOMDIR"):

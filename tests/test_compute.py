@@ -187,34 +187,31 @@ def test_training_whose_operations_were_not_counted_is_reported_by_the_formula()
     }
 
 
-def test_time_of_a_training_is_that_of_its_steps_and_not_of_evaluations_and_checkpoints(tmp_path, monkeypatch):
-    """By hand: a step of 10 s, an evaluation of 90, a step of 5, a checkpoint of 95, a step of 3."""
+def meter_training(folder, monkeypatch, *events):
+    """Meter a training whose events are (seconds since the one before, name, arguments), by a made-up clock."""
     now = [0.0]
     monkeypatch.setattr("sft.compute.step_meter.time.perf_counter", lambda: now[0])
-    with RunRecorder(tmp_path, "training", "training") as recorder:
+    with RunRecorder(folder, "training", "training") as recorder:
         meter = StepMeter(recorder)
         state, arguments = TrainerState(), SimpleNamespace(gradient_accumulation_steps=1)
-        now[0] = 50.0  # loading the model
-        meter.on_train_begin(arguments, state, None, model=torch.nn.Linear(1, 1))
-        for seconds, happens in ((10, "step_end"), (90, "evaluate"), (5, "step_end"), (95, "save"), (3, "step_end")):
+        for seconds, name, *more in events:
             now[0] += seconds
-            getattr(meter, f"on_{happens}")(arguments, state, None)
-        meter.on_train_end(arguments, state, None)
+            given = more[0] if more else {}
+            getattr(meter, f"on_{name}")(arguments, state, None, **{"model": torch.nn.Linear(1, 1), **given})
+
+
+def test_time_of_a_training_is_that_of_its_steps_and_not_of_evaluations_and_checkpoints(tmp_path, monkeypatch):
+    """By hand: a step of 10 s, an evaluation of 90, a step of 5, a checkpoint of 95, a step of 3."""
+    events = [(50, "train_begin"), (10, "step_end"), (90, "evaluate"), (5, "step_end"), (95, "save"), (3, "step_end")]
+    meter_training(tmp_path, monkeypatch, *events, (0, "train_end"))  # the first 50 s load the model
     assert load_runs(tmp_path)[0].figures["busy_s"] == 18
 
 
 def test_share_of_waiting_weighs_each_line_of_the_log_by_its_own_seconds(tmp_path, monkeypatch):
     """By hand: 10 s of which half was waited for data, then 30 s of which a tenth: 8 of 40."""
-    now = [0.0]
-    monkeypatch.setattr("sft.compute.step_meter.time.perf_counter", lambda: now[0])
-    with RunRecorder(tmp_path, "training", "training") as recorder:
-        meter = StepMeter(recorder)
-        state, arguments = TrainerState(), SimpleNamespace(gradient_accumulation_steps=1)
-        meter.on_train_begin(arguments, state, None, model=torch.nn.Linear(1, 1))
-        for seconds, share in ((10, 0.5), (30, 0.1)):
-            now[0] += seconds
-            meter.on_step_end(arguments, state, None)
-            meter.on_log(arguments, state, None, logs={"data_wait_share": share})
+    logged = [(0, "log", {"logs": {"data_wait_share": share}}) for share in (0.5, 0.1)]
+    events = [(0, "train_begin"), (10, "step_end"), logged[0], (30, "step_end"), logged[1]]
+    meter_training(tmp_path, monkeypatch, *events)
     assert load_runs(tmp_path)[0].figures["data_wait_share"] == pytest.approx(8 / 40)
 
 

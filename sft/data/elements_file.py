@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sft.data.overlap import load_training_data
 from sft.data.split_file import find_split
-from sft.errors import UserError
 from sft.files import hash_file, write_whole
 from sft.json_text import parse_json
 
@@ -53,10 +53,5 @@ def read_trained_maker(model_path: str | None) -> dict[str, Any]:
     Raises:
         UserError: the file that says it cannot be read.
     """
-    path = Path(model_path or ".") / "training_data.json"
-    if model_path is None or not path.is_file():
-        return {}
-    try:
-        return {"trained_on": parse_json(path.read_text(encoding="utf-8"))["train"].get("elements")}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: found something unreadable ({error}); restore the file or train again") from error
+    parts = load_training_data(model_path)
+    return {"trained_on": parts["train"].get("elements")} if parts else {}

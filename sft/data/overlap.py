@@ -135,7 +135,7 @@ def find_trained_tasks(model_path: str | None, trajectories: Sequence[Trajectory
     Raises:
         UserError: that file cannot be read.
     """
-    seen = {name: set(part["tasks"].values()) for name, part in _load_training_data(model_path).items()}
+    seen = {name: set(part["tasks"].values()) for name, part in load_training_data(model_path).items()}
     found = {
         name: [t.task_id for t in trajectories if not goals.isdisjoint(list_goal_hashes(t.instruction))]
         for name, goals in seen.items()
@@ -152,7 +152,7 @@ def find_unseen_applications(model_path: str | None, trajectories: Sequence[Traj
     Raises:
         UserError: the file that says it cannot be read.
     """
-    parts = _load_training_data(model_path).values()
+    parts = load_training_data(model_path).values()
     if not parts or not all("applications" in part for part in parts):
         return []
     seen = {name for part in parts for name in part["applications"]}
@@ -161,14 +161,18 @@ def find_unseen_applications(model_path: str | None, trajectories: Sequence[Traj
     return sorted({t.application for t in trajectories if t.application} - seen)
 
 
-def _load_training_data(model_path: str | None) -> dict[str, dict[str, Any]]:
-    """Return what a model folder's `training_data.json` says by part; empty where there is no such file."""
+def load_training_data(model_path: str | None) -> dict[str, dict[str, Any]]:
+    """Return what a model folder's `training_data.json` says by part; empty where there is no such file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     path = Path(model_path or ".") / TRAINING_DATA
     if model_path is None or not path.is_file():
         return {}
     try:
         parts: dict[str, dict[str, Any]] = parse_json(path.read_text(encoding="utf-8"))
-        for part in parts.values():
+        for part in (parts["train"], *parts.values()):
             part["tasks"].values()
             dict(part.get("applications", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
