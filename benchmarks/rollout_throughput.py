@@ -4,7 +4,8 @@ python benchmarks/rollout_throughput.py --model_path outputs/demo --test_csv dem
 
 The obvious loop takes one task after the other, one step after the other, and calls the model's own `generate`. Both
 carry the memory the model writes. Answers are compared step by step: what was read from each, and the memory after it.
-The loop runs the model as PEFT and bitsandbytes load it. Then each saving is switched off alone, at batch size 16.
+The loop runs the model as PEFT and bitsandbytes load it. Loop and batch sizes take turns, and the median of each is
+reported: a machine is not equally fast all the time. Then each saving is switched off alone, once, at batch size 16.
 `tokens_a_call` are the tokens that one call of the model gives to an answer; `n_shown` are the screenshots of all
 batches, each once a batch, and `n_shown_before` those that an earlier batch has had.
 """
@@ -14,10 +15,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +31,7 @@ from sft.data.load import Trajectory, load_trajectories
 from sft.versions import read_versions
 
 BATCH_SIZES = (1, 4, 16, 64)
-SAVINGS = ("guessed answers", "kept screenshots", "merged adapter", "own layers")
+SAVINGS = ("guessed answers", "kept screenshots", "merged adapter", "own layers", "asked tokens alone")
 SAVINGS_BATCH_SIZE = 16
 SHARED_KEYS = "TRANSFORMERS_SDPA_FORCE_GQA"
 
@@ -40,10 +43,12 @@ def main() -> None:
     parser.add_argument("--test_csv", default="demo/data/test.csv", help="trajectory CSV [demo/data/test.csv]")
     parser.add_argument("--max_tasks", type=int, default=64, help="tasks for the batched runs [64]")
     parser.add_argument("--loop_tasks", type=int, default=8, help="of these, the tasks for the obvious loop [8]")
+    parser.add_argument("--turns", type=int, default=3, help="runs of each, in turns [3]")
     parser.add_argument("--json", type=Path, help="write the rows here")
     arguments = parser.parse_args()
     import torch
 
+    import eval.policies.decoding
     import eval.predictor
     from benchmarks.counted_stores import CountedAnswers, CountedPrefixes
     from benchmarks.obvious_loop import ObviousLoop
@@ -61,9 +66,11 @@ def main() -> None:
     )
     few = tasks[: arguments.loop_tasks]
     model, encoder = predictor.policy.model, predictor.policy.encoder
-    with stock_layers(model):
-        time_rollout(few[:1], predictor.policy, predictor.agent, 1)  # warm-up
-        expected, loop_rate = time_rollout(few, ObviousLoop(predictor.policy), predictor.agent, 1)
+
+    def run_loop() -> tuple[dict[tuple[str, int], Any], float]:
+        with stock_layers(model):
+            time_rollout(few[:1], ObviousLoop(predictor.policy), predictor.agent, 1)  # warm-up
+            return time_rollout(few, ObviousLoop(predictor.policy), predictor.agent, 1)
 
     def measure(batch_size: int, without: str | None = None) -> dict[str, Any]:
         policy = ModelPolicy(model, encoder)  # no screenshot prepared yet, and nothing guessed from
@@ -74,13 +81,14 @@ def main() -> None:
         with ExitStack() as stack:
             if without == "own layers":
                 stack.enter_context(stock_layers(model))
+            if without == "asked tokens alone":
+                stack.enter_context(patch.object(eval.policies.decoding, "asked_alone", lambda _: nullcontext()))
             if to_merge and without != "merged adapter":
                 stack.callback(merge_adapter(model))
             results, rate = time_rollout(few if batch_size == 1 else tasks, policy, predictor.agent, batch_size)
         return {
             "batch_size": batch_size,
             "steps_per_s": rate,
-            "ratio": rate / loop_rate,
             "n_compared": len(expected),
             "n_same": sum(results[key] == answer for key, answer in expected.items()),
             "tokens_a_call": answers.n_tokens / answers.n_calls,
@@ -88,8 +96,16 @@ def main() -> None:
             "n_shown_before": prefixes.n_shown_before,
         }
 
-    rows = [measure(batch_size) for batch_size in BATCH_SIZES]
+    loops, turns = [], []
+    for _ in range(arguments.turns):
+        expected, rate = run_loop()
+        loops.append(rate)
+        turns.append([measure(batch_size) for batch_size in BATCH_SIZES])
+    loop_rate = median(loops)
+    rows = [take_median(runs) for runs in zip(*turns)]
     savings = [{"without": without, **measure(SAVINGS_BATCH_SIZE, without)} for without in SAVINGS]
+    for row in [*rows, *savings]:
+        row["ratio"] = row["steps_per_s"] / loop_rate
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     print_table([*rows, *savings], loop_rate)
     packages = ", ".join(f"{name} {version}" for name, version in read_versions().items())
@@ -97,6 +113,7 @@ def main() -> None:
     if arguments.json:
         content: dict[str, Any] = {
             "loop_steps_per_s": loop_rate,
+            "loop_steps_per_s_in_turns": loops,
             "n_tasks": len(tasks),
             "rows": rows,
             "savings": savings,
@@ -105,6 +122,13 @@ def main() -> None:
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if any(row["n_same"] < row["n_compared"] for row in [*rows, *savings]):
         sys.exit("The answers are not those of the obvious loop.")
+
+
+def take_median(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return one row for the runs of one batch size; answers that differ in any run count as different."""
+    rates = [run["steps_per_s"] for run in runs]
+    n_same = min(run["n_same"] for run in runs)
+    return {**runs[0], "n_same": n_same, "steps_per_s": median(rates), "steps_per_s_in_turns": rates}
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Batched greedy decoding: the answers of the simple loop, whatever is batched, shared or dropped on the way."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from eval.policies import decoding
 from eval.policies.answer_store import AnswerStore
 from eval.policies.decoding import AnswerEnd, read_end_ids
 from eval.policies.hf import ModelPolicy
@@ -20,6 +22,7 @@ from sft.batches.encoder import StepEncoder
 from sft.memory import EMPTY_MEMORY, Memory
 from sft.models.model import find_family, load_model
 from sft.models.processors import load_processor
+from sft.models.scored_tokens import find_text_model
 from sft.recipe.settings import ModelSettings
 
 N_TOKENS = 24
@@ -96,6 +99,31 @@ def test_answers_do_not_depend_on_the_batch_they_are_in(model, encoder, requests
     together = [a.text for a in policy.answer(requests)]
     assert [policy.answer([request])[0].text for request in requests] == together
     assert [a.text for a in policy.answer(requests[::-1])][::-1] == together
+
+
+@pytest.mark.slow
+def test_the_last_layer_computes_what_is_asked_for_alone(model, encoder, requests, monkeypatch):
+    layers, widths, logits = find_text_model(model).layers, [], []
+    layers[0].post_attention_layernorm.register_forward_hook(
+        lambda module, args, output: widths.append([output.shape[1]])
+    )
+    layers[-1].post_attention_layernorm.register_forward_hook(
+        lambda module, args, output: widths[-1].append(output.shape[1])
+    )
+    model.register_forward_hook(lambda module, args, output: logits.append(output.logits))
+    stock = type(layers[-1])
+    answers = [a.text for a in ModelPolicy(model, encoder).answer(requests)]
+    alone, n_all, n_asked = logits[:], *zip(*widths)
+    logits.clear(), widths.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "asked_alone", lambda _: nullcontext())
+        assert [a.text for a in ModelPolicy(model, encoder).answer(requests)] == answers
+    assert [tuple(n) for n in widths] == [(n, n) for n in n_all], "without, every layer computes every token"
+    for some, whole in zip(alone, logits, strict=True):
+        torch.testing.assert_close(some, whole, rtol=1e-5, atol=1e-5)
+    assert list(n_asked[1:]) == [values.shape[1] for values in alone[1:]], "the system message has no mask to cut"
+    assert sum(n_asked[1:]) < sum(n_all[1:]) / 2
+    assert type(layers[-1]) is stock, "outside, the layer is the stock one"
 
 
 class Guesses(AnswerStore):

@@ -17,7 +17,7 @@ def test_benchmark_times_every_batch_size_and_finds_the_same_answers(tiny_checkp
     agent = tmp_path / "agent_config.json"
     agent.write_text(json.dumps(asdict(replace(TINY_AGENT, max_answer_tokens=8))))
     command = [sys.executable, "benchmarks/rollout_throughput.py", "--model_path", str(tiny_checkpoints["qwen3_vl"])]
-    command += ["--agent_config", str(agent), "--test_csv", str(csv), "--loop_tasks", "2"]
+    command += ["--agent_config", str(agent), "--test_csv", str(csv), "--loop_tasks", "2", "--turns", "2"]
     done = subprocess.run(
         [*command, "--json", str(tmp_path / "rows.json")], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
@@ -30,5 +30,6 @@ def test_benchmark_times_every_batch_size_and_finds_the_same_answers(tiny_checkp
         "kept screenshots",
         "merged adapter",
         "own layers",
+        "asked tokens alone",
     ]
     assert all(row["n_same"] == row["n_compared"] == 6 and row["ratio"] > 0 for row in [*rows, *savings])

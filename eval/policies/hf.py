@@ -18,7 +18,7 @@ from sft.batches.encoder import Prompt, StepEncoder
 from sft.data.screenshots import ScreenshotError, read_version
 
 N_WORKERS = 2
-CAPACITY = 64  # prepared screenshots held at once; one of 1920x1080 is about 30 MB
+CAPACITY = 2_000_000_000  # bytes of prepared screenshots held at once; one of 1920x1080 is about 50 MB
 
 Prepared = dict[str, Any] | ScreenshotError
 
@@ -97,7 +97,7 @@ def build_constraint(model: Any, encoder: StepEncoder) -> SchemaConstraint:
 
 
 class ScreenshotLoader:
-    """Prepares screenshots for the vision tower in threads; holds the `CAPACITY` most recently used.
+    """Prepares screenshots for the vision tower in threads; holds the most recently used, `CAPACITY` bytes of them.
 
     A file that is written anew is another screenshot.
     """
@@ -123,8 +123,9 @@ class ScreenshotLoader:
                 self._prepared[key] = self._pool.submit(self._encode, path)
             self._prepared.move_to_end(key)
             begun[path] = self._prepared[key]
-        while len(self._prepared) > max(CAPACITY, len(begun)):
-            self._prepared.popitem(last=False)
+        n_bytes = sum(map(_count_bytes, self._prepared.values()))
+        while n_bytes > CAPACITY and len(self._prepared) > len(begun):
+            n_bytes -= _count_bytes(self._prepared.popitem(last=False)[1])
         return begun
 
     def _encode(self, path: Path) -> Prepared:
@@ -132,3 +133,10 @@ class ScreenshotLoader:
             return self.encoder.encode_screenshots([path])
         except ScreenshotError as error:
             return error
+
+
+def _count_bytes(prepared: Future[Prepared]) -> int:
+    """Count what a screenshot takes that is prepared already."""
+    if not prepared.done() or isinstance(images := prepared.result(), ScreenshotError):
+        return 0
+    return sum(values.nbytes for values in images.values())

@@ -131,9 +131,7 @@ class _LastLayer(GradientCheckpointingLayer):
 def _attend(layer: Any, hidden: torch.Tensor, scored: ScoredTokens, mask: Any, rotation: Any) -> torch.Tensor:
     """Return the attention's output (B, n, hidden) for scored tokens; `hidden` (B, T, hidden) is that of all."""
     query, gate = layer.q_proj(scored.take(hidden)), None
-    key, value = (
-        projection(hidden).unflatten(-1, (-1, layer.head_dim)) for projection in (layer.k_proj, layer.v_proj)
-    )
+    key, value = compute_keys(layer, hidden, rotation)
     if isinstance(layer, WITH_GATE):
         query, gate = query.unflatten(-1, (-1, 2, layer.head_dim)).unbind(-2)
     else:
@@ -141,18 +139,30 @@ def _attend(layer: Any, hidden: torch.Tensor, scored: ScoredTokens, mask: Any, r
     if isinstance(layer, WITH_COMPLEX_ROTATION):
         # attention that is sharpened by the place is not: `longest_sequence` ends before the first place it is
         if layer.use_rope:
-            query, key = _rotate_complex(query, scored.take(rotation)), _rotate_complex(key, rotation)
-            if layer.config.use_qk_norm:
-                query, key = layer.qk_norm(query), layer.qk_norm(key)
+            query = _rotate_complex(query, scored.take(rotation))
+            query = layer.qk_norm(query) if layer.config.use_qk_norm else query
     else:
-        if not isinstance(layer, WITHOUT_NORMS):
-            query, key = layer.q_norm(query), layer.k_norm(key)
-        query, key = _rotate(query, *map(scored.take, rotation)), _rotate(key, *rotation)
-    query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
+        query = query if isinstance(layer, WITHOUT_NORMS) else layer.q_norm(query)
+        query = _rotate(query, *map(scored.take, rotation))
+    query = query.transpose(1, 2)
     dropout = layer.attention_dropout if layer.training else 0.0
     output, _ = attend(layer, query, key, value, mask, dropout, layer.scaling, scored.places)
     output = output.flatten(2)
     return layer.o_proj(output if gate is None else output * gate.flatten(2).sigmoid())
+
+
+def compute_keys(layer: Any, hidden: torch.Tensor, rotation: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return an attention's keys and values, (B, key heads, T, D) each, of `hidden` (B, T, hidden)."""
+    key, value = (
+        projection(hidden).unflatten(-1, (-1, layer.head_dim)) for projection in (layer.k_proj, layer.v_proj)
+    )
+    if isinstance(layer, WITH_COMPLEX_ROTATION):
+        if layer.use_rope:
+            key = _rotate_complex(key, rotation)
+            key = layer.qk_norm(key) if layer.config.use_qk_norm else key
+    else:
+        key = _rotate(key if isinstance(layer, WITHOUT_NORMS) else layer.k_norm(key), *rotation)
+    return key.transpose(1, 2), value.transpose(1, 2)
 
 
 def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
