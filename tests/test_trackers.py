@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -16,6 +17,7 @@ from trajectory_samples import build_tasks, write_trajectories
 from eval.reporting.trackers import describe_scores
 from eval.scoring.metrics import compute_metrics
 
+APART = Path(sys.prefix, "apart")  # where scripts/test.sh puts trackio and the older Pillow that it needs
 TRACKERS = ("wandb", "trackio", "mlflow")
 OF_A_TRAINING = {"loss", "data_wait_share", "packing_factor", "host_gb", "eval_loss", "eval_swa", "eval_swa_target"}
 OF_A_TRAINING |= {f"eval_swa{rule}_{bound}" for rule in ("", "_target") for bound in ("low", "high")}
@@ -30,7 +32,7 @@ COLUMNS = ["task", "step", "goal", "screenshot", "gold", "prediction", "verdict"
 
 @pytest.fixture(params=TRACKERS)
 def tracker(request):
-    if find_spec(request.param) is None:
+    if find_spec(request.param) is None and not (APART / request.param).is_dir():
         pytest.skip(f"found no {request.param}; pip install '.[{request.param}]'")
     return request.param
 
@@ -38,6 +40,8 @@ def tracker(request):
 def run(folder, *command):
     """Run a command of ours from `folder`, where every tracker keeps its files and none may ask a network."""
     environment = {**name_user_and_host(folder / "site"), "OMP_NUM_THREADS": "1"}
+    if "trackio" in command and find_spec("trackio") is None:
+        environment["PYTHONPATH"] = f"{APART}:{environment['PYTHONPATH']}"
     environment |= {"WANDB_MODE": "offline", "WANDB_DATA_DIR": str(folder), "TRACKIO_DIR": str(folder / "trackio")}
     environment |= {"MLFLOW_TRACKING_URI": f"file:{folder}/mlruns", "MLFLOW_ALLOW_FILE_STORE": "true"}
     command = [sys.executable, ROOT / command[0], *command[1:]]
