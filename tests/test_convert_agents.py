@@ -20,6 +20,7 @@ from conversion_samples import (
     write_screenagent_session,
 )
 from test_convert import _damage
+from trajectory_samples import format_csv
 
 from sft.actions import ActionType
 from sft.convert import __main__ as convert
@@ -536,6 +537,91 @@ def test_chat_row_that_cannot_be_used_is_dropped_with_the_reason(tmp_path, chang
     tasks, report = _convert("messages", source, tmp_path / "out", "--coordinates", "thousandths")
     assert [t.task_id for t in tasks] == ["chat-1"]
     assert reason in report["dropped"][0]["reason"]
+
+
+def _write_named(folder, names, files):
+    """Write a row for every name of a screenshot, and the files; return the source, and the folder of the files."""
+    for n, file in enumerate(files):
+        (folder / "shots" / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "shots" / file).write_bytes(encode_screen(n))
+    rows = [build_chat_row(n, (OURS[0],), images=[name]) for n, name in enumerate(names)]
+    rows.append(build_chat_row("ok", (OURS[0],), images=["ok.png"]))
+    (folder / "shots/ok.png").write_bytes(encode_screen(99))
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "rows.jsonl", folder / "shots"
+
+
+NAMED = {  # files that are there, names in the rows, what becomes of each: the file, or None where its task is dropped
+    "one file for two folders": (["1.png"], ["/data/epA/1.png", "/data/epB/1.png"], [None, None]),
+    "one file for a folder and its own": (["epA/1.png"], ["epA/1.png", "/data/epB/epA/1.png"], ["epA/1.png"] * 2),
+    "paths of another machine": (
+        ["epA/1.png", "epB/1.png", "1.png"], ["/data/epA/1.png", "D:\\x\\epB\\1.png", "../epA/1.png"],
+        ["epA/1.png", "epB/1.png", "epA/1.png"],
+    ),
+    "one path in two spellings": (["1.png"], ["/data/epA/1.png", "/data//epA/./1.png", "1.png"], ["1.png"] * 3),
+    "an address": (["1.png"], ["http://x.y/1.png", "s3://b/1.png"], [None, None]),
+    "an address of a file": (["epA/1.png"], ["file:///data/epA/1.png", "file:///data/ep%41/1.png"], ["epA/1.png"] * 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "names", "expected"), NAMED.values(), ids=NAMED)
+def test_screenshot_is_never_that_of_another_name(tmp_path, files, names, expected):
+    source, shots = _write_named(tmp_path, names, files)
+    tasks, report = _convert("messages", source, tmp_path / "out", "--images_dir", shots)
+    shown = {task.task_id: task.steps[0].image_path.read_bytes() for task in tasks}
+    assert [shown.get(f"chat-{n}") for n in range(len(names))] == [
+        file and (shots / file).read_bytes() for file in expected
+    ]
+    assert "chat-ok" in shown
+    if not any(expected) and "http" not in names[0]:
+        reasons = [task["reason"] for task in report["dropped"]]
+        assert (
+            "'1.png' by the end of the name '/data/epA/1.png', and also for '/data/epB/1.png' (task chat-1)"
+            in reasons[0]
+        )
+        assert "also for '/data/epA/1.png' (task chat-0): which of them it shows is not known" in reasons[1]
+
+
+def test_folder_that_is_one_tasks_own_is_not_anothers(tmp_path):
+    (tmp_path / "x").mkdir()
+    source, shots = _write_named(tmp_path / "x", ["shots/1.png", "epB/1.png"], ["1.png"])
+    tasks, report = _convert("messages", source, tmp_path / "out", "--images_dir", shots)
+    assert [task.task_id for task in tasks] == ["chat-0", "chat-ok"]
+    assert (
+        "found '1.png' by the end of the name 'epB/1.png', and also for 'shots/1.png'"
+        in report["dropped"][0]["reason"]
+    )
+
+
+def test_bare_name_is_remarked_on_where_other_screenshots_are_found_with_their_folders(tmp_path):
+    source, shots = _write_named(tmp_path, ["epA/1.png", "epC/2.png"], ["epA/1.png", "2.png"])
+    _, report = _convert("messages", source, tmp_path / "out", "--images_dir", shots)
+    assert report["remarks"] == {"chat-1": ["step 1: found 'epC/2.png' by its bare name alone"]}
+
+
+@pytest.mark.parametrize("kind", ["records", "agentnet", "careflow"])
+def test_other_formats_confuse_no_two_names_of_a_screenshot_either(tmp_path, kind):
+    (tmp_path / "shots").mkdir()
+    for name in ("1.png", "ok.png"):
+        (tmp_path / "shots" / name).write_bytes(encode_screen(len(name)))
+    done = {"action": "COMPLETE", "target": ""}
+    rows = []
+    for n, name in enumerate(["/data/epA/1.png", "/data/epB/1.png", "/data/epB/ok.png"]):
+        if kind == "records":
+            rows.append({"Task_id": f"t{n}", "Image_id": name, "Instruction": "Open", "Output": done, "Grounding": {}})
+        elif kind == "agentnet":
+            rows.append(build_agentnet_task(n, task_id=f"t{n}"))
+            rows[-1]["traj"] = [{"image": name, "value": {"code": "computer.terminate(status='success')"}}]
+        else:
+            data = {"id": n, "instruction": "Open", "trajectory": [{"step": 1, **done, "screenshot": name}]}
+            rows.append({"task_id": f"t{n}", "json_data": json.dumps(data)})
+    source = tmp_path / f"rows.{'csv' if kind == 'careflow' else 'jsonl'}"
+    lines = map(json.dumps, rows)
+    source.write_text(format_csv(rows, rows[0]) if kind == "careflow" else "\n".join(lines))
+    convert.main([kind, str(source), str(tmp_path / "out"), "--images_dir", str(tmp_path / "shots")])
+    report = json.loads((tmp_path / "out/conversion_report.json").read_text())
+    assert [task["task_id"] for task in report["dropped"]] == ["t0", "t1"]
+    assert report["n_tasks"] == 1
 
 
 def test_hub_data_set_that_cannot_be_reached_is_named(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask, Point
 from sft.convert.foreign_actions import ForeignAction, read_calls, simplify_name
 from sft.convert.options import ReadingOptions
-from sft.convert.pictures import find_picture
+from sft.convert.pictures import find_picture, name_picture
 from sft.convert.source_rows import Row, list_folders, read_rows, read_texts
 
 EXPECTED = "AgentNet's JSON Lines, one task per line"
@@ -59,7 +59,8 @@ def _read_task(task_id: str, place: str, row: Row, folders: Sequence[Path], opti
                 if is_right:
                     image = find_picture(entry.get("image"), folders)
                     step = options.action_map.map_step(action, number, image, coordinates, description, cursor)
-                    steps += [] if step is None else [step]
+                    name = name_picture(entry.get("image"))
+                    steps += [] if step is None else [replace(step, image_name=name)]
                     number -= step is None  # what the table leaves out is no gap
                 cursor = action.end or action.point or cursor
         except ValueError as error:

@@ -19,7 +19,7 @@ from sft.convert.chat import Message, read_conversation, strip_placeholders
 from sft.convert.converted import ConvertedStep, ConvertedTask, Coordinates, DroppedTask, Point, pick_own_memories
 from sft.convert.foreign_actions import ForeignAction, read_object, read_place, read_turn
 from sft.convert.options import ReadingOptions
-from sft.convert.pictures import find_picture
+from sft.convert.pictures import find_picture, name_picture
 from sft.convert.source_rows import Row, list_folders, read_rows, read_texts
 from sft.errors import UserError
 
@@ -161,7 +161,8 @@ def _read_row(
         try:
             found = find_picture(image, folders)
             read, cursor = _read_answer(message.text, number, found, options.action_map, coordinates, cursor)
-            steps += read
+            name = name_picture(image)
+            steps += [replace(one, step=replace(one.step, image_name=name)) for one in read]
         except ValueError as error:
             raise ValueError(f"step {number}: {error}") from error
     if seen > n_turns:

@@ -16,7 +16,7 @@ from sft.convert.action_map import ActionMap
 from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask, Point
 from sft.convert.foreign_actions import read_screenagent_action
 from sft.convert.options import ReadingOptions
-from sft.convert.pictures import find_picture
+from sft.convert.pictures import find_picture, name_picture
 from sft.convert.source_rows import read_texts
 from sft.data.cells import Size, read_screen
 from sft.data.literals import read_literal
@@ -80,8 +80,9 @@ def _read_session(
     cursor: Point | None = None
     plan: list[str] = []
     n_done = 0
-    for position, (name, record) in enumerate(records):
+    for position, (file_name, record) in enumerate(records):
         try:
+            name = name_picture(record.get("saved_image_name"))
             screen = _read_screen(record)
             part = read_texts(record, "current_task") or (plan[n_done] if n_done < len(plan) else "")
             planned = [str(a.get("element") or "") for a in record["actions"] if _is_plan(a)]
@@ -94,10 +95,10 @@ def _read_session(
                         action = replace(action, name="task_success")
                 image = find_picture(record.get("saved_image_name"), folders)
                 step = action_map.map_step(action, len(steps) + 1, image, coordinates, part, cursor)
-                steps += [] if step is None else [replace(step, screen=screen)]
+                steps += [] if step is None else [replace(step, screen=screen, image_name=name)]
                 cursor = action.end or action.point or cursor
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{file_name}: {error}") from error
     if not steps:
         raise ValueError("found no mouse or keyboard action; expected at least one")
     goals = {goal for _, record in records if (goal := read_texts(record, "task_prompt", "task_prompt_en"))}
