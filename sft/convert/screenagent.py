@@ -79,6 +79,7 @@ def _read_session(
     steps: list[ConvertedStep] = []
     cursor: Point | None = None
     plan: list[str] = []
+    remarks: list[str] = []
     n_done = 0
     for position, (file_name, record) in enumerate(records):
         try:
@@ -94,7 +95,7 @@ def _read_session(
                     if position == len(records) - 1 and 0 < len(plan) <= n_done:
                         action = replace(action, name="task_success")
                 image = find_picture(record.get("saved_image_name"), folders)
-                step = action_map.map_step(action, len(steps) + 1, image, coordinates, part, cursor)
+                step = action_map.map_step(action, len(steps) + 1, image, coordinates, part, cursor, remarks=remarks)
                 steps += [] if step is None else [replace(step, screen=screen, image_name=name)]
                 cursor = action.end or action.point or cursor
         except ValueError as error:
@@ -104,9 +105,8 @@ def _read_session(
     goals = {goal for _, record in records if (goal := read_texts(record, "task_prompt", "task_prompt_en"))}
     if len(goals) != 1:
         raise ValueError(f"found {len(goals)} different task_prompt; expected one for the whole session")
-    remarks = (
-        [] if steps[-1].action.kind == _find_end(action_map) else ["the session does not end with its last success"]
-    )
+    if steps[-1].action.kind != _find_end(action_map):
+        remarks.append("the session does not end with its last success")
     return ConvertedTask(task_id, place, goals.pop(), options.application, tuple(steps), remarks=tuple(remarks))
 
 
