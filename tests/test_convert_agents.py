@@ -911,10 +911,11 @@ def test_place_that_a_row_names_as_the_source_does_is_in_the_units_of_the_source
 
 @pytest.mark.parametrize("kind", DEFAULT_MAPS)
 def test_table_that_is_written_reads_back_as_the_default_one(tmp_path, kind):
-    convert.main(["action-map", kind, str(tmp_path / "map.yaml")])
-    assert load_action_map(kind, tmp_path / "map.yaml", DESKTOP_ACTIONS).rows == DEFAULT_MAPS[kind]
+    path = tmp_path / "new/folder/map.yaml"
+    convert.main(["action-map", kind, str(path)])
+    assert load_action_map(kind, path, DESKTOP_ACTIONS).rows == DEFAULT_MAPS[kind]
     with pytest.raises(UserError, match="found something there; expected a new file"):
-        convert.main(["action-map", kind, str(tmp_path / "map.yaml")])
+        convert.main(["action-map", kind, str(path)])
 
 
 def test_page_on_converting_names_every_action_of_the_tables():
