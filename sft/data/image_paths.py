@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 MAX_NAME_CHARS = 500
+MAX_PARTS = 16  # of a path, from its end, that tell one picture from another
 MIN_LIKENESS = 80  # percent, of a name that is worth asking "did you mean"
 
 
@@ -70,9 +71,10 @@ def find_screenshot(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def split_name(name: str) -> tuple[str, ...]:
-    """Return the parts of a name that tell pictures apart, without a drive, the root, `.` and `..`."""
+    """Return the last parts of a name, at most `MAX_PARTS`, without a drive, the root, `.` and `..`."""
     parts = read_file_address(name.strip()).replace("\\", "/").split("/")
-    return tuple(part for part in parts if part not in ("", ".", "..") and not re.fullmatch("[A-Za-z]:", part))
+    named = [part for part in parts if part not in ("", ".", "..") and not re.fullmatch("[A-Za-z]:", part)]
+    return tuple(named[-MAX_PARTS:])
 
 
 def read_file_address(name: str) -> str:
