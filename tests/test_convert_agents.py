@@ -625,6 +625,14 @@ def test_several_calls_in_one_answer_are_steps_on_one_screenshot(tmp_path):
     assert len({s.image_path for s in task.steps}) == 1
 
 
+def test_calls_of_every_code_block_are_steps(tmp_path):
+    blocks = ("pyautogui.click(1, 2)", "It said: no such study", "pyautogui.write('liver')")
+    answer = "\n".join(f"```python\n{block}\n```" for block in blocks)
+    source = write_chat(tmp_path / "in", [build_chat_row(1, (answer,))])
+    (task,), _ = _convert("messages", source, tmp_path / "out", "--coordinates", "thousandths")
+    assert [kind for kind, *_ in _actions(task)] == ["CLICK", "TEXT"]
+
+
 @pytest.mark.parametrize(
     ("coordinates", "point", "expected"),
     [

@@ -277,11 +277,21 @@ def _read_list(text: str) -> list[Mapping[str, Any]] | None:
 
 
 def _find_code(text: str) -> str:
-    """Return the part of an answer that is its calls: the fenced block, else what follows the last `Action:`."""
+    """Return the part of an answer that is its calls: the fenced blocks, else what follows the last `Action:`.
+
+    Of several blocks, those before the last may be no calls: an agent quotes in its thoughts.
+    """
     if fenced := _FENCE.findall(text):
-        return fenced[-1]
+        return "\n".join([*(block.strip() for block in fenced[:-1] if _is_code(block)), fenced[-1].strip()])
     heads = list(re.finditer(r"(?:Action|Code)\s*:", text, re.I))
     return text[heads[-1].end() :] if heads else text
+
+
+def _is_code(block: str) -> bool:
+    try:
+        return any(True for _ in read_calls(block))
+    except ValueError:
+        return False
 
 
 def _read_call(call: ast.Call) -> ForeignAction | None:
