@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import time
 
 import pytest
 from conftest import ROOT
@@ -449,6 +450,7 @@ def test_answers_of_other_agents_are_read(tmp_path, answer, expected):
         ("pyautogui.dragTo(0.5, 0.25, 1, None, 'middle')", "middle_dragTo"),
         (build_call(action="left_click", coordinate=[0.5, 0.25], button="right"), "right_left_click"),
         (build_call(action="double_click", coordinate=[0.5, 0.25], button="middle"), "middle_double_click"),
+        (build_call(action="click", coordinate=[0.5, 0.25], button=["right"]), "['right']Click"),
         ('{"action_type": "MouseAction", "mouse_action_type": "double_click", "mouse_button": "right", '
          '"mouse_position": {"width": 0.5, "height": 0.25}}', "right_double_click"),
         ("pyautogui.mouseDown(0.5, 0.25, button='right')", "mouseDown"),
@@ -469,14 +471,16 @@ def test_tool_calls_are_the_action_whatever_is_said_beside_them(tmp_path):
         return {"role": "assistant", "content": content, "tool_calls": [{"type": "function", "function": function}]}
 
     row = build_chat_row(1, ("", "", ""))
+    too_long = build_chat_row(2, ("",))
+    too_long["messages"][2] = act("<tool_call>" * 100_000, action="wait")
     row["messages"][2::2] = [
         act("I will click the list. wait()", action="left_click", coordinate=[250, 500]),
         act([{"type": "text", "text": "Action: Type </tool_call>"}], action="type", text="</tool_call>"),
         act(CHAT_ANSWERS[0], action="terminate", status="success"),
     ]
-    (task,), _ = _convert(
-        "messages", write_chat(tmp_path / "in", [row]), tmp_path / "out", "--coordinates", "thousandths"
-    )
+    source = write_chat(tmp_path / "in", [row, too_long])
+    (task,), report = _convert("messages", source, tmp_path / "out", "--coordinates", "thousandths")
+    assert "characters; expected at most 20000" in report["dropped"][0]["reason"]
     assert _actions(task) == [
         ("CLICK", "[250, 500]", {"point": [250, 500]}),
         ("TEXT", "Type </tool_call>", {"text": "</tool_call>"}),
@@ -513,6 +517,25 @@ def test_goal_alone_is_read_from_the_prompts_of_agents(tmp_path, asked, goal, is
     remarks = report["remarks"].get("chat-1", [])
     assert [remark for remark in remarks if "the goal is the whole first turn" in remark] == remarks
     assert bool(remarks) is is_told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Goal: \n" * 100_000,
+        "\n" * 500_000,
+        "#" * 500_000,
+        "The user query:\n" * 50_000,
+        "## User Instruction\n" * 50_000,
+    ],
+)
+def test_goal_is_looked_for_in_little_time_in_whatever_text(tmp_path, text):
+    row = build_chat_row(1, CHAT_ANSWERS[-1:])
+    row["messages"][1]["content"] = f"<image>x{text}"
+    source = write_chat(tmp_path / "in", [row, build_chat_row(2, CHAT_ANSWERS[-1:])])
+    start = time.process_time()
+    _convert("messages", source, tmp_path / "out")
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("mark", [{"loss": False}, {"train": False}, {"weight": 0}])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft.convert.converted import Coordinates
-from sft.convert.foreign_actions import WORDS
+from sft.convert.foreign_actions import MAX_ANSWER_CHARS, WORDS
 from sft.convert.source_rows import Row, as_value
 from sft.json_text import dump_json
 
@@ -119,7 +119,8 @@ def _read_messages(listed: Any, name: str) -> list[Message]:
             calls = as_value(entry.get("tool_calls"))
             if isinstance(calls, list) and calls:  # they are what is done, whatever is said beside them
                 written = (dump_json(call).replace("</", "<\\/") for call in calls)
-                said = _TOOL_CALL.sub("", message.text).strip()
+                is_short = len(message.text) <= MAX_ANSWER_CHARS  # a longer one is refused later
+                said = _TOOL_CALL.sub("", message.text).strip() if is_short else message.text
                 message.text = "\n".join(
                     [*([said] if said else []), *(f"<tool_call>{c}</tool_call>" for c in written)]
                 )

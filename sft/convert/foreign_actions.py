@@ -38,10 +38,10 @@ _PLACES = ("coordinate", "point", "position", "mouse_position", "start_box", "st
 _ENDS = ("coordinate2", "end_box", "end_coordinate", "end_point")
 _ENDS_AT_PLACE = ("dragto", "leftclickdrag")  # what they name is where they end; they begin where the pointer is
 _CLICKS = {1: "click", 2: "doubleClick", 3: "tripleClick"}
-_BUTTONS: Mapping[Any, str] = {
-    **dict.fromkeys((1, "1", "left", "primary"), "left"),
-    **dict.fromkeys((2, "2", "middle"), "middle"),
-    **dict.fromkeys((3, "3", "right", "secondary"), "right"),
+_BUTTONS: Mapping[str, str] = {
+    **dict.fromkeys(("1", "left", "primary"), "left"),
+    **dict.fromkeys(("2", "middle"), "middle"),
+    **dict.fromkeys(("3", "right", "secondary"), "right"),
 }
 _TYPES = ("type", "write", "typewrite", "inputtext", "text")
 # Actions that are one word, as OSWorld's agents write them; the others are calls
@@ -339,7 +339,8 @@ def _find_meant_name(name: str, simple: str, known: Mapping[str, Any]) -> str:
     if "click" not in simple and simple not in (*_ENDS_AT_PLACE, "drag", "tap"):
         return name
     given = next((known[k] for k in ("button", "mouse_button", "button_type") if known.get(k) not in (None, "")), None)
-    button = _BUTTONS.get(given.strip().lower() if isinstance(given, str) else given, str(given)) if given else ""
+    said = "" if given is None else str(given).strip().lower()
+    button = _BUTTONS.get(said, said)
     n_clicks = next((known[k] for k in ("clicks", "num_clicks") if _is_number(known.get(k))), None)
     if simple in ("click", "leftclick", "tap") and n_clicks is not None:
         name = _CLICKS.get(n_clicks, f"{name}_{n_clicks}_times")

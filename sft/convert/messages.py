@@ -28,17 +28,22 @@ EXPECTED = "rows of messages: JSON, JSON Lines, Parquet, what `datasets` saved, 
 GOAL_COLUMNS = ("goal", "instruction", "task")
 ID_COLUMNS = ("id", "task_id", "episode_id")
 MAX_PLAIN_GOAL_CHARS = 300
-# Where prompts have their goal: those of this package, up to their memory; UI-TARS' template, in its last part; those
-# of Qwen's agents, up to the history; any other, in a line that says so
+# The memory behind the goal in prompts of this package, whose goal may have several lines
+_OWN_MEMORY = re.compile(r"\n(?:Short|Long)-term memory: \{")
+_OWN_GOAL = re.compile(r"^Goal: ", re.M)
+# Where other prompts have their goal: UI-TARS' template, in its last part; those of Qwen's agents, up to the history;
+# any other, in a line that says so. White space is bounded: it is searched again from each of its characters.
 _GOALS = (
-    re.compile(r"^Goal: (.*?)\n(?:Short|Long)-term memory: \{", re.M | re.S),
-    re.compile(r"^##\s*User Instruction\s*\n(.*?)(?=^##\s|\Z)", re.M | re.S),
+    re.compile(r"^##[ \t]{0,9}User Instruction[ \t]{0,9}\n(.*?)(?=^##\s|\Z)", re.M | re.S),
     re.compile(
-        r"^\s*The user query:(.*?)(?=\(You have done the following|Task progress\s*[(:]|Current step query:|"
-        r"Current Screenshot:|\n\s*\n|\Z)",
+        r"^[ \t]{0,9}The user query:(.*?)(?=\(You have done the following|Task progress[ \t]{0,9}[(:]|"
+        r"Current step query:|Current Screenshot:|\n[ \t]{0,9}\n|\Z)",
         re.M | re.S,
     ),
-    re.compile(r"^\s*(?:#+\s*)?(?:Goal|Task|Instruction|Task Instruction)\s*:\s*(\S.*)$", re.M | re.I),
+    re.compile(
+        r"^[ \t]{0,9}(?:#{1,9}[ \t]{0,9})?(?:Goal|Task|Instruction|Task Instruction)[ \t]{0,9}:\s{0,99}(\S.*)$",
+        re.M | re.I,
+    ),
 )
 
 
@@ -257,6 +262,9 @@ def _build_own_step(own: Answer, fields: Mapping[str, Any], number: int, image: 
 def _find_goal(messages: Sequence[Message], remarks: list[str]) -> str:
     """Return what the first user's turn asks for: the goal that its form or a line `Goal:` names, else all of it."""
     text = next((said for m in messages if m.role == "user" and (said := strip_placeholders(m.text))), "")
+    memory = _OWN_MEMORY.search(text)
+    if memory and (own := _OWN_GOAL.search(text, 0, memory.start())):
+        return text[own.end() : memory.start()].strip()
     for form in _GOALS:
         if (found := form.search(text)) and found[1].strip():
             return found[1].strip()
