@@ -108,7 +108,7 @@ def test_write_that_fails_while_saving_leaves_the_last_good_checkpoint(attempt, 
     preempted = {"signal": "SIGTERM", "at_step": 2}
     codes = attempt(tmp_path, preempted, {"max_file_bytes": adapter + 20_000}, {})
     assert codes == [PREEMPTED, 1, 0]
-    assert "File too large" in printed(tmp_path, 1) or "write" in printed(tmp_path, 1)
+    assert "unexpected pos" in printed(tmp_path, 1), "what torch says of a file that was cut short"
     assert_ends_the_same(tmp_path, undisturbed)
 
 

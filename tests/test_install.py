@@ -1,11 +1,16 @@
 """A wheel built from the checkout has all it needs, and nothing else; installed, it trains from any folder."""
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -86,9 +91,7 @@ def test_installed_command_trains_checks_and_rolls_out_the_demo_from_another_fol
 
 @pytest.mark.slow
 def test_wheel_installs_by_uv(wheel, tmp_path):
-    uv = shutil.which("uv")
-    if not uv:
-        pytest.skip("found no uv; pip install uv")
+    uv = Path(sysconfig.get_path("scripts"), "uv")
     programs = make_environment(tmp_path / "env")
     run(uv, "pip", "install", "--offline", "--no-deps", "--python", programs / "python", wheel, cwd=tmp_path)
     assert run(programs / "clinical-gui", "--help", cwd=tmp_path).startswith("usage: clinical-gui VERB")
@@ -102,6 +105,29 @@ def test_checkout_installed_to_work_on_it_has_demo_and_benchmarks_importable_too
     run(*PIP, "--python", programs / "python", "install", "-q", *options, "-e", tmp_path / "src", cwd=tmp_path)
     found = run(programs / "python", "-c", "import demo, benchmarks; print(demo.__file__)", cwd=tmp_path)
     assert found.startswith(str(tmp_path / "src"))
+
+
+def test_every_package_that_is_imported_is_a_dependency_or_an_extra():
+    """The environments above see every package of the tests, so they would not miss one that a user lacks."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needs = [need for extra in project["optional-dependencies"].values() for need in extra]
+    named = {re.split(r"[\[<>=]", need)[0].lower() for need in (*project["dependencies"], *needs)}
+    unnamed = set()
+    for path in [path for package in ("sft", "eval") for path in (ROOT / package).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            else:
+                modules = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            unnamed |= {(module.split(".")[0], str(path.relative_to(ROOT))) for module in modules}
+    ours = {"sft", "eval", "demo", "benchmarks", *sys.stdlib_module_names}
+    packages = packages_distributions()
+    missing = {
+        (module, path)
+        for module, path in unnamed
+        if module not in ours and not {name.lower() for name in packages.get(module, [module])} & named
+    }
+    assert missing == set()
 
 
 def test_extras_that_extras_name_exist():

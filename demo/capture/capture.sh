@@ -3,7 +3,7 @@
 #
 #     bash demo/capture/capture.sh [WORK_FOLDER]
 #
-# Debian 12 with Python 3.11+ and npm, as root (or with sudo). Takes about 90 minutes on 2 cores; run again, it goes on
+# Debian 12 with Python 3.11+ and npm, as root (or with sudo). Takes about an hour on 2 cores; run again, it goes on
 # where it stopped. For a look: LIMIT=3 records the first tasks alone, DATA says where the CSV files go.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

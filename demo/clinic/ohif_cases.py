@@ -168,7 +168,7 @@ CASES = {
         case("spine", DESCRIPTION, tool="Cobb Angle", spot=CENTRE, spot2=LOWER),
         case("vertebra", NAME, tool="Cobb Angle", spot=CANAL, spot2=PROCESS),
         case("vessel", MRN, tool="Angle", spot=RING, spot2=TUBE),
-        case("spine", MRN, DESCRIPTION, tool="Cobb Angle", spot=UPPER, spot2=CENTRE),
+        case("spine", MRN, DESCRIPTION, tool="Cobb Angle", spot=LOWER, spot2=CENTRE),
     ],
     "reorient_measure": [
         case("vertebra", NAME, change="rotate", spot=CANAL),
