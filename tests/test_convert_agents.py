@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import time
 
 import pytest
 from conftest import ROOT
@@ -20,6 +21,7 @@ from conversion_samples import (
     write_screenagent_session,
 )
 from test_convert import _damage
+from trajectory_samples import format_csv
 
 from sft.actions import ActionType
 from sft.convert import __main__ as convert
@@ -81,6 +83,32 @@ def test_agentnet_step_that_its_judge_calls_wrong_is_left_out_and_the_number_sta
     assert numbers == ["1", "3", "4", "5", "6", "7", "8"]
 
 
+def test_agentnet_steps_are_read_in_the_order_of_their_index_without_redundant_ones(tmp_path):
+    row = build_agentnet_task(1)
+    row["traj"][1]["value"]["last_step_redundant"] = True
+    row["traj"].reverse()
+    (task,), report = _convert("agentnet", write_agentnet(tmp_path / "in", [row]), tmp_path / "out")
+    kinds = [kind for kind, *_ in _actions(task)]
+    assert kinds == ["CLICK", "KEY", "TEXT", "SCROLL", "MOVE", "DRAG", "COMPLETE"]
+    assert report["remarks"]["agentnet-1"] == [
+        "the steps were not in the order of their index, which counts",
+        "step 2 left out: last_step_redundant is true",
+    ]
+
+
+def test_agentnet_calls_that_do_nothing_are_left_out(tmp_path):
+    row = build_agentnet_task(1)
+    codes = ["pyautogui.scroll(0)", "pyautogui.write(message='')", "pyautogui.typewrite('liver')", "DONE"]
+    row["traj"] = [{**step, "value": {"code": code}} for step, code in zip(row["traj"], codes)]
+    (task,), report = _convert("agentnet", write_agentnet(tmp_path / "in", [row]), tmp_path / "out")
+    assert _actions(task) == [("TEXT", "the focused field", {"text": "liver"}), ("COMPLETE", "", {})]
+    assert report["remarks"]["agentnet-1"] == [
+        "left out scroll before step 1, which does nothing",
+        "left out write before step 1, which does nothing",
+        "step 1: the source says no place; the target is 'the focused field'",
+    ]
+
+
 def test_agentnet_task_that_was_not_completed_does_not_end_with_complete(tmp_path):
     source = write_agentnet(tmp_path / "in", [build_agentnet_task(1, task_completed=False)])
     (task,), report = _convert("agentnet", source, tmp_path / "out")
@@ -118,7 +146,7 @@ def test_target_without_a_sentence_is_the_place(tmp_path):
         ("(" * 5_000, "found no action"),
         ("-" * 19_000 + "1", "found no action"),
         ("pyautogui.write()", "found no message in write(...)"),
-        ("pyautogui.scroll(0)", "found no direction in scroll(...)"),
+        ("pyautogui.scroll()", "found no direction in scroll(...)"),
         ("", "found no action"),
     ],
 )  # fmt: skip
@@ -376,9 +404,22 @@ def test_answers_of_ours_are_taken_with_their_memory_and_need_no_units(tmp_path)
          ("SCROLL", "[100, 200]", {"direction": "down", "point": [100, 200]})),
         ("pyautogui.press('down', presses=3)", ("KEY", "", {"keys": "down down down"})),
         ("pyautogui.press(['tab', 'enter'])", ("KEY", "", {"keys": "tab enter"})),
-        ("hotkey(key='ctrl c')", ("KEY", "", {"keys": "ctrl c"})),
+        ("hotkey(key='ctrl c')", ("KEY", "", {"keys": "ctrl+c"})),
         ("pyautogui.hotkey('ctrl', 'c')", ("KEY", "", {"keys": "ctrl+c"})),
         ("Action: TYPE('{\"a\": 1}', target='Search')", ("TEXT", "Search", {"text": '{"a": 1}'})),
+        ("hotkey(key='ctrl shift + p')", ("KEY", "", {"keys": "ctrl+shift+p"})),
+        ("hotkey('ctrl', '+')", ("KEY", "", {"keys": "ctrl++"})),
+        ("pyautogui.keyDown('ctrl')\npyautogui.press('c')\npyautogui.keyUp('ctrl')", ("KEY", "", {"keys": "ctrl+c"})),
+        ("pyautogui.click(0.5, 0.25, 1, 0.1, 'right')", ("RIGHT_CLICK", "[500, 250]", {"point": [500, 250]})),
+        ("pyautogui.click(0.5, 0.25, 2, 0.1)", ("DOUBLE_CLICK", "[500, 250]", {"point": [500, 250]})),
+        ("pyautogui.doubleClick(0.5, 0.25, 0.1, 'left')", ("DOUBLE_CLICK", "[500, 250]", {"point": [500, 250]})),
+        (build_call(action="left_click", coordinate=[0.5, 0.25], clicks=3).partition("\n")[2],
+         ("TRIPLE_CLICK", "[500, 250]", {"point": [500, 250]})),
+        ("click(x=0.5, y=0.25, button='MIDDLE')", ("MIDDLE_CLICK", "[500, 250]", {"point": [500, 250]})),
+        ("WAIT", ("WAIT", "", {})),
+        ("```\nDONE\n```", ("COMPLETE", "", {})),
+        ("type(content='liver')", ("TEXT", "the focused field", {"text": "liver"})),
+        ("Thought: Below.\nAction: scroll(direction='down')", ("SCROLL", "the screen", {"direction": "down"})),
         ("time.sleep(2)", ("WAIT", "", {})),
         ('{"action_type": "click", "x": 0.5, "y": 0.25}', ("CLICK", "[500, 250]", {"point": [500, 250]})),
         ('{"name": "click", "arguments": "{\\"target\\": \\"Save\\", \\"x\\": 0.5, \\"y\\": 0.25}"}',
@@ -398,12 +439,221 @@ def test_answers_of_other_agents_are_read(tmp_path, answer, expected):
     assert _actions(task) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ("pyautogui.doubleClick(0.5, 0.25, button='right')", "right_doubleClick"),
+        ("pyautogui.doubleClick(0.5, 0.25, 0.1, 'right')", "right_doubleClick"),
+        ("pyautogui.click(0.5, 0.25, clicks=2, button='middle')", "middle_doubleClick"),
+        ("pyautogui.click(0.5, 0.25, clicks=4)", "click_4_times"),
+        ("pyautogui.moveTo(0.1, 0.1)\npyautogui.dragTo(0.5, 0.25, button='right')", "right_dragTo"),
+        ("pyautogui.dragTo(0.5, 0.25, 1, None, 'middle')", "middle_dragTo"),
+        (build_call(action="left_click", coordinate=[0.5, 0.25], button="right"), "right_left_click"),
+        (build_call(action="double_click", coordinate=[0.5, 0.25], button="middle"), "middle_double_click"),
+        (build_call(action="click", coordinate=[0.5, 0.25], button=["right"]), "['right']Click"),
+        ('{"action_type": "MouseAction", "mouse_action_type": "double_click", "mouse_button": "right", '
+         '"mouse_position": {"width": 0.5, "height": 0.25}}', "right_double_click"),
+        ("pyautogui.mouseDown(0.5, 0.25, button='right')", "mouseDown"),
+        ("pyautogui.keyDown('ctrl')\npyautogui.click(0.5, 0.25)\npyautogui.keyUp('ctrl')", "keyDown"),
+        ("FAIL", "terminate_failure"),
+    ],
+)  # fmt: skip
+def test_button_that_an_action_cannot_say_is_not_lost(tmp_path, answer, name):
+    source = write_chat(tmp_path / "in", [build_chat_row(1, (answer,)), build_chat_row(2)])
+    convert.main(["messages", str(source), str(tmp_path / "out"), "--coordinates", "thousandths"])
+    (dropped,) = json.loads((tmp_path / "out/conversion_report.json").read_text())["dropped"]
+    assert f"found the action {name!r}, which the action map does not have; add a row for it" in dropped["reason"]
+
+
+def test_tool_calls_are_the_action_whatever_is_said_beside_them(tmp_path):
+    def act(content, **arguments):
+        function = {"name": "computer_use", "arguments": json.dumps(arguments)}
+        return {"role": "assistant", "content": content, "tool_calls": [{"type": "function", "function": function}]}
+
+    row = build_chat_row(1, ("", "", ""))
+    too_long = build_chat_row(2, ("",))
+    too_long["messages"][2] = act("<tool_call>" * 100_000, action="wait")
+    row["messages"][2::2] = [
+        act("I will click the list. wait()", action="left_click", coordinate=[250, 500]),
+        act([{"type": "text", "text": "Action: Type </tool_call>"}], action="type", text="</tool_call>"),
+        act(CHAT_ANSWERS[0], action="terminate", status="success"),
+    ]
+    source = write_chat(tmp_path / "in", [row, too_long])
+    (task,), report = _convert("messages", source, tmp_path / "out", "--coordinates", "thousandths")
+    assert "characters; expected at most 20000" in report["dropped"][0]["reason"]
+    assert _actions(task) == [
+        ("CLICK", "[250, 500]", {"point": [250, 500]}),
+        ("TEXT", "Type </tool_call>", {"text": "</tool_call>"}),
+        ("COMPLETE", "", {}),
+    ]
+
+
+UI_TARS = (
+    "You are an agent; the task comes last.\n\n## Output Format\n```\nThought: ...\nAction: ...\n```\n\n"
+    "## Action Space\nclick(start_box='<|box_start|>(x1,y1)<|box_end|>')\n\n## Note\n- Be brief.\n\n"
+)
+GOALS = {  # the first turn, the goal, and whether that is remarked on
+    "UI-TARS": (UI_TARS + "## User Instruction\nOpen the study\nof DOE\n<image>", "Open the study\nof DOE", False),
+    "Qwen": ("The user query: Open the study.\nTask progress (You have done the following operation on the current "
+             "device): Step 1: Tap; .\n<image>", "Open the study.", False),
+    "Qwen, on one line": ("The user query:  Open it (You have done the following operation on the current device): "
+                          "None<image>", "Open it", False),
+    "Qwen, before the picture": ("The user query: Open it\n\nCurrent Screenshot: <image>\n\nPlease analyze.",
+                                 "Open it", False),
+    "OpenCUA": ("<image>\n# Task Instruction:\nOpen the study\n\nPlease generate the next move.", "Open the study",
+                False),
+    "plain": ("<image>Open the study", "Open the study", False),
+    "lines": ("<image>Open the study\nof DOE", "Open the study\nof DOE", True),
+    "long": ("<image>" + "Open " * 80, ("Open " * 80).strip(), True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "goal", "is_told"), GOALS.values(), ids=GOALS)
+def test_goal_alone_is_read_from_the_prompts_of_agents(tmp_path, asked, goal, is_told):
+    row = build_chat_row(1, CHAT_ANSWERS[-1:])
+    row["messages"][1]["content"] = asked
+    (task,), report = _convert("messages", write_chat(tmp_path / "in", [row]), tmp_path / "out")
+    assert task.instruction == goal
+    remarks = report["remarks"].get("chat-1", [])
+    assert [remark for remark in remarks if "the goal is the whole first turn" in remark] == remarks
+    assert bool(remarks) is is_told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Goal: \n" * 100_000,
+        "\n" * 500_000,
+        "#" * 500_000,
+        "The user query:\n" * 50_000,
+        "## User Instruction\n" * 50_000,
+    ],
+)
+def test_goal_is_looked_for_in_little_time_in_whatever_text(tmp_path, text):
+    row = build_chat_row(1, CHAT_ANSWERS[-1:])
+    row["messages"][1]["content"] = f"<image>x{text}"
+    source = write_chat(tmp_path / "in", [row, build_chat_row(2, CHAT_ANSWERS[-1:])])
+    start = time.process_time()
+    _convert("messages", source, tmp_path / "out")
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("mark", [{"loss": False}, {"train": False}, {"weight": 0}])
+def test_turn_that_is_not_to_be_learned_is_left_out_and_its_number_stays_a_gap(tmp_path, mark):
+    row = build_chat_row(1)
+    row["messages"][2] |= mark
+    row["messages"][4] |= dict.fromkeys(mark, 1)
+    (task,), report = _convert(
+        "messages", write_chat(tmp_path / "in", [row]), tmp_path / "out", "--coordinates", "thousandths"
+    )
+    assert [kind for kind, *_ in _actions(task)] == ["TEXT", "KEY", "COMPLETE"]
+    assert report["remarks"] == {"chat-1": ["step 1 left out: the source marks it as not to be learned"]}
+    numbers = [line.split(",")[1] for line in (tmp_path / "out/data.csv").read_text().splitlines()[1:]]
+    assert numbers == ["2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ("Action: click(start_box='(250,500)')", "Action: type(content='liver')", "Action: scroll(direction='up')"),
+        tuple(f'<tool_call>{{"name": "mobile_use", "arguments": {arguments}}}</tool_call>' for arguments in (
+            '{"action": "click", "coordinate": [250, 500]}', '{"action": "type", "text": "liver"}',
+            '{"action": "scroll", "direction": "up"}')),
+        ('{"action_type": "click", "x": 250, "y": 500}', '{"action_type": "input_text", "text": "liver"}',
+         '{"action_type": "scroll", "direction": "up"}'),
+        ('[{"action": "click", "point": [250, 500]}, {"action": "type", "text": "liver"}]',
+         '[{"action": "scroll", "direction": "up"}]'),
+    ],
+)  # fmt: skip
+def test_typing_and_scrolling_take_place_where_the_pointer_was_left_in_every_dialect(tmp_path, answers):
+    source = write_chat(tmp_path / "in", [build_chat_row(1, answers)])
+    (task,), report = _convert("messages", source, tmp_path / "out", "--coordinates", "thousandths")
+    assert _actions(task) == [
+        ("CLICK", "[250, 500]", {"point": [250, 500]}),
+        ("TEXT", "[250, 500]", {"text": "liver"}),
+        ("SCROLL", "[250, 500]", {"direction": "up", "point": [250, 500]}),
+    ]
+    assert not report["remarks"]
+
+
+def test_target_that_no_place_names_is_remarked_on(tmp_path):
+    source = write_chat(tmp_path / "in", [build_chat_row(1, ("type(content='liver')", "DONE"))])
+    _, report = _convert("messages", source, tmp_path / "out")
+    assert report["remarks"] == {"chat-1": ["step 1: the source says no place; the target is 'the focused field'"]}
+
+
+def test_pictures_without_placeholders_are_those_of_the_first_turn_as_in_trl(tmp_path):
+    rows = [build_chat_row(n, CHAT_ANSWERS[-1:], images=[f"shots/{n}-0.png", f"shots/{n}-1.png"]) for n in (1, 2)]
+    rows[1]["messages"] += [{"role": "user", "content": "Go on"}, rows[1]["messages"][-1]]
+    for row in rows:
+        row["messages"][1]["content"] = "Open the study"
+    (task,), report = _convert("messages", write_chat(tmp_path / "in", rows), tmp_path / "out")
+    assert task.steps[0].image_path.read_bytes() == encode_screen(701)
+    assert report["remarks"]["chat-1"] == [
+        "1 more pictures than answers: the last one before an answer is its screenshot"
+    ]
+    assert "found 2 pictures without placeholders (<image>) and 2 answers" in report["dropped"][0]["reason"]
+
+
+def test_words_before_the_first_picture_and_behind_the_last_action_are_left_out(tmp_path):
+    row = build_chat_row(1, (*CHAT_ANSWERS[:1], "Done, the study is open."))
+    row["messages"][1:1] = [{"role": "user", "content": "Hello"}, {"role": "bot", "content": "Hi, what should I do?"}]
+    (task,), report = _convert(
+        "messages", write_chat(tmp_path / "in", [row]), tmp_path / "out", "--coordinates", "thousandths"
+    )
+    assert (task.instruction, [kind for kind, *_ in _actions(task)]) == ("Open study 1", ["CLICK"])
+    assert report["remarks"]["chat-1"][:2] == [
+        "left out the turn 'Hi, what should I do?', which names no action",
+        "left out the turn 'Done, the study is open.', which names no action",
+    ]
+
+
+def _as_alpaca(row):
+    return {"instruction": "<image>Open study 1", "input": "", "output": row["messages"][-1]["content"]}
+
+
+def _as_alpaca_with_history(row):
+    said = [message["content"] for message in row["messages"][1:]]
+    return {"query": said[-2], "response": said[-1], "history": [said[i : i + 2] for i in range(0, len(said) - 2, 2)]}
+
+
+@pytest.mark.parametrize(("build", "n_steps"), [(_as_alpaca, 1), (_as_alpaca_with_history, 4)])
+def test_columns_of_a_question_and_its_answer_are_a_conversation(tmp_path, build, n_steps):
+    row = build_chat_row(1, CHAT_ANSWERS[-n_steps:])
+    source = write_chat(tmp_path / "in", [row])
+    source.write_text(json.dumps({**build(row), "id": "chat-1", "images": row["images"]}, indent=1))  # many lines
+    (task,), _ = _convert("messages", source, tmp_path / "out", "--coordinates", "thousandths")
+    assert (task.instruction, len(task.steps), _actions(task)[-1][0]) == ("Open study 1", n_steps, "COMPLETE")
+
+
+def test_broken_object_over_many_lines_is_refused_as_one(tmp_path):
+    (tmp_path / "rows.json").write_text('{\n "messages": [],\n "images"\n}')
+    with pytest.raises(UserError, match="expected one object, one a line, or a list of them"):
+        convert.main(["messages", str(tmp_path / "rows.json"), str(tmp_path / "out")])
+
+
+def test_id_that_comes_again_is_told_of_the_column_of_tasks(tmp_path):
+    rows = [build_chat_row(n, (OURS[0],), id="e1") for n in (1, 2)]
+    _, report = _convert("messages", write_chat(tmp_path / "in", rows), tmp_path / "out")
+    (dropped,) = report["dropped"]
+    assert dropped["reason"].startswith("found the id 'e1' again")
+    assert "name the column of its id with --task_column" in dropped["reason"]
+
+
 def test_several_calls_in_one_answer_are_steps_on_one_screenshot(tmp_path):
     answer = build_call(action="left_click", coordinate=[1, 2]) + build_call(action="type", text="liver")
     source = write_chat(tmp_path / "in", [build_chat_row(1, (answer,))])
     (task,), _ = _convert("messages", source, tmp_path / "out", "--coordinates", "thousandths")
     assert [kind for kind, *_ in _actions(task)] == ["CLICK", "TEXT"]
     assert len({s.image_path for s in task.steps}) == 1
+
+
+def test_calls_of_every_code_block_are_steps(tmp_path):
+    blocks = ("pyautogui.click(1, 2)", "It said: no such study", "pyautogui.write('liver')")
+    answer = "\n".join(f"```python\n{block}\n```" for block in blocks)
+    source = write_chat(tmp_path / "in", [build_chat_row(1, (answer,))])
+    (task,), _ = _convert("messages", source, tmp_path / "out", "--coordinates", "thousandths")
+    assert [kind for kind, *_ in _actions(task)] == ["CLICK", "TEXT"]
 
 
 @pytest.mark.parametrize(
@@ -449,6 +699,37 @@ def test_objects_of_ms_swift_stand_in_the_answer_in_the_units_they_say(tmp_path,
     (task,), _ = _convert("messages", source, tmp_path / "out")
     assert _actions(task) == [("CLICK", "Save", {"point": expected[1]})]
     assert task.steps[0].grounding.bbox == expected[0]
+
+
+@pytest.mark.parametrize(
+    ("objects", "coordinates", "expected"),
+    [
+        ({"ref": [], "bbox": [[0.25, 0.125, 0.75, 0.375]], "bbox_type": "norm1"}, "thousandths", (80, 24, 240, 72)),
+        ({"ref": [], "bbox": [[80, 24, 240, 72]], "bbox_type": "real"}, "thousandths", (80, 24, 240, 72)),
+        ({"ref": [], "bbox": [[250, 125, 750, 375]]}, "thousandths", (80, 24, 240, 72)),
+    ],
+)
+def test_units_of_objects_are_those_of_their_bbox_type_before_the_given_ones(tmp_path, objects, coordinates, expected):
+    answers = ("Action: click(start_box='<bbox>')", "Action: click(start_box='(500,250)')")
+    source = write_chat(tmp_path / "in", [build_chat_row(1, answers, objects=objects)])
+    (task,), _ = _convert("messages", source, tmp_path / "out", "--coordinates", coordinates)
+    assert task.steps[0].grounding.bbox == expected
+    assert [arguments for *_, arguments in _actions(task)] == [{"point": [500, 250]}] * 2
+
+
+@pytest.mark.parametrize("objects", [{"ref": [], "bbox": []}, {"ref": None, "bbox": None, "bbox_type": None}, {}])
+def test_objects_without_a_box_say_no_units(tmp_path, objects):
+    source = write_chat(tmp_path / "in", [build_chat_row(1, ("click(start_box='(25,50)')",), objects=objects)])
+    with pytest.raises(UserError, match="nothing says its units"):
+        convert.main(["messages", str(source), str(tmp_path / "out")])
+
+
+def test_pointer_is_not_taken_over_into_other_units(tmp_path):
+    answers = ("click(start_box='<bbox>')", "type(content='liver')")
+    objects = {"ref": [], "bbox": [[80, 24, 240, 72]], "bbox_type": "real"}
+    source = write_chat(tmp_path / "in", [build_chat_row(1, answers, objects=objects)])
+    (task,), _ = _convert("messages", source, tmp_path / "out", "--coordinates", "fraction")
+    assert _actions(task)[1] == ("TEXT", "the focused field", {"text": "liver"})
 
 
 def test_objects_of_ms_swift_count_through_the_conversation(tmp_path):
@@ -508,8 +789,10 @@ def test_boxes_of_a_task_table_are_in_the_units_that_are_given(tmp_path, coordin
         ({"images": None, "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
          "found no picture before the answer"),
         ({"messages": [{"role": "user", "content": "<image>"}] * 4}, "found no assistant's turn"),
-        ({"messages": [{"role": "bot", "content": ""}]}, "found a message of 'bot'"),
+        ({"messages": [{"role": "robot", "content": ""}]}, "found a message of 'robot'"),
+        ({"messages": []}, "found no turn in messages; expected at least a question with a picture"),
         ({"messages": "5"}, "found no list of objects in messages"),
+        ({"objects": {"bbox": [[1, 2]], "bbox_type": ["real"]}}, "found the bbox_type \"['real']\" in objects"),
         ({"objects": {"bbox": 5}}, "found the objects {'bbox': 5}; expected lists in bbox and ref"),
         ({"messages": None}, "found the columns id, messages, images"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "found a part"),
@@ -536,6 +819,91 @@ def test_chat_row_that_cannot_be_used_is_dropped_with_the_reason(tmp_path, chang
     tasks, report = _convert("messages", source, tmp_path / "out", "--coordinates", "thousandths")
     assert [t.task_id for t in tasks] == ["chat-1"]
     assert reason in report["dropped"][0]["reason"]
+
+
+def _write_named(folder, names, files):
+    """Write a row for every name of a screenshot, and the files; return the source, and the folder of the files."""
+    for n, file in enumerate(files):
+        (folder / "shots" / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "shots" / file).write_bytes(encode_screen(n))
+    rows = [build_chat_row(n, (OURS[0],), images=[name]) for n, name in enumerate(names)]
+    rows.append(build_chat_row("ok", (OURS[0],), images=["ok.png"]))
+    (folder / "shots/ok.png").write_bytes(encode_screen(99))
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "rows.jsonl", folder / "shots"
+
+
+NAMED = {  # files that are there, names in the rows, what becomes of each: the file, or None where its task is dropped
+    "one file for two folders": (["1.png"], ["/data/epA/1.png", "/data/epB/1.png"], [None, None]),
+    "one file for a folder and its own": (["epA/1.png"], ["epA/1.png", "/data/epB/epA/1.png"], ["epA/1.png"] * 2),
+    "paths of another machine": (
+        ["epA/1.png", "epB/1.png", "1.png"], ["/data/epA/1.png", "D:\\x\\epB\\1.png", "../epA/1.png"],
+        ["epA/1.png", "epB/1.png", "epA/1.png"],
+    ),
+    "one path in two spellings": (["1.png"], ["/data/epA/1.png", "/data//epA/./1.png", "1.png"], ["1.png"] * 3),
+    "an address": (["1.png"], ["http://x.y/1.png", "s3://b/1.png"], [None, None]),
+    "an address of a file": (["epA/1.png"], ["file:///data/epA/1.png", "file:///data/ep%41/1.png"], ["epA/1.png"] * 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "names", "expected"), NAMED.values(), ids=NAMED)
+def test_screenshot_is_never_that_of_another_name(tmp_path, files, names, expected):
+    source, shots = _write_named(tmp_path, names, files)
+    tasks, report = _convert("messages", source, tmp_path / "out", "--images_dir", shots)
+    shown = {task.task_id: task.steps[0].image_path.read_bytes() for task in tasks}
+    assert [shown.get(f"chat-{n}") for n in range(len(names))] == [
+        file and (shots / file).read_bytes() for file in expected
+    ]
+    assert "chat-ok" in shown
+    if not any(expected) and "http" not in names[0]:
+        reasons = [task["reason"] for task in report["dropped"]]
+        assert (
+            "'1.png' by the end of the name '/data/epA/1.png', and also for '/data/epB/1.png' (task chat-1)"
+            in reasons[0]
+        )
+        assert "also for '/data/epA/1.png' (task chat-0): which of them it shows is not known" in reasons[1]
+
+
+def test_folder_that_is_one_tasks_own_is_not_anothers(tmp_path):
+    (tmp_path / "x").mkdir()
+    source, shots = _write_named(tmp_path / "x", ["shots/1.png", "epB/1.png"], ["1.png"])
+    tasks, report = _convert("messages", source, tmp_path / "out", "--images_dir", shots)
+    assert [task.task_id for task in tasks] == ["chat-0", "chat-ok"]
+    assert (
+        "found '1.png' by the end of the name 'epB/1.png', and also for 'shots/1.png'"
+        in report["dropped"][0]["reason"]
+    )
+
+
+def test_bare_name_is_remarked_on_where_other_screenshots_are_found_with_their_folders(tmp_path):
+    source, shots = _write_named(tmp_path, ["epA/1.png", "epC/2.png"], ["epA/1.png", "2.png"])
+    _, report = _convert("messages", source, tmp_path / "out", "--images_dir", shots)
+    assert report["remarks"] == {"chat-1": ["step 1: found 'epC/2.png' by its bare name alone"]}
+
+
+@pytest.mark.parametrize("kind", ["records", "agentnet", "careflow"])
+def test_other_formats_confuse_no_two_names_of_a_screenshot_either(tmp_path, kind):
+    (tmp_path / "shots").mkdir()
+    for name in ("1.png", "ok.png"):
+        (tmp_path / "shots" / name).write_bytes(encode_screen(len(name)))
+    done = {"action": "COMPLETE", "target": ""}
+    rows = []
+    for n, name in enumerate(["/data/epA/1.png", "/data/epB/1.png", "/data/epB/ok.png"]):
+        if kind == "records":
+            rows.append({"Task_id": f"t{n}", "Image_id": name, "Instruction": "Open", "Output": done, "Grounding": {}})
+        elif kind == "agentnet":
+            rows.append(build_agentnet_task(n, task_id=f"t{n}"))
+            rows[-1]["traj"] = [{"image": name, "value": {"code": "computer.terminate(status='success')"}}]
+        else:
+            data = {"id": n, "instruction": "Open", "trajectory": [{"step": 1, **done, "screenshot": name}]}
+            rows.append({"task_id": f"t{n}", "json_data": json.dumps(data)})
+    source = tmp_path / f"rows.{'csv' if kind == 'careflow' else 'jsonl'}"
+    lines = map(json.dumps, rows)
+    source.write_text(format_csv(rows, rows[0]) if kind == "careflow" else "\n".join(lines))
+    convert.main([kind, str(source), str(tmp_path / "out"), "--images_dir", str(tmp_path / "shots")])
+    report = json.loads((tmp_path / "out/conversion_report.json").read_text())
+    assert [task["task_id"] for task in report["dropped"]] == ["t0", "t1"]
+    assert report["n_tasks"] == 1
 
 
 def test_hub_data_set_that_cannot_be_reached_is_named(tmp_path):
@@ -574,10 +942,11 @@ def test_place_that_a_row_names_as_the_source_does_is_in_the_units_of_the_source
 
 @pytest.mark.parametrize("kind", DEFAULT_MAPS)
 def test_table_that_is_written_reads_back_as_the_default_one(tmp_path, kind):
-    convert.main(["action-map", kind, str(tmp_path / "map.yaml")])
-    assert load_action_map(kind, tmp_path / "map.yaml", DESKTOP_ACTIONS).rows == DEFAULT_MAPS[kind]
+    path = tmp_path / "new/folder/map.yaml"
+    convert.main(["action-map", kind, str(path)])
+    assert load_action_map(kind, path, DESKTOP_ACTIONS).rows == DEFAULT_MAPS[kind]
     with pytest.raises(UserError, match="found something there; expected a new file"):
-        convert.main(["action-map", kind, str(tmp_path / "map.yaml")])
+        convert.main(["action-map", kind, str(path)])
 
 
 def test_page_on_converting_names_every_action_of_the_tables():

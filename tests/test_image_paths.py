@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import unicodedata
 from pathlib import Path
 
@@ -96,6 +97,13 @@ def test_name_does_not_leave_a_root_that_is_here(tmp_path, monkeypatch):
     assert find_file(Path("../IN/1.png")) == tmp_path / "in/1.png"
 
 
+def test_path_of_endless_folders_is_looked_up_in_little_time(tmp_path):
+    _make(tmp_path, "1.png")
+    start = time.process_time()
+    assert find_screenshot("a/" * 200_000 + "1.png", [tmp_path]) == tmp_path / "1.png"
+    assert time.process_time() - start < 5
+
+
 SUGGESTED = {  # files that are there, the name in the data, what is asked
     "percent escapes": (["my shot.png"], "my%20shot.png", "'my shot.png'"),
     "two files in other letter case": (["A1.png", "a1.PNG"], "a1.png", "'A1.png' or 'a1.PNG'"),
@@ -178,7 +186,13 @@ def test_records_find_names_as_a_csv_does(tmp_path, images):
     assert "found no screenshot 'shot1.jpg'" in dropped.reason and "did you mean 'Shot1.PNG'?" in dropped.reason
 
 
-@pytest.mark.parametrize("name", ["{private}", "../private.png", "file://{private}", "{private}/../private.png"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{private}", "../private.png", "file://{private}", "{private}/../private.png", "file:///%2e%2e/private.png",
+        "file://localhost/x/..%2f..%2fprivate.png", "file:///images/%00/../../private.png",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("shape", ["{}", '{{"path": "{}"}}', '{{"image_url": {{"url": "{}"}}}}'])
 def test_careflow_table_brings_no_picture_of_elsewhere(tmp_path, images, name, shape):
     private = tmp_path / "private.png"

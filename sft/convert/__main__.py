@@ -172,6 +172,7 @@ def write_action_map(kind: str, path: Path) -> None:
     if path.exists():
         raise UserError(f"{path}: found something there; expected a new file")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(format_action_map(kind), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error

@@ -10,7 +10,7 @@ written as two numbers (`to: $end` gives `to_x` and `to_y`). A row without `targ
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from sft.errors import UserError
 from sft.recipe.recipe import load_yaml
 
 SKIP = "skip"
+# Actions that take place where the pointer was left, and their target where no place is known either
+_AT_POINTER: Mapping[str, str] = {"TEXT": "the focused field", "SCROLL": "the screen"}
 Row = str | Mapping[str, Any]
 
 # What a desktop can be made to do, in the words of a recipe's `actions:`. A conversion writes those that occur.
@@ -68,7 +70,7 @@ _AGENTNET: Mapping[str, Row] = {
     "dragTo": _DRAG,
     "scroll": _SCROLL,
     "hscroll": _SCROLL,
-    "write": {"action": "TEXT", "text": "$message"},
+    **dict.fromkeys(("write", "typewrite"), {"action": "TEXT", "text": "$message"}),
     "press": _KEYS,
     "hotkey": _KEYS,
     "wait": "WAIT",
@@ -148,11 +150,12 @@ class ActionMap:
         coordinates: Coordinates,
         description: str = "",
         cursor: Point | None = None,
+        remarks: list[str] | None = None,
     ) -> ConvertedStep | None:
         """Return a source's action as a step; None where the table leaves it out.
 
         `description` is what the source says about the step: the target, where it names no element. `cursor` is where
-        the pointer was left.
+        the pointer was left. `remarks` gets what was left out or filled in.
 
         Raises:
             ValueError: the table has no such action, or the source lacks what the row needs.
@@ -162,6 +165,10 @@ class ActionMap:
             raise ValueError(f"found the action {foreign.name[:60]!r}, which the action map does not have; {_WAY_OUT}")
         if row == SKIP:
             return None
+        if foreign.is_idle:
+            if remarks is not None:
+                remarks.append(f"left out {foreign.name} before step {number}, which does nothing")
+            return None
         fields = {"target": "($target|$element)", **({"action": row} if isinstance(row, str) else row)}
         kind = find_action_type(str(fields["action"]), self.actions)
         if kind is None:
@@ -170,7 +177,7 @@ class ActionMap:
                 f"the action map turns {foreign.name!r} into {fields['action']}; expected one of {names}: define it "
                 "under actions: in the recipe, or map it otherwise with --action_map"
             )
-        cursor = cursor if foreign.has_cursor else None
+        cursor = cursor if foreign.has_cursor or kind.name in _AT_POINTER else None
         at = foreign.point or cursor
         known: dict[str, Any] = {**foreign.arguments, "point": at, "end": foreign.end}
         values = {name: _resolve(value, known, foreign.name) for name, value in fields.items() if name != "action"}
@@ -186,6 +193,10 @@ class ActionMap:
         if left_out:
             raise ValueError(next(iter(left_out.values())))
         spot = at or foreign.end
+        if not target and spot is None and (target := _AT_POINTER.get(kind.name, "")):
+            action = replace(action, target=target)
+            if remarks is not None:
+                remarks.append(f"step {number}: the source says no place; the target is {target!r}")
         return ConvertedStep(
             number, action, image, bbox=foreign.box, places=places, spot=spot, coordinates=coordinates
         )

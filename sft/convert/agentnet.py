@@ -3,7 +3,8 @@
 The fields are those of the data set's card (https://huggingface.co/datasets/xlangai/AgentNet, "Data Structure"):
 `task_id`, `instruction`, `traj` with `image`, the screen before the action, and `value` with the PyAutoGUI `code`, the
 sentence `action` about it and `last_step_correct`. Coordinates are parts of the screen, 0 to 1 (AgentNetBench's
-README.md). A step that the card's own judge calls wrong is left out: the right answer is what is taught.
+README.md). A step that the card's own judge calls wrong or redundant is left out, as in OpenCUA's own training (its
+paper, "Reflector"): the right answer is what is taught.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask, Point
 from sft.convert.foreign_actions import ForeignAction, read_calls, simplify_name
 from sft.convert.options import ReadingOptions
-from sft.convert.pictures import find_picture
+from sft.convert.pictures import find_picture, name_picture
 from sft.convert.source_rows import Row, list_folders, read_rows, read_texts
 
 EXPECTED = "AgentNet's JSON Lines, one task per line"
@@ -48,26 +49,29 @@ def _read_task(task_id: str, place: str, row: Row, folders: Sequence[Path], opti
     coordinates = options.coordinates or "fraction"
     cursor: Point | None = None
     number = 0
-    for position, entry in enumerate(trajectory, start=1):
+    for position, entry in enumerate(_order_steps(trajectory, remarks), start=1):
         value = entry.get("value")
-        is_right = not isinstance(value, Mapping) or value.get("last_step_correct") is not False
+        fault = _find_fault(value)
         try:
             code, description = _read_value(value)
             for action in read_calls(code):
                 number += 1
                 action = _judge_end(action, row)
-                if is_right:
+                if not fault:
                     image = find_picture(entry.get("image"), folders)
-                    step = options.action_map.map_step(action, number, image, coordinates, description, cursor)
-                    steps += [] if step is None else [step]
+                    step = options.action_map.map_step(
+                        action, number, image, coordinates, description, cursor, remarks=remarks
+                    )
+                    name = name_picture(entry.get("image"))
+                    steps += [] if step is None else [replace(step, image_name=name)]
                     number -= step is None  # what the table leaves out is no gap
                 cursor = action.end or action.point or cursor
         except ValueError as error:
-            if is_right:
+            if not fault:
                 raise ValueError(f"step {position}: {error}") from error
             number += 1  # what cannot be read was a step too
-        if not is_right:
-            remarks.append(f"step {position} left out: last_step_correct is false")
+        if fault:
+            remarks.append(f"step {position} left out: {fault}")
     if not steps:
         raise ValueError("found no step that is left; expected at least one")
     if row.get("task_completed") is False:
@@ -75,6 +79,24 @@ def _read_task(task_id: str, place: str, row: Row, folders: Sequence[Path], opti
     goal = read_texts(row, "instruction", "natural_language_task", "actual_task")
     program = read_texts(row, "application") or options.application
     return ConvertedTask(task_id, place, goal, program, tuple(steps), remarks=tuple(remarks))
+
+
+def _order_steps(trajectory: Sequence[Mapping[str, Any]], remarks: list[str]) -> Sequence[Mapping[str, Any]]:
+    """Return the steps in the order of their `index`; as they are listed, where not each has one of its own."""
+    indices = [index for step in trajectory if isinstance(index := step.get("index"), int)]
+    if len(set(indices)) < len(trajectory) or indices == sorted(indices):
+        return trajectory
+    remarks.append("the steps were not in the order of their index, which counts")
+    return [step for _, step in sorted(zip(indices, trajectory), key=lambda entry: entry[0])]
+
+
+def _find_fault(value: Any) -> str:
+    """Return what the data set's own judge has against a step; "" where nothing."""
+    if isinstance(value, Mapping) and value.get("last_step_correct") is False:
+        return "last_step_correct is false"
+    if isinstance(value, Mapping) and value.get("last_step_redundant") is True:
+        return "last_step_redundant is true"
+    return ""
 
 
 def _read_value(value: Any) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sft.actions import DEFAULT_ACTIONS, ActionType
 from sft.convert.converted import ConvertedStep, ConvertedTask, Coordinates, DroppedTask, pick_action, pick_box
-from sft.convert.pictures import read_picture
+from sft.convert.pictures import name_picture, read_picture
 from sft.data.arrow_rows import iterate_rows, open_table
 from sft.data.cells import read_text
 from sft.data.image_paths import find_screenshot, suggest_names
@@ -22,6 +22,7 @@ from sft.file_kinds import JSON, is_arrow_file
 ID_COLUMNS = ("task_id", "task_number", "serial_number")
 GOAL_COLUMNS = ("instruction", "task")
 NAME_COLUMNS = ("image_sequence", "image_paths")
+_Named = tuple[bytes | Path | None, str]  # an image, and what the table calls its file
 
 
 def read_careflow(
@@ -70,14 +71,14 @@ def _read_task(
     numbered, remarks = _number_steps(trajectory)
     images = _match_images(row, [step for _, step in numbered], images_dir)
     steps = []
-    for (number, fields), image in zip(numbered, images):
+    for (number, fields), (image, name) in zip(numbered, images):
         try:
             action = pick_action(fields, actions)
         except ValueError as error:
             raise ValueError(f"step {number}: {error}") from error
         bbox = pick_box(fields.get("bbox"), number, remarks)
         note = as_cell(fields.get("note"))
-        steps.append(ConvertedStep(number, action, image, note, bbox, coordinates=coordinates))
+        steps.append(ConvertedStep(number, action, image, note, bbox, coordinates=coordinates, image_name=name))
     program = as_cell(row.get("application") or row.get("software")) or application
     return ConvertedTask(task_id, place, goal, program, tuple(steps), remarks=tuple(remarks))
 
@@ -103,26 +104,27 @@ def _read_number(value: Any) -> int | None:
 
 def _match_images(
     row: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], images_dir: Path | None
-) -> list[bytes | Path]:
+) -> list[tuple[bytes | Path, str]]:
+    """Return each step's screenshot, and what the table calls its file."""
     names = next((_read_names(row[c]) for c in NAME_COLUMNS if row.get(c)), [])
     listed = row.get("images") or []
     listed = _read_names(listed) if isinstance(listed, str) else listed
     folders = [images_dir] if images_dir else []
-    images = [read_picture(v, folders) for v in (listed if isinstance(listed, list) else [listed])]
+    images = [(read_picture(v, folders), name_picture(v)) for v in (listed if isinstance(listed, list) else [listed])]
     if not images and images_dir is not None:
-        images = [find_screenshot(name, [images_dir]) for name in names]
+        images = [(find_screenshot(name, [images_dir]), name) for name in names]
     wanted = [as_cell(step.get("screenshot")) for step in steps]
-    by_name: dict[str, bytes | Path | None] = {}
+    by_name: dict[str, _Named] = {}
     if len(names) == len(images):
         by_name = _index_by_name(names, images)
-    found = [by_name.get(name, by_name.get(_base(name))) for name in wanted]
+    found = [by_name.get(name, by_name.get(_base(name), (None, ""))) for name in wanted]
     if images_dir is not None:
-        found = [f if f is not None else find_screenshot(n, [images_dir]) for f, n in zip(found, wanted)]
-    if all(image is not None for image in found):
+        found = [f if f[0] is not None else (find_screenshot(n, [images_dir]), n) for f, n in zip(found, wanted)]
+    if all(image is not None for image, _ in found):
         return [_existing(image, name) for image, name in zip(found, wanted)]
     if len(images) == len(steps):
         return [_existing(image, f"image {i}") for i, image in enumerate(images, start=1)]
-    lost = next(name for name, image in zip(wanted, found) if image is None)
+    lost = next(name for name, (image, _) in zip(wanted, found) if image is None)
     hint = suggest_names(lost, images_dir) if images_dir is not None else ""
     raise ValueError(
         f"found {len(images)} images for {len(steps)} steps, and none named {lost!r}; expected one image per step, or "
@@ -130,9 +132,9 @@ def _match_images(
     )
 
 
-def _index_by_name(names: Sequence[str], images: Sequence[bytes | Path | None]) -> dict[str, bytes | Path | None]:
+def _index_by_name(names: Sequence[str], images: Sequence[_Named]) -> dict[str, _Named]:
     """Return images by name, and by bare name; a name that two different images bear tells neither."""
-    by_name: dict[str, bytes | Path | None] = {}
+    by_name: dict[str, _Named] = {}
     doubled = set()
     for name, image in zip(names, images):
         for key in {name, _base(name)}:
@@ -141,12 +143,13 @@ def _index_by_name(names: Sequence[str], images: Sequence[bytes | Path | None]) 
     return {name: image for name, image in by_name.items() if name not in doubled}
 
 
-def _existing(image: bytes | Path | None, name: str) -> bytes | Path:
+def _existing(named: _Named, name: str) -> tuple[bytes | Path, str]:
+    image, called = named
     if image is None:
         raise ValueError(
             f"found no screenshot {name!r}; expected it in the table, or in the folder given by --images_dir"
         )
-    return image
+    return image, called
 
 
 def _read_names(value: Any) -> list[str]:

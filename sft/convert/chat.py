@@ -1,8 +1,9 @@
 """Which messages has a row of chat data, and which pictures belong to each?
 
 The forms are those that the tools document: role/content messages with `images` (TRL, "Dataset formats", and ms-swift,
-"Custom dataset"), ShareGPT's from/value `conversations` (LLaMA-Factory, `data/README.md`), ms-swift's human/assistant
-pairs and its `objects`, and TRL's `prompt` and `completion`.
+"Custom dataset"), ShareGPT's from/value `conversations` and Alpaca's `instruction` and `output` (LLaMA-Factory,
+`data/README.md`), ms-swift's human/assistant pairs, `query` and `response`, and `objects`, and TRL's `prompt` and
+`completion`.
 """
 
 import re
@@ -11,44 +12,64 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft.convert.converted import Coordinates
+from sft.convert.foreign_actions import MAX_ANSWER_CHARS, WORDS
 from sft.convert.source_rows import Row, as_value
 from sft.json_text import dump_json
 
 _ROLES: Mapping[str, str] = {
     **dict.fromkeys(("user", "human", "tool", "observation", "tool_response"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "model", "function_call", "tool_call"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
 _PLACEHOLDER = re.compile(r"<image>")
 _OBJECT = re.compile(r"<bbox>|<ref-object>")
+_TOOL_CALL = re.compile(r"<tool_call>.*?</tool_call>", re.S)
+_WRITTEN = re.compile(r"[{}\[\]`]|<\w|\w\s*\(|\b(?:Action|Code)s?\s*:", re.I)
+_UNITS: Mapping[Any, Coordinates] = {"real": "pixels", "norm1": "fraction"}
+# Keys by which a turn says that it is context, and is not learned: ms-swift's, Axolotl's, OpenAI's
+_LEARNED = ("loss", "train", "weight")
+# A question and its answer in columns of their own, with earlier pairs in `history`: Alpaca's form, and ms-swift's
+_PAIRS = (("instruction", "output"), ("query", "response"))
 
 
 @dataclass
 class Message:
-    """One turn: its role (system, user or assistant), and the pictures that a user's turn shows."""
+    """One turn: its role (system, user or assistant), and the pictures that a user's turn shows.
+
+    `coordinates` are the units of the places in it, None where nobody said them; `is_learned` is false where the
+    source has an answer for context alone.
+    """
 
     role: str
     text: str
     images: list[Any] = field(default_factory=list)
+    coordinates: Coordinates | None = None
+    is_learned: bool = True
 
 
-def read_conversation(row: Row, coordinates: Coordinates | None) -> tuple[list[Message], Coordinates | None]:
-    """Return a row's messages, and the units of the places in them: the given ones, else what the row says.
+def read_conversation(row: Row, coordinates: Coordinates | None) -> list[Message]:
+    """Return a row's messages; their places are in the given units, those of a turn with boxes in what the row says.
 
     Raises:
         ValueError: the row has no messages, or not as many pictures or objects as its texts have places for them.
     """
     messages = _find_messages(row)
+    for message in messages:
+        message.coordinates = coordinates
     if isinstance(objects := as_value(row.get("objects")), Mapping):
         _write_objects(messages, objects)
-        coordinates = _find_units(objects, coordinates)
     _give_images(messages, row)
-    return messages, coordinates
+    return messages
 
 
 def strip_placeholders(text: str) -> str:
     """Return a text without its marks for pictures."""
     return _PLACEHOLDER.sub("", text).strip()
+
+
+def has_words_alone(text: str) -> bool:
+    """Say whether a turn is plain words: no call, object, code, heading of an action or word that is one."""
+    return text.strip() not in ("", *WORDS) and _WRITTEN.search(text) is None
 
 
 def _find_messages(row: Row) -> list[Message]:
@@ -65,6 +86,16 @@ def _find_messages(row: Row) -> list[Message]:
                 else [Message("assistant", dump_json(completion) if isinstance(completion, dict) else str(completion))]
             ),
         ]
+    for asked, said in _PAIRS:
+        if isinstance(row.get(asked), str) and isinstance(row.get(said), str):
+            history = as_value(row.get("history")) or []
+            if not isinstance(history, list) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in history):
+                raise ValueError("found no list of pairs in history; expected [[question, answer], ...]")
+            question = "\n".join(text for text in (row[asked], row.get("input")) if isinstance(text, str) and text)
+            pairs = [*history, (question, row[said])]
+            return [Message(role, str(text)) for pair in pairs for role, text in zip(("user", "assistant"), pair)]
+    if empty := next((name for name in ("messages", "conversations", "conversation") if row.get(name) == []), None):
+        raise ValueError(f"found no turn in {empty}; expected at least a question with a picture, and its answer")
     columns = ", ".join(map(str, row))[:200]
     raise ValueError(f"found the columns {columns}; expected messages, conversations, or prompt and completion")
 
@@ -79,13 +110,21 @@ def _read_messages(listed: Any, name: str) -> list[Message]:
         else:
             role = entry.get("role", entry.get("from"))
             content = entry.get("content", entry.get("value"))
-            if not content and isinstance(entry.get("tool_calls"), list):
-                content = "".join(f"<tool_call>{dump_json(call)}</tool_call>" for call in entry["tool_calls"])
             pairs = [(str(role), content)]
         for role, content in pairs:
             if role.strip().lower() not in _ROLES:
                 raise ValueError(f"found a message of {role[:40]!r}; expected one of {', '.join(_ROLES)}")
-            messages.append(_read_content(_ROLES[role.strip().lower()], content))
+            message = _read_content(_ROLES[role.strip().lower()], content)
+            message.is_learned = not any(entry.get(key) in (False, 0) for key in _LEARNED)
+            calls = as_value(entry.get("tool_calls"))
+            if isinstance(calls, list) and calls:  # they are what is done, whatever is said beside them
+                written = (dump_json(call).replace("</", "<\\/") for call in calls)
+                is_short = len(message.text) <= MAX_ANSWER_CHARS  # a longer one is refused later
+                said = _TOOL_CALL.sub("", message.text).strip() if is_short else message.text
+                message.text = "\n".join(
+                    [*([said] if said else []), *(f"<tool_call>{c}</tool_call>" for c in written)]
+                )
+            messages.append(message)
     return messages
 
 
@@ -125,7 +164,14 @@ def _give_images(messages: Sequence[Message], row: Row) -> None:
         spread = [next(own, None) for _ in _PLACEHOLDER.findall(message.text)] if message.role == "user" else []
         message.images = spread
         n_open += sum(image is None for image in spread)
-    if n_open == 0 and len(listed) == 1 and not any(m.images for m in shown) and shown:
+    if n_open == 0 and listed and shown and not any(m.images for m in shown):
+        n_answers = sum(m.role == "assistant" for m in messages)
+        if len(listed) > 1 and n_answers > 1:
+            raise ValueError(
+                f"found {len(listed)} pictures without placeholders (<image>) and {n_answers} answers; expected "
+                "<image> in each turn that shows one: trainers put all of them before the first turn, where every "
+                "answer sees the last"
+            )
         shown[0].images = listed  # as TRL and ms-swift do it: before the first user's turn
         return
     if n_open != len(listed):
@@ -147,6 +193,9 @@ def _write_objects(messages: Sequence[Message], objects: Mapping[str, Any]) -> N
     if not all(isinstance(values, (list, tuple)) for values in lists.values()):
         raise ValueError(f"found the objects {str(dict(objects))[:60]}; expected lists in bbox and ref")
     waiting = {mark: iter(values) for mark, values in lists.items()}
+    said = objects.get("bbox_type")
+    if said is not None and (not isinstance(said, str) or said not in _UNITS):
+        raise ValueError(f"found the bbox_type {str(said)[:40]!r} in objects; expected {' or '.join(_UNITS)}")
 
     def write(match: re.Match[str]) -> str:
         value = next(waiting[match[0]], None)
@@ -155,9 +204,6 @@ def _write_objects(messages: Sequence[Message], objects: Mapping[str, Any]) -> N
         return str(tuple(value)) if isinstance(value, (list, tuple)) else str(value)
 
     for message in messages:
+        if "<bbox>" in message.text:  # without a bbox_type, ms-swift's boxes are pixels
+            message.coordinates = _UNITS.get(said) or message.coordinates or "pixels"
         message.text = _OBJECT.sub(write, message.text)
-
-
-def _find_units(objects: Mapping[str, Any], coordinates: Coordinates | None) -> Coordinates:
-    """Return the units of ms-swift's boxes, which its `bbox_type` says: pixels, or parts of the screen."""
-    return coordinates or ("fraction" if objects.get("bbox_type") == "norm1" else "pixels")

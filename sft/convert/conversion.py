@@ -9,6 +9,7 @@ from typing import Any
 from sft.actions import ActionType, format_action
 from sft.convert.action_map import format_actions
 from sft.convert.converted import ConvertedTask, DroppedTask, rebuild_memories
+from sft.convert.pictures import FileNames
 from sft.convert.places import place_step
 from sft.data.cells import read_text
 from sft.data.load import read_table, read_task_set
@@ -91,6 +92,7 @@ def _write(
     conversion = Conversion()
     rows_of: dict[str, list[dict[str, str]]] = {}
     images = _ImageFolder(folder / "images")
+    names = FileNames()
     for task in tasks:
         if isinstance(task, DroppedTask):
             conversion.dropped.append(task)
@@ -105,8 +107,15 @@ def _write(
         except ValueError as error:
             conversion.dropped.append(DroppedTask(task_id, task.source, len(task.steps), str(error)))
             continue
+        names.add(task_id, task)
         if task.remarks:
             conversion.remarks[task_id] = list(task.remarks)
+    for task in names.find_doubtful():
+        conversion.dropped.append(replace(task, n_steps=len(rows_of.pop(task.task_id))))
+        conversion.remarks.pop(task.task_id, None)
+    for task_id, remark in names.find_bare():
+        if task_id in rows_of:
+            conversion.remarks.setdefault(task_id, []).append(remark)
     _drop_what_training_refuses(rows_of, folder, conversion, actions)
     if not rows_of:
         reasons = "; ".join(f"{t.task_id}: {t.reason}" for t in conversion.dropped[:5])

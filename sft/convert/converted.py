@@ -27,9 +27,10 @@ class ConvertedStep:
 
     `memory` is the memory *after* the step where the source proves one; None has it rebuilt from the actions. `note`
     is what an annotator wrote about the step; `screen` is what its box is measured on, None the screenshot itself.
-    `elements` and `also_right` are cells of `Detected_Elements` and `Also_Right`. `places` are arguments of the action
-    that are points, by name; they and `bbox` are in the units that `coordinates` says. `spot` is where the action
-    takes place, which stands in for a target that the source does not name.
+    `image_name` is what the source calls the screenshot's file; "" where it is no file. `elements` and `also_right`
+    are cells of `Detected_Elements` and `Also_Right`. `places` are arguments of the action that are points, by name;
+    they and `bbox` are in the units that `coordinates` says. `spot` is where the action takes place, which stands in
+    for a target that the source does not name.
     """
 
     number: int
@@ -44,6 +45,7 @@ class ConvertedStep:
     places: Mapping[str, Point] = field(default_factory=dict)
     spot: Point | None = None
     coordinates: Coordinates = "pixels"
+    image_name: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,11 @@ MAX_PRESSES = 100
 
 # Arguments that are given without names, by PyAutoGUI's signatures
 _SIGNATURES: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("click", "doubleclick", "tripleclick", "rightclick", "middleclick"), ("x", "y", "clicks")),
-    **dict.fromkeys(("moveto", "dragto"), ("x", "y", "duration")),
+    "click": ("x", "y", "clicks", "interval", "button"),
+    **dict.fromkeys(("doubleclick", "tripleclick"), ("x", "y", "interval", "button")),
+    **dict.fromkeys(("leftclick", "rightclick", "middleclick"), ("x", "y", "interval")),
+    "moveto": ("x", "y", "duration"),
+    "dragto": ("x", "y", "duration", "tween", "button"),
     **dict.fromkeys(("scroll", "vscroll", "hscroll"), ("clicks", "x", "y")),
     **dict.fromkeys(("write", "typewrite"), ("message", "interval")),
     "press": ("keys", "presses"),
@@ -35,6 +38,14 @@ _PLACES = ("coordinate", "point", "position", "mouse_position", "start_box", "st
 _ENDS = ("coordinate2", "end_box", "end_coordinate", "end_point")
 _ENDS_AT_PLACE = ("dragto", "leftclickdrag")  # what they name is where they end; they begin where the pointer is
 _CLICKS = {1: "click", 2: "doubleClick", 3: "tripleClick"}
+_BUTTONS: Mapping[str, str] = {
+    **dict.fromkeys(("1", "left", "primary"), "left"),
+    **dict.fromkeys(("2", "middle"), "middle"),
+    **dict.fromkeys(("3", "right", "secondary"), "right"),
+}
+_TYPES = ("type", "write", "typewrite", "inputtext", "text")
+# Actions that are one word, as OSWorld's agents write them; the others are calls
+WORDS: Mapping[str, str] = {"WAIT": "wait", "DONE": "terminate", "FAIL": "terminate_failure"}
 _TOOL_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.S)
 _FENCE = re.compile(r"```(?:\w*\n)?(.*?)```", re.S)
 _SAID = re.compile(r"^[#\s]*Action\s*:\s*(.*)", re.M | re.S | re.I)
@@ -48,7 +59,8 @@ _NO_PLACE = re.compile(r"[^\s\d.,;()\[\]-]")  # words or units: their digits are
 class ForeignAction:
     """One action as its source names it; places are in the source's units.
 
-    `has_cursor` says that it takes place where the pointer was left, unless it says where.
+    `has_cursor` says that it takes place where the pointer was left, unless it says where. `is_idle` says that it does
+    nothing: a scroll by 0, an empty text.
     """
 
     name: str
@@ -57,6 +69,7 @@ class ForeignAction:
     end: Point | None = None
     box: Box | None = None
     has_cursor: bool = False
+    is_idle: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,12 +131,12 @@ def read_screenagent_action(fields: Mapping[str, Any]) -> ForeignAction:
     kind = str(fields.get("action_type"))
     if kind == "MouseAction":
         name, button = fields.get("mouse_action_type"), fields.get("mouse_button")
-        if name == "click" and button in ("right", "middle"):
-            name = f"{button}_click"
+        if name in ("click", "double_click", "drag") and button in ("right", "middle"):
+            name = f"{button}_{name}"
         point = read_place(fields.get("mouse_position"))[0]
         box = _read_area(fields.get("clickable_area"))
         if isinstance(name, str):
-            is_drag = name == "drag"
+            is_drag = name.endswith("drag")
             return ForeignAction(name, fields, None if is_drag else point, point if is_drag else None, box, True)
     if kind == "KeyboardAction":
         name = fields.get("keyboard_action_type") or ("text" if fields.get("keyboard_text") is not None else "press")
@@ -152,15 +165,19 @@ def read_calls(code: str) -> Iterator[ForeignAction]:
     if not statements:
         raise ValueError(f"found no action; expected JSON or calls: {_EXAMPLE}")
     lines = code.strip().splitlines()
+    actions: list[ForeignAction] = []
     for statement in statements:
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
             continue
         call = statement.value if isinstance(statement, ast.Expr) else None
         action = _read_call(call) if isinstance(call, ast.Call) else None
+        if isinstance(call, ast.Name) and call.id in WORDS:
+            action = ForeignAction(WORDS[call.id])
         if action is None:
             shown = lines[statement.lineno - 1][:60]
             raise ValueError(f"found {shown!r}; expected a call with literal arguments: {_EXAMPLE}")
-        yield action
+        actions.append(action)
+    yield from _join_held_keys(actions)
 
 
 _EXAMPLE = "pyautogui.click(x=0.5, y=0.5)"
@@ -174,8 +191,12 @@ def build_action(name: str, arguments: Mapping[str, Any], has_cursor: bool = Fal
     """
     simple = simplify_name(name)
     known = _join_keys(arguments, " " if simple == "press" else "+")
+    if simple == "hotkey":
+        known |= {k: _join_keystroke(known[k]) for k in ("keys", "key") if isinstance(known.get(k), str)}
     name = _find_meant_name(name, simple, known)
     amount = next((known[k] for k in ("clicks", "pixels", "amount") if _is_number(known.get(k))), None)
+    is_idle = "scroll" in simple and amount == 0 and not known.get("direction")
+    is_idle |= simple in _TYPES and any(known.get(k) == "" for k in ("text", "content", "value", "message", "1"))
     if "scroll" in simple and amount and "direction" not in known:
         sideways = simple == "hscroll"
         known["direction"] = ("left", "right")[amount > 0] if sideways else ("down", "up")[amount > 0]
@@ -190,7 +211,7 @@ def build_action(name: str, arguments: Mapping[str, Any], has_cursor: bool = Fal
         start = read_place(known.get("start_coordinate"))[0]
         at = read_place(known.get("coordinate"))[0] if start else point
         point, end, box = start, at, None
-    return ForeignAction(name, known, point, end, box, has_cursor)
+    return ForeignAction(name, known, point, end, box, has_cursor, is_idle)
 
 
 def simplify_name(name: str) -> str:
@@ -256,11 +277,21 @@ def _read_list(text: str) -> list[Mapping[str, Any]] | None:
 
 
 def _find_code(text: str) -> str:
-    """Return the part of an answer that is its calls: the fenced block, else what follows the last `Action:`."""
+    """Return the part of an answer that is its calls: the fenced blocks, else what follows the last `Action:`.
+
+    Of several blocks, those before the last may be no calls: an agent quotes in its thoughts.
+    """
     if fenced := _FENCE.findall(text):
-        return fenced[-1]
+        return "\n".join([*(block.strip() for block in fenced[:-1] if _is_code(block)), fenced[-1].strip()])
     heads = list(re.finditer(r"(?:Action|Code)\s*:", text, re.I))
     return text[heads[-1].end() :] if heads else text
+
+
+def _is_code(block: str) -> bool:
+    try:
+        return any(True for _ in read_calls(block))
+    except ValueError:
+        return False
 
 
 def _read_call(call: ast.Call) -> ForeignAction | None:
@@ -299,14 +330,52 @@ def _name_arguments(simple: str, values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _find_meant_name(name: str, simple: str, known: Mapping[str, Any]) -> str:
-    """Return the name of what is done where an argument says it: a button, a number of clicks, a task that failed."""
-    if simple == "click" and known.get("button") in ("right", "middle"):
-        return f"{known['button']}Click"
-    if simple == "click" and _is_number(known.get("clicks")):
-        return _CLICKS.get(known["clicks"], name)
+    """Return the name of what is done where an argument says it: a button, a number of clicks, a task that failed.
+
+    What has no name of its own gets one that no table has until a user adds it: `right_doubleClick`, `click_4_times`.
+    """
     if simple == "terminate" and str(known.get("status", "success")).lower() not in ("success", "succeeded"):
         return "terminate_failure"
-    return name
+    if "click" not in simple and simple not in (*_ENDS_AT_PLACE, "drag", "tap"):
+        return name
+    given = next((known[k] for k in ("button", "mouse_button", "button_type") if known.get(k) not in (None, "")), None)
+    said = "" if given is None else str(given).strip().lower()
+    button = _BUTTONS.get(said, said)
+    n_clicks = next((known[k] for k in ("clicks", "num_clicks") if _is_number(known.get(k))), None)
+    if simple in ("click", "leftclick", "tap") and n_clicks is not None:
+        name = _CLICKS.get(n_clicks, f"{name}_{n_clicks}_times")
+    if button in ("", "left") or simplify_name(name).startswith(button):
+        return name
+    return f"{button}Click" if simplify_name(name) == "click" else f"{button}_{name}"
+
+
+def _join_keystroke(keys: str) -> str:
+    """Return keys that are pressed together, which UI-TARS separates by blanks, as one keystroke: `ctrl+c`."""
+    parts = keys.split()
+    return "+".join(part for i, part in enumerate(parts) if part != "+" or i in (0, len(parts) - 1))
+
+
+def _join_held_keys(actions: Sequence[ForeignAction]) -> Sequence[ForeignAction]:
+    """Return `keyDown('ctrl')`, `press('c')`, `keyUp('ctrl')` as the one keystroke that they are, and others as given.
+
+    Keys that are held while anything else is done have no action here.
+    """
+    names = [simplify_name(action.name) for action in actions]
+    keys = [action.arguments.get("keys", action.arguments.get("key", action.arguments.get("1"))) for action in actions]
+    n_down = next((i for i, name in enumerate(names) if name != "keydown"), len(names))
+    n_up = next((i for i, name in enumerate(reversed(names)) if name != "keyup"), len(names))
+    held, pressed, released = keys[:n_down], keys[n_down : len(keys) - n_up], keys[len(keys) - n_up :]
+    is_keystroke = (
+        0 < n_down == n_up
+        and set(names[n_down : len(names) - n_up]) <= {"press"}
+        and len(pressed) <= 1
+        and all(isinstance(key, str) for key in keys)
+        and sorted(map(str, held)) == sorted(map(str, released))
+        and not any(" " in str(key).strip() for key in pressed)
+    )
+    if not is_keystroke:
+        return actions
+    return [ForeignAction("hotkey", {"keys": "+".join(map(str, [*held, *pressed]))}, has_cursor=True)]
 
 
 def _join_keys(arguments: Mapping[str, Any], mark: str) -> dict[str, Any]:

@@ -79,11 +79,11 @@ def _read_file(
         action, origin = _read_gold(number, record, actions)
         n_predicted += origin == "prediction"
         n_fallback += origin == "label after failures"
-        image = _find_image(number, record, folder, images_dir)
+        image, name = _find_image(number, record, folder, images_dir)
         original = _read_original(record)
         note, bbox = original.get("note"), pick_box(original.get("bbox"), number, remarks)
         note = note if isinstance(note, str) else ""
-        steps.append(ConvertedStep(number, action, image, note, bbox, coordinates=coordinates))
+        steps.append(ConvertedStep(number, action, image, note, bbox, coordinates=coordinates, image_name=name))
     if n_predicted:
         remarks.append(f"{n_predicted} steps have no label; their gold is a prediction that a critic accepted")
     if n_fallback:
@@ -168,23 +168,25 @@ def _is_fallback(record: Mapping[str, Any], guess: Any) -> bool:
     return is_said or (isinstance(guess, Mapping) and guess.get("target") == _PLACEHOLDER_TARGET)
 
 
-def _find_image(number: int, record: Mapping[str, Any], folder: Path, images_dir: Path | None) -> bytes | Path:
-    """Find a step's screenshot: embedded, or by its bare name in the usual folders. Recorded folders are stale."""
+def _find_image(
+    number: int, record: Mapping[str, Any], folder: Path, images_dir: Path | None
+) -> tuple[bytes | Path, str]:
+    """Find a step's screenshot, and its recorded name: embedded, or by its bare name. Recorded folders are stale."""
     info = record.get("image_info")
     info = info if isinstance(info, Mapping) else {}
     uri = info.get("image_data_uri")
     if isinstance(uri, str) and is_inline(uri):
         try:
-            return decode_picture(uri)
+            return decode_picture(uri), ""
         except ValueError as error:
             raise ValueError(f"step {number}: image_data_uri: {error}") from error
     names = [info.get(key) for key in ("image_path", "image_path_absolute")]
-    bare = [PurePosixPath(name.replace("\\", "/")).name for name in names if isinstance(name, str) and name]
+    bare = {PurePosixPath(name.replace("\\", "/")).name: name for name in names if isinstance(name, str) and name}
     places = [images_dir] if images_dir else [folder, folder / "images", folder.parent / "images", folder.parent]
-    for name in bare:
+    for name, recorded in bare.items():
         if found := find_screenshot(name, places):
-            return found
-    wanted = bare[0] if bare else ""
+            return found, recorded
+    wanted = next(iter(bare), "")
     hint = next((hint for place in places if (hint := suggest_names(wanted, place))), "")
     raise ValueError(f"step {number}: found no screenshot {wanted!r}; give its folder with --images_dir{hint}")
 

@@ -106,11 +106,13 @@ def _read_task(
     remarks = [remark] if remark else []
     steps = []
     for position, ((number, cells), gold, memory) in enumerate(zip(lines, golds, memories), start=1):
-        image = find_screenshot(cells.get("Image_id", "").strip(), [images_dir])
+        name = cells.get("Image_id", "").strip()
+        image = find_screenshot(name, [images_dir])
         if image is None:
-            name = cells.get("Image_id", "")[:80]
-            hint = suggest_names(name, images_dir)
-            raise ValueError(f"line {number}: found no screenshot {name!r} in {images_dir}; give --images_dir{hint}")
+            hint = suggest_names(name[:80], images_dir)
+            raise ValueError(
+                f"line {number}: found no screenshot {name[:80]!r} in {images_dir}; give --images_dir{hint}"
+            )
         grounding = _read_evidence(cells.get("Grounding", ""), number, remarks)
         slide = int(cells.get("Slide_number", "").strip().partition(".")[0] or position)
         steps.append(
@@ -125,6 +127,7 @@ def _read_task(
                 cells.get("Detected_Elements", ""),
                 cells.get("Also_Right", ""),
                 coordinates=coordinates,
+                image_name=name,
             )
         )
     first = lines[0][1]

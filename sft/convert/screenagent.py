@@ -16,7 +16,7 @@ from sft.convert.action_map import ActionMap
 from sft.convert.converted import ConvertedStep, ConvertedTask, DroppedTask, Point
 from sft.convert.foreign_actions import read_screenagent_action
 from sft.convert.options import ReadingOptions
-from sft.convert.pictures import find_picture
+from sft.convert.pictures import find_picture, name_picture
 from sft.convert.source_rows import read_texts
 from sft.data.cells import Size, read_screen
 from sft.data.literals import read_literal
@@ -79,9 +79,11 @@ def _read_session(
     steps: list[ConvertedStep] = []
     cursor: Point | None = None
     plan: list[str] = []
+    remarks: list[str] = []
     n_done = 0
-    for position, (name, record) in enumerate(records):
+    for position, (file_name, record) in enumerate(records):
         try:
+            name = name_picture(record.get("saved_image_name"))
             screen = _read_screen(record)
             part = read_texts(record, "current_task") or (plan[n_done] if n_done < len(plan) else "")
             planned = [str(a.get("element") or "") for a in record["actions"] if _is_plan(a)]
@@ -93,19 +95,18 @@ def _read_session(
                     if position == len(records) - 1 and 0 < len(plan) <= n_done:
                         action = replace(action, name="task_success")
                 image = find_picture(record.get("saved_image_name"), folders)
-                step = action_map.map_step(action, len(steps) + 1, image, coordinates, part, cursor)
-                steps += [] if step is None else [replace(step, screen=screen)]
+                step = action_map.map_step(action, len(steps) + 1, image, coordinates, part, cursor, remarks=remarks)
+                steps += [] if step is None else [replace(step, screen=screen, image_name=name)]
                 cursor = action.end or action.point or cursor
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{file_name}: {error}") from error
     if not steps:
         raise ValueError("found no mouse or keyboard action; expected at least one")
     goals = {goal for _, record in records if (goal := read_texts(record, "task_prompt", "task_prompt_en"))}
     if len(goals) != 1:
         raise ValueError(f"found {len(goals)} different task_prompt; expected one for the whole session")
-    remarks = (
-        [] if steps[-1].action.kind == _find_end(action_map) else ["the session does not end with its last success"]
-    )
+    if steps[-1].action.kind != _find_end(action_map):
+        remarks.append("the session does not end with its last success")
     return ConvertedTask(task_id, place, goals.pop(), options.application, tuple(steps), remarks=tuple(remarks))
 
 

@@ -65,12 +65,25 @@ def _read_json(path: Path) -> Iterator[tuple[int, Row | ValueError]]:
         if head.startswith(b"["):
             yield from read_list(decode_text(file.read(), path), path)
             return
+        if file.readline(MAX_LINE_BYTES).removeprefix(b"\xef\xbb\xbf").strip() == b"{":  # one object over many lines
+            yield 1, _read_whole(path)
+            return
+        file.seek(0)
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
             if len(line) == MAX_LINE_BYTES:
                 raise UserError(f"{path}: line {number}: found more than {MAX_LINE_BYTES} bytes; expected one row")
             text = decode_text(line, path)
             if text.strip():
                 yield number, _read_line(text)
+
+
+def _read_whole(path: Path) -> Row:
+    if path.stat().st_size > MAX_LINE_BYTES:
+        raise UserError(f"{path}: found an object of more than {MAX_LINE_BYTES} bytes; expected one row")
+    try:
+        return read_line(decode_text(path.read_bytes(), path))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; expected one object, one a line, or a list of them") from error
 
 
 def _read_line(text: str) -> Row | ValueError:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 MAX_NAME_CHARS = 500
+MAX_PARTS = 16  # of a path, from its end, that tell one picture from another
 MIN_LIKENESS = 80  # percent, of a name that is worth asking "did you mean"
 
 
@@ -50,13 +51,36 @@ def find_file(path: Path) -> Path:
 
 
 def find_screenshot(name: str, folders: Sequence[Path]) -> Path | None:
-    """Find a file below one of the folders: by its path there, or by its bare name. Nothing outside them is opened.
+    """Find a file below one of the folders: by its path there, else by as much of its end as is there.
 
-    Both are read as `resolve_image` reads them; a file that has the bare name itself comes before one near to it.
+    Each is read as `resolve_image` reads it; a file that has the bare name itself comes before one near to it. Nothing
+    outside the folders is opened. `file://` is the path behind it; another address names no file here.
     """
-    bare = PurePosixPath(name.strip().replace("\\", "/")).name
-    found = [path for folder in folders for part in (name, bare) if (path := _find_file(part, folder)) is not None]
-    return next((path for path in found if path.name == bare), found[0] if found else None)
+    name = read_file_address(name.strip())
+    parts = split_name(name)
+    if re.match(r"[a-z][a-z0-9+.-]+:/{2}", name, re.I) or not parts:
+        return None
+    ends = [name, *("/".join(parts[i:]) for i in range(len(parts)))]
+    found = (path for end in ends for folder in folders if (path := _find_file(end, folder)) is not None)
+    near = None
+    for path in found:
+        if path.name in (parts[-1], PurePosixPath(name).name):
+            return path
+        near = near or path
+    return near
+
+
+def split_name(name: str) -> tuple[str, ...]:
+    """Return the last parts of a name, at most `MAX_PARTS`, without a drive, the root, `.` and `..`."""
+    parts = read_file_address(name.strip()).replace("\\", "/").split("/")
+    named = [part for part in parts if part not in ("", ".", "..") and not re.fullmatch("[A-Za-z]:", part)]
+    return tuple(named[-MAX_PARTS:])
+
+
+def read_file_address(name: str) -> str:
+    """Return the path of a `file://` address, and any other name as it is."""
+    match = re.match(r"file://(?:localhost)?(/.*)", name, re.I | re.S)
+    return unquote(match[1]) if match else name
 
 
 def suggest_names(cell: str, root: Path) -> str:
