@@ -1,6 +1,5 @@
 """Lets a policy carry out a task in an environment, with the memory that it wrote. Knows no program and no metric."""
 
-import errno
 import math
 import signal
 import time
@@ -20,7 +19,7 @@ from sft.answers import ParsedAnswer
 from sft.data.screenshots import SUFFIXES, inspect_bytes, open_screenshot
 from sft.data.steps import Trajectory
 from sft.elements.detector import ElementDetector
-from sft.files import write_whole
+from sft.files import is_full_disk, write_whole
 from sft.memory import EMPTY_MEMORY, Memory, update
 
 BUDGET = 2  # steps a task may take, for each that was recorded
@@ -255,11 +254,6 @@ def limit_time(limit_s: float, doing: str) -> Iterator[None]:
         finally:  # an alarm of just now interrupts that line, and may not go on to interrupt what has no limit
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, previous)
-
-
-def is_full_disk(error: BaseException) -> bool:
-    """Say whether there was no room on the disk, or in the user's share of it."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def describe_error(error: BaseException) -> str:

@@ -20,7 +20,6 @@ from eval.environments.operate import (
     Operator,
     ScreenStore,
     describe_error,
-    is_full_disk,
     limit_time,
 )
 from eval.rollouts.run_folder import cut_last_line
@@ -29,7 +28,7 @@ from sft.agent import AgentConfig
 from sft.data.steps import Trajectory
 from sft.elements.detector import ElementDetector
 from sft.errors import UserError, as_printable
-from sft.files import hash_file, hash_files
+from sft.files import hash_file, hash_files, is_full_disk
 
 if TYPE_CHECKING:
     from eval.policies.policy import Policy
