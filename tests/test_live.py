@@ -823,28 +823,36 @@ def test_film_shows_each_step_and_the_end(operate, tmp_path):
 
 
 @pytest.mark.slow
-def test_program_is_driven_from_python_in_ten_lines(tiny_checkpoints, tmp_path, tasks_csv):
+def test_tasks_are_carried_out_from_python_as_in_a_live_run(operate, tiny_checkpoints, tmp_path, tasks_csv):
     """The text of docs/live.md, with a model that learnt nothing and is held to the schema."""
     from eval.predictor import load_model_for_inference
-    from sft.actions import parse_action
     from sft.data.load import load_trajectories
 
     (tmp_path / "agent.json").write_text(json.dumps(asdict(TINY_AGENT)))
-    predictor = load_model_for_inference(
-        tiny_checkpoints["qwen3_vl"], agent_config=tmp_path / "agent.json", is_constrained=True
-    )
-    names = {"Path": Path, "parse_action": parse_action}
+    model, agent = tiny_checkpoints["qwen3_vl"], tmp_path / "agent.json"
+    predictor = load_model_for_inference(model, agent_config=agent, is_constrained=True)
+    names = {}
     exec(DRIVE, names)
-    program = load_worklist().open_environment(30.0)
-    task = load_trajectories(tasks_csv, show_progress=False)[0]
-    verdict = names["carry_out"](program, predictor, task, tmp_path)
-    assert (verdict.is_reached, verdict.reason) == (False, "labelled in the database: []")
-    assert (tmp_path / "0.png").read_bytes() == program.reset(task).screenshot
+    opened = []
+
+    def open_environment(step_limit_s):
+        opened.append(load_worklist().open_environment(step_limit_s))
+        return opened[0]
+
+    (episode,) = names["carry_out"](
+        open_environment, predictor, load_trajectories(tasks_csv, show_progress=False)[:1], tmp_path
+    )
+    assert not opened[0].file.exists(), "it was closed"
+    given = ["--model_path", model, "--agent_config", agent, "--decoding", "constrained", "--max_tasks", "1"]
+    (live,) = operate(*given)[0].values()
+    assert episode.result == live.result
+    compared = [(step.raw_text, step.outcome, step.image_id, step.memory_after) for step in episode.steps]
+    assert compared == [(step.raw_text, step.outcome, step.image_id, step.memory_after) for step in live.steps]
 
 
 def test_example_of_the_page_is_short_and_its_failures_are_failures(tmp_path):
     assert len([line for line in WORKLIST.splitlines() if line.strip()]) <= 62
-    assert len(DRIVE.splitlines()) <= 13
+    assert len(DRIVE.splitlines()) <= 10
     program = load_worklist().Worklist(tmp_path)
     shutil.rmtree(tmp_path)
     with pytest.raises(EnvironmentFailure, match="the database failed: unable to open"):
