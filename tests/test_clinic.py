@@ -406,7 +406,8 @@ ASK = """async url => {
   new Image().src = url + "image";
   navigator.sendBeacon(url + "beacon");
   new WebSocket(url.replace("http", "ws") + "socket");
-  const script = `fetch("${url}worker", {mode: "no-cors"}).catch(String)`;
+  const socket = url.replace("http", "ws") + "worker_socket";
+  const script = `fetch("${url}worker", {mode: "no-cors"}).catch(String); new WebSocket("${socket}")`;
   new Worker(URL.createObjectURL(new Blob([script])));
   await new Promise(resolve => setTimeout(resolve, 1000));
 }"""
@@ -423,8 +424,8 @@ def test_no_request_leaves_this_machine(clinic, tasks, listener):
         clinic.page.evaluate(ASK, address)
     assert asked == []
     for address in addresses:
-        for kind in ("fetch", "image", "socket"):
-            url = address + kind if kind != "socket" else address.replace("http", "ws") + kind
+        for kind in ("fetch", "image", "beacon", "worker", "socket", "worker_socket"):
+            url = address + kind if "socket" not in kind else address.replace("http", "ws") + kind
             assert url in clinic.outside_requests
     execution = clinic.step(Action("SCROLL", "page", {"direction": "down"}))
     assert execution.outcome == "done"

@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import asdict, replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
