@@ -43,8 +43,8 @@ class LiveStep:
 
     `image_id` is the screen before the action, a path relative to the run's folder; `screen` its [width, height] and
     `point`, where the action was done, in its pixels. Memories, `parse_status` and `left_out` are those of a
-    `StepResult`. `reason` says why an outcome is not "done", or what the environment tells of it besides, `verdict` why
-    the goal is reached or not. `latency_s` is the time of the answer, `execution_s` that of the program.
+    `StepResult`. `reason` says why an outcome is not "done", or what the environment tells besides, `verdict` why the
+    goal is reached or not. `latency_s` is the time of the answer, `execution_s` that of the program.
     """
 
     index: int
