@@ -252,13 +252,18 @@ def test_structure_is_painted_where_most_of_the_paint_is(clinic, replayed):
 
 
 @needs_clinic
-def test_full_disk_is_no_failure_of_a_program(tmp_path):
+def test_full_disk_is_no_failure_of_a_program(tmp_path, small_disk):
     """It ends the run, which the same command continues; a task would count as failed."""
     from demo.clinic.environment import Clinic
 
-    clinic = Clinic(folder=tmp_path)
+    disk, resize = small_disk
+    resize(1 << 16)
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    clinic = Clinic(folder=disk, port_base=find_free_ports())
     with pytest.raises(OSError, match="No space left") as raised, clinic._failures(2):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        clinic.stack.reset()
     assert raised.value.errno == errno.ENOSPC
     with pytest.raises(EnvironmentFailure, match="Permission denied"), clinic._failures(2):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
