@@ -89,8 +89,11 @@ def refuse_failures(folder: Path, episodes: Sequence[Episode]) -> None:
         found = f"no step that was answered; the first: {steps[0].reason}"
     else:
         return
-    found = as_printable(found)
-    raise UserError(f"{folder}: found {found}; its numbers say nothing of the model: fix the cause and run it again")
+    anew = "with another --output_dir" if steps else "again"  # a task that was begun keeps its result
+    raise UserError(
+        f"{folder}: found {as_printable(found)}; unless the agent itself breaks the program, its numbers say nothing "
+        f"of the model: fix the cause and run it {anew}"
+    )
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

@@ -7,6 +7,8 @@ set -euo pipefail
 # package:program
 needed=(chromium:chromium shellcheck:shellcheck iproute2:ip munge:munged slurmctld:slurmctld slurmd:slurmd slurm-client:sbatch
     orthanc-dicomweb:Orthanc nginx-light:nginx)
+# npm fetches OHIF, without which every check of the clinic is skipped.
+[ -f "$(dirname "${BASH_SOURCE[0]}")/../outputs/clinic/package/dist/index.html" ] || needed+=(npm:npm)
 missing=()
 for pair in "${needed[@]}"; do
     PATH=$PATH:/usr/sbin command -v "${pair#*:}" >/dev/null || missing+=("${pair%%:*}")

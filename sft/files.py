@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, and hashes of files. Knows nothing of what is written there."""
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -176,6 +177,11 @@ def hash_file(path: Path) -> str:
 def hash_files(paths: Iterable[Path]) -> str:
     """Return one SHA-256 over the contents of files, in hex."""
     return hashlib.sha256(b"".join(bytes.fromhex(hash_file(path)) for path in paths)).hexdigest()
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Say whether there was no room on the disk, or in the user's share of it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def force_to_disk(path: Path) -> None:

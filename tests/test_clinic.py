@@ -1,21 +1,25 @@
 """The clinic: Orthanc and OHIF are operated, reset and judged; whatever happens to them has a defined outcome."""
 
 import csv
+import errno
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from contextlib import suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, load_demo
 
-from demo.clinic.samples import list_instances
 from demo.clinic.tasks import load_tasks
 from demo.clinic.verification import Check, Fact, now
 from eval.environments.environment import EnvironmentFailure
@@ -91,6 +95,178 @@ def test_recorded_actions_reach_their_goal_and_that_of_no_other_patient(clinic, 
     )  # fonts and Chromium may be others here
     assert compute_difference(seen[-2].screenshot, task.steps[-2].image_path) < 4
     assert clinic.outside_requests == []
+
+
+def ask_orthanc(clinic, method, path, content=b""):
+    import requests
+
+    answer = requests.request(method, f"{clinic.stack.orthanc_url}{path}", data=content, timeout=60)
+    answer.raise_for_status()
+    return answer.json() if answer.content else None
+
+
+@needs_clinic
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "task_id",
+    [
+        "orthanc-anonymize_study-02",
+        "orthanc-retrieve_series-02",
+        "orthanc-retrieve_study-03",
+        "orthanc-send_study-02",
+        "orthanc-protect_and_send-01",
+        "orthanc-protect_patient-06",
+    ],
+)
+def test_goal_is_not_reached_with_a_change_beside_it(clinic, tasks, task_id):
+    """A file too many, another patient protected, another's study anonymised, and a study sent to the peer."""
+    from demo.clinic.prove import replay
+    from demo.clinic.samples import PEER_FILES, find_files
+
+    replay(clinic, tasks[task_id])
+    assert clinic.verify().is_reached
+    state = clinic._states[-1]
+    other = next(s for s in clinic.stack.get("/studies?expand") if s["PatientMainDicomTags"]["PatientID"] == "204")
+    dose = next(path for path in find_files(PEER_FILES) if path.name == "rtdose.dcm").read_bytes()
+
+    added = ask_orthanc(clinic, "POST", "/instances", dose)["ID"]
+    assert "nothing else in the store has changed" in clinic.verify().reason
+    ask_orthanc(clinic, "DELETE", f"/instances/{added}")
+    assert clinic.verify().is_reached, "undone, it is reached again"
+
+    protected = f"/patients/{other['ParentPatient']}/protected"
+    ask_orthanc(clinic, "PUT", protected, "1")
+    assert not clinic.verify().is_reached
+    ask_orthanc(clinic, "PUT", protected, "0")
+    assert clinic.verify().is_reached
+
+    ask_orthanc(clinic, "POST", f"/studies/{other['ID']}/anonymize", "{}")
+    assert not clinic.verify().is_reached
+    sent = {**state, "received": [*state["received"], {"called": "WARD7", "study": "1", "instance": "1.2.3"}]}
+    assert not clinic._check.judge([*clinic._states, sent, sent])[0], "and what the peer was sent beside it"
+
+
+@needs_clinic
+@pytest.mark.slow
+def test_retrieval_counts_by_what_arrived_and_at_the_level_that_was_asked(clinic, tasks):
+    from demo.clinic.prove import replay
+
+    for task_id, asked, other in (
+        ("orthanc-retrieve_study-03", "STUDY", "SERIES"),
+        ("orthanc-retrieve_series-02", "SERIES", "STUDY"),
+    ):
+        replay(clinic, tasks[task_id])
+        states = [json.loads(json.dumps(state).replace(f'"{asked}"', f'"{other}"')) for state in clinic._states]
+        assert states != clinic._states and clinic._check.judge(clinic._states)[0]
+        assert clinic._check.judge(states) == (
+            False,
+            f"not yet: the {asked.lower()}, and no other, was retrieved from the server",
+        )
+        (added,) = set(clinic.stack.get("/instances")) - set(clinic._states[0]["store"]["instances"])
+        ask_orthanc(clinic, "DELETE", f"/instances/{added}")
+        assert "was retrieved from the server" in clinic.verify().reason
+
+
+@needs_clinic
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task_id", "is_way"),
+    [
+        ("orthanc-narrow_down-07", lambda state: state["page"] == "find-patients" and state["filter"]),
+        ("orthanc-narrow_down-07", lambda state: state["page"] == "patient" and state["filter"]),
+        ("orthanc-narrow_down-07", lambda state: state["page"] == "study" and state["filter"]),
+        ("orthanc-lookup_and_narrow-06", lambda state: state["hasLookedUp"] and state["filter"]),
+        ("orthanc-lookup_and_narrow-06", lambda state: state["page"] == "lookup" and not state["filter"]),
+        ("orthanc-lookup_by_two_fields-05", lambda state: len(state["lookup"]) == 2),
+        ("orthanc-lookup_by_two_fields-05", lambda state: state["page"] == "lookup" and state["hasLookedUp"]),
+        ("orthanc-lookup_by_id-03", lambda state: state["page"] == "lookup" and state["hasLookedUp"]),
+        ("orthanc-lookup_and_keep_names-01", lambda state: state["page"] == "lookup" and state["hasLookedUp"]),
+        ("ohif_narrow_list_05", lambda state: len(state["filters"]) == 5),
+    ],
+)
+def test_way_that_a_goal_names_is_asked_for(clinic, replayed, task_id, is_way):
+    """The states of the recorded actions, without those that show the way."""
+    check, states = replayed(task_id)
+    assert check.judge(states)[0]
+    others = [state for state in states if not is_way(state)]
+    is_reached, reason = check.judge(others)
+    assert len(others) < len(states) and not is_reached and reason.startswith("not yet: ")
+
+
+@pytest.fixture(scope="module")
+def replayed(clinic, tasks):
+    """Replay a task once; its check, and the states that its recorded actions led to."""
+    from demo.clinic.prove import replay
+
+    seen = {}
+
+    def find(task_id):
+        if task_id not in seen:
+            replay(clinic, tasks[task_id])
+            seen[task_id] = clinic._check, clinic._states
+        return seen[task_id]
+
+    return find
+
+
+@needs_clinic
+@pytest.mark.parametrize(
+    ("tool", "points", "lies_there"),
+    [
+        ("Rectangle", [[0.25, 0.38], [0.33, 0.5]], True),
+        ("Rectangle", [[0.2, 0.33], [0.38, 0.55]], True),
+        ("Rectangle", [[-0.4, -0.4], [0.99, 1.28]], False),
+        ("Rectangle", [[0.0, 0.15], [0.58, 0.73]], False),
+        ("Ellipse", [[0.29, 0.1], [0.29, 0.78], [0.26, 0.44], [0.32, 0.44]], False),
+        ("Freehand ROI", [[0.29, 0.38], [0.33, 0.44], [0.9, 0.9], [0.25, 0.44]], False),
+        ("Length", [[0.245, 0.44], [0.337, 0.44]], True),
+        ("Length", [[0.29, 0.44], [0.99, 0.99]], False),
+        ("Length", [[0.05, 0.44], [0.53, 0.44]], False),
+        ("Annotation", [[0.29, 0.44], [0.6, 0.1]], True),
+        ("Annotation", [[0.6, 0.1], [0.29, 0.44]], False),
+        ("Circle", [[0.29, 0.44], [0.34, 0.44]], True),
+        ("Circle", [[0.29, 0.44], [0.9, 0.44]], False),
+        ("Circle", [[0.1, 0.44], [0.29, 0.44]], False),
+        ("Ellipse", [], False),
+    ],
+)
+def test_drawing_lies_on_a_structure_by_ends_middle_and_size(tool, points, lies_there):
+    from demo.clinic.ohif_checks import _lies_on
+
+    assert _lies_on(tool, points, (0.245, 0.378, 0.337, 0.503)) is lies_there  # the liver lesion
+
+
+@needs_clinic
+@pytest.mark.slow
+def test_structure_is_painted_where_most_of_the_paint_is(clinic, replayed):
+    check, states = replayed("ohif_window_segment_01")
+    painted = states[-1]["painted"]
+    assert check.judge(states)[0] and painted
+    elsewhere = [[x / 64, 0.01] for x in range(64)] * (len(painted) // 64 + 1)
+
+    def paint(more):
+        return [{**state, "painted": [*state["painted"], *more]} if state["painted"] else state for state in states]
+
+    assert check.judge(paint(elsewhere[: len(painted) // 2]))[0]
+    assert not check.judge(paint(elsewhere[: 2 * len(painted)]))[0]
+
+
+@needs_clinic
+def test_full_disk_is_no_failure_of_a_program(tmp_path, small_disk):
+    """It ends the run, which the same command continues; a task would count as failed."""
+    from demo.clinic.environment import Clinic
+
+    disk, resize = small_disk
+    resize(1 << 16)
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    clinic = Clinic(folder=disk, port_base=find_free_ports())
+    with pytest.raises(OSError, match="No space left") as raised, clinic._failures(2):
+        clinic.stack.reset()
+    assert raised.value.errno == errno.ENOSPC
+    with pytest.raises(EnvironmentFailure, match="Permission denied"), clinic._failures(2):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @needs_clinic
@@ -206,14 +382,60 @@ def test_action_is_done_where_its_name_or_its_point_is(clinic, tasks, action):
     assert execution.point == pytest.approx((223.5, 600), abs=2)
 
 
+@pytest.fixture
+def listener():
+    """A server on another address of this machine, which a browser could reach: what is asked of it, and its port."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.2", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with urllib.request.urlopen(f"http://127.0.0.2:{server.server_port}/alive", timeout=10):
+        assert asked == ["/alive"]
+    asked.clear()
+    yield asked, server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+ASK = """async url => {
+  fetch(url + "fetch", {mode: "no-cors"}).catch(String);
+  new Image().src = url + "image";
+  navigator.sendBeacon(url + "beacon");
+  new WebSocket(url.replace("http", "ws") + "socket");
+  const socket = url.replace("http", "ws") + "worker_socket";
+  const script = `fetch("${url}worker", {mode: "no-cors"}).catch(String); new WebSocket("${socket}")`;
+  new Worker(URL.createObjectURL(new Blob([script])));
+  await new Promise(resolve => setTimeout(resolve, 1000));
+}"""
+
+
 @needs_clinic
 @pytest.mark.slow
-def test_no_request_leaves_this_machine(clinic, tasks):
+def test_no_request_leaves_this_machine(clinic, tasks, listener):
+    """Nor goes to another address of it, where a server would answer; the step after says so to the reader."""
+    asked, port = listener
     clinic.reset(tasks["orthanc-browse_to_series-09"])
-    for address in ("https://example.com/", "http://192.0.2.1/", "http://localhost:1/"):
-        error = clinic.page.evaluate("url => fetch(url).then(() => 'reached', error => String(error))", address)
-        assert "Failed to fetch" in error
-    assert clinic.outside_requests == ["https://example.com/", "http://192.0.2.1/", "http://localhost:1/"]
+    addresses = (f"http://127.0.0.2:{port}/", f"http://localhost:{port}/", "https://example.com/")
+    for address in addresses:
+        clinic.page.evaluate(ASK, address)
+    assert asked == []
+    for address in addresses:
+        for kind in ("fetch", "image", "beacon", "worker", "socket", "worker_socket"):
+            url = address + kind if "socket" not in kind else address.replace("http", "ws") + kind
+            assert url in clinic.outside_requests
+    execution = clinic.step(Action("SCROLL", "page", {"direction": "down"}))
+    assert execution.outcome == "done"
+    assert execution.reason.startswith(f"asked beyond this machine, and not reached: http://127.0.0.2:{port}/")
+    assert clinic.step(Action("SCROLL", "page", {"direction": "up"})).reason == ""
     clinic.outside_requests.clear()
 
 
@@ -254,6 +476,8 @@ def test_page_reaches_no_file_and_none_of_the_browsers_own_pages(clinic, tasks, 
 @pytest.mark.slow
 def test_download_and_upload_move_no_file(clinic, tasks):
     """A study has links for its images; the page to upload has a button that opens the browser's choice of files."""
+    from demo.clinic.samples import list_instances
+
     task = tasks["orthanc-protect_and_send-01"]
     begin(clinic, task, 3)
     asked = []

@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import asdict, replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -349,7 +348,7 @@ import numpy as np
 
 class Sloppy(Worklist):
     def find_obstacle(self, task):
-        return {}["obstacle"] if "obstacle" in task.instruction else None
+        return {}["obstacle"] if "obstacle" in task.instruction else True if "true" in task.instruction else None
 
     def reset(self, task):
         return None if "reset" in task.instruction else super().reset(task)
@@ -358,13 +357,21 @@ class Sloppy(Worklist):
         done = super().step(action)
         if "raises" in self.goal[1]:
             raise ValueError("a colour\\x1b[31m")
+        if "exits" in self.goal[1]:
+            raise SystemExit(0)
+        if "bytes" in self.goal[1]:
+            return Execution(Observation(done.observation.screenshot, b"bytes"), "done")
         if "odd" in self.goal[1]:
             return Execution(done.observation, "well done")
+        if "nowhere" in self.goal[1]:
+            return Execution(done.observation, "done", point=(float("nan"), 5))
         return Execution(done.observation, done.outcome, done.reason, np.array(done.point))
 
     def verify(self):
         if "nothing" in self.goal[1]:
             return None
+        if self.goal[1].endswith("no"):
+            return Verdict("no", "")
         return Verdict(np.bool_(super().verify().is_reached), np.str_("as NumPy says"))
 
 def open_environment(step_limit_s):
@@ -375,18 +382,44 @@ def open_environment(step_limit_s):
 def test_environment_with_mistakes_of_its_own_ends_no_run(operate, tmp_path):
     """An environment is anybody's code: what it raises is told with its line, and the next task begins."""
     load_worklist("sloppy", SLOPPY)
-    mistakes = ("obstacle", "reset", "raises", "odd", "nothing")
+    mistakes = ("obstacle", "true", "reset", "raises", "exits", "odd", "bytes", "nothing", "no", "nowhere")
     names = [name for n, mistake in enumerate(mistakes) for name in (f"{n} fine", f"{n} {mistake}")]
     csv = _said(tmp_path, **{name: label("CT head", name) for name in names})
     episodes, metrics = operate("--policy", "replay", csv=csv, environment="sloppy")
-    assert [episodes[name].result for name in names] == ["success", "error"] * 5 and metrics["n_errors"] == 5
+    failed = [name for name in names if not name.endswith(("fine", "bytes"))]
+    assert {name for name in names if episodes[name].result == "error"} == set(failed)
+    assert metrics["results"]["success"] == 11 and metrics["n_errors"] == 9
     assert episodes["0 fine"].steps[0].verdict == "as NumPy says"
     reasons = {name.partition(" ")[2]: episodes[name].reason for name in names[1::2]}
     assert reasons["obstacle"].startswith("find_obstacle failed: KeyError: 'obstacle' (")
     assert "AttributeError: 'NoneType'" in reasons["reset"] and "AttributeError: 'NoneType'" in reasons["nothing"]
     assert reasons["raises"].startswith("the step CLICK failed: ValueError: a colour")
     assert "found the outcome 'well done'; expected one of ('done', 'not_found'" in reasons["odd"]
+    assert "find_obstacle: found True; expected a reason in words" in reasons["true"]
+    assert reasons["exits"].startswith("the step CLICK failed: SystemExit: 0 (")
+    assert "step: found the point (nan, 5); expected x and y in pixels" in reasons["nowhere"]
+    assert "verify: found is_reached 'no'; expected True or False" in reasons["no"]
+    assert episodes["6 bytes"].steps[1].description == "b'bytes'"
     assert "\x1b" not in (tmp_path / "live/report.html").read_text()
+
+
+CLOSES = """
+class Closes(Worklist):
+    def close(self):
+        raise {}
+
+def open_environment(step_limit_s):
+    return Closes(tempfile.mkdtemp())
+"""
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"), [(r"RuntimeError('\x1b[2J')", "RuntimeError: ?[2J ("), ("SystemExit(3)", "SystemExit: 3 (")]
+)
+def test_close_that_fails_costs_no_result(operate, caplog, raised, told):
+    load_worklist("closes", CLOSES.format(raised))
+    assert operate("--policy", "replay", environment="closes")[1]["success"]["value"] == 1
+    assert f"the program could not be stopped: {told}" in caplog.text
 
 
 @pytest.mark.slow
@@ -446,13 +479,38 @@ def test_each_fault_of_a_program_is_an_outcome(operate, faulty, tmp_path):
 def test_errors_in_a_row_stop_the_run_and_are_tried_again(operate, faulty, tmp_path):
     names = [f"broken{i}" for i in range(4)]
     csv = _said(tmp_path, ok=label("CT head", "ok"), **{name: label("CT head", name) for name in names})
-    with pytest.raises(UserError, match=r"3 tasks in a row; the last, of broken2: no reset today.*tries these tasks"):
+    told = r"3 tasks in a row that did not begin; the last, broken2: no reset today.*tries these tasks"
+    with pytest.raises(UserError, match=told):
         operate("--policy", "replay", csv=csv, environment=faulty)
     load_worklist("faulty", FAULTS.replace('"broken" in', '"nothing" in'))  # repaired
     episodes, metrics = operate("--policy", "replay", csv=csv, environment=faulty)
     assert {episode.result for episode in episodes.values()} == {"success"}
     assert [episodes[name].n_tries for name in ("ok", *names)] == [1, 2, 2, 2, 1]
     assert metrics["n_tried_again"] == 3
+
+
+def test_agent_that_crashes_the_program_gains_nothing_by_running_again(operate, faulty, tmp_path, capsys):
+    """Each task that it began has its first result, however many they are in a row and however often it is run."""
+    names = [f"{i}dies" for i in range(4)]
+    csv = _said(tmp_path, **{name: label("CT head", name) for name in (*names, "fine", "5broken")})
+    for n_tries in (1, 2):
+        episodes, metrics = operate("--policy", "replay", csv=csv, environment=faulty)
+        assert [episodes[name].result for name in (*names, "fine", "5broken")] == [*["error"] * 4, "success", "error"]
+        assert metrics["success"]["value"] == 1 / 6 and metrics["n_tried_again"] == n_tries - 1
+        printed = capsys.readouterr().out
+        assert "5 tasks ended in an error" in printed and "1 of them did not begin; the same command" in printed
+        load_worklist("faulty", FAULTS.replace('"dies" in', '"nothing" in'))  # by luck it would not crash now
+
+
+def test_first_verdict_on_an_agent_stands_in_a_file_that_has_a_later_one(operate, faulty, tmp_path):
+    """An earlier version tried every error again."""
+    csv = _said(tmp_path, dies=label("CT head", "dies"), fine=label("CT head", "fine"))
+    operate("--policy", "replay", csv=csv, environment=faulty)
+    path = tmp_path / "live/episodes.jsonl"
+    died = json.loads(path.read_text().splitlines()[0])
+    with path.open("a") as file:
+        file.write(json.dumps({**died, "ending": "complete", "reason": ""}) + "\n")
+    assert operate("--policy", "replay", csv=csv, environment=faulty)[0]["dies"].result == "error"
 
 
 def test_errors_between_good_tasks_never_stop_a_run(operate, faulty, tmp_path):
@@ -598,9 +656,21 @@ def test_files_of_somebody_else_are_not_replaced(operate, tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "message"),
-    [("no.such_module", "found no module no"), ("json", "found no function open_environment there")],
+    [
+        ("no.such_module", "found no module no"),
+        ("json", "found no function open_environment there"),
+        ("no_python", "found a module that cannot be imported: SyntaxError: .*no_python.py, line 1"),
+        ("no_name", "found a module that cannot be imported: ImportError: cannot import name .*no_name.py, line 1"),
+        ("no_number", "found a module that cannot be imported: ZeroDivisionError: .*no_number.py, line 1"),
+        ("no_end", "found a module that cannot be imported: SystemExit: .*no_end.py, line 1"),
+    ],
 )
-def test_environment_that_is_none_is_told(operate, module, message):
+def test_environment_that_is_none_is_told(operate, tmp_path, monkeypatch, module, message):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "no_python.py").write_text("def open_environment(limit) return 1\n")
+    (tmp_path / "no_name.py").write_text("from json import nothing\n")
+    (tmp_path / "no_number.py").write_text("1 / 0\n")
+    (tmp_path / "no_end.py").write_text("raise SystemExit('no')\n")
     with pytest.raises(UserError, match=f"--environment {module}: {message}"):
         operate("--policy", "replay", environment=module)
 
@@ -627,9 +697,19 @@ def test_linked_screens_are_those_of_the_run(operate, tmp_path):
     assert all(f'data-url="{step.image_id}"' in page for step in episodes["head"].steps)
 
 
-def test_program_that_does_not_start_is_told(operate):
-    load_worklist("never", '\ndef open_environment(step_limit_s):\n    raise EnvironmentFailure("port 80 is taken")\n')
-    with pytest.raises(UserError, match="the program could not be started: port 80 is taken"):
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('raise EnvironmentFailure("port 80 is taken")', "the program could not be started: port 80 is taken"),
+        ('raise OSError("no licence")', r"the program could not be started: OSError: no licence \(<string>, line"),
+        ("raise SystemExit(0)", "the program could not be started: SystemExit: 0"),
+        ("return None", "found None without find_obstacle, reset, step, verify, close; expected an Environment"),
+        ("Worklist.step = None; return Worklist('.')", "found <.*Worklist object.* without step; expected"),
+    ],
+)
+def test_program_that_does_not_start_is_told(operate, body, message):
+    load_worklist("never", f"\ndef open_environment(step_limit_s):\n    {body}\n")
+    with pytest.raises(UserError, match=message):
         operate("--policy", "replay", environment="never")
 
 
@@ -742,28 +822,36 @@ def test_film_shows_each_step_and_the_end(operate, tmp_path):
 
 
 @pytest.mark.slow
-def test_program_is_driven_from_python_in_ten_lines(tiny_checkpoints, tmp_path, tasks_csv):
+def test_tasks_are_carried_out_from_python_as_in_a_live_run(operate, tiny_checkpoints, tmp_path, tasks_csv):
     """The text of docs/live.md, with a model that learnt nothing and is held to the schema."""
     from eval.predictor import load_model_for_inference
-    from sft.actions import parse_action
     from sft.data.load import load_trajectories
 
     (tmp_path / "agent.json").write_text(json.dumps(asdict(TINY_AGENT)))
-    predictor = load_model_for_inference(
-        tiny_checkpoints["qwen3_vl"], agent_config=tmp_path / "agent.json", is_constrained=True
-    )
-    names = {"Path": Path, "parse_action": parse_action}
+    model, agent = tiny_checkpoints["qwen3_vl"], tmp_path / "agent.json"
+    predictor = load_model_for_inference(model, agent_config=agent, is_constrained=True)
+    names = {}
     exec(DRIVE, names)
-    program = load_worklist().open_environment(30.0)
-    task = load_trajectories(tasks_csv, show_progress=False)[0]
-    verdict = names["carry_out"](program, predictor, task, tmp_path)
-    assert (verdict.is_reached, verdict.reason) == (False, "labelled in the database: []")
-    assert (tmp_path / "0.png").read_bytes() == program.reset(task).screenshot
+    opened = []
+
+    def open_environment(step_limit_s):
+        opened.append(load_worklist().open_environment(step_limit_s))
+        return opened[0]
+
+    (episode,) = names["carry_out"](
+        open_environment, predictor, load_trajectories(tasks_csv, show_progress=False)[:1], tmp_path
+    )
+    assert not opened[0].file.exists(), "it was closed"
+    given = ["--model_path", model, "--agent_config", agent, "--decoding", "constrained", "--max_tasks", "1"]
+    (live,) = operate(*given)[0].values()
+    assert episode.result == live.result
+    compared = [(step.raw_text, step.outcome, step.image_id, step.memory_after) for step in episode.steps]
+    assert compared == [(step.raw_text, step.outcome, step.image_id, step.memory_after) for step in live.steps]
 
 
 def test_example_of_the_page_is_short_and_its_failures_are_failures(tmp_path):
     assert len([line for line in WORKLIST.splitlines() if line.strip()]) <= 62
-    assert len(DRIVE.splitlines()) <= 13
+    assert len(DRIVE.splitlines()) <= 10
     program = load_worklist().Worklist(tmp_path)
     shutil.rmtree(tmp_path)
     with pytest.raises(EnvironmentFailure, match="the database failed: unable to open"):

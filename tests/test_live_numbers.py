@@ -174,16 +174,17 @@ def test_run_without_a_task_that_can_be_done_is_refused():
         compute_live_metrics(EPISODES[-1:])
 
 
-def test_line_of_a_task_holds_everything_and_the_last_try_counts(tmp_path):
+def test_line_of_a_task_holds_everything_and_the_first_try_that_began_counts(tmp_path):
     odd = replace(EPISODES[1], instruction=HOSTILE + "\ud83d", last_image_id="screens/9.png")
     assert parse_episode(format_episode(odd)) == odd
     path = tmp_path / "episodes.jsonl"
-    tries = [EPISODES[6], EPISODES[0], replace(EPISODES[6], ending="complete")]
+    tries = [replace(EPISODES[6], steps=()), EPISODES[0], EPISODES[6], replace(EPISODES[6], ending="complete")]
     with path.open("ab", buffering=0) as file:
         for episode in tries:
             append_episode(file, episode)
         file.write(b'{"task_id": "half')
-    assert load_episodes(path) == [EPISODES[0], replace(tries[2], n_tries=2)]
+    loaded = [replace(tries[2], n_tries=2), EPISODES[0]]
+    assert load_episodes(path) == loaded, "the first in which the agent was asked, its error included"
     path.write_text(format_episode(EPISODES[0]) * 2)
     with pytest.raises(UserError, match=":2: found task a again"):
         load_episodes(path)
@@ -205,7 +206,7 @@ def test_terminal_shows_every_number_and_folds_none(capsys, monkeypatch):
         "silent wrong effect",
     ):
         assert text in printed
-    assert re.search(r"tasks that were tried again after an error\W+1\b", printed)
+    assert re.search(r"tasks that did not begin and were tried again\W+1\b", printed)
     assert "Left out: i: no verification is known" in printed and "Cohen's kappa" in printed and "…" not in printed
 
 

@@ -17,6 +17,7 @@ PROGRAMS = {
     "slurm-client": "sbatch",
     "orthanc-dicomweb": "Orthanc",
     "nginx-light": "nginx",
+    "npm": "npm",
 }
 SHIM = "echo 'pyenv: python3.13: command not found' >&2; exit 127"
 
@@ -65,6 +66,18 @@ def test_programs_that_are_missing_are_installed_by_root_and_no_others(checkout)
     printed, calls = run(checkout, "install_programs.sh")
     assert printed == f"Installing {missing} for the browser, clinic, Slurm and shell checks ...\n"
     assert [c for c in calls if c.startswith("apt")] == [f"apt-get install -qq -y --no-install-recommends {missing}"]
+
+
+@pytest.mark.parametrize("has_ohif", [False, True])
+def test_npm_is_installed_where_ohif_is_still_to_be_fetched(checkout, has_ohif):
+    if has_ohif:
+        page = checkout / "outputs/clinic/package/dist/index.html"
+        page.parent.mkdir(parents=True)
+        page.touch()
+    add_program(checkout, "id", "echo 0")
+    add_program(checkout, "apt-get")
+    printed, _ = run(checkout, "install_programs.sh")
+    assert (" npm " in printed) == (not has_ohif)
 
 
 def test_package_lists_are_updated_only_where_installing_fails(checkout):

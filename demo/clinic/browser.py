@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import BrowserContext, Page, Playwright, Request
+from playwright.sync_api import BrowserContext, Page, Playwright
 
 SCREEN = (1280, 800)
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
@@ -38,8 +38,8 @@ def find_chromium() -> str | None:
 class Browser:
     """Chromium on a profile on disk: with its code cache OHIF starts in a third of the time.
 
-    Downloads are refused. `outside_requests` is given each address beyond 127.0.0.1 that a page asks for; none of them
-    is reached.
+    Downloads are refused. `outside_requests` is given each address beyond 127.0.0.1 that a page asks for, web sockets
+    too; none of them is reached.
     """
 
     def __init__(self, playwright: Playwright, profile: Path, outside_requests: list[str]):
@@ -55,7 +55,8 @@ class Browser:
             timezone_id="UTC",
             reduced_motion="reduce",
         )
-        self.context.on("request", self._note)
+        self.context.on("request", lambda request: self._note(request.url))
+        self.context.on("page", lambda page: page.on("websocket", lambda socket: self._note(socket.url)))
 
     def open_page(self, origins: list[str]) -> Page:
         """Open a page that remembers nothing of the tasks before it, and close theirs."""
@@ -71,7 +72,7 @@ class Browser:
     def close(self) -> None:
         self.context.close()
 
-    def _note(self, request: Request) -> None:
-        address = urlsplit(request.url)
+    def _note(self, url: str) -> None:
+        address = urlsplit(url)
         if address.scheme in ("http", "https", "ws", "wss", "ftp") and address.hostname != "127.0.0.1":
-            self.outside_requests.append(request.url)
+            self.outside_requests.append(url)

@@ -34,6 +34,7 @@ from demo.clinic.verification import Check, State
 from eval.environments.environment import EnvironmentFailure, Execution, Observation, Verdict
 from sft.actions import POINT, Action, to_pixels
 from sft.data.steps import Trajectory
+from sft.files import is_full_disk
 
 # Each program: its pages, the state that is read of it, and what a goal asks of these states.
 PROGRAMS: dict[str, tuple[ModuleType, ModuleType, ModuleType]] = {
@@ -50,7 +51,8 @@ class Clinic:
     """The environment; one at a time in a folder.
 
     What runs already is used and left running; what does not is started, and stopped by `close`.
-    `outside_requests` lists what pages asked for beyond 127.0.0.1, none of which was reached.
+    `outside_requests` lists what pages asked for beyond 127.0.0.1, none of which was reached; a step's reason names
+    what came since the step before it.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Clinic:
         self.step_limit_s = step_limit_s
         self.stack = Stack(folder, ohif_dist, port_base)
         self.outside_requests: list[str] = []
+        self._n_told = 0  # of these
         self._started: set[str] = set()
         self._playwright: Playwright | None = None
         self._browser: Browser | None = None
@@ -86,6 +89,7 @@ class Clinic:
             raise EnvironmentFailure(f"{task.task_id}: {obstacle}")
         self._task: ClinicTask = load_tasks()[task.task_id]
         self._drawn = 0
+        self._n_told = len(self.outside_requests)
         with self._failures(HANGS_IN_RESET):
             self._start()
             self.stack.reset()
@@ -120,7 +124,9 @@ class Clinic:
             self._check_programs()
             self._states.append(self._state.read_state(self.page, self.stack))
             self._observation = self._observe()
-            return Execution(self._observation, outcome, reason, point)
+            return Execution(
+                self._observation, outcome, "; ".join(filter(None, (reason, self._tell_outside()))), point
+            )
 
     def verify(self) -> Verdict:
         with self._failures(HANGS_IN_STEP):
@@ -225,6 +231,10 @@ class Clinic:
                 raise StackFailure(f"{name} has ended")
         self.stack.get("/system")
 
+    def _tell_outside(self) -> str:
+        asked, self._n_told = self.outside_requests[self._n_told :], len(self.outside_requests)
+        return f"asked beyond this machine, and not reached: {', '.join(asked)[:300]}" if asked else ""
+
     def _observe(self) -> Observation:
         return Observation(encode(self._frame), self.page.url.partition("127.0.0.1")[2].partition("/")[2])
 
@@ -242,6 +252,8 @@ class Clinic:
         except UnsettledError as error:
             raise EnvironmentFailure(f"{self._task.task_id}: {error}") from error
         except (StackFailure, OSError) as error:
+            if is_full_disk(error):
+                raise  # ends the run, which the same command then continues
             raise EnvironmentFailure(str(error)) from error
         except Error as error:
             self._close_browser()

@@ -1,11 +1,12 @@
 """When is a goal in OHIF reached? One table by workflow, filled with a task's parameters."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from demo.clinic.ohif_cases import Case
 from demo.clinic.ohif_page import VIEWPORTS
-from demo.clinic.ohif_studies import ACCESSION, DESCRIPTION, MRN, STUDIES, Box
+from demo.clinic.ohif_studies import ACCESSION, DESCRIPTION, MRN, NAME, STUDIES, Box
 from demo.clinic.samples import list_instances
 from demo.clinic.stack import Stack
 from demo.clinic.tasks import ClinicTask
@@ -33,7 +34,10 @@ COLOURS = {
     "Perfusion": "perfusion",
     "Red Hot": "red_hot",
 }
-NEAR = 0.04  # of the image: how far beside its structure a drawing may be
+FILTERS = {NAME: "patientName", MRN: "mrn", DESCRIPTION: "description", ACCESSION: "accession"}  # in the address
+NEAR = 0.04  # of the image: how far beside its structure the middle of a drawing, or the end of a line, may be
+LARGER = 0.25  # of the structure's longer side: how far beyond that the rest of a drawing may go, on each side
+PAINTED_THERE = 0.5  # of what is painted must be on the structures that the goal names, their surroundings included
 ZOOM_RATIO = 1.05  # a zoom changes the scale by more than this
 
 
@@ -86,7 +90,7 @@ class Asked:
             return any(
                 one["tool"] == TOOL_NAMES[tool]
                 and one["study"] == self.study
-                and _lies_on(one["points"], box)
+                and _lies_on(tool, one["points"], box)
                 and (label is None or one["label"] == label)
                 and one["series"] == (_viewport(state, where) or {}).get("series")
                 for one in state["measurements"]
@@ -112,14 +116,28 @@ class Asked:
 
     def painted(self, key: str = "spot", radius: str = "radius") -> Fact:
         box, size = self.case.box(key), float(self.case[radius])
+        boxes = [self.case.box(one) for one in ("spot", "spot2") if one in self.case.values]
 
         def holds(state: State) -> bool:
-            return state["radius"] == size and any(_is_in(point, box) for point in state["painted"])
+            cells = state["painted"]
+            n_there = sum(any(_is_in(cell, _enlarge(one)) for one in boxes) for cell in cells)
+            is_there = any(_is_in(cell, box) for cell in cells) and n_there >= PAINTED_THERE * len(cells)
+            return state["radius"] == size and is_there
 
         return now(f"painted on {self.case[key]} with radius {size:g}", holds)
 
     def erased(self) -> Fact:
         return Fact("something painted was erased", lambda before, after: 0 <= after["nPainted"] < before["nPainted"])
+
+    def narrowed(self) -> Fact:
+        filters = STUDIES[self.case.study].filters
+        wanted = {FILTERS[column]: filters[column].casefold() for column in self.case.fields}
+
+        def holds(state: State) -> bool:
+            typed = {name: text.strip().casefold() for name, text in state["filters"].items()}
+            return wanted.items() <= typed.items()
+
+        return now(f"the list was filtered by {', '.join(self.case.fields)}", holds)
 
     def window(self) -> Fact:
         width, level = PRESETS[self.case["preset"]]
@@ -194,13 +212,24 @@ def _viewport(state: State, where: str) -> Mapping[str, Any] | None:
     return state["viewports"][number] if number < len(state["viewports"]) else None
 
 
-def _lies_on(points: list[list[float]], box: Box) -> bool:
-    """Say whether a drawing's middle or one of its points is on a structure."""
+def _lies_on(tool: str, points: list[list[float]], box: Box) -> bool:
+    """Say whether a drawing is on a structure: an arrow's head, a line's ends, the middle and size of all else."""
     if not points:
         return False
+    if tool in ("Annotation", "Length"):
+        return all(_is_in(point, box) for point in points[: 1 if tool == "Annotation" else 2])
+    if tool == "Circle":  # its middle and a point on it
+        (x, y), radius = points[0], math.dist(*points[:2])
+        points = [[x - radius, y], [x + radius, y], [x, y - radius], [x, y + radius]]
     xs, ys = [x for x, _ in points], [y for _, y in points]
     middle = [(min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2]
-    return any(_is_in(point, box) for point in [middle, *points])
+    return _is_in(middle, box) and all(_is_in(point, _enlarge(box)) for point in points)
+
+
+def _enlarge(box: Box) -> Box:
+    left, top, right, bottom = box
+    more = LARGER * max(right - left, bottom - top)  # the longer one: a circle on a flat structure is as high as wide
+    return left - more, top - more, right + more, bottom + more
 
 
 def _is_in(point: list[float], box: Box) -> bool:
@@ -223,7 +252,7 @@ LEFT, RIGHT = "left viewport", "right viewport"
 
 
 def _narrow_list(a: Asked) -> Check:
-    return Check([a.zoomed(a.case["first"]), a.zoomed(a.case["last"])], [a.shown(), KEPT])
+    return Check([a.narrowed(), a.zoomed(a.case["first"]), a.zoomed(a.case["last"])], [a.shown(), KEPT])
 
 
 def _grid_measure(a: Asked) -> Check:

@@ -9,7 +9,8 @@ from demo.clinic.verification import State
 # What one view does not have (3D has no slices) leaves that view or measurement untold, and no goal is reached by it.
 READ_PAGE = """() => {
   const state = {path: location.pathname, viewports: [], rows: 0, columns: 0, measurements: [], tracked: [],
-    segmentations: [], painted: [], nPainted: 0, radius: null, tagSearch: null, tagScroll: 0};
+    segmentations: [], painted: [], nPainted: 0, radius: null, tagSearch: null, tagScroll: 0,
+    filters: location.pathname === "/" ? Object.fromEntries(new URLSearchParams(location.search)) : {}};
   const services = window.services, {cornerstone, cornerstoneTools} = window;
   const readable = (read) => { try { return read(); } catch (error) { return null; } };
   const dialogs = [...document.querySelectorAll("[role=dialog]")];

@@ -25,7 +25,9 @@ class Asked:
         study = case.get("s")
         self.found: Resources | None = store.find(study) if isinstance(study, Study) else None
         remote = case.get("r")
-        self.remote = find_remote_study(remote) if isinstance(remote, RemoteStudy) else ""
+        self.remote, self.remote_instances = (
+            find_remote_study(remote) if isinstance(remote, RemoteStudy) else ("", set[str]())
+        )
 
     def patient(self) -> Fact:
         return _shows("the patient's page is open", "patient", [self.found.patient])
@@ -50,10 +52,11 @@ class Asked:
         return now("the patient, and no other, is protected", lambda state: state["store"]["protected"] == [patient])
 
     def anonymized(self) -> Fact:
-        studies = self.found.studies
+        sizes = {study: len(self.store.list_instances(frozenset({study}))) for study in self.found.studies}
 
         def holds(state: State) -> bool:
-            return len(state["anonymized"]) == 1 and next(iter(state["anonymized"])) in studies
+            copies = state["copies"]
+            return len(copies) == 1 and len(copies[0]["instances"]) == sizes.get(copies[0]["of"])
 
         return now("an anonymized copy of the study, and of no other, is in the store", holds)
 
@@ -73,13 +76,23 @@ class Asked:
         patient = self.found.patient
         return self.sent(frozenset(i for i, s in self.store.studies.items() if s["ParentPatient"] == patient))
 
-    def retrieved(self) -> Fact:
+    def retrieved(self, level: str) -> Fact:
+        """Make the fact that the remote study is in the store, and was asked for as the goal says: STUDY or SERIES."""
+
         def holds(state: State) -> bool:
             moves = [job for job in state["jobs"].values() if job["Type"] == "DicomMoveScu"]
-            asked = {query.get("0020,000d") for job in moves for query in job["Content"]["Query"]}
-            return asked == {self.remote} and any(job["State"] == "Success" for job in moves)
+            asked = [query for job in moves if job["State"] == "Success" for query in job["Content"]["Query"]]
+            return (
+                {query.get("0020,000d") for job in moves for query in job["Content"]["Query"]} == {self.remote}
+                and level in {query.get("0008,0052") for query in asked}
+                and self.remote_instances <= set(state["store"]["instances"])
+            )
 
-        return now("the study, and no other, was retrieved from the server", holds)
+        return now(f"the {level.lower()}, and no other, was retrieved from the server", holds)
+
+    def arrives(self, state: State) -> Collection[str]:
+        """Name the instances that a retrieval adds to the store."""
+        return self.remote_instances
 
     def remote_series(self) -> Fact:
         def holds(state: State) -> bool:
@@ -91,6 +104,15 @@ class Asked:
         text = str(self.case[key])
         words = f'the list was filtered for "{text}"'
         return now(words, lambda state: state["page"] == page and state["filter"].strip() == text)
+
+    def looked_up(self) -> Fact:
+        fields = self.case.get("lookup") or {"patient_id": self.case["s"].patient_id}
+
+        def holds(before: State, after: State) -> bool:
+            asked = [state["lookup"] if state["page"] == "lookup" else None for state in (before, after)]
+            return asked == [fields, fields] and after["hasLookedUp"]
+
+        return Fact(f"looked up by {', '.join(fields)}", holds)
 
     def arrived(self) -> Fact:
         patient_id = self.case["r"].patient_id
@@ -121,20 +143,27 @@ def _and(first: Fact, second: Fact) -> Fact:
     return Fact(second.words, lambda before, after: first.holds(before, after) and second.holds(before, after))
 
 
-def _keeps(**changed: bool) -> Fact:
-    """Make the fact that the store holds what it held, except for what the goal changes."""
+def _keeps(*jobs: str, adds: Callable[[State], Collection[str]] = lambda state: (), protects: bool = False) -> Fact:
+    """Make the fact that nothing but what the goal asks for has changed.
+
+    Args:
+        jobs: the kinds of job that the goal asks for; what others do is not looked at closely, so there must be none.
+        adds: names the instances that the goal adds to the store in a state.
+    """
 
     def holds(state: State) -> bool:
-        known = list_instances()
-        instances, protected = state["store"]["instances"], state["store"]["protected"]
-        is_kept = set(known) <= set(instances) if changed.get("adds") else known == instances
         return (
-            is_kept
-            and (changed.get("protects", False) or not protected)
-            and (changed.get("sends", False) or not [note for note in state["received"] if "instance" in note])
+            sorted({*list_instances(), *adds(state)}) == state["store"]["instances"]
+            and (protects or not state["store"]["protected"])
+            and {job["Type"] for job in state["jobs"].values()} <= {*jobs, *READING_JOBS}
+            and ("DicomModalityStore" in jobs or not [note for note in state["received"] if "instance" in note])
         )
 
-    return now("nothing else in the store has changed", holds)
+    return now("nothing else in the store has changed, and nothing else was done", holds)
+
+
+def _copied(state: State) -> Collection[str]:
+    return [instance for copy in state["copies"] for instance in copy["instances"]]
 
 
 def _job(kind: str) -> Fact:
@@ -167,6 +196,7 @@ PREVIEW = now("a preview was open", lambda state: state["hasPreview"])
 NO_PREVIEW = now("the preview is closed", lambda state: not state["hasPreview"])
 BARE_TAGS = now("tag descriptions are hidden", lambda state: not state["hasDescriptions"])
 ECHO = now("the server was asked for an echo", lambda state: any("echo" in note for note in state["received"]))
+READING_JOBS = ("Archive", "Media")  # a download
 KEPT = _keeps()
 
 
@@ -186,12 +216,17 @@ def _check_arrivals(a: Asked) -> Check:
     return Check([a.filtered("find-patients", key) for key in ("first", "second", "third")], [a.patient(), KEPT])
 
 
+def _check_narrowing(a: Asked) -> Check:
+    levels = {"find-patients": "text", "patient": "study_text", "study": "series_text"}
+    return Check([a.filtered(page, key) for page, key in levels.items()], [a.series(), KEPT])
+
+
 CHECKS: dict[str, Make] = {
     "browse_to_series": _ends("series"),
     "scroll_to_patient": _ends("tag"),
     "scroll_to_study": _ends("tag"),
-    "lookup_by_id": _ends("tag"),
-    "lookup_by_two_fields": _ends("series"),
+    "lookup_by_id": lambda a: Check([a.looked_up()], [a.tag(), KEPT]),
+    "lookup_by_two_fields": lambda a: Check([a.looked_up()], [a.series(), KEPT]),
     "read_tag": lambda a: Check([a.tag()], [a.instance(), ALL_SHOWN, KEPT]),
     "hide_descriptions": lambda a: Check([], [a.tag(), BARE_TAGS, KEPT]),
     "preview_instance": lambda a: Check(
@@ -202,25 +237,37 @@ CHECKS: dict[str, Make] = {
     ),
     "anonymize_study": lambda a: Check(
         [a.anonymized(), _jobs("ResourceModification")],
-        [a.anonymized(), _job("ResourceModification"), _keeps(adds=True)],
+        [a.anonymized(), _job("ResourceModification"), _keeps("ResourceModification", adds=_copied)],
     ),
     "protect_patient": lambda a: Check([a.protected()], [a.protected(), a.series(), _keeps(protects=True)]),
     "keep_study": lambda a: Check([a.asked("Delete this study?", "study")], [a.series(), KEPT]),
     "keep_series": lambda a: Check([a.asked("Delete this series?", "series")], [a.series(), KEPT]),
     "send_study": lambda a: Check(
-        [a.sent_study(), _jobs("DicomModalityStore")], [a.sent_study(), _job("DicomModalityStore"), _keeps(sends=True)]
+        [a.sent_study(), _jobs("DicomModalityStore")],
+        [a.sent_study(), _job("DicomModalityStore"), _keeps("DicomModalityStore")],
     ),
-    "retrieve_series": lambda a: Check([a.retrieved()], [a.retrieved(), a.remote_series(), _keeps(adds=True)]),
-    "retrieve_study": lambda a: Check([a.retrieved()], [a.retrieved(), a.arrived(), _keeps(adds=True)]),
+    "retrieve_series": lambda a: Check(
+        [a.retrieved("SERIES")], [a.retrieved("SERIES"), a.remote_series(), _keeps("DicomMoveScu", adds=a.arrives)]
+    ),
+    "retrieve_study": lambda a: Check(
+        [a.retrieved("STUDY")], [a.retrieved("STUDY"), a.arrived(), _keeps("DicomMoveScu", adds=a.arrives)]
+    ),
     "echo_and_query": lambda a: Check([ECHO], [a.remote_series(), KEPT]),
-    "narrow_down": _ends("series"),
+    "narrow_down": _check_narrowing,
     "check_plugin": lambda a: Check([a.filtered("plugins", "plugin")], [a.series(), KEPT]),
-    "lookup_and_narrow": _ends("series"),
+    "lookup_and_narrow": lambda a: Check([a.looked_up(), a.filtered("lookup", "text")], [a.series(), KEPT]),
     "check_arrivals": _check_arrivals,
     "skim_patients": lambda a: Check([LIST_END, LIST_TOP], [a.patient(), KEPT]),
     "protect_and_send": lambda a: Check(
         [a.protected()],
-        [a.protected(), a.sent_patient(), _page("jobs", "the job list is open"), _keeps(protects=True, sends=True)],
+        [
+            a.protected(),
+            a.sent_patient(),
+            _page("jobs", "the job list is open"),
+            _keeps("DicomModalityStore", protects=True),
+        ],
     ),
-    "lookup_and_keep_names": lambda a: Check([a.asked("Anonymize this study?", "study")], [a.series(), KEPT]),
+    "lookup_and_keep_names": lambda a: Check(
+        [a.looked_up(), a.asked("Anonymize this study?", "study")], [a.series(), KEPT]
+    ),
 }

@@ -9,7 +9,7 @@ import pydicom
 from playwright.sync_api import Page
 
 from demo.clinic.orthanc_catalogue import RemoteStudy, Study
-from demo.clinic.samples import PEER_FILES, find_files
+from demo.clinic.samples import PEER_FILES, find_files, name_instance
 from demo.clinic.stack import Stack
 from demo.clinic.verification import State
 
@@ -31,6 +31,10 @@ READ_PAGE = """() => {
       .filter(line => isOnScreen(line.getBoundingClientRect())).map(line => line.innerText.trim().slice(0, 9)) : [],
     hasDescriptions: !document.querySelector("#show-tag-name") || document.querySelector("#show-tag-name").checked,
     hasPreview: (document.querySelector("#lbImage") || {offsetWidth: 0}).offsetWidth > 40,
+    lookup: Object.fromEntries([...document.querySelectorAll("#lookup input[id^=lookup-]")]
+      .filter(field => field.value.trim())
+      .map(field => [field.id.replace("lookup-", "").replaceAll("-", "_"), field.value.trim()])),
+    hasLookedUp: isShown(document.querySelector("#lookup-result")),
     dialog: dialogs.filter(isShown).map(box => box.innerText).join(" "),
   };
 }"""
@@ -42,11 +46,11 @@ def read_state(page: Page, stack: Stack) -> State:
     return page.evaluate(READ_PAGE) | {
         "store": stack.describe_store(),
         "jobs": {job: stack.get(f"/jobs/{job}") for job in stack.get("/jobs")},
-        "anonymized": {
-            study["AnonymizedFrom"]: study["ID"]
+        "copies": [
+            {"of": study["AnonymizedFrom"], "instances": sorted(i["ID"] for i in stack.get(f"{path}/instances"))}
             for study in stack.get("/studies?expand")
-            if study.get("AnonymizedFrom")
-        },
+            if study.get("AnonymizedFrom") and (path := f"/studies/{study['ID']}")
+        ],
         "received": [json.loads(line) for line in lines],
     }
 
@@ -92,10 +96,11 @@ class Store:
         }
 
 
-def find_remote_study(remote: RemoteStudy) -> str:
-    """Return the StudyInstanceUID of a study that the peer holds."""
+def find_remote_study(remote: RemoteStudy) -> tuple[str, set[str]]:
+    """Return the StudyInstanceUID of a study that the peer holds, and what Orthanc calls its instances."""
     datasets = [pydicom.dcmread(path, stop_before_pixels=True) for path in find_files(PEER_FILES)]
-    return next(str(d.StudyInstanceUID) for d in datasets if str(d.PatientID) == remote.patient_id)
+    study = next(str(d.StudyInstanceUID) for d in datasets if str(d.PatientID) == remote.patient_id)
+    return study, {name_instance(d) for d in datasets if d.StudyInstanceUID == study}
 
 
 def _is_study(found: dict[str, Any], study: Study) -> bool:

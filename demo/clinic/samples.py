@@ -73,15 +73,12 @@ def load_store_files() -> list[bytes]:
 @cache
 def list_instances() -> list[str]:
     """List Orthanc's identifiers of what the known store holds, sorted."""
-    instances = []
-    for content in load_store_files():
-        dataset = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
-        uids = (dataset.PatientID, dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
-        instances.append(_compute_orthanc_id(*uids))
-    return sorted(instances)
+    contents = map(io.BytesIO, load_store_files())
+    return sorted(name_instance(pydicom.dcmread(content, stop_before_pixels=True)) for content in contents)
 
 
-def _compute_orthanc_id(*uids: str) -> str:
-    """Name a DICOM resource as Orthanc does: SHA-1 of its identifiers, in five groups."""
+def name_instance(dataset: pydicom.Dataset) -> str:
+    """Name an instance as Orthanc does: SHA-1 of its identifiers, in five groups."""
+    uids = (dataset.PatientID, dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
     digest = hashlib.sha1("|".join(uids).encode()).hexdigest()
     return "-".join(digest[start : start + 8] for start in range(0, 40, 8))

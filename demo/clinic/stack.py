@@ -23,6 +23,7 @@ from typing import Any
 import requests
 
 from demo.clinic.samples import PEER_FILES, find_files, list_instances, load_store_files
+from sft.files import is_full_disk
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "outputs" / "clinic"
@@ -172,7 +173,9 @@ class Stack:
                 answer = requests.post(f"{self.orthanc_url}/instances", data=content, timeout=30)
                 answer.raise_for_status()
             self.check()
-        except (requests.RequestException, OSError) as error:
+        except OSError as error:  # of requests too
+            if is_full_disk(error):
+                raise
             raise StackFailure(f"Orthanc could not be brought to its known store: {error}") from error
 
     def check(self) -> None:

@@ -34,8 +34,8 @@ class Observation:
 class Execution:
     """What one action did. `point` is where it was done, x and y in pixels of the screenshot before it.
 
-    `reason` says in words why an outcome is not "done". `observation` is the screen after the action, unchanged where
-    nothing was done.
+    `reason` says in words why an outcome is not "done", or what else a reader should know. `observation` is the
+    screen after the action, unchanged where nothing was done.
     """
 
     observation: Observation

@@ -43,8 +43,8 @@ class LiveStep:
 
     `image_id` is the screen before the action, a path relative to the run's folder; `screen` its [width, height] and
     `point`, where the action was done, in its pixels. Memories, `parse_status` and `left_out` are those of a
-    `StepResult`. `reason` says why an outcome is not "done", `verdict` why the goal is reached or not. `latency_s` is
-    the time of the answer, `execution_s` that of the program.
+    `StepResult`. `reason` says why an outcome is not "done", or what the environment tells besides, `verdict` why the
+    goal is reached or not. `latency_s` is the time of the answer, `execution_s` that of the program.
     """
 
     index: int
@@ -76,8 +76,8 @@ class Episode:
     """One task, carried out. `n_recorded` is the number of recorded steps, the one that says COMPLETE included.
 
     `reason` says why it ended in an error or was left out. `last_image_id` is the screen after the last step, "" where
-    there was none. `n_tries` counts how often it was begun: a task that ended in an error is tried again by the next
-    run of the same command.
+    there was none. `n_tries` counts how often it was begun: a task that `never_began` is tried again by the next run
+    of the same command.
     """
 
     task_id: str
@@ -90,6 +90,11 @@ class Episode:
     reason: str = ""
     last_image_id: str = ""
     n_tries: int = 1
+
+    @property
+    def never_began(self) -> bool:
+        """Whether the program failed before the agent's first step: that says nothing of the agent."""
+        return self.ending == "error" and not self.steps
 
     @property
     def reached_at(self) -> int | None:
@@ -149,7 +154,7 @@ def append_episode(file: RawIOBase, episode: Episode) -> None:
 
 
 def load_episodes(path: Path) -> list[Episode]:
-    """Return the tasks of `episodes.jsonl`, each as it was tried last; a last line that a kill cut off is left out.
+    """Return the tasks of `episodes.jsonl`, each as it first began; a last line that a kill cut off is left out.
 
     Raises:
         UserError: a line before the last one cannot be read, or a task that had not ended in an error is there again.
@@ -157,11 +162,12 @@ def load_episodes(path: Path) -> list[Episode]:
     found: dict[str, Episode] = {}
     expected = "what eval/live.py wrote: restore the file, or delete it and run the tasks again"
     for number, episode in read_lines(path, parse_episode, "task", expected):
-        earlier = found.pop(episode.task_id, None)
+        earlier = found.get(episode.task_id)
         if earlier is not None and earlier.ending != "error":
             raise UserError(
                 f"{path}:{number}: found task {episode.task_id} again; expected each task once: two processes wrote "
                 "into this folder. Delete this file and run the tasks again, or choose another --output_dir"
             )
-        found[episode.task_id] = replace(episode, n_tries=earlier.n_tries + 1 if earlier else 1)
+        if earlier is None or earlier.never_began:  # the first verdict on the agent stands, whatever came after it
+            found[episode.task_id] = replace(episode, n_tries=earlier.n_tries + 1 if earlier else 1)
     return list(found.values())

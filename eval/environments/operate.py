@@ -1,6 +1,6 @@
 """Lets a policy carry out a task in an environment, with the memory that it wrote. Knows no program and no metric."""
 
-import errno
+import math
 import signal
 import time
 import traceback
@@ -19,16 +19,19 @@ from sft.answers import ParsedAnswer
 from sft.data.screenshots import SUFFIXES, inspect_bytes, open_screenshot
 from sft.data.steps import Trajectory
 from sft.elements.detector import ElementDetector
-from sft.files import write_whole
+from sft.files import is_full_disk, write_whole
 from sft.memory import EMPTY_MEMORY, Memory, update
 
 BUDGET = 2  # steps a task may take, for each that was recorded
 # How many times `step_limit_s` a method may take before it is interrupted; a reset may have to start a program.
 PATIENCE, PATIENCE_AT_RESET = 3, 10
 SCREENS = "screens"
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 T = TypeVar("T")
+
+
+class AskedToEnd(SystemExit):
+    """The run was asked to end by a signal; any other `SystemExit` is an environment's own."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class ScreenStore:
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
             write_whole(path, observation.screenshot)
-        return Screen(path, image_id, facts.width_height, observation.description)
+        return Screen(path, image_id, facts.width_height, str(observation.description))
 
     def find_elements(self, screen: Screen) -> Sequence[Mapping[str, Any]]:
         """Return the texts on a screen, read once; nothing where the agent is shown none."""
@@ -106,7 +109,7 @@ class Operator:
         ending: Ending = "budget"
         reason = ""
         try:
-            if (obstacle := self._call("find_obstacle", self.environment.find_obstacle, task)) is not None:
+            if (obstacle := self._call("find_obstacle", self._find_obstacle, task)) is not None:
                 return _describe(task, "left_out", reason=obstacle)
             screen = self._begin(task)
             for index in range(BUDGET * len(task.steps)):
@@ -186,6 +189,12 @@ class Operator:
             effect = self._call(f"the step {action.kind}", self._step, action)
         return replace(effect, verdict=self._call("verify", self._verify))
 
+    def _find_obstacle(self, task: Trajectory) -> str | None:
+        obstacle = self.environment.find_obstacle(task)
+        if obstacle is not None and not isinstance(obstacle, str):
+            raise EnvironmentFailure(f"find_obstacle: found {obstacle!r:.100}; expected a reason in words, or None")
+        return obstacle
+
     def _reset(self, task: Trajectory) -> Screen:
         return self.screens.keep(self.environment.reset(task))
 
@@ -193,31 +202,35 @@ class Operator:
         done = self.environment.step(action)
         if done.outcome not in get_args(Outcome):
             raise EnvironmentFailure(f"step: found the outcome {done.outcome!r}; expected one of {get_args(Outcome)}")
-        point = None if done.point is None else (float(done.point[0]), float(done.point[1]))
+        point = None
+        if done.point is not None:
+            point = (float(done.point[0]), float(done.point[1]))
+            if not all(map(math.isfinite, point)):
+                raise EnvironmentFailure(f"step: found the point {done.point!r:.100}; expected x and y in pixels")
         return _Effect(done.outcome, str(done.reason), self.screens.keep(done.observation), point)
 
     def _verify(self) -> Verdict:
         verdict = self.environment.verify()
-        return Verdict(bool(verdict.is_reached), str(verdict.reason))  # NumPy's booleans too
+        if verdict.is_reached not in (True, False):  # NumPy's booleans are; a text such as "no" would count as true
+            raise EnvironmentFailure(f"verify: found is_reached {verdict.is_reached!r:.100}; expected True or False")
+        return Verdict(bool(verdict.is_reached), str(verdict.reason))
 
     def _call(self, doing: str, method: Callable[..., T], *arguments: Any, patience: int = PATIENCE) -> T:
         """Call what asks the environment, in a time limit.
 
         Raises:
             EnvironmentFailure: it failed, however it says so: an environment is anybody's code. Not where the disk is
-                full, which ends the run.
+                full or the run was asked to end.
         """
         with limit_time(patience * self.step_limit_s, doing):
             try:
                 return method(*arguments)
-            except EnvironmentFailure:
+            except (EnvironmentFailure, AskedToEnd):
                 raise
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno in FULL_DISK:
+            except (Exception, SystemExit) as error:
+                if is_full_disk(error):
                     raise
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                found = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
-                raise EnvironmentFailure(f"{doing} failed: {found}") from error
+                raise EnvironmentFailure(f"{doing} failed: {describe_error(error)}") from error
 
 
 @contextmanager
@@ -241,6 +254,16 @@ def limit_time(limit_s: float, doing: str) -> Iterator[None]:
         finally:  # an alarm of just now interrupts that line, and may not go on to interrupt what has no limit
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, previous)
+
+
+def describe_error(error: BaseException) -> str:
+    """Name what an environment raised, and the line; of its own failures the text says it all."""
+    if isinstance(error, EnvironmentFailure):
+        return _name(error)
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error}"  # names its file and line
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def _describe(

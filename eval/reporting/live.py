@@ -140,7 +140,7 @@ def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         n_errors = metrics["n_errors"]
         rows.append((f"success, without {n_errors} that ended in an error", _say(metrics["success_without_errors"])))
     if metrics["n_tried_again"]:
-        rows.append(("tasks that were tried again after an error", str(metrics["n_tried_again"])))
+        rows.append(("tasks that did not begin and were tried again", str(metrics["n_tried_again"])))
     return rows + [
         ("goal reached at any step", _say(metrics["reached"])),
         ("COMPLETE said, goal not reached (silent wrong effect)", str(metrics["results"]["silent_wrong_effect"])),
@@ -197,7 +197,9 @@ def _describe_errors(episodes: Sequence[Episode]) -> list[str]:
     told = []
     if errors := [episode for episode in episodes if episode.result == "error"]:
         first = f"{errors[0].task_id}: {errors[0].reason}"
-        told.append(f"{len(errors)} tasks ended in an error; the first: {first}. The same command tries them again.")
+        told.append(f"{len(errors)} tasks ended in an error; the first: {first}.")
+    if n_begun := sum(episode.never_began for episode in errors):
+        told.append(f"{n_begun} of them did not begin; the same command tries these again.")
     if unanswered := [step for episode in episodes for step in episode.steps if step.outcome == "unanswered"]:
         told.append(f"{len(unanswered)} steps were not answered; the first: {unanswered[0].reason}")
     return told
