@@ -9,11 +9,15 @@ python -m demo.pretrain --output_dir STAGE_4 --start_from STAGE_3 --steps 700 --
     --copying 0.1 0.1 --planning 0.88 --learning_rate 1.5e-3 --seed 3 --threads 1
 python -m demo.pretrain --output_dir STAGE_5 --start_from STAGE_4 --steps 1150 --text_batch 24 --screen_batch 1 \
     --copying 0.06 0.06 --planning 0.9 --learning_rate 5e-4 --seed 4 --threads 1
-python -m demo.pretrain --output_dir demo/base --start_from STAGE_5 --steps 1100 --text_batch 24 --screen_batch 2 \
+python -m demo.pretrain --output_dir STAGE_6 --start_from STAGE_5 --steps 1100 --text_batch 24 --screen_batch 2 \
     --copying 0.06 0.06 --planning 0.85 --learning_rate 5e-4 --seed 5 --threads 1
+python -m demo.pretrain --output_dir STAGE_7 --start_from STAGE_6 --steps 1500 --text_batch 24 --screen_batch 2 \
+    --copying 0.06 0.06 --planning 0.85 --learning_rate 5e-4 --seed 6 --threads 1
+python -m demo.pretrain --output_dir demo/base --start_from STAGE_7 --steps 1500 --text_batch 24 --screen_batch 2 \
+    --copying 0.06 0.06 --planning 0.85 --learning_rate 5e-4 --seed 7 --threads 1
 
-demo/base was made in these six stages. After the first the model planned but copied badly, which is what the second
-is for; the third has more practice steps. The last three practise planning: after the third the base had one first
+demo/base was made in these eight stages. After the first the model planned but copied badly, which is what the second
+is for; the third has more practice steps. The last five practise planning: after the third the base had one first
 plan of the 42 validation goals right. The first three were made with fewer clauses, and the fourth with more prompts
 that hold a memory and more answers in the agent's format than `demo.planning` makes now.
 
