@@ -719,7 +719,14 @@ def test_run_that_is_asked_to_end_leaves_no_program_running(tmp_path, number):
     given = ["--policy", "replay", "--environment", "own_clinic", "--tasks", ROOT / "demo/data/test.csv"]
     command = [sys.executable, ROOT / "eval/live.py", *given, "--output_dir", tmp_path / "live"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as run:
         deadline = time.monotonic() + 240
         while len(list(tmp_path.glob("live/screens/*"))) < 3 and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -108,6 +108,13 @@ def test_weights_of_another_format_are_named(folder, name, found, has_config):
     assert ("expected *.safetensors" if has_config else "found no config.json beside") in message
 
 
+def test_folder_that_is_no_model_is_not_searched_to_its_ground(tmp_path):
+    """It may be `/`, where files come and go while they are listed."""
+    (tmp_path / "other/onnx").mkdir(parents=True)
+    (tmp_path / "other/onnx/decoder.onnx").touch()
+    assert "found no config.json; expected a model folder" in _refused(tmp_path)
+
+
 @pytest.mark.parametrize(
     "name",
     ["model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json", "chat_template.jinja"],

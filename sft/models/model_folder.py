@@ -35,7 +35,8 @@ SMALL_FILES = (
 _DTYPES_IN_FILES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _OTHER_WEIGHTS = (
     ("*.gguf", "GGUF files, which are made for llama.cpp and mostly quantised"),
-    ("**/*.onnx", "ONNX files, which cannot be trained"),
+    ("*.onnx", "ONNX files, which cannot be trained"),
+    ("onnx/*.onnx", "ONNX files, which cannot be trained"),
     ("*.bin", "pickled weights (.bin), which can run code when they are opened"),
     ("*.pt*", "pickled weights (.pt, .pth), which can run code when they are opened"),
     ("*.h5", "weights for TensorFlow"),
