@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    import eval.policies.decoding
+    import eval.policies.hf
     import eval.predictor
     from benchmarks.counted_stores import CountedAnswers, CountedPrefixes
     from benchmarks.obvious_loop import ObviousLoop
@@ -82,7 +82,7 @@ def main() -> None:
             if without == "own layers":
                 stack.enter_context(stock_layers(model))
             if without == "asked tokens alone":
-                stack.enter_context(patch.object(eval.policies.decoding, "asked_alone", lambda _: nullcontext()))
+                stack.enter_context(patch.object(eval.policies.hf, "asked_alone", lambda _: nullcontext()))
             if to_merge and without != "merged adapter":
                 stack.callback(merge_adapter(model))
             results, rate = time_rollout(few if batch_size == 1 else tasks, policy, predictor.agent, batch_size)

@@ -11,7 +11,7 @@ from trajectory_samples import TINY_AGENT
 from transformers import AutoModelForImageTextToText
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from eval.policies import decoding
+from eval.policies import hf
 from eval.policies.answer_store import AnswerStore
 from eval.policies.decoding import AnswerEnd, read_end_ids
 from eval.policies.hf import ModelPolicy
@@ -116,7 +116,7 @@ def test_the_last_layer_computes_what_is_asked_for_alone(model, encoder, request
     alone, n_all, n_asked = logits[:], *zip(*widths)
     logits.clear(), widths.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "asked_alone", lambda _: nullcontext())
+        patch.setattr(hf, "asked_alone", lambda _: nullcontext())
         assert [a.text for a in ModelPolicy(model, encoder).answer(requests)] == answers
     assert [tuple(n) for n in widths] == [(n, n) for n in n_all], "without, every layer computes every token"
     for some, whole in zip(alone, logits, strict=True):

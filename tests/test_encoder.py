@@ -1,6 +1,7 @@
 """Token ids: a step is encoded alike in training and in rollout, and only its answer is trained on."""
 
 import unicodedata
+from contextlib import nullcontext
 from dataclasses import replace
 from os.path import commonprefix
 from pathlib import Path
@@ -60,6 +61,7 @@ class _Rollout:
             [],
         )
         monkeypatch.setattr("eval.policies.hf.generate_greedy", self._generate)
+        monkeypatch.setattr("eval.policies.hf.asked_alone", lambda model: nullcontext())
 
     def _generate(self, model, prompts, *_):
         self._read = prompts

@@ -160,6 +160,34 @@ def test_file_that_is_written_anew_is_another_screenshot(tmp_path, encoder):
     assert not torch.equal(seen[0], seen[1])
 
 
+def test_screenshots_that_were_used_longest_ago_make_room_by_their_bytes(tmp_path, encoder, monkeypatch):
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path in paths:
+        Image.new("RGB", (320, 192), "red").save(path)
+    encoded = []
+    monkeypatch.setattr(encoder, "encode_screenshots", _count_calls(encoder.encode_screenshots, encoded))
+    loader = ScreenshotLoader(encoder)
+    one = sum(values.nbytes for values in loader.load(paths[:1])[paths[0]].values())
+    monkeypatch.setattr("eval.policies.hf.CAPACITY", 3 * one)
+    loader.load(paths[1:3])
+    loader.load(paths[:1])  # the second is now the one that was used longest ago
+    loader.load(paths[3:])
+    loader.load(paths[:1])
+    assert encoded == [*paths[:3], paths[3]]
+    loader.load(paths[1:2])
+    assert encoded[4:] == [paths[1]]
+    monkeypatch.setattr("eval.policies.hf.CAPACITY", 1)
+    assert len(loader.load(paths)) == 4, "a batch of its own always has room"
+
+
+def _count_calls(encode, encoded):
+    def count(paths):
+        encoded.extend(paths)
+        return encode(paths)
+
+    return count
+
+
 def test_predictor_finds_names_as_a_csv_does_and_says_what_is_wrong(tmp_path, policy):
     write_screenshots(tmp_path)
     predictor = Predictor(policy, TINY_AGENT)

@@ -13,7 +13,6 @@ from eval.policies.answer_store import AnswerStore
 from eval.policies.prefix_store import PrefixStore
 from sft.batches.collator import as_position_ids
 from sft.json_text import find_object
-from sft.models.asked_tokens import asked_alone
 from sft.models.llama4 import longest_sequence
 
 N_DRAFTED = 12  # tokens guessed at once, at most: more cost a CPU more than they save, and a GPU nothing
@@ -111,19 +110,6 @@ def generate_greedy(
             *generate_greedy(model, prompts[:half], end, limit, store, prefixes, constraint),
             *generate_greedy(model, prompts[half:], end, limit, store, prefixes, constraint),
         ]
-    with asked_alone(model):
-        return _generate(model, prompts, end, limit, store, prefixes, constraint)
-
-
-def _generate(
-    model: Any,
-    prompts: Sequence[EncodedPrompt],
-    end: AnswerEnd,
-    limit: int,
-    store: AnswerStore,
-    prefixes: PrefixStore,
-    constraint: Constraint | None,
-) -> list[GeneratedAnswer]:
     if constraint is not None:
         constraint.start(len(prompts))
     cache, mask = _read_prefixes(model, prompts, prefixes)

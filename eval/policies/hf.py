@@ -16,6 +16,7 @@ from eval.policies.policy import RawAnswer, StepRequest
 from eval.policies.prefix_store import PrefixStore
 from sft.batches.encoder import Prompt, StepEncoder
 from sft.data.screenshots import ScreenshotError, read_version
+from sft.models.asked_tokens import asked_alone
 
 N_WORKERS = 2
 CAPACITY = 2_000_000_000  # bytes of prepared screenshots held at once; one of 1920x1080 is about 50 MB
@@ -66,7 +67,8 @@ class ModelPolicy:
         limit = self.encoder.agent.max_answer_tokens
         prompts = [prompt for _, prompt in built]
         stores = self._store, self._prefixes
-        answers = generate_greedy(self.model, prompts, self._end, limit, *stores, self._constraint)
+        with asked_alone(self.model):
+            answers = generate_greedy(self.model, prompts, self._end, limit, *stores, self._constraint)
         latency_s = (time.perf_counter() - started) / len(built)
         return [
             RawAnswer(
