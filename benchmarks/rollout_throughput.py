@@ -33,7 +33,6 @@ from sft.versions import read_versions
 BATCH_SIZES = (1, 4, 16, 64)
 SAVINGS = ("guessed answers", "kept screenshots", "merged adapter", "own layers", "asked tokens alone")
 SAVINGS_BATCH_SIZE = 16
-SHARED_KEYS = "TRANSFORMERS_SDPA_FORCE_GQA"
 
 
 def main() -> None:
@@ -139,6 +138,7 @@ def stock_layers(model: Any) -> Iterator[None]:
     """
     from sft.models.dequantised import DequantisedLinear4bit
     from sft.models.fused_lora import FusedLoraLinear, FusedLoraLinear4bit
+    from sft.models.kernels import SHARED_KEYS
 
     ours = (DequantisedLinear4bit, FusedLoraLinear, FusedLoraLinear4bit)
     changed = [module for module in model.modules() if isinstance(module, ours)]

@@ -12,19 +12,13 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sft.models.scored_tokens import ATTENTIONS, compute_keys, find_text_model
+from sft.models.scored_tokens import compute_keys, find_last_layer
 
 
 @contextmanager
 def asked_alone(model: Any) -> Iterator[None]:
-    """Let the last decoder layer meanwhile compute the last `logits_to_keep` tokens alone, where it can.
-
-    It cannot where it carries a state in the place of attention (Qwen3.5), or where deepstack adds to its output.
-    """
-    text = find_text_model(model)
-    layer = text.layers[-1]
-    n_deepstack = len(getattr(model.config.vision_config, "deepstack_visual_indexes", ()))
-    if not isinstance(getattr(layer, "self_attn", None), ATTENTIONS) or len(text.layers) <= n_deepstack:
+    """Let the last decoder layer meanwhile compute the last `logits_to_keep` tokens alone, where it can."""
+    if (layer := find_last_layer(model)) is None:
         yield
         return
     stock = type(layer)

@@ -21,6 +21,7 @@ from sft.models.families import part_of
 # transformers hands a vision tower's sequences over all at once, with their borders, where the name says "flash"; else
 # one by one.
 NAME = "sdpa_for_flash_borders"
+SHARED_KEYS = "TRANSFORMERS_SDPA_FORCE_GQA"  # transformers' variable: attention takes keys and values unrepeated
 
 
 def choose_kernels(model: torch.nn.Module) -> None:
@@ -37,7 +38,7 @@ def choose_kernels(model: torch.nn.Module) -> None:
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     if not torch.cuda.is_available():
-        os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] = "1"
+        os.environ[SHARED_KEYS] = "1"
     if torch.cuda.is_available() and not is_deepspeed_zero3_enabled():  # which gathers weights by hooks of modules
         compile_functions(model)
     AttentionInterface.register(NAME, attend_by_length)

@@ -70,18 +70,25 @@ def find_scored_tokens(labels: torch.Tensor, ignored: int) -> ScoredTokens | Non
 def prepare_last_layer(model: Any) -> bool:
     """Let the last decoder layer compute scored tokens alone where it is told to; say whether it can.
 
-    It cannot where it carries a state in the place of attention (Qwen3.5), where deepstack adds to its output, and
-    with any attention but `tree_attention`'s.
+    It cannot where `find_last_layer` finds none, and with any attention but `tree_attention`'s.
     """
-    text = find_text_model(model)
-    layer, config = text.layers[-1], text.config
-    n_deepstack = len(getattr(model.config.vision_config, "deepstack_visual_indexes", ()))
-    is_attended = isinstance(getattr(layer, "self_attn", None), ATTENTIONS) and config._attn_implementation == NAME
-    if not is_attended or len(text.layers) <= n_deepstack:
+    layer = find_last_layer(model)
+    if layer is None or find_text_model(model).config._attn_implementation != NAME:
         return False
     # a class of its own, not a function of the instance: transformers checkpoints what the class defines
     layer.__class__ = type(type(layer).__name__, (_LastLayer, type(layer)), {})
     return True
+
+
+def find_last_layer(model: Any) -> Any | None:
+    """Return the last decoder layer, where some of its tokens can be computed without the others.
+
+    They cannot where it carries a state in the place of attention (Qwen3.5), or where deepstack adds to its output.
+    """
+    layers = find_text_model(model).layers
+    n_deepstack = len(getattr(model.config.vision_config, "deepstack_visual_indexes", ()))
+    is_attended = isinstance(getattr(layers[-1], "self_attn", None), ATTENTIONS)
+    return layers[-1] if is_attended and len(layers) > n_deepstack else None
 
 
 def find_text_model(model: Any) -> Any:
