@@ -236,7 +236,7 @@ def test_data_page_in_a_real_browser(browser, tmp_path, flags):
     assert page.title() == f"Data: {csv_path}"
 
     # The box is where it is on the screen: a quarter from the left and the top, a quarter wide and high.
-    page.wait_for_function("document.querySelector('.step .shot img').naturalWidth > 0", timeout=5000)
+    step.locator(".shot img").evaluate("image => image.decode()")
     shot, box = step.locator(".shot img").bounding_box(), step.locator(".gold-box").bounding_box()
     for edge, length in (("x", "width"), ("y", "height")):
         assert box[edge] - shot[edge] == pytest.approx(shot[length] / 4, abs=1.5)
@@ -305,7 +305,7 @@ def test_point_is_at_its_place_in_a_real_browser(browser, tmp_path):
     write_page(tmp_path, write_trajectories(tmp_path, rows), "--recipe", recipe)
     page = browser.new_page()
     page.goto(f"{(tmp_path / 'pages/page.html').as_uri()}#row-2")
-    page.wait_for_function("document.querySelector('#viewer-shot img').naturalWidth > 0", timeout=5000)
+    page.locator("#viewer-shot img").evaluate("image => image.decode()")
     shot = page.locator("#viewer-shot img").bounding_box()
     point = page.locator("#viewer-shot .gold-point").bounding_box()
     assert point["x"] + point["width"] / 2 == pytest.approx(shot["x"] + 0.75 * shot["width"], abs=1.5)
@@ -335,5 +335,5 @@ def test_10000_steps_are_opened_and_filtered_without_waiting(browser, tmp_path):
     assert took < 500
     page.fill("[name=text]", "")
     page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
-    page.wait_for_function("document.querySelectorAll('.task').length > 40", timeout=5000)  # more come at the end
+    page.locator(".task").nth(40).wait_for(state="attached", timeout=5000)  # more come at the end
     page.close()

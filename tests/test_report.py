@@ -284,8 +284,7 @@ def test_points_stand_where_they_are_on_the_screenshot_in_a_real_browser(browser
     page.goto(path.as_uri())
     page.locator(".task summary").first.click()
     shot = page.locator(".step .shot").first
-    shot.locator("img").wait_for()
-    page.wait_for_function("document.querySelector('.shot img').naturalWidth > 0", timeout=5000)
+    shot.locator("img").evaluate("image => image.decode()")
     screen = shot.locator("img").bounding_box()
     for name, (x, y) in {"gold": (375, 375), "predicted": (260, 490), "other": (1000, 0)}.items():
         mark = shot.locator(f".{name}-point").bounding_box()
@@ -304,7 +303,7 @@ def test_linked_screenshots_are_shown_from_where_they_are(browser, tmp_path, ima
     page.locator(".task").nth(0).locator("summary").first.click()
     image = page.locator(".task").nth(0).locator(".shot img")
     image.scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelector('.shot img').naturalWidth > 0", timeout=5000)
+    image.evaluate("image => image.decode()")
     assert image.evaluate("node => node.naturalWidth") == 1280  # not shrunk
     page.close()
 
